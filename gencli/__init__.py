@@ -1,0 +1,32 @@
+"""gencli: one set of verbs for every family of deep generative models.
+
+    import gencli
+    model = gencli.load("runs/vae")                        # ready to sample, encode and score
+    for batch in gencli.inference.sample(model, range(64), seed=1): ...
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gencli.model import Model
+
+__version__ = "0.1.0"
+
+
+def load(run: str, device: str = "cpu") -> "Model":
+    """The trained model of a run directory or `.safetensors` file, in evaluation mode.
+
+    Raises:
+        gencli.errors.ModelError: the file is missing, damaged or none of gencli's.
+    """
+    from gencli.runs import load_model
+
+    return load_model(run, device)[0]
+
+
+def __getattr__(name: str) -> Any:
+    # `gencli.inference` and `gencli.data` without an import of their own, and without torch until they are used.
+    if name in ("data", "inference"):
+        return importlib.import_module(f"gencli.{name}")
+    raise AttributeError(f"module 'gencli' has no attribute {name!r}")

@@ -1,0 +1,6 @@
+"""`python -m gencli`."""
+
+from gencli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The command line: the verbs, and exceptions turned into one line and an exit code. Imports no torch."""
+
+import importlib
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import Exit, TyperException
+
+from gencli import __version__, registry
+from gencli.commands.lazy import LazyGroup
+from gencli.console import Console
+from gencli.errors import GencliError, UsageError, did_you_mean
+
+
+class _Verbs(LazyGroup):
+    """The verbs: `gencli.commands.VERB` holds a function of that name, or the Typer group `app`."""
+
+    def summaries(self) -> dict[str, str]:
+        return {
+            "train": "Fit a model of a family to data.",
+            "sample": "Draw new examples, or decode codes.",
+            "encode": "Turn examples into codes.",
+            "interpolate": "Draw a path between examples, seeds or codes.",
+            "evaluate": "Measure a model, with error bars; a gate for CI.",
+            "export": "Write ONNX, torch.export, one-file safetensors or a model card.",
+            "families": "List what is installed and what it can do.",
+        }
+
+    def make(self, name: str) -> Any:
+        if name not in self.summaries():
+            raise UsageError(f"no command is called {name!r}{did_you_mean(name, self.summaries())}")
+        module = importlib.import_module(f"gencli.commands.{name}")
+        return getattr(module, "app", None) or getattr(module, name)
+
+
+app = typer.Typer(
+    cls=_Verbs, name="gencli", no_args_is_help=True,
+    help="Deep generative models from the shell: one set of verbs for every family.",
+    epilog="RUN is a run directory or a .safetensors file. DATA is a path, - for stdin, or the name of a known data set.",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"gencli {__version__}")
+        raise Exit()
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                help="Print the version and exit.")] = False) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line and exit with a code of the table in README.md."""
+    args = sys.argv[1:] if args is None else args
+    sys.exit(run(args))
+
+
+def run(args: list[str]) -> int:
+    """Run the command line; the exit code."""
+    console, verbose = Console(), "-v" in args or "--verbose" in args
+    try:
+        for clash in registry.clashes():
+            console.warn(clash)
+        code = app(args, prog_name="gencli", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except TyperException as error:  # a usage error that Typer found
+        console.error(" ".join(error.format_message().split()))
+        return error.exit_code
+    except GencliError as error:
+        if verbose:
+            console.traceback()
+        console.error(" ".join(str(error).split()))
+        return error.exit_code
+    except BrokenPipeError:
+        # Nobody reads on. Python would complain again when it flushes stdout at exit: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+    except Exit as error:
+        return error.exit_code
+    except Exception as error:
+        if verbose:
+            console.traceback()
+        console.error(f"internal error: {type(error).__name__}: {error}; "
+                      f"this is a bug in gencli: run again with -v and report what it prints")
+        return 1

@@ -1,0 +1,1 @@
+"""The verbs: each a thin layer over functions that know no terminal."""

@@ -1,0 +1,108 @@
+"""`gencli export RUN -o FILE`: the model in a form that other tools read."""
+
+import io
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from gencli import runs
+from gencli.commands import options
+from gencli.console import Console
+from gencli.errors import ModelError, UsageError
+from gencli.model import Graph
+from gencli.publish import publish, publish_text
+
+_ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md"}
+
+
+def export(
+    run: options.RunArgument,
+    output: Annotated[str, typer.Option("-o", "--output", help="FILE.onnx, FILE.pt2 (torch.export), FILE.safetensors "
+                                                               "(one file for gencli) or FILE.md (model card).")],
+    format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
+                                               help="Format, instead of the ending of --output.")] = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    json: options.Json = False,
+) -> None:
+    """Write the model for other tools. ONNX and torch.export files are checked against torch before they appear."""
+    console = Console(quiet, verbose, json)
+    chosen = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
+    if chosen not in _ENDINGS:
+        raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
+    model, card = runs.load_model(run)
+    document: dict[str, Any] = {"output": output, "format": chosen}
+    if chosen == "safetensors":
+        runs.save_model(output, model, card)
+    elif chosen == "card":
+        from gencli.commands.train import model_card
+
+        publish_text(output, model_card(card, {}))
+    else:
+        graph = model.graph()
+        content, difference = (_onnx if chosen == "onnx" else _torch_export)(graph)
+        with publish(output) as file:
+            file.write(content)
+        document |= {"inputs": {name: list(t.shape[1:]) for name, t in graph.inputs.items()}, "outputs": graph.outputs,
+                     "largest_difference": difference}
+        console.note(f"{output}: {', '.join(graph.inputs)} -> {', '.join(graph.outputs)}; "
+                     f"differs from torch by at most {difference:.2g}")
+    if json:
+        console.result(document, "")
+
+
+def _onnx(graph: Graph) -> tuple[bytes, float]:
+    """The graph as ONNX, and the largest difference of its outputs to torch's."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
+    except ImportError as error:
+        raise ModelError(f"ONNX needs the package {error.name}: pip install 'gencli[onnx]'") from error
+
+    with warnings.catch_warnings(action="ignore"):  # the exporter's own deprecations
+        program = torch.onnx.export(graph.module.eval(), kwargs=graph.inputs, output_names=graph.outputs,
+                                    dynamic_shapes=_dynamic(graph), dynamo=True, verbose=False)
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    probe = _probe(graph)
+    found = session.run(None, {name: tensor.numpy() for name, tensor in probe.items()})
+    return content, _difference(graph, probe, [torch.as_tensor(array) for array in found])
+
+
+def _torch_export(graph: Graph) -> tuple[bytes, float]:
+    """The graph as a torch.export archive, and the largest difference of its outputs to torch's."""
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.export.export(graph.module.eval(), (), graph.inputs, dynamic_shapes=_dynamic(graph))
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        buffer.seek(0)
+        loaded = torch.export.load(buffer).module()
+        probe = _probe(graph)
+        found = loaded(**probe)
+    return buffer.getvalue(), _difference(graph, probe, [found] if isinstance(found, Tensor) else list(found))
+
+
+def _dynamic(graph: Graph) -> dict[str, Any]:
+    batch = torch.export.Dim("batch", min=1)
+    return {name: {0: batch} for name in graph.inputs}
+
+
+def _probe(graph: Graph) -> dict[str, Tensor]:
+    """Inputs of another batch size than the one exported with: five examples."""
+    return {name: tensor[torch.arange(5) % len(tensor)] for name, tensor in graph.inputs.items()}
+
+
+def _difference(graph: Graph, probe: dict[str, Tensor], found: list[Tensor]) -> float:
+    """The largest difference to torch, relative to the size of the output; ModelError if it is no rounding."""
+    with torch.no_grad():
+        expected = graph.module(**probe)
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    worst = max(float((a.double() - b.double()).abs().max() / max(1.0, float(a.abs().max())))
+                for a, b in zip(expected, found, strict=True))
+    if not worst < 1e-3:
+        raise ModelError(f"the exported graph differs from torch by {worst:.2g}; nothing was written")
+    return worst

@@ -1,0 +1,46 @@
+"""Groups of commands that are imported when they run: listing them costs nothing but their names."""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its commands' names and summaries, and makes the one that runs."""
+
+    _chosen: str | None = None
+
+    def summaries(self) -> dict[str, str]:
+        """Every command's name and its line in the list."""
+        raise NotImplementedError
+
+    def make(self, name: str) -> Callable[..., Any] | typer.Typer:
+        """The function of a command, or a group; an error if there is none of that name."""
+        raise NotImplementedError
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(self.summaries())
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+        self._chosen = args[0]
+        return super().resolve_command(ctx, args)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        if cmd_name != self._chosen:
+            return _command(cmd_name, _listed, self.summaries()[cmd_name])
+        made = self.make(cmd_name)
+        if isinstance(made, typer.Typer):
+            return typer.main.get_command(made)
+        return _command(cmd_name, made, self.summaries().get(cmd_name))
+
+
+def _command(name: str, function: Callable[..., Any], summary: str | None) -> Any:
+    single = typer.Typer(add_completion=False)
+    single.command(name, help=function.__doc__ or summary, short_help=summary)(function)
+    return typer.main.get_command(single)
+
+
+def _listed() -> None:
+    pass

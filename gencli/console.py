@@ -1,0 +1,99 @@
+"""The one place that writes to stdout and stderr: results, messages, warnings, progress, colour.
+
+stdout carries only the result; everything else goes to stderr: a live bar on a terminal, otherwise one plain line per
+interval, nothing with `-q`.
+"""
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+_PLAIN_INTERVAL = 30  # seconds between plain progress lines
+
+
+class Console:
+    """Where a command speaks; `quiet` drops all but errors, `json` makes the result one JSON document."""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
+        self.quiet, self.verbose, self.json = quiet, verbose, json
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    def note(self, message: str) -> None:
+        """A message for a person."""
+        if not self.quiet:
+            self._err.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """A warning; said even with `-q`, since cron mails it."""
+        self._err.print(f"warning: {message}", style="yellow", markup=False)
+
+    def error(self, message: str) -> None:
+        """The one line of an error."""
+        self._err.print(f"error: {message}", style="red", markup=False)
+
+    def result(self, document: Any, human: str | Table) -> None:
+        """The result of a command on stdout: one JSON document with `--json`, else for a person."""
+        if self.json:
+            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        elif isinstance(human, Table):
+            RichConsole(highlight=False).print(human)
+        else:
+            sys.stdout.write(human + "\n")
+        sys.stdout.flush()
+
+    def traceback(self) -> None:
+        """The traceback of the error being handled."""
+        self._err.print_exception(word_wrap=True)
+
+    def progress(self, what: str) -> "ProgressLine":
+        """A progress display to be used as a context manager."""
+        return ProgressLine(self._err, what, self.quiet)
+
+
+class ProgressLine:
+    """Progress of one piece of work: call it with (done, total, values to show)."""
+
+    def __init__(self, console: RichConsole, what: str, quiet: bool):
+        self._console, self._what, self._quiet = console, what, quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._quiet:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                                 TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
+                                 console=self._console, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None, values="")
+        return self
+
+    def __call__(self, done: int, total: int | None = None, values: dict[str, float] | None = None) -> None:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, values=shown)
+        elif not self._quiet and time.monotonic() - self._spoke >= _PLAIN_INTERVAL:
+            self._spoke = time.monotonic()
+            self._console.print(f"{self._what} {done}{f'/{total}' if total else ''}  {shown}".rstrip(), markup=False)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table for a person."""
+    made = Table(title=title, title_justify="left")
+    for column in columns:
+        made.add_column(column)
+    for row in rows:
+        made.add_row(*row)
+    return made

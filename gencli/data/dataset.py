@@ -1,0 +1,161 @@
+"""A data set in memory: examples as tensors, ready to be batched on a device, and the order in which training reads them."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gencli.model import AnySpec, Batch, ImageSpec
+from gencli.rng import ExampleStreams, Rng, StepStream, derive_seed, generator
+
+
+class DataSettings(BaseModel):
+    """How data is read. Each field is an option of every command that reads data, and travels inside the model file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int | None = Field(None, ge=1, description="Pictures: resize the short side to SIZE and crop to a square. "
+                                                    "Default: as they are; if sizes differ, that of the smallest.")
+    channels: Literal[1, 3] | None = Field(None, description="Pictures: 1 greyscale, 3 RGB. Default: as they are.")
+    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
+        None, description="Pictures: fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew "
+                          "for each step; threshold: 1 where grey >= 128.")
+    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples kept for the test split where the data "
+                                                        "names no splits.")
+    lines: bool = Field(False, description="Text: one example a line, instead of one document.")
+    unit: Literal["characters", "bytes", "words"] = Field("characters", description="Text: what a token is.")
+    length: int | None = Field(None, ge=1, description="Text: tokens of a passage of a document (default 2048), or of "
+                                                      "the longest line (longer ones are cut).")
+    label: str | None = Field(None, description="Tables: name of the column that holds the class, or its number "
+                                                       "from 1.")
+
+
+@dataclass
+class Dataset:
+    """N examples of one split.
+
+    Attributes:
+        name: what the user called the data, e.g. "digits" or a path.
+        split: "train", "test" or "all".
+        spec: what one example is.
+        examples: N examples before binarisation. Images (N, C, H, W) uint8, or float32 in [0, 1] where levels is None;
+            vectors (N, D) float32; text (N, T) int32 or less, padded with 0. A Tensor, or anything with `len` that
+            gives such a tensor for an index tensor (pictures too many to hold in memory).
+        labels: (N,) int64 or None.
+        lengths: (N,) int64, text only.
+        document: (T,) all tokens of a document in order, where the text is one; else None.
+        fingerprint: hex digest of what was read, the same wherever the data lies.
+        skipped: unreadable examples left out on request.
+        drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
+        protocol: what was done to the data (split, size, channels, binarisation...), for the records of `evaluate`.
+    """
+
+    name: str
+    split: str
+    spec: AnySpec
+    examples: Tensor
+    labels: Tensor | None = None
+    lengths: Tensor | None = None
+    document: Tensor | None = None
+    fingerprint: str = ""
+    skipped: int = 0
+    drawn: Literal["fixed", "dynamic"] | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu", rng: Rng | None = None) -> Batch:
+        """The examples of these numbers, (B,) int64, as a model wants them.
+
+        `rng` draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
+        with fixed binarisation.
+        """
+        x = self.examples[indices].to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
+        lengths = None if self.lengths is None else self.lengths[indices].to(device, non_blocking=True)
+        if isinstance(self.spec, ImageSpec):
+            x = self._pixels(x, indices, rng)
+        elif lengths is not None:
+            x = x[:, : int(self.lengths[indices].max())].long() if len(indices) else x.long()
+        return Batch(x, labels, lengths)
+
+    def _pixels(self, x: Tensor, indices: Tensor, rng: Rng | None) -> Tensor:
+        """(B, C, H, W) raw -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
+        if self.drawn:
+            if rng is None or self.drawn == "fixed":
+                rng = ExampleStreams(0, indices, "binarize", x.device)
+            # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
+            return (x > rng.integers(255, *x.shape[1:])).float().contiguous(memory_format=torch.channels_last)
+        if x.dtype == torch.uint8:
+            x = x.float().div_(self.spec.levels - 1)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def span(self, start: int, end: int) -> "Dataset":
+        """Examples `start` to `end`, and of a document the same passages."""
+        document = None
+        if self.document is not None:
+            places = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
+            document = self.document[places[start] : places[end]]
+        return replace(self, examples=self.examples[start:end], document=document,
+                       labels=None if self.labels is None else self.labels[start:end],
+                       lengths=None if self.lengths is None else self.lengths[start:end],
+                       protocol={**self.protocol, "examples": [start, end]})
+
+    def subset(self, limit: int | None) -> "Dataset":
+        """The first `limit` examples; all if None."""
+        return self if limit is None or limit >= len(self) else self.span(0, limit)
+
+
+class Shuffled:
+    """Training order of examples: every epoch a permutation that is a function of (seed, epoch) alone."""
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, device: torch.device, rank: int = 0, world: int = 1):
+        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.data) // self.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[Batch, StepStream]:
+        """The batch of a step (this process's share of it) and the noise that goes with it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch))
+            self._epoch = epoch
+        indices = self._order[position * self.batch_size : (position + 1) * self.batch_size][self.rank :: self.world]
+        rng = StepStream(len(indices), generator(self.seed, "step", step, self.rank, device=self.device))
+        return self.data.batch(indices, self.device, rng), rng
+
+
+class Contiguous:
+    """Training order of a document: `batch_size` places read on in parallel, `window` tokens a step (truncated BPTT).
+
+    A batch holds window + 1 tokens: all but the last are input, all but the first are targets; the next batch starts
+    with the token this one ended with. Every epoch the document is cut at other places.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, window: int, seed: int, device: torch.device,
+                 rank: int = 0, world: int = 1):
+        self.document = data.document.to(device)
+        self.seed, self.device, self.rank, self.world = seed, device, rank, world
+        # A short document is read by fewer readers, in shorter windows, rather than not at all.
+        self.batch_size = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
+        self.window = min(window, len(self.document) - 1)
+        self.steps_per_epoch = max(1, (len(self.document) // self.batch_size - 1) // self.window)
+
+    def __getitem__(self, step: int) -> tuple[Batch, StepStream]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        stride = len(self.document) // self.batch_size
+        offset = derive_seed(self.seed, "order", epoch) % len(self.document)
+        starts = offset + torch.arange(self.batch_size, device=self.device) * stride + position * self.window
+        starts = starts[self.rank :: self.world]
+        places = starts[:, None] + torch.arange(self.window + 1, device=self.device)  # (B, window + 1)
+        x = self.document[places % len(self.document)].long()
+        rng = StepStream(len(x), generator(self.seed, "step", step, self.rank, device=self.device))
+        lengths = torch.full((len(x),), x.shape[1], device=self.device)
+        return Batch(x, lengths=lengths, fresh=position == 0), rng

@@ -1,0 +1,104 @@
+"""Data sets that are known by name: two that come along, and those of torchvision in the user's data folder."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from gencli.data import arrays, readers
+from gencli.data.raw import Parts, Raw, Reading
+from gencli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Known:
+    """A data set that is known by name. `find` gives None where its files are not in the data folder."""
+
+    summary: str
+    find: Callable[[Path, Reading], Parts | None]
+    torchvision: str | None = None  # the class that can download it
+
+
+def _embedded(name: str) -> Callable[[Path, Reading], Parts]:
+    path = Path(str(resources.files("gencli.data") / "embedded" / name))
+    return lambda root, reading: readers.read_path(path, reading)
+
+
+def _idx(*folders: str) -> Callable[[Path, Reading], Parts | None]:
+    """torchvision reads only unpacked IDX files; our own reader takes both."""
+    return lambda root, reading: next((parts for folder in folders
+                                       if (parts := arrays.idx_folder(root / folder, reading))), None)
+
+
+def _folder(*names: str) -> Callable[[Path, Reading], Parts | None]:
+    return lambda root, reading: next((readers.read_folder(root / name, reading) for name in names
+                                       if (root / name).is_dir()), None)
+
+
+def _cifar(name: str) -> Callable[[Path, Reading], Parts | None]:
+    """CIFAR comes as pickles. torchvision opens them only if their MD5 sums are those of the original files."""
+
+    def find(root: Path, reading: Reading) -> Parts | None:
+        import torchvision.datasets as sets
+
+        def part(train: bool) -> Raw:
+            found = getattr(sets, name)(folder, train=train)
+            labels = np.array(found.classes)[np.array(found.targets)]
+            return arrays.from_array(found.data, reading.name, reading, labels)
+
+        for folder in (root, root / name.lower()):
+            try:
+                getattr(sets, name)(folder, train=False)
+            except RuntimeError:
+                continue
+            return {"train": lambda: part(True), "test": lambda: part(False)}
+        return None
+
+    return find
+
+
+KNOWN: dict[str, Known] = {
+    "digits": Known("10,000 + 2,000 MNIST digits, 28x28 grey, 10 classes (comes along)", _embedded("digits")),
+    "shakespeare": Known("1.1 MB of Shakespeare's plays, one document (comes along)", _embedded("shakespeare.txt.xz")),
+    "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
+                   _idx("MNIST", "mnist", "mnist/MNIST"), "MNIST"),
+    "fashion-mnist": Known("60,000 + 10,000 articles of clothing, 28x28 grey, 10 classes",
+                           _idx("FashionMNIST", "fashion-mnist", "fashion-mnist/FashionMNIST"), "FashionMNIST"),
+    "kmnist": Known("60,000 + 10,000 Japanese characters, 28x28 grey, 10 classes",
+                    _idx("KMNIST", "kmnist", "kmnist/KMNIST"), "KMNIST"),
+    "binarized-mnist": Known("50,000 + 10,000 + 10,000 MNIST digits, binary (Larochelle & Murray 2011)",
+                             _folder("binarized_mnist", "binarized-mnist")),
+    "cifar10": Known("50,000 + 10,000 pictures, 32x32 RGB, 10 classes", _cifar("CIFAR10"), "CIFAR10"),
+    "cifar100": Known("50,000 + 10,000 pictures, 32x32 RGB, 100 classes", _cifar("CIFAR100"), "CIFAR100"),
+}
+
+
+def data_folder(given: str | Path | None) -> Path:
+    """Where known data sets lie: as given, else GENCLI_DATA, else the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given or os.environ.get("GENCLI_DATA") or cache / "gencli").expanduser()
+
+
+def read_known(reading: Reading, root: Path, download: bool) -> Parts:
+    """A known data set; DataError if its files are not there and may not be, or cannot be, downloaded."""
+    known = KNOWN[reading.name]
+    if parts := known.find(root, reading):
+        return parts
+    if known.torchvision and download:
+        _download(known.torchvision, root)
+        if parts := known.find(root, reading):
+            return parts
+    remedy = "--download fetches it" if known.torchvision else "put its files there"
+    raise DataError(f"{reading.name} is not in {root}; {remedy}, and --data-root or GENCLI_DATA name another folder")
+
+
+def _download(name: str, root: Path) -> None:
+    import torchvision.datasets as sets
+
+    try:
+        getattr(sets, name)(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{name} cannot be downloaded to {root}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,126 @@
+"""Devices, precision, threads and processes: what the machine has and what is used of it."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gencli.errors import ResourceError, UsageError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick(name: str = "auto") -> torch.device:
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` -> a device that is there.
+
+    Raises:
+        UsageError: no such name. ResourceError: the machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0")) % max(1, count)
+        if index >= count:
+            raise ResourceError(f"--device {name}: this machine has {count} CUDA devices; use --device auto or cpu")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError("--device mps: this machine has none; use --device auto or cpu")
+    if device.type not in ("cpu", "mps"):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` is bf16 where the processor computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu":
+        features = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
+        return "bf16" if features[1].get("amx_bf16") or features[1].get("avx512_bf16") else "fp32"
+    return "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast if `precision` is bf16, else nothing."""
+    if precision != "bf16":
+        return contextlib.nullcontext()
+    # The cache of casted weights would outlive an optimiser step if one autocast region held several.
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+class Processes:
+    """The processes of one training: alone, or started by torchrun (gloo on CPU, nccl on GPU)."""
+
+    def __init__(self, device: torch.device):
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = device
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and messages."""
+        return self.rank == 0
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in one message."""
+        if self.world == 1:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat)
+        flat /= self.world
+        for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def agree(self, value: int) -> int:
+        """The largest of the processes' values: a stop that one was asked for stops all at the same step."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def gather(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Every process's state, by rank; complete in process 0 alone."""
+        if self.world == 1:
+            return [state]
+        states: list[dict[str, Tensor]] | None = [{}] * self.world if self.first else None
+        dist.gather_object({k: v.cpu() for k, v in state.items()}, states)
+        return states or []
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def memory_explained(advice: str) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into one sentence with advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"the device is out of memory; {advice}") from error
+    except MemoryError as error:
+        raise ResourceError(f"the machine is out of memory; {advice}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise ResourceError(f"the machine is out of memory; {advice}") from error
+        raise

@@ -1,0 +1,340 @@
+"""Generative adversarial networks: a generator learns to make examples that a critic cannot tell from real ones.
+
+Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661; convolutional nets, initialisation and Adam
+settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN: pictures of any size (see
+`_dcgan_generator`), one linear layer instead of a 4x4 convolution where the grid is smallest, codes that are normal
+instead of uniform, and the weights that the trainer averages over time (Yazici et al. 2018, arXiv:1806.04498).
+
+| loss           | critic                           | generator        | source                                  |
+|----------------|----------------------------------|------------------|-----------------------------------------|
+| minimax        | softplus(-real) + softplus(fake) | -softplus(fake)  | Goodfellow et al. 2014                  |
+| non-saturating | the same                         | softplus(-fake)  | Goodfellow et al. 2014, section 3       |
+| least-squares  | (real - 1)^2 / 2 + fake^2 / 2    | (fake - 1)^2 / 2 | Mao et al. 2016, arXiv:1611.04076       |
+| hinge          | relu(1 - real) + relu(1 + fake)  | -fake            | Lim & Ye 2017, arXiv:1705.02894         |
+| wgan-gp        | fake - real + w (|grad| - 1)^2   | -fake            | Gulrajani et al. 2017, arXiv:1704.00028 |
+
+`real` and `fake` are the critic's scores (logits) of real examples and of the generator's.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import UsageError
+from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Loss, Model, Phase, Player
+from gencli.rng import Rng
+
+SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
+
+
+class Config(FamilyConfig):
+    """Options of `gan`."""
+
+    latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
+    net: Literal["auto", "mlp", "dcgan"] = Field(
+        "auto", description=f"Networks. auto: dcgan for pictures of at least {SMALLEST}x{SMALLEST}, else mlp.")
+    width: int = Field(64, ge=1, description="dcgan: feature maps next to the picture, doubled with every halving of "
+                                             "its size up to 8 times; mlp: a quarter of the units of a hidden layer.")
+    loss: Literal["minimax", "non-saturating", "least-squares", "hinge", "wgan-gp"] = Field(
+        "non-saturating", description="What critic and generator minimise.")
+    conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
+    critic_steps: int | None = Field(None, ge=1, description="Steps of the critic for one of the generator. "
+                                                             "Default: 5 for wgan-gp, else 1.")
+    gradient_penalty: float = Field(10.0, ge=0, description="wgan-gp: weight of the gradient penalty.")
+
+
+_Scores = Callable[[Tensor], Tensor]
+_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (critic, generator), one value an example
+    "minimax": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: -F.softplus(fake)),
+    "non-saturating": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: F.softplus(-fake)),
+    "least-squares": (lambda real, fake: ((real - 1) ** 2 + fake**2) / 2, lambda fake: (fake - 1) ** 2 / 2),
+    "hinge": (lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda fake: -fake),
+    "wgan-gp": (lambda real, fake: fake - real, lambda fake: -fake),
+}
+
+
+class GAN(Model):
+    """Generative adversarial network (Goodfellow et al. 2014), arXiv:1406.2661; DCGAN, arXiv:1511.06434.
+
+    Pictures are generated in [0, 1] and not rounded to the levels of the data. Vectors are learnt standardised and
+    given back in the units of the data. A code is z, (B, latent); that of a conditional model is followed by its class
+    as one-hot, (B, latent + classes). Sampling and decoding are meant for eval mode, where batch normalisation uses
+    its running statistics, so that an example does not depend on those beside it.
+
+    Raises:
+        UsageError: a conditional model of data without classes; `dcgan` for vectors or too small pictures.
+    """
+
+    Config = Config
+    kinds = frozenset({"image", "vector"})
+    defaults = {"lr": 2e-4, "batch_size": 64, "ema": 0.999}  # noqa: RUF012
+    path = "spherical"
+
+    def __init__(self, config: Config, spec: AnySpec):
+        super().__init__(config, spec)
+        convolves = isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST
+        if config.net == "dcgan" and not convolves:
+            raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
+                             f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
+        if config.conditional and not spec.classes:
+            raise UsageError("a conditional gan needs labelled data, and this data has no classes; "
+                             "leave --conditional out or give data with labels")
+        self.classes = len(spec.classes) if config.conditional else 0
+        code = config.latent + self.classes
+        if convolves and config.net != "mlp":
+            self.generator = _dcgan_generator(code, spec, config.width)
+            features = _dcgan_features(spec, config.width, layer_norm=config.loss == "wgan-gp")
+            self.critic = Critic(*features, self.classes)
+            self.apply(_dcgan_initialise)
+            self.to(memory_format=torch.channels_last)
+        else:
+            self.generator = _mlp_generator(code, spec, 4 * config.width)
+            self.critic = Critic(_mlp_features(spec, 4 * config.width), 4 * config.width, self.classes)
+        # The generator works in [-1, 1] (pictures) or in standard deviations (vectors): x = shift + scale * output.
+        shift, scale = (0.5, 0.5) if isinstance(spec, ImageSpec) else (spec.mean, spec.scale)
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        """One phase, two players: the critic moves in every step, the generator in every `critic_steps`-th."""
+        wasserstein = self.config.loss == "wgan-gp"
+        betas = (0.0, 0.9) if wasserstein else (0.5, 0.999)
+        every = self.config.critic_steps or (5 if wasserstein else 1)
+        return [Phase("train", [
+            Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
+            Player("generator", list(self.generator.parameters()), self.generator_loss, every=every, betas=betas),
+        ])]
+
+    def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How badly the critic tells real examples from generated ones.
+
+        Parts: `real` and `fake`, mean scores; `diversity`, the root mean square distance of two generated examples
+        relative to that of two real ones (near 0 when the generator has collapsed); `slope`, wgan-gp only, the mean
+        gradient norm of the critic.
+        """
+        x = (batch.x - self.shift) / self.scale
+        with torch.no_grad():
+            generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
+        # Apart, as in DCGAN: batch normalisation must not see real and generated examples mixed.
+        real, fake = self.critic(x, batch.labels), self.critic(generated, batch.labels)
+        total = _LOSSES[self.config.loss][0](real, fake).mean()
+        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": _spread(generated) / _spread(x)}
+        if self.config.loss == "wgan-gp":
+            slopes = self._slopes(x, generated, batch.labels, rng)
+            total = total + self.config.gradient_penalty * ((slopes - 1) ** 2).mean()
+            parts["slope"] = slopes.mean()
+        return Loss(total, **parts)
+
+    def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How well the critic tells generated examples; the trainer asks for no gradient of the critic meanwhile."""
+        fake = self.critic(self.generator(self._code(rng, batch.labels)), batch.labels)
+        return Loss(_LOSSES[self.config.loss][1](fake).mean())
+
+    def _slopes(self, real: Tensor, fake: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
+        """Norms of the critic's gradient at points between real and generated examples, (B,)."""
+        with torch.autocast(real.device.type, enabled=False):  # a gradient of a gradient needs the digits of float32
+            mix = rng.uniform(*[1] * (real.dim() - 1))
+            between = (mix * real + (1 - mix) * fake).requires_grad_()
+            gradient, = torch.autograd.grad(self.critic(between, labels).sum(), between, create_graph=True)
+        return gradient.flatten(1).norm(dim=1)
+
+    def alarm(self, history: list[dict[str, float]]) -> str | None:
+        """Collapse: generated examples are alike. Divergence: the critic is certain of every example."""
+        diversity = _latest(history, "critic/diversity", 3)
+        if diversity and max(diversity) < 0.1:
+            return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} of what real ones do; "
+                    "try --loss wgan-gp or a smaller --lr")
+        loss = _latest(history, "critic/loss", 10)
+        if self.config.loss == "wgan-gp":
+            # No critic of slope 1 can be farther apart on real and fake than the examples are.
+            if loss and min(map(abs, loss)) > 10 * math.sqrt(self.spec.size):
+                return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
+        elif loss and max(loss) < 0.01:
+            return (f"the critic wins: its loss has been below {max(loss):.1g} and the generator learns nothing; "
+                    "try --loss wgan-gp or a smaller --lr")
+        return None
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        """Codes (B, latent), standard normal; if conditional, followed by a class drawn uniformly, as one-hot."""
+        return self._code(rng, None)
+
+    def sample(self, rng: Rng, given: Given | None = None) -> Batch:
+        """B new examples, those of `given.labels` if the model is conditional and labels are given."""
+        return self.decode(self._code(rng, given.labels if given else None))
+
+    def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
+        """Codes -> examples; a conditional model says the class of each as well. Nothing random."""
+        x = self.shift + self.scale * self.generator(code).to(code.dtype)
+        return Batch(x, code[:, self.config.latent :].argmax(1) if self.classes else None)
+
+    def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
+        """Codes by projection: the z whose example is nearest in mean square, found by Adam from several starts.
+
+        A conditional model takes the class from the labels, or draws one for each start where there are none.
+        """
+        x = (batch.x - self.shift) / self.scale
+        codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
+        z, label = codes.split([self.config.latent, self.classes], dim=2)
+        z = z.clone().requires_grad_()
+
+        def errors() -> Tensor:  # (B, starts)
+            made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, (len(x), starts))
+            return (made - x[:, None]).square().flatten(2).mean(2)
+
+        optimiser = torch.optim.Adam([z], lr=0.1)
+        with torch.enable_grad():
+            for _ in range(steps):
+                z.grad, = torch.autograd.grad(errors().sum(), z)
+                optimiser.step()
+        with torch.no_grad():
+            best = errors().argmin(1)
+        return torch.cat([z.detach(), label], dim=2)[torch.arange(len(x), device=x.device), best]
+
+    def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
+        """(B, latent + classes); z is the same whether or not labels are given."""
+        z = rng.normal(self.config.latent)
+        if not self.classes:
+            return z
+        labels = rng.integers(self.classes) if labels is None else labels
+        return torch.cat([z, F.one_hot(labels, self.classes).to(z)], dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+class Critic(nn.Module):
+    """Features, then a score: (B, *example), (B,) -> (B,) float32.
+
+    With classes, the score gains the product of the features with a vector of the class (Miyato & Koyama 2018, "cGANs
+    with Projection Discriminator", arXiv:1802.05637).
+    """
+
+    def __init__(self, features: nn.Module, size: int, classes: int):
+        super().__init__()
+        self.features = features
+        self.score = nn.Linear(size, 1)
+        self.classes = nn.Embedding(classes, size) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        features = self.features(x)
+        score = self.score(features).squeeze(1)
+        if self.classes is not None:
+            score = score + (self.classes(labels) * features).sum(1)
+        return score.float()
+
+
+def _halvings(spec: ImageSpec) -> int:
+    """How often the picture is halved: until its shorter side is of 4 to 7 pixels."""
+    return int(math.log2(min(spec.height, spec.width) / 4))
+
+
+def _maps(width: int, level: int) -> int:
+    """Feature maps after `level` halvings, 1, 2, ..."""
+    return width * min(2 ** (level - 1), 8)
+
+
+def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
+    """(B, code) -> (B, C, H, W) in [-1, 1].
+
+    A grid of H / 2^n x W / 2^n, rounded up, is doubled n times; what is then too much (less than 2^n rows and columns)
+    is cut off at the bottom and on the right. n is chosen so that the shorter side of the grid is 4 to 8: 28x28 grows
+    from 7x7 in 2 doublings, 32x32 from 4x4 in 3, 45x30 from 12x8 in 2.
+    """
+    n = _halvings(spec)
+    grid = -(-spec.height // 2**n), -(-spec.width // 2**n)
+    maps = _maps(width, n)
+    layers = [nn.Linear(code, math.prod(grid) * maps, bias=False), nn.Unflatten(1, (*grid, maps)),
+              _Permute(0, 3, 1, 2), nn.BatchNorm2d(maps), nn.ReLU()]
+    for level in range(n - 1, 0, -1):
+        layers += [nn.ConvTranspose2d(_maps(width, level + 1), _maps(width, level), 4, 2, 1, bias=False),
+                   nn.BatchNorm2d(_maps(width, level)), nn.ReLU()]
+    layers += [nn.ConvTranspose2d(_maps(width, 1), spec.channels, 4, 2, 1), _Crop(spec.height, spec.width), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+def _dcgan_features(spec: ImageSpec, width: int, layer_norm: bool) -> tuple[nn.Sequential, int]:
+    """(B, C, H, W) -> (B, F), and F: n strided convolutions, all but the first normalised.
+
+    The gradient penalty is of each example by itself, which rules out batch normalisation: layer normalisation then.
+    """
+    n = _halvings(spec)
+    layers = [nn.Conv2d(spec.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for level in range(2, n + 1):
+        maps = _maps(width, level)
+        layers += [nn.Conv2d(_maps(width, level - 1), maps, 4, 2, 1, bias=False),
+                   nn.GroupNorm(1, maps) if layer_norm else nn.BatchNorm2d(maps), nn.LeakyReLU(0.2)]
+    size = _maps(width, n) * (spec.height // 2**n) * (spec.width // 2**n)
+    return nn.Sequential(*layers, _Permute(0, 2, 3, 1), nn.Flatten()), size
+
+
+def _dcgan_initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _mlp_generator(code: int, spec: AnySpec, units: int) -> nn.Sequential:
+    """(B, code) -> (B, *example): pictures in [-1, 1], vectors unbounded."""
+    bound = [nn.Tanh()] if isinstance(spec, ImageSpec) else []
+    return nn.Sequential(nn.Linear(code, units), nn.BatchNorm1d(units), nn.ReLU(),
+                         nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU(),
+                         nn.Linear(units, spec.size), *bound, nn.Unflatten(1, spec.shape))
+
+
+def _mlp_features(spec: AnySpec, units: int) -> nn.Sequential:
+    """(B, *example) -> (B, units)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(spec.size, units), nn.LeakyReLU(0.2),
+                         nn.Linear(units, units), nn.LeakyReLU(0.2))
+
+
+class _Permute(nn.Module):
+    """Between (B, H, W, C) and (B, C, H, W) without moving anything in memory: flat features are channels_last too.
+
+    Gradients then arrive in the layout of what they belong to; mixed layouts make activations 20 times slower.
+    """
+
+    def __init__(self, *dims: int):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+
+class _Crop(nn.Module):
+    """(B, C, H', W') -> (B, C, H, W), cut at the bottom and on the right."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, : self.height, : self.width]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small helpers
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Root mean square distance of two examples, from the identity E|x - y|^2 = 2 Var(x)."""
+    return (2 * x.detach().float().var(0).sum()).sqrt()
+
+
+def _latest(history: list[dict[str, float]], name: str, count: int) -> list[float]:
+    """The newest `count` values of a logged number, oldest first; empty if there are not that many."""
+    values = [record[name] for record in history if name in record]
+    return values[-count:] if len(values) >= count else []

@@ -1,0 +1,315 @@
+"""Recurrent language models: one network reads a text token by token and predicts the next token from its state.
+
+- Vanilla tanh units: Elman 1990, "Finding Structure in Time"; as a language model: Mikolov et al. 2010.
+- LSTM: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000, open at the start of training
+  (Jozefowicz et al. 2015).
+- GRU: Cho et al. 2014, arXiv:1406.1078.
+
+Training on a document is truncated backpropagation through time: windows follow one another, the state is carried
+from window to window and the gradient is not. Dropout is "variational": one mask for all positions of a window
+(Gal & Ghahramani 2016, arXiv:1512.05287), on what every layer reads and on what the last one gives, not inside a layer.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, UsageError
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, TextSpec
+from gencli.rng import Rng
+
+# Every token gets at least this probability in noise codes, so that every token has an interval to lie in ...
+_FLOOR = 1e-9
+# ... and a code keeps this share of the interval away from its ends: rounding (1e-16) cannot move it across (1e-12).
+_MARGIN = 1e-3
+# Numbers of one example in memory at once where a long text is scored or encoded.
+_PIECE = 2**18
+
+
+class Config(FamilyConfig):
+    cell: Literal["lstm", "gru", "vanilla"] = Field("lstm", description="Recurrent unit.")
+    width: int = Field(512, ge=1, description="Units of each layer.")
+    layers: int = Field(1, ge=1, description="Recurrent layers.")
+    embedding: int = Field(128, ge=1, description="Dimensions of a token's embedding.")
+    dropout: float = Field(0.25, ge=0, lt=1, description="Share of embeddings and layer outputs dropped in training.")
+    window: int = Field(128, ge=1, description="Tokens a training step reads of a document; gradients go no further.")
+
+
+class RNN(Model):
+    """Recurrent language model: p(x) = prod p(x_t | state after `<end>`, x_1 .. x_(t-1)). Exact likelihood.
+
+    The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, whose h and c stand side by side.
+
+    Noise code: z_t, standard normal, is the place inside the interval that token t has in the cumulative distribution
+    given the tokens before it, P(< x_t) <= Phi(z_t) < P(<= x_t). Text and code determine each other; a text drawn from
+    the model has a code drawn from the standard normal.
+    """
+
+    Config = Config
+    kinds = frozenset({"text"})
+    reads = "stream"
+    likelihood = "exact"
+    path = "spherical"
+    defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
+                "weight_decay": 0.01, "ema": 0.0}
+
+    config: Config
+    spec: TextSpec
+
+    def __init__(self, config: Config, spec: TextSpec):
+        super().__init__(config, spec)
+        vocabulary, embedding = len(spec.vocabulary), config.embedding
+        cell = {"lstm": nn.LSTM, "gru": nn.GRU, "vanilla": nn.RNN}[config.cell]
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.recurrent = nn.ModuleList(cell(config.width if layer else embedding, config.width, batch_first=True)
+                                       for layer in range(config.layers))
+        self.head = nn.Linear(config.width, vocabulary)
+        if config.cell == "lstm":
+            for layer in self.recurrent:  # gates in the order of torch: input, forget, cell, output
+                nn.init.ones_(layer.bias_ih_l0.data[config.width : 2 * config.width])
+        self._carried: Tensor | None = None  # state after the last window of a document, without gradient
+
+    def _read(self, tokens: Tensor, state: Tensor | None = None,
+              drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[list[Tensor], Tensor]:
+        """Tokens (B, T) and the state before them (None: zero) -> outputs of every layer (B, T, width), state after."""
+        x = drop(self.embedding(tokens))
+        if state is None:
+            size = self.config.width * (2 if self.config.cell == "lstm" else 1)
+            state = x.new_zeros(len(tokens), self.config.layers, size)
+        outputs, after = [], []
+        for layer, before in zip(self.recurrent, state.unbind(1), strict=True):
+            if self.config.cell == "lstm":
+                h, c = before[None].chunk(2, dim=-1)
+                x, now = layer(x, (h.contiguous(), c.contiguous()))
+                after.append(torch.cat(now, dim=-1)[0])
+            else:
+                x, now = layer(x, before[None])
+                after.append(now[0])
+            outputs.append(x)
+            x = drop(x)
+        outputs[-1] = x
+        return outputs, torch.stack(after, dim=1)
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) and the state before them (None: zero) -> logits of the next tokens (B, T, V), state after."""
+        outputs, state = self._read(tokens, state)
+        return self.head(outputs[-1]), state
+
+    def advance(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` for one token (B,), in operations that every exporter knows -> logits (B, V)."""
+        x, after = self.embedding(token), []
+        for layer, before in zip(self.recurrent, state.unbind(1), strict=True):
+            weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+            if self.config.cell == "lstm":
+                after.append(torch.cat(torch.lstm_cell(x, before.chunk(2, dim=-1), *weights), dim=-1))
+            else:
+                cell = torch.gru_cell if self.config.cell == "gru" else torch.rnn_tanh_cell
+                after.append(cell(x, before, *weights))
+            x = after[-1][:, : self.config.width]
+        return self.head(x), torch.stack(after, dim=1)
+
+    # --- train
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Mean negative log likelihood in nats per token.
+
+        A fresh batch starts with `<end>` and the zero state, as every text does; another begins with the token and the
+        state that the one before it ended with.
+        """
+        if batch.fresh:
+            tokens, targets, state = _after_end(batch.x), batch.x, None
+        else:
+            tokens, targets, state = batch.x[:, :-1], batch.x[:, 1:], self._carried
+        outputs, state = self._read(tokens, state, lambda x: self._dropout(x, rng))
+        if not self.spec.lines:
+            self._carried = state.detach().to(self.head.weight.dtype)  # bf16 under autocast
+        nll = F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), targets, reduction="none")  # (B, T)
+        if batch.fresh and batch.lengths is not None:
+            nll = nll[_inside(batch)]
+        return Loss(nll.mean())
+
+    def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
+        """(B, T, D) -> the same with one mask for all T. Drawn by `rng`, so that a step can be repeated."""
+        if not self.training or self.config.dropout == 0:
+            return x
+        keep = 1 - self.config.dropout
+        return x * ((rng.uniform(x.shape[-1]) < keep) / keep).to(x.dtype)[:, None]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {} if self._carried is None else {"carried": self._carried}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        carried = state.get("carried")
+        self._carried = None if carried is None else carried.to(self.device)
+
+    # --- score
+
+    def _pieces(self, tokens: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Read texts (B, T) from the zero state, a piece at a time: its place and the outputs of every layer there."""
+        length = max(1, _PIECE // max(len(self.spec.vocabulary), self.config.layers * self.config.width))
+        state = None
+        for start in range(0, tokens.shape[1], length):
+            piece = slice(start, start + length)
+            outputs, state = self._read(tokens[:, piece], state)
+            yield piece, outputs
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it."""
+        pieces = [-F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), batch.x[:, piece], reduction="none")
+                  for piece, outputs in self._pieces(_after_end(batch.x))]
+        return torch.cat(pieces, dim=1).double().where(_inside(batch), 0.0).sum(1)
+
+    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+        """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=_inside(batch).sum(1))}
+
+    # --- encode, decode, sample
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, rng: Rng, *, code: Literal["noise", "state"] = "noise") -> Tensor:
+        """Texts -> noise codes (B, T), float64, NaN past the end of a text; or h of every layer after the text,
+        (B, layers * width).
+
+        `rng` draws the place inside each token's interval.
+        """
+        if code == "state":
+            return self._state_code(batch)
+        precise, inside = self._precise(), _inside(batch)
+        u = rng.uniform(batch.x.shape[1], dtype=torch.float64) * (1 - 2 * _MARGIN) + _MARGIN  # place in the interval
+        for piece, outputs in precise._pieces(_after_end(batch.x)):
+            p, token = _floored(precise.head(outputs[-1])), batch.x[:, piece, None]
+            share = p.gather(-1, token)[..., 0]
+            u[:, piece] = p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - u[:, piece])
+        return torch.special.ndtri(u).where(inside, math.nan)
+
+    def _state_code(self, batch: Batch) -> Tensor:
+        lengths = _inside(batch).sum(1)
+        tokens = F.pad(batch.x, (1, 0), value=self.spec.END)  # one more than a text's tokens: position 0 is the start
+        code = torch.empty(len(batch), self.config.layers, self.config.width, device=tokens.device)
+        for piece, outputs in self._pieces(tokens):
+            here = lengths - piece.start
+            ends = ((here >= 0) & (here < outputs[0].shape[1])).nonzero()[:, 0]
+            code[ends] = torch.stack([layer[ends, here[ends]] for layer in outputs], dim=1)
+        return code.flatten(1)
+
+    def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
+        """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""
+        if length is None:
+            length = self.spec.length if self.spec.lines else min(self.spec.length, 500)
+        if length < 1:
+            raise UsageError(f"length is {length}; expected 1 or more tokens")
+        return rng.normal(length, dtype=torch.float64)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
+               top_p: float = 1.0) -> Batch:
+        """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN, and after `<end>` where texts are lines.
+
+        Args:
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: draw from the K likeliest tokens only; 0: from all.
+            top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2019,
+                arXiv:1904.09751); 1: from all.
+
+        Raises:
+            UsageError: an option is out of its range.
+            DataError: the code is not (B, T).
+        """
+        return self._write(code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
+               top_k: int = 0, top_p: float = 1.0) -> Batch:
+        """Texts that begin with the prompt, if one is given, and go on for `length` tokens or until `<end>`.
+
+        The other options are those of `decode`. Raises UsageError where one is out of its range.
+        """
+        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
+        return self._write(self.prior(rng, length=length), prompt, temperature, top_k, top_p)
+
+    @torch.no_grad()
+    def _write(self, code: Tensor, prompt: Tensor, temperature: float, top_k: int, top_p: float) -> Batch:
+        """The prompt (P,), then the texts of the codes (B, T) -> (B, P + T)."""
+        if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
+            raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
+                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
+        if code.ndim != 2:
+            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens), as encode gives it")
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
+        u = torch.special.ndtr(code.to(self.device, torch.float64)).clamp(max=1 - 1e-15)  # (B, T)
+        precise, prompt = self._precise(), prompt.to(self.device)
+        logits, state = precise(_after_end(F.pad(prompt, (0, 1))[None]))
+        logits, state = logits[:, -1].expand(len(u), -1), state.expand(len(u), -1, -1)
+        x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
+        lengths = torch.full_like(x[:, 0], len(prompt))
+        going = torch.ones_like(lengths, dtype=torch.bool)
+        for t in range(u.shape[1]):
+            going = going & ~u[:, t].isnan()
+            if not going.any():
+                break
+            token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
+            x[:, len(prompt) + t] = token.where(going, 0)
+            lengths += going
+            if self.spec.lines:
+                going = going & (token != self.spec.END)
+            logits, state = precise.advance(token, state)
+        return Batch(x, lengths=lengths)
+
+    def _precise(self) -> "RNN":
+        """This model in float64, where rounding is too small to change a token."""
+        return self.clone().double().eval()
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """One step: token (B, 1), state (B, layers, S) -> logits of the next token (B, V), next state.
+
+        A text starts with `<end>` and a state of zeros.
+        """
+        token = torch.full((2, 1), self.spec.END, device=self.device)
+        _, state = self(token)
+        return Graph(_Step(self), {"token": token, "state": torch.zeros_like(state)}, ["logits", "next_state"])
+
+
+class _Step(nn.Module):
+    def __init__(self, model: RNN):
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.advance(token[:, 0], state)
+
+
+def _after_end(x: Tensor) -> Tensor:
+    """What is read to predict the tokens x (B, T): `<end>`, then all but the last."""
+    return F.pad(x[:, :-1], (1, 0), value=TextSpec.END)
+
+
+def _inside(batch: Batch) -> Tensor:
+    """(B, T) bool: the positions before the end of each text."""
+    positions = torch.arange(batch.x.shape[1], device=batch.x.device)
+    if batch.lengths is None:
+        return torch.ones_like(batch.x, dtype=torch.bool)
+    return positions < batch.lengths[:, None]
+
+
+def _floored(logits: Tensor) -> Tensor:
+    """(..., V) logits -> probabilities, none below the floor."""
+    return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
+
+
+def _choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The tokens (B,) in whose intervals of the cumulative distributions of p (B, V) the numbers u (B,) lie."""
+    if top_k or top_p < 1:
+        ranked, token = p.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.where(ranked.cumsum(-1) - ranked < top_p, 0.0)
+        if top_k:
+            ranked[:, top_k:] = 0
+        p = torch.zeros_like(p).scatter(-1, token, ranked)
+    cdf = p.cumsum(-1)
+    return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)

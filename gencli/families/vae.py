@@ -1,0 +1,332 @@
+"""Variational autoencoder: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", arXiv:1312.6114.
+
+`particles` > 1 trains the importance-weighted bound of Burda et al. 2016 (IWAE), arXiv:1509.00519; `beta` weighs the KL
+term (Higgins et al. 2017). One stochastic layer, a diagonal Gaussian posterior, a standard normal prior. Likelihoods:
+Bernoulli for binary data, the discretised logistic of Salimans et al. 2017 (arXiv:1701.05517, one component) for 8-bit
+data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021, arXiv:2006.13202).
+
+Shapes: B batch, K particles, Z latent dimensions, D numbers in an example.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.model import AnySpec, Batch, Diagnostic, FamilyConfig, Given, ImageSpec, Loss, Model, Score, VectorSpec
+from gencli.rng import Rng
+
+
+class Config(FamilyConfig):
+    latent: int = Field(50, ge=1, description="Dimensions of the latent code z.")
+    net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 500) or feature maps "
+                                                      "at half the resolution (conv, by default 16).")
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp, by default 2) or residual blocks at each "
+                                                      "resolution (conv, by default 1).")
+    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
+        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
+                            "gaussian for real values.")
+    beta: float = Field(1.0, ge=0, description="Weight of the KL term.")
+    kl_warmup: int = Field(0, ge=0, description="Steps over which the weight of the KL term grows from 0 to beta.")
+    particles: int = Field(1, ge=1, description="Importance samples K in training; 1: the ELBO, more: IWAE.")
+
+
+class VAE(Model):
+    """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
+
+    Config = Config
+    kinds = frozenset({"image", "vector"})
+    defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
+    likelihood = "bound"
+    config: Config
+    spec: ImageSpec | VectorSpec
+
+    def __init__(self, config: Config, spec: AnySpec):
+        super().__init__(config, spec)
+        conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
+        self.observation = _observation(config.likelihood, spec)
+        networks = _conv if conv else _mlp
+        self.encoder, self.decoder = networks(spec, config, self.observation.parameters_per_number)
+
+    # --- the two conditional distributions
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, ...) -> mean and log-variance of q(z|x), both (B, Z)."""
+        mean, log_variance = self.encoder(self.observation.standardise(x)).float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-15, 10)  # the variance must neither vanish nor overflow early in training
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z) in nats: x (B, ...), z (B, K, Z) -> (B, K)."""
+        parameters = self.decoder(z.flatten(0, 1)).float()  # (B * K, P, D)
+        parameters = parameters.unflatten(0, z.shape[:2])
+        return self.observation.log_prob(x.flatten(1)[:, None], parameters.unbind(2))
+
+    # --- train
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        mean, log_variance = self.posterior(batch.x)
+        noise = rng.normal(self.config.particles, self.config.latent)
+        z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
+        log_likelihood = self.log_likelihood(batch.x, z)  # (B, K)
+        kl = _kl(mean, log_variance)
+        weight = self.config.beta * min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
+        if self.config.particles == 1:
+            bound = log_likelihood.squeeze(1) - weight * kl
+        else:
+            log_ratio = _log_normal(z) - _log_posterior(noise, log_variance)
+            bound = torch.logsumexp(log_likelihood + weight * log_ratio, dim=1) - math.log(self.config.particles)
+        return Loss(-bound.mean(), reconstruction=-log_likelihood.mean(), kl=kl.mean())
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        return rng.normal(self.config.latent)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, draw: bool = False) -> Batch:
+        """Decoded draws from the prior: the mean of p(x|z), as is the custom for pictures, or with `draw` a draw."""
+        return self.decode(self.prior(rng), rng, draw=draw)
+
+    def encode(self, batch: Batch, rng: Rng, *, output: Literal["mean", "draw", "moments"] = "mean") -> Tensor:
+        """The mean of q(z|x) (B, Z), a draw from it (B, Z), or mean and variance (B, 2, Z)."""
+        mean, log_variance = self.posterior(batch.x)
+        if output == "moments":
+            return torch.stack([mean, log_variance.exp()], dim=1)
+        if output == "draw":
+            return mean + torch.exp(0.5 * log_variance) * rng.normal(self.config.latent)
+        return mean
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
+        """Codes (B, Z) -> the mean of p(x|z), or with `draw` and `rng` a draw from it."""
+        parameters = self.decoder(code).float().unbind(1)
+        x = self.observation.draw(parameters, rng) if draw and rng is not None else self.observation.mean(parameters)
+        return Batch(x.unflatten(1, self.spec.shape))
+
+    # --- score
+
+    def log_prob(self, batch: Batch, rng: Rng, *, particles: int = 50) -> Tensor:
+        """The importance-weighted lower bound on log p(x) with K = `particles` (Burda et al. 2016), in nats, (B,)."""
+        return self._bounds(batch, rng, particles)[0]
+
+    def scores(self, batch: Batch, rng: Rng, *, particles: int = 50) -> dict[str, Score]:
+        """Costs in nats (negative bounds): `elbo` = `reconstruction` + `kl`, and `iw_bound` with K = `particles`."""
+        iw_bound, reconstruction, kl = self._bounds(batch, rng, particles)
+        return {
+            "elbo": Score(kl - reconstruction, "nats", "bound"),
+            "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles}),
+            "reconstruction": Score(-reconstruction, "nats", "estimate"),
+            "kl": Score(kl, "nats", "exact"),
+        }
+
+    def _bounds(self, batch: Batch, rng: Rng, particles: int) -> tuple[Tensor, Tensor, Tensor]:
+        """IW bound, mean log p(x|z) over the particles, KL; each (B,)."""
+        mean, log_variance = self.posterior(batch.x)
+        log_weights, log_likelihoods = [], []
+        for start in range(0, particles, 50):  # bounds the memory: 50 decoded pictures for each example
+            noise = rng.normal(min(50, particles - start), self.config.latent)
+            z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
+            log_likelihood = self.log_likelihood(batch.x, z)
+            log_likelihoods.append(log_likelihood)
+            log_weights.append(log_likelihood + _log_normal(z) - _log_posterior(noise, log_variance))
+        log_weight = torch.cat(log_weights, dim=1).double()
+        iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
+        return iw_bound, torch.cat(log_likelihoods, dim=1).double().mean(1), _kl(mean, log_variance).double()
+
+    def diagnose(self, batches: Iterable[Batch], rng: Callable[[Batch], Rng]) -> list[Diagnostic]:
+        """Active units: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016)."""
+        means = torch.cat([self.posterior(batch.x)[0].double().cpu() for batch in batches])
+        active = int((means.var(dim=0) > 0.01).sum())
+        return [Diagnostic("active_units", active, f"of {self.config.latent}", protocol={"threshold": 0.01})]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Densities of the latent code
+
+
+def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q(z|x) || p(z)) in closed form, (B,)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I): (B, K, Z) -> (B, K)."""
+    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(2)
+
+
+def _log_posterior(noise: Tensor, log_variance: Tensor) -> Tensor:
+    """log q(z|x) of z = mean + deviation * noise: (B, K, Z), (B, Z) -> (B, K)."""
+    return _log_normal(noise) - 0.5 * log_variance.sum(1, keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# p(x|z): what the decoder's outputs mean
+
+
+class _Bernoulli(nn.Module):
+    """Independent Bernoulli numbers in {0, 1}; one logit each."""
+
+    parameters_per_number = 1
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        (logits,) = parameters
+        return (x * logits - F.softplus(logits)).sum(-1)
+
+    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return torch.sigmoid(parameters[0])
+
+    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
+        return (rng.uniform(parameters[0].shape[1]) < self.mean(parameters)).float()
+
+
+class _DiscretisedLogistic(nn.Module):
+    """A logistic distribution cut into `levels` bins of [0, 1]; a location and a log-scale for each number."""
+
+    parameters_per_number = 2
+
+    def __init__(self, levels: int):
+        super().__init__()
+        self.step = 1 / (levels - 1)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+    def _location_scale(self, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        # Location 0.5 and scale 0.1 at the start; the scale may shrink to a fraction of a bin, no further.
+        location, log_scale = parameters
+        return 0.5 + 0.5 * location, (log_scale - 2.3).clamp(min=math.log(self.step) - 3)
+
+    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        location, log_scale = self._location_scale(parameters)
+        inverse = torch.exp(-log_scale)
+        upper = (x + self.step / 2 - location) * inverse
+        width = self.step * inverse
+        lower = upper - width
+        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which stays exact in the tails.
+        above, below = F.logsigmoid(upper), F.logsigmoid(-lower)
+        inside = above + below + torch.log(-torch.expm1(-width))
+        edge = self.step / 2  # the first and last bin reach to infinity
+        return torch.where(x < edge, above, torch.where(x > 1 - edge, below, inside)).sum(-1)
+
+    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return self._location_scale(parameters)[0].clamp(0, 1)
+
+    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
+        location, log_scale = self._location_scale(parameters)
+        x = location + log_scale.exp() * torch.logit(rng.uniform(location.shape[1]))
+        return (x / self.step).round().mul(self.step).clamp(0, 1)
+
+
+class _Gaussian(nn.Module):
+    """Gaussian numbers with one learned deviation for each; columns of a table are standardised inside."""
+
+    parameters_per_number = 1
+
+    def __init__(self, spec: ImageSpec | VectorSpec):
+        super().__init__()
+        vector = isinstance(spec, VectorSpec)
+        self.register_buffer("centre", torch.tensor(spec.mean if vector else [0.5]))
+        self.register_buffer("scale", torch.tensor(spec.scale if vector else [0.5]))
+        self.log_deviation = nn.Parameter(torch.zeros(spec.size))  # in standardised units
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        log_deviation = self.log_deviation.clamp(min=-6)  # a column that is constant must not make the density infinite
+        residual = (self.standardise(x) - parameters[0]) * torch.exp(-log_deviation)
+        log_density = -0.5 * (residual.square() + math.log(2 * math.pi)) - log_deviation - self.scale.log()
+        return log_density.sum(-1)
+
+    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return self.centre + self.scale * parameters[0]
+
+    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
+        noise = rng.normal(parameters[0].shape[1]) * self.log_deviation.clamp(min=-6).exp()
+        return self.centre + self.scale * (parameters[0] + noise)
+
+
+def _observation(name: str, spec: ImageSpec | VectorSpec) -> _Bernoulli | _DiscretisedLogistic | _Gaussian:
+    if name == "auto":
+        name = {2: "bernoulli", None: "gaussian"}.get(spec.levels, "logistic")
+    if name == "bernoulli":
+        return _Bernoulli()
+    if name == "logistic":
+        return _DiscretisedLogistic(spec.levels or 256)
+    return _Gaussian(spec)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks: encoders x (B, ...) -> (B, 2 Z), decoders z (B, Z) -> (B, P, D) with P parameters for each number
+
+
+def _mlp(spec: ImageSpec | VectorSpec, config: Config, parameters: int) -> tuple[nn.Module, nn.Module]:
+    width = config.width or 500
+
+    def stack(inputs: int, outputs: int) -> list[nn.Module]:
+        sizes = [inputs] + [width] * (config.depth or 2)
+        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+        return [*hidden, nn.Linear(width, outputs)]
+
+    encoder = nn.Sequential(nn.Flatten(), *stack(spec.size, 2 * config.latent))
+    decoder = nn.Sequential(*stack(config.latent, parameters * spec.size), nn.Unflatten(1, (parameters, spec.size)))
+    return encoder, decoder
+
+
+class _Residual(nn.Module):
+    """x + f(x), f: two 3x3 convolutions of SiLU (pre-activation, He et al. 2016), the second starting at zero."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def _conv(spec: ImageSpec | VectorSpec, config: Config, parameters: int) -> tuple[nn.Module, nn.Module]:
+    """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
+    if not isinstance(spec, ImageSpec):
+        raise ValueError("net conv fits pictures; this data is a table: use --net mlp")
+    width = config.width or 16
+    channels, height, size = spec.channels, -(-spec.height // 4), -(-spec.width // 4)
+    bottom, middle = 2 * width, 4 * width
+
+    def residuals(count: int) -> list[nn.Module]:
+        return [_Residual(count) for _ in range(config.depth or 1)]
+
+    encoder = nn.Sequential(
+        nn.ZeroPad2d((0, 4 * size - spec.width, 0, 4 * height - spec.height)),
+        nn.Conv2d(channels, width, 5, stride=2, padding=2), *residuals(width),
+        nn.Conv2d(width, bottom, 3, stride=2, padding=1), *residuals(bottom), nn.SiLU(),
+        nn.Flatten(), nn.Linear(bottom * height * size, middle * 4), nn.SiLU(),
+        nn.Linear(middle * 4, 2 * config.latent),
+    )
+    decoder = nn.Sequential(
+        nn.Linear(config.latent, middle * 4), nn.SiLU(),
+        nn.Linear(middle * 4, bottom * height * size), nn.Unflatten(1, (bottom, height, size)), *residuals(bottom),
+        nn.SiLU(), nn.Conv2d(bottom, 4 * width, 3, padding=1), nn.PixelShuffle(2), *residuals(width),
+        nn.SiLU(), nn.Conv2d(width, 4 * channels * parameters, 3, padding=1), nn.PixelShuffle(2),
+        _Crop(spec, parameters),
+    )
+    return encoder, decoder
+
+
+class _Crop(nn.Module):
+    """(B, P * C, H', W') -> (B, P, D): cut the padding off and lay the numbers out as the picture's."""
+
+    def __init__(self, spec: ImageSpec, parameters: int):
+        super().__init__()
+        self.spec, self.parameter_count = spec, parameters
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, : self.spec.height, : self.spec.width]
+        return x.reshape(-1, self.parameter_count, self.spec.size)

@@ -1,0 +1,145 @@
+"""Distances between two sets of features: reference (N, D) and samples (M, D).
+
+- `frechet_distance`: of Gaussians fitted to both (Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500).
+- `kernel_distance`: squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018, arXiv:1801.01401).
+- `precision`, `recall`: Kynkaanniemi et al. 2019, arXiv:1904.06991.
+- `density`, `coverage`: Naeem et al. 2020, arXiv:2002.09797.
+
+All are biased or noisy in their own way at small N, so N and D stand in the protocol: compare like with like.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencli.errors import DataError
+from gencli.metrics import Metric
+from gencli.metrics.estimates import mean
+from gencli.metrics.neighbours import squared_distances
+from gencli.rng import generator
+
+_KERNEL_BLOCK = 5000  # most features compared with all others in one estimate of the kernel distance
+
+
+def frechet_distance(reference: Tensor, samples: Tensor) -> float:
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of means m and covariances S (divisor N - 1).
+
+    With S = R^T R, the trace of the root is the sum of the singular values of R1 R2^T. Nothing is squared or inverted,
+    so it is exact to rounding for singular covariances too (fewer examples than features, constant pixels).
+    """
+    _need(reference, samples, 2)
+    (mean1, root1), (mean2, root2) = _mean_and_root(reference), _mean_and_root(samples)
+    cross = torch.linalg.svdvals(root1 @ root2.T).sum()
+    distance = (mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * cross
+    return max(0.0, float(distance))
+
+
+def _mean_and_root(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and an upper triangular R with R^T R = covariance, in float64; a QR decomposition, block by block."""
+    centre = x.mean(0, dtype=torch.float64)
+    root = centre.new_zeros(0, x.shape[1])
+    for part in x.split(max(4096, 2 * x.shape[1])):
+        root = torch.linalg.qr(torch.cat([root, part.double() - centre]), mode="r").R
+    return centre, root / math.sqrt(len(x) - 1)
+
+
+def kernel_distance(reference: Tensor, samples: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Unbiased MMD^2 with the kernel (xy / D + 1)^3, and its standard error by the two-sample jackknife.
+
+    Up to 5,000 features all pairs are taken. More are dealt at random into blocks of at most that many, and the mean
+    over the blocks is reported. It may be a little below zero.
+    """
+    _need(reference, samples, 3)
+    parts = -(-max(len(reference), len(samples)) // _KERNEL_BLOCK)
+    parts = min(parts, min(len(reference), len(samples)) // 3)
+    if parts > 1:
+        reference, samples = (x[torch.randperm(len(x), generator=generator(seed, "kernel_distance", i))]
+                              for i, x in enumerate((reference, samples)))
+    pairs = zip(reference.tensor_split(parts), samples.tensor_split(parts), strict=True)
+    values, errors = zip(*(_mmd(x, y) for x, y in pairs), strict=True)
+    return sum(values) / parts, math.hypot(*errors) / parts
+
+
+def _mmd(x: Tensor, y: Tensor) -> tuple[float, float]:
+    n, m = len(x), len(y)
+    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    within_x = xx.sum(1, dtype=torch.float64) - xx.diagonal().double()  # (n,) to all others
+    within_y = yy.sum(1, dtype=torch.float64) - yy.diagonal().double()
+    between_x, between_y = xy.sum(1, dtype=torch.float64), xy.sum(0, dtype=torch.float64)
+    sum_x, sum_y, sum_xy = within_x.sum(), within_y.sum(), between_x.sum()
+    term_x, term_y = sum_x / (n * (n - 1)), sum_y / (m * (m - 1))
+    # The estimate without each example in turn, from the sums it takes part in.
+    without_x = (sum_x - 2 * within_x) / ((n - 1) * (n - 2)) + term_y - 2 * (sum_xy - between_x) / ((n - 1) * m)
+    without_y = term_x + (sum_y - 2 * within_y) / ((m - 1) * (m - 2)) - 2 * (sum_xy - between_y) / (n * (m - 1))
+    variance = sum((len(w) - 1) * w.var(correction=0) for w in (without_x, without_y))
+    return float(term_x + term_y - 2 * sum_xy / (n * m)), math.sqrt(float(variance))
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    product = torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1])
+    return product.square().mul_(product)
+
+
+def manifold_metrics(reference: Tensor, samples: Tensor, protocol: dict[str, Any], *, precision_k: int = 3,
+                     coverage_k: int = 5) -> list[Metric]:
+    """`precision`, `recall`, `density`, `coverage`, by balls that reach to the k-th nearest neighbour in one's own set.
+
+    Precision: share of samples in a ball of the reference. Recall: share of the reference in a ball of the samples.
+    Density: in how many balls of the reference a sample lies, over k (1 is what the reference itself has, more is
+    possible). Coverage: share of balls of the reference with a sample. Errors are those of sampling what is counted.
+    """
+    _need(reference, samples, max(precision_k, coverage_k) + 1)
+    around_reference = _radii(reference, max(precision_k, coverage_k))  # (N, k) squared
+    around_samples = _radii(samples, precision_k)[:, -1]
+    wide, narrow = around_reference[:, coverage_k - 1, None], around_reference[:, precision_k - 1, None]
+    precise = torch.zeros(len(samples), dtype=torch.bool)
+    density = torch.zeros(len(samples), dtype=torch.float64)
+    recalled, covered = (torch.zeros(len(reference), dtype=torch.bool) for _ in range(2))
+    for rows, distances in squared_distances(reference, samples):
+        precise |= (distances <= narrow[rows]).any(0)
+        recalled[rows] = (distances <= around_samples).any(1)
+        inside = distances < wide[rows]
+        density += inside.sum(0) / coverage_k
+        covered[rows] = inside.any(1)
+    shares = {"precision": (precise, precision_k), "recall": (recalled, precision_k),
+              "density": (density, coverage_k), "coverage": (covered, coverage_k)}
+    return [mean(name, values, "", "estimate", {**protocol, "k": k}) for name, (values, k) in shares.items()]
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """(N, k) squared distances to the 1st, ..., k-th nearest other example."""
+    radii = []
+    for rows, distances in squared_distances(x, x):
+        distances.diagonal(rows.start).fill_(math.inf)
+        radii.append(distances.topk(k, largest=False).values)
+    return torch.cat(radii)
+
+
+def distribution(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed: int = 0) -> list[Metric]:
+    """All metrics of this module.
+
+    Raises:
+        DataError: too few examples, features of different sizes, or features that are not finite.
+    """
+    _need(reference, samples, 6)
+    for what, features in (("reference", reference), ("samples", samples)):
+        if not features.isfinite().all():
+            raise DataError(f"the features of the {what} have numbers that are not finite; expected finite ones")
+    about = {**protocol, "dimensions": reference.shape[1], "reference": len(reference), "samples": len(samples)}
+    kernel, error = kernel_distance(reference, samples, seed)
+    return [
+        Metric("frechet_distance", frechet_distance(reference, samples), None, len(samples), "", "estimate", about),
+        Metric("kernel_distance", kernel, error, len(samples), "", "estimate", {**about, "kernel": "(xy/D + 1)^3"}),
+        *manifold_metrics(reference, samples, about),
+    ]
+
+
+def _need(reference: Tensor, samples: Tensor, least: int) -> None:
+    if reference.ndim != 2 or samples.ndim != 2 or reference.shape[1] != samples.shape[1]:
+        raise DataError(f"features of shape {tuple(samples.shape)} cannot be compared with {tuple(reference.shape)}; "
+                        f"expected (N, D) and (M, D)")
+    for what, features in (("reference", reference), ("samples", samples)):
+        if len(features) < least:
+            raise DataError(f"{what}: {len(features)} examples; at least {least} are needed to compare distributions")

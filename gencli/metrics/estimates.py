@@ -1,0 +1,46 @@
+"""What metrics share: a data set in blocks of one size, and means with their standard errors."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gencli.data.dataset import Dataset
+from gencli.metrics import Metric
+from gencli.model import Batch, Model
+
+
+def blocks(model: Model, data: Dataset) -> Iterator[tuple[Tensor, Batch, int]]:
+    """The data set in blocks of `model.block`: (numbers of the examples, the examples, how many of them count).
+
+    The last block is filled up by repeating its examples: matrix products round differently for other batch sizes, so
+    all blocks have the same.
+    """
+    for start in range(0, len(data), model.block):
+        count = min(model.block, len(data) - start)
+        indices = start + torch.arange(model.block) % count
+        yield indices, data.batch(indices, model.device), count
+
+
+def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:
+    """What must be the same for two numbers measured on data to be comparable."""
+    return {"data": data.name, "split": data.split, "fingerprint": data.fingerprint, **data.protocol, "seed": seed,
+            **more}
+
+
+def mean(name: str, values: Tensor, unit: str, kind: Literal["exact", "bound", "estimate"], protocol: dict[str, Any],
+         weight: Tensor | None = None) -> Metric:
+    """sum(values) / sum(weight) over N examples (weight 1 unless given), and its standard error.
+
+    The error is that of a ratio estimator by the delta method (Cochran 1977, "Sampling Techniques", section 6.4);
+    without weights it is the standard deviation over the square root of N.
+    """
+    values = values.double()
+    weight = torch.ones_like(values) if weight is None else weight.double()
+    n, ratio = len(values), float(values.sum() / weight.sum())
+    error = None
+    if n > 1:
+        error = math.sqrt(float((values - ratio * weight).square().sum()) * n / (n - 1)) / float(weight.sum())
+    return Metric(name, ratio, error, n, unit, kind, protocol)

@@ -1,0 +1,133 @@
+"""Counter-based randomness: a draw is a function of names, never of what was drawn before it elsewhere.
+
+Two kinds of source share one interface, so a family never knows which it was given:
+
+- `ExampleStreams`: one independent stream for each example, keyed by (seed, index of the example). Sample i is the
+  same whatever the batch size, shard or device. Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel Random
+  Numbers: As Easy as 1, 2, 3"), computed with integer tensor operations that give the same bits everywhere.
+- `StepStream`: the noise of one training step, keyed by (seed, step, process). Fast, torch's own generator.
+
+Every draw has the shape (B, *shape), where B is the number of examples.
+"""
+
+import hashlib
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def derive_seed(*names: int | str) -> int:
+    """A 63-bit seed from names, e.g. `derive_seed(seed, "order", epoch)`; equal names give equal seeds everywhere."""
+    text = "\x1f".join(str(name) for name in names)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(*names: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """torch's own generator, seeded by names."""
+    return torch.Generator(device=device).manual_seed(derive_seed(*names))
+
+
+class Rng(Protocol):
+    """A source of noise for a batch of B examples."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape), uniform in (0, 1), both ends excluded."""
+        ...
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape), standard normal."""
+        ...
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """(B, *shape), int64 in 0..high-1."""
+        ...
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10: four int64 tensors holding 32-bit counters -> four int64 tensors of 32 random bits."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The products wrap in int64, but the two 32-bit halves are right: shift, then mask the sign extension away.
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+class ExampleStreams:
+    """One stream for each example: draws depend on (seed, purpose, index of the example, draws made before).
+
+    Args:
+        seed: the user's seed.
+        indices: (B,) int64, the number of each example in the whole output or data set.
+        purpose: a name that keeps e.g. the noise of `sample` and of `evaluate` apart.
+    """
+
+    def __init__(self, seed: int, indices: Tensor, purpose: str = "", device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.indices = indices.to(self.device, torch.int64)
+        key = derive_seed(seed, purpose)
+        self._key = (key & _MASK, (key >> 32) & _MASK)
+        self._drawn = 0  # blocks of 128 bits taken from every stream so far
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _bits(self, count: int) -> Tensor:
+        """(B, count) int64, 32 random bits each."""
+        blocks = -(-count // 4)
+        block = torch.arange(self._drawn, self._drawn + blocks, device=self.device)
+        self._drawn += blocks
+        index = self.indices[:, None].expand(-1, blocks)
+        block = block[None].expand(len(self), -1)
+        words = philox((block & _MASK, block >> 32, index & _MASK, index >> 32), self._key)
+        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        count = math.prod(shape)
+        if dtype == torch.float64:  # 52 bits of two words, so that neither 0 nor 1 can be rounded to
+            high, low = self._bits(2 * count).unflatten(1, (count, 2)).unbind(-1)
+            return ((((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52).view(len(self), *shape)
+        return (((self._bits(count) >> 9).to(dtype) + 0.5) * 2.0**-23).view(len(self), *shape)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        # Box-Muller in float64, so that float32 draws are the same to the last bit on every device.
+        count = math.prod(shape)
+        half = -(-count // 2)
+        u = self.uniform(2, half, dtype=torch.float64)
+        radius, angle = torch.sqrt(-2 * torch.log(u[:, 0])), 2 * math.pi * u[:, 1]
+        z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+        return z[:, :count].to(dtype).view(len(self), *shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return (self.uniform(*shape, dtype=torch.float64) * high).long()
+
+
+class StepStream:
+    """The noise of one training step for a batch of B examples; `generator` is torch's own."""
+
+    def __init__(self, batch_size: int, source: torch.Generator):
+        self.generator = source
+        self.device = source.device
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return self._batch_size
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        u = torch.rand(len(self), *shape, generator=self.generator, device=self.device, dtype=dtype)
+        return u.clamp_(min=torch.finfo(dtype).tiny)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(len(self), *shape, generator=self.generator, device=self.device, dtype=dtype)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(high, (len(self), *shape), generator=self.generator, device=self.device)

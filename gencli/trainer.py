@@ -1,0 +1,427 @@
+"""The one training loop, for every family: phases, players, precision, EMA, schedules, validation, checkpoints, resume.
+
+A step is a function of (weights, optimiser, seed, step): the order of the examples and the noise come from `rng`, so a
+checkpoint holds no generator state, and a resumed run computes what an unbroken one would have.
+"""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gencli.data.dataset import Contiguous, Dataset, Shuffled
+from gencli.device import Precision, Processes, autocast, memory_explained, resolve_precision
+from gencli.errors import DivergedError, StoppedError
+from gencli.metrics.likelihood import likelihood
+from gencli.model import Model, Phase, Player
+from gencli.runs import Run
+
+
+class TrainSettings(BaseModel):
+    """How to train, whatever the family. Each field is an option of `gencli train FAMILY`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, ge=1, description="Training steps; instead of --epochs.")
+    epochs: float = Field(20, gt=0, description="Passes over the data.")
+    batch_size: int = Field(128, ge=1, description="Examples in a step, over all processes.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="Course of the learning rate.")
+    warmup: int = Field(0, ge=0, description="Steps over which the learning rate grows from 0.")
+    grad_clip: float = Field(0.0, ge=0, description="Largest norm of a player's gradient; 0: no limit.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is saved and "
+                                                    "sampled from; 0: the weights themselves.")
+    precision: Precision = Field("auto", description="auto: bf16 where the processor computes in it.")
+    compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
+    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples kept for validation.")
+    patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "
+                                               "weights; 0: never.")
+    log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    preview_every: int = Field(1000, ge=0, description="Steps between pictures in samples/; 0: none.")
+    checkpoint_every: str = Field("60s", description="Time (60s, 5m, 1h) or steps (500) between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    time_limit: str | None = Field(None, description="Stop after this time (90s, 30m, 6h), save and exit with 75.")
+    fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval(cls, text: str) -> str:
+        if not text.isdigit():
+            seconds(text)
+        return text
+
+    @field_validator("time_limit")
+    @classmethod
+    def _duration(cls, text: str | None) -> str | None:
+        if text is not None:
+            seconds(text)
+        return text
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError if it is none."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    with suppress(ValueError):
+        if unit and float(text[:-1]) > 0:
+            return float(text[:-1]) * unit
+    raise ValueError(f"expected a time such as 90s, 30m or 6h, not {text!r}")
+
+
+@dataclass
+class Hooks:
+    """What the loop tells the outside; every one may be left out."""
+
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
+    warn: Callable[[str], None] = lambda message: None
+    preview: Callable[[Model, int], None] = lambda model, step: None
+
+
+@dataclass
+class Outcome:
+    """How a training ended."""
+
+    model: Model  # the weights to keep, in evaluation mode: the average if EMA is on, the best if validated
+    step: int
+    values: dict[str, float] = field(default_factory=dict)  # last logged
+
+
+class Trainer:
+    """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
+
+    Raises (from `run`):
+        DivergedError: a loss is not finite; the checkpoints before it stay.
+        StoppedError: stopped by signal or time limit, after a checkpoint was saved.
+    """
+
+    def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
+                 device: torch.device | str = "cpu", hooks: Hooks | None = None):
+        self.device = torch.device(device)
+        self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
+        self.processes = Processes(self.device)
+        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.precision = resolve_precision(settings.precision, self.device)
+        self.data, self.validation_data = _hold_out(data, settings)
+        self.order = _order(model, self.data, settings, self.device, self.processes)
+        self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
+        self.average = (AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+                        if settings.ema else None)
+        self.phases = model.phases()
+        self.optimisers = {player.name: self._optimiser(player) for phase in self.phases for player in phase.players}
+        self.best: dict[str, Tensor] = {}
+        # Everything but tensors that a checkpoint has to hold.
+        self.state: dict[str, Any] = {"step": 0, "sums": {}, "history": [], "best": math.inf, "waited": 0,
+                                      "stopped_early": False, "passes": 0}
+
+    def _optimiser(self, player: Player) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(player.parameters, lr=self.settings.lr * player.lr_scale, betas=player.betas,
+                                 weight_decay=self.settings.weight_decay, fused=self.device.type != "mps")
+
+    # --- the loop
+
+    def run(self, resume: bool = False) -> Outcome:
+        """Train to the end."""
+        if resume:
+            self._load()
+        self.model.train()
+        with _stop_requests(self.settings.time_limit) as stop, memory_explained("try a smaller --batch-size"):
+            self._clock = self._saved = time.monotonic()
+            for phase, end in self._schedule():
+                if phase.players:
+                    self._train_phase(phase, end, stop)
+                else:
+                    self._accumulate_phase(phase, end, stop)
+        self._save()
+        self.processes.close()
+        model = self.kept()
+        if self.best:
+            model.load_state_dict(self.best)
+        last = self.state["history"][-1] if self.state["history"] else {}
+        return Outcome(model.eval().requires_grad_(False), self.state["step"], last)
+
+    def _schedule(self) -> Iterator[tuple[Phase, int]]:
+        """Every phase with the step at which it ends."""
+        shares = [phase.share for phase in self.phases]
+        for i, phase in enumerate(self.phases):
+            yield phase, round(self.total * sum(shares[: i + 1]) / sum(shares))
+
+    def _train_phase(self, phase: Phase, end: int, stop: "_Stop") -> None:
+        begin = self.state["step"]
+        losses = {player.name: self._compiled(player) for player in phase.players}
+        while self.state["step"] < end and not self.state["stopped_early"]:
+            step = self.state["step"]
+            batch, rng = self.order[step]
+            self.model.step = step
+            values = {}
+            for player in phase.players:
+                if (step + 1) % player.every == 0:
+                    values.update(self._move(player, losses[player.name], phase, batch, rng))
+            if self.average is not None:
+                # Early averages would remember the random start: the window grows with the steps made.
+                decay = min(self.settings.ema, (step + 1) / (step + 10))
+                self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+                self.average.update_parameters(self.model)
+            self.state["step"] = step + 1
+            self._after_step(phase, values, begin, stop)
+
+    def _move(self, player: Player, loss_of: Callable, phase: Phase, batch: Any, rng: Any) -> dict[str, float]:
+        """One step of one player; the named parts of its loss."""
+        for other in phase.players:  # no gradients for those who do not move
+            if other is not player:
+                _require_grad(other, False)
+        with autocast(self.precision, self.device):
+            loss = loss_of(batch, rng)
+        value = loss.total.item()
+        if not math.isfinite(value):
+            raise DivergedError(f"the loss of {player.name} is {value} in step {self.state['step'] + 1}; "
+                                f"try a smaller --lr, --grad-clip 1 or --precision fp32; "
+                                f"the last checkpoint is kept")
+        optimiser = self.optimisers[player.name]
+        optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()
+        gradients = [p.grad for p in player.parameters if p.grad is not None]
+        self.processes.average(gradients)
+        if self.settings.grad_clip:
+            nn.utils.clip_grad_norm_(player.parameters, self.settings.grad_clip, foreach=True)
+        for group in optimiser.param_groups:
+            group["lr"] = self._lr() * player.lr_scale
+        optimiser.step()
+        for other in phase.players:
+            if other is not player:
+                _require_grad(other, True)
+        prefix = "" if len(phase.players) == 1 else f"{player.name}/"
+        return {f"{prefix}loss": value, **{f"{prefix}{name}": part for name, part in loss.parts.items()}}
+
+    def _accumulate_phase(self, phase: Phase, end: int, stop: "_Stop") -> None:
+        """Passes over the data without gradients. A pass is not interrupted: it is repeated after a resume."""
+        begin = self.state["step"]
+        indices = torch.arange(len(self.data))
+        while self.state["passes"] < phase.passes and begin < end:
+            for part in indices.split(self.settings.batch_size):
+                phase.accumulate(self.data.batch(part, self.device))
+            self.state["passes"] += 1
+            self.state["step"] = begin + round((end - begin) * self.state["passes"] / phase.passes)
+            if not phase.finish():
+                break
+            self._after_step(phase, {}, begin, stop)
+        self.state["step"], self.state["passes"] = end, 0
+
+    def _lr(self) -> float:
+        """The learning rate of this step."""
+        step, settings = self.state["step"], self.settings
+        warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+        if settings.schedule == "cosine":
+            return settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / self.total))
+        return settings.lr * warm
+
+    def _compiled(self, player: Player) -> Callable:
+        if not self.settings.compile:
+            return player.loss
+        try:
+            compiled = torch.compile(player.loss)
+            batch, rng = self.order[self.state["step"]]
+            with autocast(self.precision, self.device):
+                compiled(batch, rng)
+            return compiled
+        except Exception as error:  # no C++ compiler, or a loss that cannot be traced
+            self.hooks.warn(f"--compile does not work here ({type(error).__name__}); training goes on without")
+            return player.loss
+
+    # --- what happens between steps
+
+    def _after_step(self, phase: Phase, values: dict[str, Any], begin: int, stop: "_Stop") -> None:
+        settings, step = self.settings, self.state["step"]
+        sums = self.state["sums"]
+        for name, value in values.items():  # (sum, count): players may move at different rates
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, count + 1)
+        if step % settings.log_every == 0 or step == self.total:
+            self._log(phase)
+        if self.validation_data is not None and (step % settings.validate_every == 0 or step == self.total):
+            self._validate()
+        if settings.preview_every and step % settings.preview_every == 0 and self.processes.first:
+            self.hooks.preview(self.kept().eval(), step)
+            self.model.train()
+        reason = self.processes.agree(stop.reason())
+        if reason or self._checkpoint_due(step):
+            self._save()
+        if reason and step < self.total:
+            self.processes.close()
+            raise StoppedError(f"stopped at step {step} of {self.total}, checkpoint saved; run again with --resume",
+                               reason)
+
+    def _log(self, phase: Phase) -> None:
+        """Means over the steps since the last line. Clock times go to a file of their own, so that this one repeats."""
+        values = {name: float(total) / count for name, (total, count) in self.state["sums"].items()}
+        self.state["sums"] = {}
+        step = self.state["step"]
+        record = {"step": step, "phase": phase.name, "lr": self._lr(), **values}
+        self.state["history"] = [*self.state["history"][-99:], values]
+        now = time.monotonic()
+        if self.processes.first:
+            self.hooks.progress(step, self.total, values)
+            if self.run_folder:
+                self.run_folder.append("metrics.jsonl", record)
+                self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._clock, 3)})
+        self._clock = now
+        alarm = self.model.alarm(self.state["history"])
+        if alarm and self.settings.fail_on_collapse:
+            raise DivergedError(f"step {step}: {alarm}; the last checkpoint is kept")
+        if alarm and self.processes.first:
+            self.hooks.warn(f"step {step}: {alarm}")
+
+    def _validate(self) -> None:
+        """The first score of the family on the held-out examples, with the weights that would be kept."""
+        model = self.kept().eval()
+        metric = likelihood(model, self.validation_data, seed=self.settings.seed)[0]
+        self.model.train()
+        state, value = self.state, metric.value
+        if self.processes.first and self.run_folder:
+            self.run_folder.append("metrics.jsonl", {"step": state["step"], f"validation/{metric.name}": value})
+        if value < state["best"]:
+            state["best"], state["waited"] = value, 0
+            if self.settings.patience:
+                self.best = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+        else:
+            state["waited"] += 1
+            state["stopped_early"] = 0 < self.settings.patience <= state["waited"]
+
+    def kept(self) -> Model:
+        """The model as it would be saved: the moving average if there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    # --- checkpoints
+
+    def _checkpoint_due(self, step: int) -> bool:
+        every = self.settings.checkpoint_every
+        if every.isdigit():
+            return step % int(every) == 0
+        return bool(self.processes.agree(time.monotonic() - self._saved >= seconds(every)))
+
+    def _save(self) -> None:
+        own = self.processes.gather(self.model.training_state())
+        if self.run_folder and self.processes.first:
+            tensors = {"weights": self.model.state_dict(), "best": self.best}
+            if self.average is not None:
+                tensors["average"] = self.average.module.state_dict()
+            for name, optimiser in self.optimisers.items():
+                tensors[f"optimiser-{name}"] = _flatten(optimiser)
+            for rank, state in enumerate(own):
+                tensors[f"state-{rank}"] = state
+            sums = {name: (float(total), count) for name, (total, count) in self.state["sums"].items()}
+            averaged = int(self.average.n_averaged) if self.average is not None else 0
+            state = {**self.state, "sums": sums, "averaged": averaged, "total": self.total}
+            self.run_folder.save_checkpoint(self.state["step"], tensors, state, self.settings.keep)
+        self.processes.wait()
+        self._saved = time.monotonic()
+
+    def _load(self) -> None:
+        loaded = self.run_folder.load_checkpoint(self.hooks.warn) if self.run_folder else None
+        if loaded is None:
+            return
+        tensors, self.state = loaded
+        self.model.load_state_dict(tensors["weights"])
+        if self.average is not None:
+            self.average.module.load_state_dict(tensors["average"])
+            self.average.n_averaged.fill_(self.state.pop("averaged"))
+        for name, optimiser in self.optimisers.items():
+            _unflatten(optimiser, tensors[f"optimiser-{name}"])
+        self.best = {key: tensor.to(self.device) for key, tensor in tensors.get("best", {}).items()}
+        own = tensors.get(f"state-{self.processes.rank}", {})
+        self.model.load_training_state({key: tensor.to(self.device) for key, tensor in own.items()})
+        if self.processes.first:
+            for log in ("metrics.jsonl", "timings.jsonl"):
+                self.run_folder.truncate(log, self.state["step"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def finished(run: Run, settings: TrainSettings) -> bool:
+    """Whether the run's newest checkpoint is its end, for these settings."""
+    newest = run.checkpoints()[-1:]
+    if not newest or not (run.path / "model.safetensors").exists():
+        return False
+    try:
+        state = json.loads((newest[0] / "state.json").read_text())
+        return state["stopped_early"] or state["step"] >= (settings.steps or state["total"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _hold_out(data: Dataset, settings: TrainSettings) -> tuple[Dataset, Dataset | None]:
+    """Training and validation part: the last `validation` share of the examples (of a document: of its passages)."""
+    count = round(len(data) * settings.validation)
+    if settings.validation and 0 < count < len(data):
+        return data.span(0, len(data) - count), data.span(len(data) - count, len(data))
+    return data, None
+
+
+def _order(model: Model, data: Dataset, settings: TrainSettings, device: torch.device,
+           processes: Processes) -> Shuffled | Contiguous:
+    if model.reads == "stream" and data.document is not None:
+        return Contiguous(data, settings.batch_size, model.config.window, settings.seed, device,
+                          processes.rank, processes.world)
+    return Shuffled(data, settings.batch_size, settings.seed, device, processes.rank, processes.world)
+
+
+def _require_grad(player: Player, on: bool) -> None:
+    for parameter in player.parameters:
+        parameter.requires_grad_(on)
+
+
+def _flatten(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as tensors named `number of the parameter/name`."""
+    return {f"{index}/{name}": torch.as_tensor(value)
+            for index, state in optimiser.state_dict()["state"].items() for name, value in state.items()}
+
+
+def _unflatten(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+class _Stop:
+    """Whether to stop: the exit code of the first signal, 75 when the time is over, 0 to go on."""
+
+    def __init__(self, time_limit: str | None):
+        self._deadline = time.monotonic() + seconds(time_limit) if time_limit else math.inf
+        self.code = 0
+
+    def reason(self) -> int:
+        return self.code or (75 if time.monotonic() >= self._deadline else 0)
+
+
+@contextmanager
+def _stop_requests(time_limit: str | None) -> Iterator[_Stop]:
+    """While training, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
+    stop = _Stop(time_limit)
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+    before = {}
+
+    def ask(number: int, _: object) -> None:
+        stop.code = codes[signal.Signals(number)]
+        signal.signal(number, before[number])
+
+    with suppress(ValueError):  # not the main thread: then whoever runs us stops us
+        for number in codes:
+            before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
