@@ -231,8 +231,10 @@ class Trainer:
         try:
             compiled = torch.compile(player.loss)
             batch, rng = self.order[self.state["step"]]
+            carried = {name: tensor.clone() for name, tensor in self.model.training_state().items()}
             with autocast(self.precision, self.device):
-                compiled(batch, rng)
+                compiled(batch, rng)  # only a first call shows whether it works
+            self.model.load_training_state(carried)
             return compiled
         except Exception as error:  # no C++ compiler, or a loss that cannot be traced
             self.hooks.warn(f"--compile does not work here ({type(error).__name__}); training goes on without")

@@ -350,9 +350,9 @@ def test_what_a_vocabulary_lacks():
 
 
 def test_words_are_words_space_and_punctuation(tmp_path):
-    (tmp_path / "a.txt").write_text("Hey, you  two!\n" * 20)
+    (tmp_path / "a.txt").write_text("Hey, you  two!?\n" * 20)
     data = load(f"{tmp_path}/a.txt", DataSettings(unit="words"))
-    assert set(data.spec.vocabulary[2:]) == {"Hey", ",", " ", "you", "  ", "two", "!", "\n"}
+    assert set(data.spec.vocabulary[2:]) == {"Hey", ",", " ", "you", "  ", "two", "!", "?", "\n"}
 
 
 def test_lines(tmp_path):

@@ -31,7 +31,7 @@ _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _EXIF_ORIENTATION = 0x0112
 
 # Above this many pixels Pillow warns that a picture may be meant to fill the memory. Here that is an error.
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Shape = tuple[int, int, int]  # (C, H, W)

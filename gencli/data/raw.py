@@ -140,7 +140,7 @@ def fingerprint(*contents: Tensor | bytes | None) -> str:
     for content in contents:
         if isinstance(content, Tensor):
             digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
-            digest.update(memoryview(np.ascontiguousarray(content.numpy())))
+            digest.update(np.ascontiguousarray(content.numpy()).data)
         else:
             digest.update(content or b"none")
     return digest.hexdigest()

@@ -101,10 +101,10 @@ def manifold_metrics(reference: Tensor, samples: Tensor, protocol: dict[str, Any
         precise |= (distances <= narrow[rows]).any(0)
         recalled[rows] = (distances <= around_samples).any(1)
         inside = distances < wide[rows]
-        density += inside.sum(0) / coverage_k
+        density += inside.sum(0)
         covered[rows] = inside.any(1)
     shares = {"precision": (precise, precision_k), "recall": (recalled, precision_k),
-              "density": (density, coverage_k), "coverage": (covered, coverage_k)}
+              "density": (density / coverage_k, coverage_k), "coverage": (covered, coverage_k)}
     return [mean(name, values, "", "estimate", {**protocol, "k": k}) for name, (values, k) in shares.items()]
 
 

@@ -154,6 +154,7 @@ def classifier(training: Dataset | None, progress: Progress = silent) -> Classif
     return network.eval()
 
 
+@torch.enable_grad()
 def _trained(network: Classifier, training: Dataset, progress: Progress) -> Classifier:
     """Adam with one cycle of the learning rate (Smith & Topin 2017, arXiv:1708.07120), pictures moved by up to 2."""
     steps = max(_SETTINGS.least_steps, _SETTINGS.epochs * len(training) // _SETTINGS.batch_size)

@@ -1,0 +1,110 @@
+"""Fixtures that tests share: small data, small trained runs, the real data of GENCLI_DATA."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("GENCLI_CACHE", str(Path(os.environ.get("TMPDIR", "/tmp")) / f"gencli-test-cache-{os.getuid()}"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; the test is skipped where GENCLI_DATA is unset."""
+    if not os.environ.get("GENCLI_DATA"):
+        pytest.skip("GENCLI_DATA is unset: no real data here")
+    return Path(os.environ["GENCLI_DATA"])
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    code: int
+    stdout: bytes
+    stderr: str
+
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@pytest.fixture
+def gencli(tmp_path, monkeypatch):
+    """Run the command line in this process, in `tmp_path`; fails if the exit code is not the expected one."""
+    from gencli.app import run as run_app
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: bytes = b"", code: int = 0) -> Done:
+        out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            found = run_app(list(args))
+        assert found == code, err.getvalue()
+        return Done(found, out.buffer.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def gencli_process(tmp_path):
+    """Run the command line in a process of its own, in `tmp_path`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+    def start(*args: str, **more: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-m", "gencli", *args], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, **more})
+
+    return start
+
+
+SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
+    ("vae", "image"): ["--latent", "3", "--width", "4"],
+    ("vae", "vector"): ["--latent", "2", "--width", "8"],
+    ("gan", "image"): ["--latent", "3", "--width", "4"],
+    ("gan", "vector"): ["--latent", "2", "--width", "8"],
+    ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
+}
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> dict[str, Path]:
+    """A file of each kind: 96 grey pictures of 9 x 7 with two classes, 96 rows of 3 columns, a text of 2,000 letters."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    labels = np.arange(96) % 2
+    pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
+    pictures[labels == 1, 2:6, 2:5] += 180
+    np.savez(folder / "pictures.npz", x=pictures, y=labels)
+    rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
+    (folder / "rows.csv").write_text("a,b,c\n" + "".join(f"{a:.4f},{b:.4f},{c:.4f}\n" for a, b, c in rows))
+    (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.csv", "text": folder / "text.txt"}
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data, tmp_path_factory):
+    """The directory of a tiny trained run of (family, kind); trained once."""
+    from gencli.app import run
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(family: str, kind: str) -> Path:
+        if (family, kind) not in made:
+            folder = tmp_path_factory.mktemp("runs") / f"{family}-{kind}"
+            code = run(["train", family, str(small_data[kind]), "-o", str(folder), "--steps", "12", "--batch-size", "8",
+                        "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
+            assert code == 0
+            made[family, kind] = folder
+        return made[family, kind]
+
+    return get

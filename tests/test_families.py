@@ -1,0 +1,243 @@
+"""The conformance test: what every family of the registry has to honour. A new family gets it by being listed.
+
+It needs one line in `conftest.SMALL` for each kind of data: options that make the family tiny.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+
+from gencli import inference, registry, runs
+from gencli.commands.options import set_options
+from gencli.data import load
+from gencli.model import Model
+from gencli.rng import StepStream, generator
+
+CASES = [pytest.param(family, kind, id=f"{family.name}-{kind}")
+         for family in registry.families().values() if family.source == "gencli" for kind in family.kinds]
+ENDING = {"image": "png", "vector": "csv", "text": "txt"}
+
+
+
+
+def pytest_generate_tests(metafunc):
+    if "family" in metafunc.fixturenames:
+        metafunc.parametrize(("family", "kind"), CASES)
+
+
+@pytest.fixture
+def model(family, kind, small_run) -> Model:
+    return runs.load_model(small_run(family.name, kind))[0]
+
+
+@pytest.fixture
+def data(model, kind, small_data):
+    return load(str(small_data[kind]), split="test", like=model.spec)
+
+
+def fresh(family, kind, small_run) -> Model:
+    card = runs.read_card(small_run(family.name, kind))
+    torch.manual_seed(1)
+    return runs.build(card.family, card.config, card.spec)
+
+
+# --- what the registry says is true
+
+
+def test_every_family_and_kind_has_a_small_case():
+    assert {(family.name, kind) for family in registry.families().values() if family.source == "gencli"
+            for kind in family.kinds} == set(SMALL)
+
+
+def test_the_registry_tells_the_truth(family, kind):
+    cls = family.load()
+    assert set(family.kinds) == set(cls.kinds)
+    can = {"train", "export"}
+    if cls.sample is not Model.sample or (cls.prior is not Model.prior and cls.decode is not Model.decode):
+        can |= {"sample"}
+    if cls.encode is not Model.encode:
+        can |= {"encode"}
+    if cls.encode is not Model.encode and cls.decode is not Model.decode:
+        can |= {"interpolate"}
+    can |= {"evaluate"}
+    if cls.log_prob is not Model.log_prob:
+        can |= {"log_prob"}
+    assert can == set(family.can) - {"label", "prompt"}
+    assert ("log_prob" in can) == (cls.likelihood is not None)
+
+
+def test_options_are_documented(family, kind):
+    cls = family.load()
+    assert cls.__doc__ and cls.__init__ is not Model.__init__
+    for name, field in cls.Config.model_fields.items():
+        assert field.description and field.description.endswith("."), name
+        assert name.isidentifier() and name.islower()
+    from gencli.data.dataset import DataSettings
+    from gencli.trainer import TrainSettings
+
+    common = set(TrainSettings.model_fields) | set(DataSettings.model_fields)
+    assert not common & set(cls.Config.model_fields), "an option of the family hides one of training or data"
+    assert set(cls.defaults) <= set(TrainSettings.model_fields)
+
+
+def test_config_round_trip(family, kind, small_run):
+    card = runs.read_card(small_run(family.name, kind))
+    cls = family.load()
+    config = cls.Config(**card.config)
+    assert cls.Config(**json.loads(config.model_dump_json())) == config
+    with pytest.raises(ValueError, match="extra|Extra"):
+        cls.Config(no_such_option=1)
+
+
+# --- training
+
+
+def test_every_parameter_gets_a_gradient(family, kind, small_run, small_data):
+    model = fresh(family, kind, small_run).train()
+    data = load(str(small_data[kind]), split="train", like=model.spec)
+    batch = data.batch(torch.arange(8))
+    phases = [phase for phase in model.phases() if phase.players]
+    for phase in phases:
+        for player in phase.players:
+            loss = player.loss(batch, StepStream(len(batch), generator("gradient")))
+            assert torch.isfinite(loss.total) and loss.total.dim() == 0
+            model.zero_grad(set_to_none=True)
+            loss.total.backward()
+            for parameter in player.parameters:
+                assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
+    moved = {id(p) for phase in phases for player in phase.players for p in player.parameters}
+    assert not phases or moved == {id(p) for p in model.parameters() if p.requires_grad}, "a parameter nobody trains"
+
+
+def test_training_repeats(family, kind, small_run, small_data, tmp_path):
+    from gencli.app import run
+
+    first = small_run(family.name, kind)
+    code = run(["train", family.name, str(small_data[kind]), "-o", str(tmp_path / "again"), "--config",
+                str(first / "config.json"), "-q"])
+    assert code == 0
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (first / name).read_bytes()
+
+
+# --- sample, encode, decode, interpolate
+
+
+def test_samples_fit_the_spec(model, data):
+    (batch,) = [b for b in inference.sample(model, range(5))]
+    assert len(batch) == 5
+    if model.spec.kind == "text":
+        assert batch.x.dtype == torch.int64 and batch.x.max() < len(model.spec.vocabulary)
+        assert (batch.lengths <= batch.x.shape[1]).all()
+    else:
+        assert batch.x.shape[1:] == model.spec.shape and torch.isfinite(batch.x).all()
+    if model.spec.kind == "image":
+        assert batch.x.min() >= 0 and batch.x.max() <= 1
+
+
+def joined(batches) -> tuple[torch.Tensor, ...]:
+    """Examples of several batches, texts filled up to one length."""
+    xs = [x for batch in batches for x in batch.x]
+    longest = max(x.shape[-1] for x in xs)
+    return torch.stack([torch.nn.functional.pad(x, (0, longest - x.shape[-1])) for x in xs])
+
+
+def test_a_sample_depends_on_seed_and_number_alone(model):
+    count = model.block + 7
+    whole = joined(inference.sample(model, range(count), seed=5))
+    parts = [b for i in range(1, 4) for b in inference.sample(model, inference.shard(count, i, 3), seed=5)]
+    assert torch.equal(joined(parts), whole)
+    few = joined(inference.sample(model, range(3), seed=5))
+    assert torch.equal(few, whole[:3, ..., : few.shape[-1]])
+    other = joined(inference.sample(model, range(3), seed=6))
+    assert not torch.equal(other, few)
+
+
+def test_codes_have_the_shape_of_the_prior(model, data):
+    codes, batch, _ = next(inference.encode(model, data))
+    assert codes.is_floating_point() and len(codes) == len(batch)
+    if model.spec.kind != "text":
+        assert codes.shape[1:] == inference.code_shape(model)
+        assert torch.isfinite(codes).all()
+
+
+def test_codes_do_not_depend_on_how_many_there_are(model, data):
+    codes = torch.cat([c for c, _, _ in inference.encode(model, data.subset(6))])
+    few = torch.cat([c for c, _, _ in inference.encode(model, data.subset(2))])
+    assert torch.allclose(codes[:2], few, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_decoding_repeats_and_fits_the_spec(model, data):
+    codes, batch, _ = next(inference.encode(model, data.subset(3)))
+    once, again = joined(inference.decode(model, [codes])), joined(inference.decode(model, [codes[:2], codes[2:]]))
+    assert torch.equal(once, again)
+    if model.spec.kind == "text":
+        assert torch.equal(once, batch.x), "the noise code gives the text back"
+
+
+def test_interpolation_meets_its_ends(model, data):
+    codes, _, _ = next(inference.encode(model, data.subset(2)))
+    path = joined(inference.interpolate(model, list(codes), 4))
+    ends = joined(inference.decode(model, [codes]))
+    assert len(path) == 4
+    assert torch.allclose(path[[0, -1]].float(), ends.float(), atol=1e-5)
+
+
+# --- files
+
+
+def test_save_and_load_are_exact(model, data, tmp_path, small_run, family, kind):
+    card = runs.read_card(small_run(family.name, kind))
+    runs.save_model(tmp_path / "copy.safetensors", model, card)
+    again, same = runs.load_model(tmp_path / "copy.safetensors")
+    assert same == card
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert (tmp_path / "copy.safetensors").read_bytes() == (small_run(family.name, kind)
+                                                            / "model.safetensors").read_bytes()
+
+
+def test_scores_are_numbers_for_every_example(model, data):
+    from gencli.metrics.likelihood import collect
+
+    for name, score in collect(model, data).items():
+        assert score.values.shape == (len(data),) and torch.isfinite(score.values).all(), name
+
+
+# --- every verb, through the command line
+
+
+def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
+    run, source = str(small_run(family.name, kind)), str(small_data[kind])
+    ending = ENDING[kind]
+    gencli("sample", run, "-n", "4", "-o", f"s.{ending}")
+    gencli("encode", run, source, "--limit", "4", "-o", "c.npz")
+    assert len(np.load(tmp_path / "c.npz", allow_pickle=False)["codes"]) == 4
+    gencli("sample", run, "--latents", "c.npz", "-o", "decoded.tar")
+    gencli("interpolate", run, "--seeds", "1,2", "--frames", "3", "-o", f"p.{ending}")
+    gencli("interpolate", run, f"{source}#0", f"{source}#1", "--frames", "3", "-o", f"q.{ending}")
+    report = gencli("evaluate", run, source, "--limit", "12", "--draw", "12", "--reconstruct", "4",
+                    *(["--features", "pixels"] if kind == "image" else []), "--json").json()
+    assert report["passed"] and report["metrics"]
+    gencli("export", run, "-o", "m.safetensors")
+    assert (tmp_path / f"s.{ending}").stat().st_size
+    assert gencli("sample", "m.safetensors", "-n", "2").stdout == gencli("sample", run, "-n", "2").stdout
+
+
+def test_export_to_graphs(family, kind, small_run, tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    from gencli.app import run
+
+    for ending in ("onnx", "pt2"):
+        path = tmp_path / f"m.{ending}"
+        assert run(["export", str(small_run(family.name, kind)), "-o", str(path), "-q"]) == 0 and path.stat().st_size
+
+
+def test_set_names_the_options_of_the_family(family, kind):
+    cls = family.load()
+    for method in (cls.sample, cls.encode, cls.scores):
+        for name, (hint, _) in set_options(method).items():
+            assert name.isidentifier() and hint

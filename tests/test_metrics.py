@@ -1,0 +1,211 @@
+"""Likelihood, reconstruction, requirements: against closed forms and a model whose numbers are known."""
+
+import math
+
+import pytest
+import torch
+
+from gencli.data.dataset import Dataset
+from gencli.errors import ModelError, UsageError
+from gencli.metrics import Metric, load, metric_families
+from gencli.metrics.estimates import mean
+from gencli.metrics.likelihood import likelihood
+from gencli.metrics.reconstruction import reconstruction
+from gencli.metrics.requirements import check_requirements, parse_requirement
+from gencli.model import Batch, Diagnostic, FamilyConfig, ImageSpec, Model, Score, TextSpec, VectorSpec
+
+IMAGE = ImageSpec(channels=1, height=2, width=2, levels=2)
+
+
+class Known(Model):
+    """Scores that follow from the examples, and noise that follows from (seed, number)."""
+
+    block = 4
+
+    def __init__(self, spec, kind="bound"):
+        super().__init__(FamilyConfig(), spec)
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+        self.score_kind = kind
+
+    def scores(self, batch, rng, *, particles=1):
+        assert len(batch) == len(rng) == self.block
+        total = batch.x.flatten(1).double().sum(1)
+        if isinstance(self.spec, TextSpec):
+            return {"nll": Score(total, "nats/token", "exact", weight=batch.lengths)}
+        return {"elbo": Score(total + 2, "nats", self.score_kind),
+                "iw_bound": Score(total + 1, "nats", self.score_kind, protocol={"particles": particles}),
+                "noisy": Score(rng.normal(1)[:, 0], "nats", "estimate")}
+
+    def diagnose(self, batches, rng):
+        seen = [(batch, rng(batch)) for batch in batches]
+        assert all(len(batch) == len(noise) for batch, noise in seen)
+        noise = torch.cat([noise.normal(1) for _, noise in seen])
+        return [Diagnostic("examples", sum(len(batch) for batch, _ in seen), ""),
+                Diagnostic("noise", float(noise.sum()), "")]
+
+    def encode(self, batch, rng):
+        return batch.x + 0.1
+
+    def decode(self, code, rng=None):
+        return Batch(code)
+
+
+def images(count, spec=IMAGE):
+    examples = torch.randint(2, (count, *spec.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    return Dataset("toy", "test", spec, examples, fingerprint="abc", protocol={"binarize": "fixed"})
+
+
+def by_name(metrics):
+    return {metric.name: metric for metric in metrics}
+
+
+def test_mean_and_error_of_each_score():
+    data = images(10)
+    metrics = by_name(likelihood(Known(IMAGE), data, seed=3, options={"particles": 7}))
+    totals = data.examples.double().flatten(1).sum(1)
+    elbo = metrics["elbo"]
+    assert elbo.value == pytest.approx(float(totals.mean()) + 2)
+    assert elbo.error == pytest.approx(float(totals.std()) / math.sqrt(10))
+    assert metrics["iw_bound"].record() == {
+        "name": "iw_bound", "value": metrics["iw_bound"].value, "error": metrics["iw_bound"].error, "n": 10,
+        "unit": "nats", "kind": "bound",
+        "protocol": {"data": "toy", "split": "test", "fingerprint": "abc", "binarize": "fixed", "seed": 3,
+                     "particles": 7}}
+    assert next(iter(metrics)) == "elbo"
+
+
+def test_noise_belongs_to_the_example_and_not_to_its_block():
+    values = []
+    for block in (3, 4, 10):
+        model = Known(IMAGE)
+        model.block = block
+        metrics = by_name(likelihood(model, images(10), seed=1))
+        values.append((metrics["noisy"].value, metrics["noise"].value))
+        assert metrics["examples"].value == 10
+    assert values[0] == pytest.approx(values[1]) and values[0] == pytest.approx(values[2])
+    assert values[0][0] != by_name(likelihood(Known(IMAGE), images(10), seed=2))["noisy"].value
+
+
+def test_bits_per_dimension_come_from_the_tightest_bound_of_discrete_data():
+    metrics = by_name(likelihood(Known(IMAGE), images(6)))
+    assert metrics["bpd"].value == pytest.approx(metrics["iw_bound"].value / (4 * math.log(2)))
+    assert metrics["bpd"].error == pytest.approx(metrics["iw_bound"].error / (4 * math.log(2)))
+    assert metrics["bpd"].protocol["from"] == "iw_bound" and metrics["bpd"].kind == "bound"
+    assert "bpd" not in by_name(likelihood(Known(IMAGE, kind="estimate"), images(6)))  # no bound, no likelihood
+    real = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
+    assert "bpd" not in by_name(likelihood(Known(real), Dataset("toy", "test", real, torch.rand(6, 2))))
+
+
+def texts(unit, lines=False):
+    vocabulary = {"characters": ("<unk>", "<end>", "a", "b"), "words": ("<unk>", "<end>", "abc", " de")}[unit]
+    spec = TextSpec(vocabulary=vocabulary, unit=unit, length=4, lines=lines)
+    examples = torch.tensor([[2, 3, 1, 0], [3, 2, 2, 1], [2, 1, 0, 0]] if lines else
+                            [[2, 3, 2, 0], [3, 2, 2, 3], [2, 2, 0, 0]], dtype=torch.int32)
+    return Dataset("toy", "test", spec, examples, lengths=(examples > 0).sum(1))
+
+
+def test_text_is_weighted_by_its_tokens():
+    data = texts("characters")
+    totals, lengths = data.examples.double().sum(1), data.lengths.double()
+    metrics = by_name(likelihood(Known(data.spec), data))
+    ratio = float(totals.sum() / lengths.sum())
+    # The delta method by the textbook: var(R) = (s_y^2 + R^2 s_x^2 - 2 R s_xy) / (n mean(x)^2).
+    cov = torch.cov(torch.stack([totals, lengths]))
+    variance = (cov[0, 0] + ratio**2 * cov[1, 1] - 2 * ratio * cov[0, 1]) / (3 * lengths.mean() ** 2)
+    assert metrics["nll"].value == pytest.approx(ratio)
+    assert metrics["nll"].error == pytest.approx(math.sqrt(variance))
+    assert metrics["perplexity"].value == pytest.approx(math.exp(ratio))
+    assert metrics["perplexity"].error == pytest.approx(math.exp(ratio) * math.sqrt(variance))
+    assert metrics["bpc"].value == pytest.approx(ratio / math.log(2))
+
+
+@pytest.mark.parametrize(("lines", "characters"), [(False, 3 + 2 + 3 + 2 + 3 + 3 + 2 + 3 + 3), (True, 6 + 9 + 4)])
+def test_bits_per_character_of_words_count_the_characters(lines, characters):
+    data = texts("words", lines)
+    metrics = by_name(likelihood(Known(data.spec), data))
+    # "abc" has three, " de" three; the end of a line is one.
+    counted = {False: [9, 12, 6], True: [7, 10, 4]}[lines]
+    assert metrics["bpc"].value == pytest.approx(float(data.examples.sum()) / math.log(2) / sum(counted))
+    assert metrics["bpc"].n == 3
+
+
+def test_a_single_example_has_no_error():
+    metrics = by_name(likelihood(Known(IMAGE), images(1)))
+    assert metrics["elbo"].error is None and metrics["bpd"].error is None
+
+
+def test_error_bars_cover():
+    """In about 95 of 100 repetitions the truth lies within 1.96 standard errors."""
+    generator = torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(400):
+        weight = torch.randint(1, 20, (60,), generator=generator).double()
+        values = 2 * weight + torch.randn(60, generator=generator) * weight.sqrt()
+        metric = mean("x", values, "", "exact", {}, weight)
+        inside += abs(metric.value - 2) < 1.96 * metric.error
+    assert 365 <= inside <= 393
+
+
+def test_progress_counts_examples():
+    calls = []
+    likelihood(Known(IMAGE), images(10), progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_reconstruction():
+    metrics = by_name(reconstruction(Known(IMAGE), images(10)))
+    assert metrics["reconstruction_mse"].value == pytest.approx(0.01, rel=1e-5)
+    assert metrics["psnr"].value == pytest.approx(20, rel=1e-5) and metrics["psnr"].unit == "dB"
+    assert metrics["psnr"].n == 10
+    perfect = Known(IMAGE)
+    perfect.encode = lambda batch, rng: batch.x
+    assert by_name(reconstruction(perfect, images(5)))["psnr"].value == pytest.approx(100)
+    assert reconstruction(Known(texts("characters").spec), texts("characters")) == []
+
+
+def test_records_are_json_even_of_what_was_not_measured():
+    assert Metric("a", math.nan, math.inf, 3, "nats").record() == {
+        "name": "a", "value": None, "error": None, "n": 3, "unit": "nats", "kind": "estimate", "protocol": {}}
+
+
+# --- requirements
+
+
+@pytest.mark.parametrize(("text", "passed"), [
+    ("elbo<=200", True), ("elbo <= 190.5", True), ("elbo<190.5", False), ("elbo>=190.5", True), ("elbo>190.5", False),
+    ("elbo==190.5", True), ("elbo<=1.9e2", False), ("  elbo>-1 ", True)])
+def test_requirements_hold_or_not(text, passed):
+    (result,) = check_requirements([text], [Metric("elbo", 190.5, 1.0, 10, "nats")])
+    assert result["passed"] is passed
+    assert result["requirement"] == text and result["metric"] == "elbo" and result["value"] == 190.5
+
+
+def test_what_was_not_measured_fails():
+    metrics = [Metric("elbo", math.nan, None, 10, "nats"), Metric("iw_bound", 1, None, 10, "nats")]
+    results = check_requirements(["elbo<=1", "iw_bond<=2"], metrics)
+    assert [r["passed"] for r in results] == [False, False]
+    assert results[0] == {"requirement": "elbo<=1", "metric": "elbo", "value": None, "passed": False,
+                          "reason": "elbo is nan"}
+    assert "did you mean 'iw_bound'?" in results[1]["reason"]
+
+
+@pytest.mark.parametrize("text", ["elbo", "elbo=200", "elbo<=", "<=200", "elbo<=many", "elbo<=nan", "elbo<=2 3", ""])
+def test_requirements_of_another_form(text):
+    with pytest.raises(UsageError, match="NAME OPERATOR NUMBER"):
+        parse_requirement(text)
+
+
+# --- the registry
+
+
+def test_every_family_of_metrics_loads():
+    for name in metric_families():
+        assert callable(load(name))
+    with pytest.raises(UsageError, match="did you mean 'likelihood'"):
+        load("likelyhood")
+
+
+def test_a_broken_plugin_is_named(monkeypatch):
+    monkeypatch.setattr("gencli.metrics.metric_families", lambda: {"broken": "no.such.module:f"})
+    with pytest.raises(ModelError, match=r"no\.such\.module:f"):
+        load("broken")

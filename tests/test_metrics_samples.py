@@ -1,0 +1,306 @@
+"""Distances between distributions: against torch-fidelity, closed forms, and definitions written out."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from gencli.data.dataset import Dataset
+from gencli.errors import DataError, UsageError
+from gencli.metrics import features as feature_spaces
+from gencli.metrics.distribution import distribution, frechet_distance, kernel_distance, manifold_metrics
+from gencli.metrics.features import Columns, classifier, compute, feature_space
+from gencli.metrics.neighbours import memorisation, nearest, squared_distances
+from gencli.metrics.samples import sample_metrics
+from gencli.model import Batch, ImageSpec, VectorSpec
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+REFERENCE = normal(400, 16) @ normal(16, 16, seed=1) + 3
+SAMPLES = 1.1 * normal(300, 16, seed=2) @ normal(16, 16, seed=3) + 2.7
+
+
+def by_name(metrics):
+    return {metric.name: metric for metric in metrics}
+
+
+# --- Frechet distance
+
+
+def fidelity_frechet(x, y):
+    statistics = fid_features_to_statistics(x), fid_features_to_statistics(y)
+    return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+
+def test_frechet_distance_is_that_of_torch_fidelity():
+    assert frechet_distance(REFERENCE, SAMPLES) == pytest.approx(fidelity_frechet(REFERENCE, SAMPLES), rel=1e-8)
+    one, two = REFERENCE.float(), SAMPLES.float()
+    assert frechet_distance(one, two) == pytest.approx(fidelity_frechet(one.double(), two.double()), rel=1e-5)
+
+
+def with_moments(x, mean, root):
+    """Features whose sample mean and covariance are exactly `mean` and root root^T."""
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T)), x.T, upper=False).T
+    return white @ root.T + mean
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    # Covariances that commute: the sum of (s1 - s2)^2 over the axes, and |m1 - m2|^2.
+    s1, s2 = torch.tensor([1.0, 2, 3]).double(), torch.tensor([2.0, 0.5, 3]).double()
+    turn = torch.linalg.qr(normal(3, 3)).Q
+    m1, m2 = normal(3, seed=1), normal(3, seed=2)
+    x = with_moments(normal(50, 3, seed=3), m1, turn @ torch.diag(s1))
+    y = with_moments(normal(70, 3, seed=4), m2, turn @ torch.diag(s2))
+    expected = float((s1 - s2).square().sum() + (m1 - m2).square().sum())
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-10)
+
+
+def test_frechet_distance_with_fewer_examples_than_features_and_constant_features():
+    x, y = normal(20, 64), normal(30, 64, seed=1)
+    x[:, :8] = y[:, :8] = 1
+    # The same by the symmetric form, in which no root of a number near zero matters: tr (R2 S1 R2^T)^(1/2).
+    s1, root = torch.cov(x.T), (y - y.mean(0)) / math.sqrt(29)
+    inner = torch.linalg.eigvalsh(root @ s1 @ root.T)
+    cross = inner[inner > 1e-9].sqrt().sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + s1.trace() + root.square().sum() - 2 * cross
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_frechet_distance_takes_many_examples_block_by_block():
+    x, y = normal(9001, 4), normal(5003, 4, seed=1) * 1.2
+    assert frechet_distance(x, y) == pytest.approx(fidelity_frechet(x, y), rel=1e-8)
+
+
+# --- kernel distance
+
+
+def test_kernel_distance_is_that_of_torch_fidelity():
+    x, y = REFERENCE[:300] / 5, SAMPLES / 5
+    theirs = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=300, verbose=False)
+    assert kernel_distance(x, y)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert kernel_distance(x.float(), y.float())[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+
+
+def test_error_of_the_kernel_distance_is_the_spread_of_repetitions():
+    values, errors = zip(*(kernel_distance(normal(120, 4, seed=i), normal(80, 4, seed=1000 + i) + 0.5)
+                           for i in range(200)), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_kernel_distance_is_unbiased_and_blocks_say_the_same(monkeypatch):
+    x, y = normal(3000, 3), normal(3000, 3, seed=1)
+    value, error = kernel_distance(x, y)
+    assert abs(value) < 3 * error
+    y = y + 0.3
+    value, error = kernel_distance(x, y)
+    monkeypatch.setattr("gencli.metrics.distribution._KERNEL_BLOCK", 500)
+    parted, parted_error = kernel_distance(x, y)
+    assert parted != value and abs(parted - value) < 2 * error
+    assert parted_error == pytest.approx(error, rel=0.3)
+    assert kernel_distance(x, y) == (parted, parted_error)
+
+
+# --- precision, recall, density, coverage
+
+
+def test_precision_and_recall_are_those_of_torch_fidelity():
+    for x, y in ((REFERENCE, SAMPLES), (REFERENCE.float(), SAMPLES.float())):
+        theirs = prc_features_to_metric(y, x, prc_neighborhood=3, prc_batch_size=10000, verbose=False)
+        ours = by_name(manifold_metrics(x, y, {}))
+        assert 0 < ours["precision"].value < 1 and 0 < ours["recall"].value < 1
+        assert ours["precision"].value == pytest.approx(theirs["precision"], abs=1e-6)
+        assert ours["recall"].value == pytest.approx(theirs["recall"], abs=1e-6)
+
+
+def test_density_and_coverage_by_their_definition():
+    x, y, k = REFERENCE.numpy(), SAMPLES.numpy(), 5
+    between = np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
+    within = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
+    radius = np.sort(within, axis=1)[:, k]  # place 0 is the example itself
+    inside = between < radius[:, None]
+    ours = by_name(manifold_metrics(REFERENCE, SAMPLES, {}))
+    assert ours["density"].value == pytest.approx(inside.sum(0).mean() / k)
+    assert ours["density"].error == pytest.approx(inside.sum(0).std(ddof=1) / k / math.sqrt(300))
+    assert ours["coverage"].value == pytest.approx(inside.any(1).mean())
+    assert (ours["density"].n, ours["coverage"].n) == (300, 400)
+    assert 0 < ours["coverage"].value < 1
+
+
+def test_distances_do_not_depend_on_how_many_rows_are_held(monkeypatch):
+    whole = by_name(distribution(REFERENCE, SAMPLES, {}))
+    monkeypatch.setattr("gencli.metrics.neighbours._ROWS", 7)
+    for name, metric in by_name(distribution(REFERENCE, SAMPLES, {})).items():
+        assert metric.value == pytest.approx(whole[name].value, rel=1e-12), name
+
+
+def test_the_same_distribution_scores_as_it_should():
+    metrics = by_name(distribution(normal(1000, 4), normal(1000, 4, seed=1), {"data": "toy"}))
+    assert metrics["frechet_distance"].value < 0.05
+    assert metrics["precision"].value > 0.9 and metrics["recall"].value > 0.9
+    assert metrics["density"].value == pytest.approx(1, abs=0.1) and metrics["coverage"].value > 0.9
+    assert metrics["frechet_distance"].protocol == {"data": "toy", "dimensions": 4, "reference": 1000, "samples": 1000}
+    collapsed = by_name(distribution(normal(1000, 4), normal(1000, 4, seed=1) * 0.01, {}))
+    assert collapsed["precision"].value > 0.9 and collapsed["recall"].value < 0.1
+    assert collapsed["coverage"].value < 0.1
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(DataError, match="samples: 5 examples; at least 6"):
+        distribution(REFERENCE, SAMPLES[:5], {})
+    with pytest.raises(DataError, match=r"\(300, 15\)"):
+        distribution(REFERENCE, SAMPLES[:, 1:], {})
+    with pytest.raises(DataError, match="samples have numbers that are not finite"):
+        distribution(REFERENCE, SAMPLES.log(), {})
+
+
+# --- neighbours
+
+
+def test_nearest_by_brute_force_and_zero_for_copies():
+    x, y = normal(50, 8).float() + 100, normal(70, 8, seed=1).float() + 100
+    brute = (x.double()[:, None] - y.double()[None]).norm(dim=2).min(1).values
+    assert torch.allclose(nearest(x, y.split(9)), brute, rtol=1e-9)
+    assert nearest(y[3:5], [y]).tolist() == [0, 0]
+    quick = torch.cat([distances for _, distances in squared_distances(x, y)])
+    assert torch.allclose(quick, torch.cdist(x.double(), y.double()).square().float(), rtol=1e-4)
+
+
+def test_ratio_far_below_one_for_copies():
+    training, new = normal(300, 5), normal(100, 5, seed=1)
+    held_out = nearest(normal(100, 5, seed=2), [training])
+    fresh = by_name(memorisation(nearest(new, [training]), held_out, {}))["nearest_training_ratio"]
+    copies = by_name(memorisation(nearest(training[:100] + 1e-3, [training]), held_out, {}))["nearest_training_ratio"]
+    assert abs(fresh.value - 1) < 3 * fresh.error and copies.value < 0.01
+
+
+# --- feature spaces and the whole
+
+STRIPES = ImageSpec(channels=1, height=12, width=12, classes=("across", "down", "none"))
+
+
+def stripes(count, seed, classes=3, labels=True):
+    """Pictures that a small network tells apart: a bright row, a bright column, or noise alone."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(count) % classes
+    x = torch.randint(60, (count, 1, 12, 12), generator=generator)
+    place = torch.randint(2, 10, (count,), generator=generator)
+    x[label == 0, 0, place[label == 0]] += 180
+    x[label == 1, 0, :, place[label == 1]] += 180
+    return Dataset("stripes", "train", STRIPES, x.to(torch.uint8), label if labels else None, fingerprint="stripes")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of its own, and a training short enough for tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(feature_spaces, "_SETTINGS", feature_spaces._Settings(batch_size=32, least_steps=40))
+        yield feature_spaces.cache_folder()
+
+
+def test_classifier_is_trained_once_and_a_damaged_cache_is_rebuilt(cache):
+    data, steps = stripes(300, seed=0), []
+    first = classifier(data, lambda done, total: steps.append(done))
+    assert len(steps) == 40
+    test = stripes(90, seed=1)
+    x = test.batch(torch.arange(90)).x
+    with torch.no_grad():
+        expected = first(x)
+        assert (expected.argmax(1) == test.labels).float().mean() > 0.95
+        (path,) = cache.iterdir()
+        assert torch.equal(classifier(data)(x), expected) and len(steps) == 40
+        path.write_bytes(path.read_bytes()[:1000])
+        assert torch.allclose(classifier(data, lambda done, total: steps.append(done))(x), expected)
+        assert len(steps) == 80
+        assert torch.equal(classifier(data)(x), expected)  # the cache is whole again
+        other = Dataset(**{**data.__dict__, "fingerprint": "other"})
+        classifier(other)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(cache, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "file" / "folder"))
+    assert classifier(stripes(64, seed=0)).features(torch.rand(2, 1, 12, 12)).shape == (2, 128)
+
+
+def test_feature_spaces_and_what_does_not_fit():
+    table = VectorSpec(columns=("a", "b"), mean=(1, 2), scale=(2, 4))
+    assert feature_space("columns", table).features(torch.tensor([[3.0, -2.0]])).tolist() == [[1, -1]]
+    assert isinstance(feature_space("columns", table), Columns)
+    pixels = compute(feature_space("pixels", STRIPES), [Batch(torch.rand(3, 1, 12, 12)) for _ in range(2)])
+    assert pixels.shape == (6, 144)
+    with pytest.raises(UsageError, match="images have no features called 'pixel'; did you mean 'pixels'"):
+        feature_space("pixel", STRIPES)
+    with pytest.raises(UsageError, match="known: columns"):
+        feature_space("pixels", table)
+    with pytest.raises(DataError, match="--features pixels"):
+        feature_space("classifier", STRIPES, stripes(10, seed=0, labels=False))
+
+
+def test_large_pictures_are_made_smaller():
+    network = feature_spaces.Classifier(3, 2)
+    assert network.features(torch.rand(1, 3, 65, 20)).shape == (1, 128)
+
+
+def test_samples_of_two_of_three_classes(cache):
+    training, reference = stripes(300, seed=0), stripes(120, seed=1)
+    metrics = by_name(sample_metrics(stripes(100, seed=2, classes=2), reference, training))
+    assert set(metrics) == {
+        "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
+        "nearest_training_distance", "nearest_training_ratio", "class_coverage", "smallest_class_share"}
+    assert metrics["class_coverage"].value == pytest.approx(2 / 3)
+    assert metrics["smallest_class_share"].value < 0.05
+    assert metrics["smallest_class_share"].protocol["class"] == "none"
+    assert metrics["class_coverage"].protocol["classifier_accuracy"] > 0.95
+    assert metrics["nearest_training_ratio"].value == pytest.approx(1, abs=0.1)
+    assert metrics["recall"].value < metrics["precision"].value
+    whole = by_name(sample_metrics(stripes(100, seed=2), reference, training))
+    assert whole["class_coverage"].value == 1
+    assert whole["frechet_distance"].value < metrics["frechet_distance"].value
+
+
+def test_samples_as_batches_are_as_samples_in_a_data_set():
+    samples, reference, training = stripes(50, seed=2), stripes(60, seed=1), stripes(70, seed=0)
+    batches = (samples.batch(indices) for indices in torch.arange(50).split(8))
+    one = sample_metrics(samples, reference, training, features="pixels", seed=5)
+    two = sample_metrics(batches, reference, training, features="pixels", seed=5)
+    assert [m.name for m in one] == [m.name for m in two] and "class_coverage" not in by_name(one)
+    for a, b in zip(one, two, strict=True):
+        assert a.value == pytest.approx(b.value, rel=1e-6) and a.protocol == b.protocol
+
+
+def test_samples_that_are_copies_of_the_training_data():
+    training = stripes(200, seed=0)
+    metrics = by_name(sample_metrics(training.subset(50), stripes(60, seed=1), training, features="pixels"))
+    assert metrics["nearest_training_distance"].value == 0 and metrics["nearest_training_ratio"].value == 0
+
+
+def test_samples_of_vectors():
+    spec = VectorSpec(columns=("a", "b"), mean=(1, 2), scale=(2, 4))
+
+    def table(seed):
+        return Dataset("table", "test", spec, normal(200, 2, seed=seed).float() * torch.tensor(spec.scale)
+                       + torch.tensor(spec.mean))
+
+    metrics = by_name(sample_metrics(table(0), table(1), table(2)))
+    assert metrics["frechet_distance"].value < 0.1 and metrics["frechet_distance"].protocol["features"] == "columns"
+    assert abs(metrics["nearest_training_ratio"].value - 1) < 4 * metrics["nearest_training_ratio"].error
+
+
+def test_samples_of_another_shape_or_too_few():
+    reference = stripes(60, seed=1)
+    small = Dataset("small", "all", STRIPES.model_copy(update={"height": 4}), torch.zeros(9, 1, 4, 12).byte())
+    with pytest.raises(DataError, match=r"\(1, 4, 12\).*\(1, 12, 12\)"):
+        sample_metrics(small, reference, features="pixels")
+    with pytest.raises(DataError, match="3 examples; at least 6"):
+        sample_metrics(stripes(3, seed=0), reference, features="pixels")
