@@ -390,10 +390,15 @@ def _flatten(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _unflatten(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split("/", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        number, name = key.split("/", 1)
+        like = parameters[int(number)]
+        if tensor.shape == like.shape:
+            # Fused optimisers go through memory as it lies: moments have to lie as their weights do (channels_last).
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        state.setdefault(int(number), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 

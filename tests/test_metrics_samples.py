@@ -264,6 +264,7 @@ def test_samples_of_two_of_three_classes(cache):
     assert metrics["class_coverage"].protocol["classifier_accuracy"] > 0.95
     assert metrics["nearest_training_ratio"].value == pytest.approx(1, abs=0.1)
     assert metrics["recall"].value < metrics["precision"].value
+    assert by_name(sample_metrics(stripes(9, seed=2), reference))["recall"].protocol["features"] == "pixels"
     whole = by_name(sample_metrics(stripes(100, seed=2), reference, training))
     assert whole["class_coverage"].value == 1
     assert whole["frechet_distance"].value < metrics["frechet_distance"].value

@@ -1,4 +1,4 @@
-"""A data set in memory: examples as tensors, ready to be batched on a device, and the order in which training reads them."""
+"""A data set in memory: examples as tensors, ready to be batched on a device, and the order training reads them in."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -50,6 +50,7 @@ class Dataset:
         skipped: unreadable examples left out on request.
         drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
         protocol: what was done to the data (split, size, channels, binarisation...), for the records of `evaluate`.
+        offset: the number of the first example in the split this is a part of; a fixed draw belongs to that number.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Dataset:
     skipped: int = 0
     drawn: Literal["fixed", "dynamic"] | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+    offset: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -86,7 +88,7 @@ class Dataset:
         """(B, C, H, W) raw -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
         if self.drawn:
             if rng is None or self.drawn == "fixed":
-                rng = ExampleStreams(0, indices, "binarize", x.device)
+                rng = ExampleStreams(0, indices + self.offset, "binarize", x.device)
             # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
             return (x > rng.integers(255, *x.shape[1:])).float().contiguous(memory_format=torch.channels_last)
         if x.dtype == torch.uint8:
@@ -99,7 +101,7 @@ class Dataset:
         if self.document is not None:
             places = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
             document = self.document[places[start] : places[end]]
-        return replace(self, examples=self.examples[start:end], document=document,
+        return replace(self, examples=self.examples[start:end], document=document, offset=self.offset + start,
                        labels=None if self.labels is None else self.labels[start:end],
                        lengths=None if self.lengths is None else self.lengths[start:end],
                        protocol={**self.protocol, "examples": [start, end]})

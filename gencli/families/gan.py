@@ -72,7 +72,7 @@ class GAN(Model):
 
     Config = Config
     kinds = frozenset({"image", "vector"})
-    defaults = {"lr": 2e-4, "batch_size": 64, "ema": 0.999}  # noqa: RUF012
+    defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}  # noqa: RUF012
     path = "spherical"
 
     def __init__(self, config: Config, spec: AnySpec):

@@ -105,9 +105,11 @@ def feature_space(name: str, spec: AnySpec, training: Dataset | None = None, pro
     return Columns(spec) if isinstance(spec, VectorSpec) else Pixels()
 
 
-def default_space(spec: AnySpec) -> str:
-    """The space to compare in where the user names none: the classifier where there are labels."""
-    return "columns" if isinstance(spec, VectorSpec) else "classifier" if len(spec.classes) > 1 else "pixels"
+def default_space(spec: AnySpec, training: Dataset | None) -> str:
+    """The space to compare in where the user names none: the classifier where there are labels to train it on."""
+    if isinstance(spec, VectorSpec):
+        return "columns"
+    return "classifier" if training is not None and training.labels is not None else "pixels"
 
 
 def compute(space: Space, batches: Iterable[Batch]) -> Tensor:
@@ -164,6 +166,7 @@ def _trained(network: Classifier, training: Dataset, progress: Progress) -> Clas
     order = Shuffled(training, min(_SETTINGS.batch_size, len(training)), _SETTINGS.seed, torch.device("cpu"))
     for step in range(steps):
         batch, rng = order[step]
+        assert batch.labels is not None
         x = _moved(batch.x, rng.integers(2 * _SETTINGS.shift + 1, 2))
         loss = F.cross_entropy(network(x), batch.labels)
         optimizer.zero_grad()

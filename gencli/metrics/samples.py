@@ -32,7 +32,8 @@ def sample_metrics(samples: Dataset | Iterable[Batch], reference: Dataset, train
         samples: a data set, or batches as a model draws them, of the same kind and shape as the reference.
         reference: held-out examples, prepared as the training data was.
         training: what the model was trained on.
-        features: `pixels`, `classifier` or `columns`; by default the classifier where there are labels.
+        features: `pixels`, `classifier` or `columns`; by default the classifier where the training
+            data has labels.
         seed: of the choice of examples where not all are used.
         progress: of the training of a classifier: called with the steps done and their number.
 
@@ -46,7 +47,7 @@ def sample_metrics(samples: Dataset | Iterable[Batch], reference: Dataset, train
     if isinstance(samples, Dataset) and (samples.spec.kind, samples.spec.shape) != (spec.kind, spec.shape):
         raise DataError(f"samples are {samples.spec.kind}s of shape {samples.spec.shape}; {reference.name} has "
                         f"{spec.kind}s of shape {spec.shape}")
-    space = feature_space(features or default_space(spec), spec, training, progress)
+    space = feature_space(features or default_space(spec, training), spec, training, progress)
     plain = Columns(spec) if isinstance(spec, VectorSpec) else Pixels()
     batches = list(_batches(samples))
     about = protocol(reference, seed, features=space.name)

@@ -1,0 +1,317 @@
+"""The training loop: resume to the same bits, signals, divergence, phases without gradients, several processes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from pydantic import ValidationError
+from torch import nn
+
+from gencli.data import load
+from gencli.data.dataset import Contiguous, Shuffled
+from gencli.errors import DivergedError, ModelError
+from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
+from gencli.runs import Run
+from gencli.trainer import Trainer, TrainSettings, seconds
+
+CPU = torch.device("cpu")
+
+
+class Line(Model):
+    """One weight that goes to `target`; enough to see what the loop does."""
+
+    kinds = frozenset({"vector"})
+
+    def __init__(self, spec, loss=None):
+        super().__init__(FamilyConfig(), spec)
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.given_loss = loss
+
+    def loss(self, batch: Batch, rng) -> Loss:
+        if self.given_loss:
+            return Loss(self.given_loss(self))
+        return Loss((self.weight - 3).square().sum() + 0 * batch.x.sum())
+
+
+@pytest.fixture
+def rows(small_data):
+    return load(str(small_data["vector"]), split="train")
+
+
+def train(model, data, **settings):
+    trainer = Trainer(model, data, TrainSettings(**{"precision": "fp32", **settings}))
+    return trainer.run(), trainer
+
+
+# --- the loop
+
+
+def test_adam_as_torch_has_it(rows):
+    outcome, _ = train(Line(rows.spec), rows, steps=50, lr=0.1)
+    weight = nn.Parameter(torch.zeros(1))
+    adam = torch.optim.Adam([weight], lr=0.1)
+    for _ in range(50):
+        adam.zero_grad()
+        (weight - 3).square().sum().backward()
+        adam.step()
+    assert torch.allclose(outcome.model.weight, weight, atol=1e-6)
+
+
+def test_moving_average_by_hand(rows):
+    _, plain = train(Line(rows.spec), rows, steps=1, lr=0.1)
+    outcome, trainer = train(Line(rows.spec), rows, steps=30, lr=0.1, ema=0.9)
+    weight, average = [], None
+    for n in range(1, 31):
+        (w, _) = train(Line(rows.spec), rows, steps=n, lr=0.1)
+        weight.append(w.model.weight.item())
+        decay = min(0.9, n / (n + 9))
+        average = weight[-1] if average is None else decay * average + (1 - decay) * weight[-1]
+    assert outcome.model.weight.item() == pytest.approx(average, rel=1e-5)
+    assert trainer.model.weight.item() == pytest.approx(weight[-1])
+
+
+@pytest.mark.parametrize(("schedule", "warmup", "expected"), [
+    ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]), ("cosine", 0, [1, 0.853553, 0.5, 0.146447])])
+def test_learning_rates(rows, schedule, warmup, expected):
+    trainer = Trainer(Line(rows.spec), rows, TrainSettings(steps=4, lr=1.0, schedule=schedule, warmup=warmup))
+    rates = []
+    for step in range(4):
+        trainer.state["step"] = step
+        rates.append(trainer._lr())
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_players_move_in_turn_and_at_their_rate(rows):
+    class Two(Line):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.other = nn.Parameter(torch.zeros(1))
+            self.moves = []
+
+        def phases(self):
+            def loss(name, parameter):
+                def compute(batch, rng):
+                    self.moves.append((self.step, name, self.weight.requires_grad, self.other.requires_grad))
+                    return Loss((parameter - 1).square().sum() + 0 * (self.weight + self.other).sum())
+                return compute
+            return [Phase("play", [Player("a", [self.weight], loss("a", self.weight)),
+                                   Player("b", [self.other], loss("b", self.other), every=2)])]
+
+    model = Two(rows.spec)
+    train(model, rows, steps=4)
+    assert [move[:2] for move in model.moves] == [(0, "a"), (1, "a"), (1, "b"), (2, "a"), (3, "a"), (3, "b")]
+    assert all((a, b) == (name == "a", name == "b") for _, name, a, b in model.moves)
+
+
+def test_phases_without_gradients(rows):
+    class Mean(Line):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.register_buffer("total", torch.zeros(3, dtype=torch.float64))
+            self.passes = 0
+
+        def phases(self):
+            return [Phase("count", accumulate=self.accumulate, finish=self.finish, passes=3)]
+
+        def accumulate(self, batch):
+            self.total += batch.x.double().sum(0)
+
+        def finish(self):
+            self.passes += 1
+            return self.passes < 2
+
+    outcome, _ = train(Mean(rows.spec), rows, steps=10)
+    assert outcome.model.passes == 2, "finish() ended the phase"
+    assert torch.allclose(outcome.model.total, 2 * rows.examples.double().sum(0))
+
+
+def test_a_loss_that_is_not_finite_stops_the_same_step(rows):
+    with pytest.raises(DivergedError, match="step 3.*lr"):
+        train(Line(rows.spec, lambda m: m.weight.sum() * (float("nan") if m.step == 2 else 1)), rows, steps=5)
+
+
+def test_early_stopping_keeps_the_best(rows):
+    class Scored(Line):
+        likelihood = "exact"
+
+        def log_prob(self, batch, rng):
+            return -(self.weight.detach() - 1).square().expand(len(batch))
+
+    settings = {"steps": 400, "lr": 0.1, "validation": 0.2, "validate_every": 5, "patience": 3}
+    outcome, trainer = train(Scored(rows.spec), rows, **settings)
+    assert abs(outcome.model.weight.item() - 1) < 0.1, "best on validation, though training goes on to 3"
+    assert outcome.step < 400 and trainer.state["stopped_early"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("1.5m", 90), ("6h", 21600), ("2d", 172800)])
+def test_times(text, value):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "90", "s", "-5s", "6x", "h6"])
+def test_times_that_are_none(text):
+    with pytest.raises(ValueError, match="expected a time"):
+        seconds(text)
+    with pytest.raises(ValidationError):
+        TrainSettings(time_limit=text)
+
+
+# --- order
+
+
+def test_order_is_a_permutation_of_every_epoch(rows):
+    order = Shuffled(rows, 8, seed=1, device=CPU)
+    epochs = [torch.cat([order[e * order.steps_per_epoch + i][0].x for i in range(order.steps_per_epoch)])
+              for e in range(2)]
+    for x in epochs:
+        assert len(x.unique(dim=0)) == len(x) == len(rows) // 8 * 8
+    assert not torch.equal(*epochs)
+    assert torch.equal(Shuffled(rows, 8, seed=1, device=CPU)[13][0].x, order[13][0].x)
+
+
+def test_processes_share_a_batch(rows):
+    whole = Shuffled(rows, 8, 1, CPU)[5][0].x
+    parts = [Shuffled(rows, 8, 1, CPU, rank, 2)[5][0].x for rank in range(2)]
+    assert torch.equal(torch.stack(parts, 1).flatten(0, 1), whole)
+
+
+def test_documents_are_read_on(small_data):
+    text = load(str(small_data["text"]), split="train")
+    order = Contiguous(text, 4, 16, seed=0, device=CPU)
+    batches = [order[i][0] for i in range(order.steps_per_epoch + 1)]
+    assert batches[0].fresh and batches[-1].fresh and not any(b.fresh for b in batches[1:-1])
+    for before, after in zip(batches, batches[1:-1], strict=False):
+        assert torch.equal(before.x[:, -1], after.x[:, 0]), "the next window starts with the token this one ended with"
+    document = text.document.long().tolist()
+    first = torch.cat([b.x[0, :-1] for b in batches[:-1]]).tolist()
+    doubled = "".join(map(chr, document + document))
+    assert "".join(map(chr, first)) in doubled
+
+
+# --- resume, through the command line
+
+
+def arguments(family: str, kind: str, data: Path, run: str, *more: str) -> list[str]:
+    return ["train", family, str(data), "-o", run, "--steps", "40", "--batch-size", "8", "--log-every", "3", "-q",
+            "--checkpoint-every", "7", "--preview-every", "0", *SMALL[family, kind], *more]
+
+
+@pytest.mark.parametrize(("family", "kind", "more"), [
+    ("vae", "image", ["--kl-warmup", "20", "--validation", "0.2", "--validate-every", "6", "--patience", "90"]),
+    ("gan", "image", ["--loss", "wgan-gp"]), ("gan", "vector", ["--grad-clip", "1"]), ("rnn", "text", []),
+    ("rnn", "text", ["--lines"])])
+def test_resume_gives_the_same_bits(family, kind, more, small_data, gencli, tmp_path, monkeypatch):
+    gencli(*arguments(family, kind, small_data[kind], "whole", *more))
+    step, kills = Trainer._after_step, [10, 25]  # between checkpoints; the second after a resume
+
+    def interrupted(self, *args):
+        step(self, *args)
+        if self.state["step"] == kills[0]:
+            del kills[0]
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "_after_step", interrupted)
+    gencli(*arguments(family, kind, small_data[kind], "parts", *more), code=1)
+    gencli("train", family, str(small_data[kind]), "-o", "parts", "--resume", "-q", *more, code=1)
+    monkeypatch.setattr(Trainer, "_after_step", step)
+    (tmp_path / "parts/checkpoints/step-21/weights.safetensors").write_bytes(b"damaged")
+    done = gencli("train", family, str(small_data[kind]), "-o", "parts", "--resume", *more)
+    assert "step-21 is damaged" in done.stderr
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_finished_run_has_nothing_to_do(small_data, gencli, tmp_path):
+    args = arguments("vae", "vector", small_data["vector"], "run")
+    gencli(*args)
+    before = (tmp_path / "run/model.safetensors").stat().st_mtime_ns
+    assert "nothing to do" in gencli("train", "vae", str(small_data["vector"]), "-o", "run", "--resume").stderr
+    assert (tmp_path / "run/model.safetensors").stat().st_mtime_ns == before
+    gencli("train", "vae", str(small_data["vector"]), "-o", "run", "--resume", "--steps", "60", "-q")
+    assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])["step"] == 60
+
+
+def test_a_run_is_not_harmed(small_data, gencli, tmp_path):
+    args = arguments("vae", "vector", small_data["vector"], "run")
+    gencli(*args)
+    assert "--resume" in gencli(*args, code=2).stderr
+    assert "latent" in gencli(*args, "--resume", "--latent", "5", code=2).stderr
+    other = tmp_path / "other.csv"
+    other.write_text("a,b,c\n" + "1,2,3\n2,3,4\n4,4,1\n0,1,1\n" * 20)
+    assert "not the data" in gencli("train", "vae", str(other), "-o", "run", "--resume", code=3).stderr
+    gencli(*args, "--overwrite", "--steps", "5")
+
+
+# --- stop requests, locks, processes
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_signals_save_and_exit(number, code, small_data, gencli_process, gencli, tmp_path):
+    process = gencli_process("train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "1000000",
+                             "--log-every", "5", *SMALL["vae", "vector"])
+    while not lines_of(tmp_path / "run/metrics.jsonl"):
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    if number == signal.SIGINT:  # while it runs, another command on the run is told so
+        told = gencli("train", "vae", str(small_data["vector"]), "-o", "run", "--resume", "-q", code=8).stderr
+        assert f"process {process.pid} on {socket.gethostname()}" in told
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code and "--resume" in err.decode()
+    assert "Traceback" not in err.decode()
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    assert int(checkpoint.name[5:]) >= lines_of(tmp_path / "run/metrics.jsonl")[-1]["step"]
+
+
+def test_time_limit(small_data, gencli, tmp_path):
+    done = gencli("train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "1000000", "--time-limit", "1s",
+                  *SMALL["vae", "vector"], code=75)
+    assert "--resume" in done.stderr and list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_torchrun_on_two_processes(small_data, tmp_path):
+    import os
+
+    root = str(Path(__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "-m",
+         "gencli", "train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "20", "--batch-size", "16",
+         "--device", "cpu", "--log-every", "5", *SMALL["vae", "vector"]],
+        cwd=tmp_path, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})
+    assert done.returncode == 0, done.stderr.decode()
+    steps = [line["step"] for line in lines_of(tmp_path / "run/metrics.jsonl")]
+    assert steps == [5, 10, 15, 20], "one process writes"
+    from gencli.runs import load_model
+
+    assert load_model(tmp_path / "run")[1].steps == 20
+
+
+def test_locks(tmp_path):
+    from gencli.errors import LockedError
+
+    with Run(tmp_path / "run"), pytest.raises(LockedError, match="process"), Run(tmp_path / "run"):
+        pass
+    with Run(tmp_path / "run"):
+        pass
+
+
+def test_a_damaged_model_is_noticed(small_run, tmp_path):
+    from gencli.runs import load_model
+
+    content = (small_run("vae", "vector") / "model.safetensors").read_bytes()
+    for name, damaged in (("cut", content[:-10]), ("empty", b""), ("text", b"hello" * 100)):
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match="damaged"):
+            load_model(path)
