@@ -12,6 +12,7 @@ is `examples/plugin/`. Everything a command needs to know about a family is said
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -159,7 +160,8 @@ class Given:
 class Score:
     """One number for each example; `evaluate` reports its mean (weighted: sum(values) / sum(weight)) and error bar.
 
-    `unit` is that of the reported mean, e.g. "nats" or "nats/token".
+    `unit` is that of the reported mean, e.g. "nats" or "nats/token". `protocol` says what else the number hangs on;
+    `{"density": True}` marks a density of continuous numbers, which has no bits per dimension.
     """
 
     values: Tensor  # (B,)
@@ -338,7 +340,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     def clone(self) -> Self:
         """A deep copy, without gradients."""

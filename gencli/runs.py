@@ -128,7 +128,7 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
     """
     path, card = model_path(run), read_card(run)
     if card.family not in registry.families():
-        raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install the plugin it came with")
+        raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
     try:
         model = build(card.family, card.config, card.spec)
     except UsageError as error:
@@ -257,7 +257,8 @@ class Run:
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
-    def load_checkpoint(self, warn: Callable[[str], None]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    def load_checkpoint(self, warn: Callable[[str], None]
+                        ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """Tensors and state of the newest checkpoint that can be read; None if there is none."""
         for folder in reversed(self.checkpoints()):
             try:

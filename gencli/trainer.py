@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gencli.data.dataset import Contiguous, Dataset, Shuffled
 from gencli.device import Precision, Processes, autocast, memory_explained, resolve_precision
-from gencli.errors import DivergedError, StoppedError
-from gencli.metrics.likelihood import likelihood
+from gencli.errors import DivergedError, StoppedError, UsageError
+from gencli.metrics.estimates import mean
+from gencli.metrics.likelihood import collect
 from gencli.model import Model, Phase, Player
 from gencli.runs import Run
 
@@ -97,6 +97,30 @@ class Outcome:
     values: dict[str, float] = field(default_factory=dict)  # last logged
 
 
+class MovingAverage:
+    """An exponential moving average of a model's weights and buffers (Polyak & Juditsky 1992).
+
+    torch's AveragedModel does the same, but looks all names up again at every step, which costs more than the average.
+    """
+
+    def __init__(self, model: Model, decay: float):
+        self.model = model.clone()
+        self.decay = decay
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._averages = [average for average, tensor in pairs if tensor.is_floating_point()]
+        self._tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        self._copied = [(average, tensor) for average, tensor in pairs if not tensor.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step `step` (from 0)."""
+        # Early averages would remember the random start: the window grows with the steps made; the first is a copy.
+        decay = min(self.decay, (step + 1) / (step + 10)) if step else 0.0
+        torch._foreach_lerp_(self._averages, self._tensors, 1 - decay)
+        for average, tensor in self._copied:
+            average.copy_(tensor)
+
+
 class Trainer:
     """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
 
@@ -110,13 +134,14 @@ class Trainer:
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.precision = resolve_precision(settings.precision, self.device)
+        if settings.validation and model.likelihood is None:
+            raise UsageError("--validation needs a family with a likelihood; this one has none")
         self.data, self.validation_data = _hold_out(data, settings)
         self.order = _order(model, self.data, settings, self.device, self.processes)
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.average = (AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-                        if settings.ema else None)
+        self.average = MovingAverage(self.model, settings.ema) if settings.ema else None
         self.phases = model.phases()
         self.optimisers = {player.name: self._optimiser(player) for phase in self.phases for player in phase.players}
         self.best: dict[str, Tensor] = {}
@@ -168,10 +193,7 @@ class Trainer:
                 if (step + 1) % player.every == 0:
                     values.update(self._move(player, losses[player.name], phase, batch, rng))
             if self.average is not None:
-                # Early averages would remember the random start: the window grows with the steps made.
-                decay = min(self.settings.ema, (step + 1) / (step + 10))
-                self.average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-                self.average.update_parameters(self.model)
+                self.average.update(step)
             self.state["step"] = step + 1
             self._after_step(phase, values, begin, stop)
 
@@ -207,6 +229,7 @@ class Trainer:
         """Passes over the data without gradients. A pass is not interrupted: it is repeated after a resume."""
         begin = self.state["step"]
         indices = torch.arange(len(self.data))
+        assert phase.accumulate and phase.finish, f"phase {phase.name} has neither players nor accumulate and finish"
         while self.state["passes"] < phase.passes and begin < end:
             for part in indices.split(self.settings.batch_size):
                 phase.accumulate(self.data.batch(part, self.device))
@@ -250,7 +273,7 @@ class Trainer:
             sums[name] = (total + value, count + 1)
         if step % settings.log_every == 0 or step == self.total:
             self._log(phase)
-        if self.validation_data is not None and (step % settings.validate_every == 0 or step == self.total):
+        if self.validation_data and (step % settings.validate_every == 0 or step == self.total):
             self._validate()
         if settings.preview_every and step % settings.preview_every == 0 and self.processes.first:
             self.hooks.preview(self.kept().eval(), step)
@@ -286,11 +309,12 @@ class Trainer:
     def _validate(self) -> None:
         """The first score of the family on the held-out examples, with the weights that would be kept."""
         model = self.kept().eval()
-        metric = likelihood(model, self.validation_data, seed=self.settings.seed)[0]
+        name, score = next(iter(collect(model, self.validation_data, seed=self.settings.seed).items()))
+        value = mean(name, score.values, score.unit, score.kind, {}, score.weight).value
         self.model.train()
-        state, value = self.state, metric.value
+        state = self.state
         if self.processes.first and self.run_folder:
-            self.run_folder.append("metrics.jsonl", {"step": state["step"], f"validation/{metric.name}": value})
+            self.run_folder.append("metrics.jsonl", {"step": state["step"], f"validation/{name}": value})
         if value < state["best"]:
             state["best"], state["waited"] = value, 0
             if self.settings.patience:
@@ -301,7 +325,7 @@ class Trainer:
 
     def kept(self) -> Model:
         """The model as it would be saved: the moving average if there is one."""
-        return self.average.module if self.average is not None else self.model
+        return self.average.model if self.average is not None else self.model
 
     # --- checkpoints
 
@@ -314,16 +338,14 @@ class Trainer:
     def _save(self) -> None:
         own = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
-            tensors = {"weights": self.model.state_dict(), "best": self.best}
+            tensors: dict[str, dict[str, Tensor]] = {"weights": self.model.state_dict(), "best": self.best}
             if self.average is not None:
-                tensors["average"] = self.average.module.state_dict()
+                tensors["average"] = self.average.model.state_dict()
             for name, optimiser in self.optimisers.items():
                 tensors[f"optimiser-{name}"] = _flatten(optimiser)
-            for rank, state in enumerate(own):
-                tensors[f"state-{rank}"] = state
+            tensors |= {f"state-{rank}": carried for rank, carried in enumerate(own)}
             sums = {name: (float(total), count) for name, (total, count) in self.state["sums"].items()}
-            averaged = int(self.average.n_averaged) if self.average is not None else 0
-            state = {**self.state, "sums": sums, "averaged": averaged, "total": self.total}
+            state = {**self.state, "sums": sums, "total": self.total}
             self.run_folder.save_checkpoint(self.state["step"], tensors, state, self.settings.keep)
         self.processes.wait()
         self._saved = time.monotonic()
@@ -335,14 +357,13 @@ class Trainer:
         tensors, self.state = loaded
         self.model.load_state_dict(tensors["weights"])
         if self.average is not None:
-            self.average.module.load_state_dict(tensors["average"])
-            self.average.n_averaged.fill_(self.state.pop("averaged"))
+            self.average.model.load_state_dict(tensors["average"])
         for name, optimiser in self.optimisers.items():
             _unflatten(optimiser, tensors[f"optimiser-{name}"])
         self.best = {key: tensor.to(self.device) for key, tensor in tensors.get("best", {}).items()}
         own = tensors.get(f"state-{self.processes.rank}", {})
         self.model.load_training_state({key: tensor.to(self.device) for key, tensor in own.items()})
-        if self.processes.first:
+        if self.run_folder and self.processes.first:
             for log in ("metrics.jsonl", "timings.jsonl"):
                 self.run_folder.truncate(log, self.state["step"])
 
@@ -373,8 +394,8 @@ def _hold_out(data: Dataset, settings: TrainSettings) -> tuple[Dataset, Dataset 
 def _order(model: Model, data: Dataset, settings: TrainSettings, device: torch.device,
            processes: Processes) -> Shuffled | Contiguous:
     if model.reads == "stream" and data.document is not None:
-        return Contiguous(data, settings.batch_size, model.config.window, settings.seed, device,
-                          processes.rank, processes.world)
+        window: int = getattr(model.config, "window")  # noqa: B009 (a family that reads streams has this option)
+        return Contiguous(data, settings.batch_size, window, settings.seed, device, processes.rank, processes.world)
     return Shuffled(data, settings.batch_size, settings.seed, device, processes.rank, processes.world)
 
 
@@ -415,10 +436,10 @@ class _Stop:
 
 @contextmanager
 def _stop_requests(time_limit: str | None) -> Iterator[_Stop]:
-    """While training, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
+    """In training the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
     stop = _Stop(time_limit)
     codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-    before = {}
+    before: dict[int, Any] = {}
 
     def ask(number: int, _: object) -> None:
         stop.code = codes[signal.Signals(number)]

@@ -66,7 +66,7 @@ def test_typers_private_parts_are_left_alone(path):
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["families"], ["families", "--json"], ["train", "--help"],
                                   ["sample", "--help"]], ids=" ".join)
 def test_listing_imports_no_torch(args):
-    code = f"import sys; from gencli.app import run; code = run({args}); sys.exit(code or 10 * ('torch' in sys.modules))"
+    code = f"import sys; from gencli.app import run; sys.exit(run({args}) or 10 * ('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

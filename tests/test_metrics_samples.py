@@ -75,8 +75,9 @@ def test_frechet_distance_with_fewer_examples_than_features_and_constant_feature
     assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_frechet_distance_takes_many_examples_block_by_block():
-    x, y = normal(9001, 4), normal(5003, 4, seed=1) * 1.2
+def test_frechet_distance_takes_many_examples_block_by_block(monkeypatch):
+    monkeypatch.setattr("gencli.metrics.distribution._QR_ROWS", 100)
+    x, y = normal(901, 4), normal(503, 4, seed=1) * 1.2
     assert frechet_distance(x, y) == pytest.approx(fidelity_frechet(x, y), rel=1e-8)
 
 
@@ -88,6 +89,15 @@ def test_kernel_distance_is_that_of_torch_fidelity():
     theirs = kid_features_to_metric(x, y, kid_subsets=1, kid_subset_size=300, verbose=False)
     assert kernel_distance(x, y)[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     assert kernel_distance(x.float(), y.float())[0] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+
+
+def test_error_of_the_kernel_distance_is_the_jackknife():
+    x, y = normal(9, 3), normal(7, 3, seed=1) + 0.5
+    variance = 0.0
+    for left, estimates in ((9, [kernel_distance(x[torch.arange(9) != i], y)[0] for i in range(9)]),
+                            (7, [kernel_distance(x, y[torch.arange(7) != i])[0] for i in range(7)])):
+        variance += (left - 1) * np.var(estimates)
+    assert kernel_distance(x, y)[1] == pytest.approx(math.sqrt(variance), rel=1e-9)
 
 
 def test_error_of_the_kernel_distance_is_the_spread_of_repetitions():

@@ -48,7 +48,7 @@ def test_distributions(source, dtype):
     assert kstest(source.normal(41, dtype=dtype).flatten().numpy(), "norm").pvalue > 0.01
     uniform = source.uniform(41, dtype=dtype)
     assert kstest(uniform.flatten().numpy(), "uniform").pvalue > 0.01
-    assert uniform.dtype == dtype and 0 < uniform.min() and uniform.max() < 1
+    assert uniform.dtype == dtype and uniform.min() > 0 and uniform.max() < 1
     assert source.integers(7, 100).unique().tolist() == list(range(7))
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import kstest
 
 from gencli.errors import DataError, UsageError
-from gencli.families.rnn import RNN, Config
+from gencli.families.rnn import RNN, RNNConfig
 from gencli.model import Batch, Given, TextSpec
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -18,7 +18,7 @@ def model(cell="lstm", vocabulary=5, lines=False, length=12, scale=3.0, **option
     """A small model with weights large enough to have opinions."""
     torch.manual_seed(0)
     spec = TextSpec(vocabulary=tuple(f"t{i}" for i in range(vocabulary)), length=length, lines=lines)
-    made = RNN(Config(**{"cell": cell, "width": 8, "layers": 2, "embedding": 8, **options}), spec)
+    made = RNN(RNNConfig(**{"cell": cell, "width": 8, "layers": 2, "embedding": 8, **options}), spec)
     with torch.no_grad():
         made.head.weight.mul_(scale)
     return made.eval()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,7 +53,7 @@ def evaluate(
     model, card = runs.load_model(run, devices.pick(device))
     chosen = options.parse_set(set, model.scores)
     reading = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
-    split = "all" if Path(data).is_file() else "test"
+    split: Literal["all", "test"] = "all" if Path(data).is_file() else "test"
     examples = load_for(card, data, given, console, split, limit=limit, **reading)
     found = []
     with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:

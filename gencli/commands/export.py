@@ -66,6 +66,7 @@ def _onnx(graph: Graph) -> tuple[bytes, float]:
     with warnings.catch_warnings(action="ignore"):  # the exporter's own deprecations
         program = torch.onnx.export(graph.module.eval(), kwargs=graph.inputs, output_names=graph.outputs,
                                     dynamic_shapes=_dynamic(graph), dynamo=True, verbose=False)
+    assert program is not None  # it is with dynamo=True
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     probe = _probe(graph)

@@ -20,14 +20,14 @@ class LazyGroup(TyperGroup):
         """The function of a command, or a group; an error if there is none of that name."""
         raise NotImplementedError
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(self.summaries())
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self._chosen = args[0]
         return super().resolve_command(ctx, args)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name != self._chosen:
             return _command(cmd_name, _listed, self.summaries()[cmd_name])
         made = self.make(cmd_name)

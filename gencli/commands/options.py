@@ -69,7 +69,7 @@ def with_settings(*panels: tuple[str, Any]) -> Callable[[Callable[..., Any]], Ca
             return command(**values, given=given)
 
         del run.__wrapped__  # or inspect would report the signature of `command`
-        run.__signature__ = inspect.Signature([*own, *made])
+        vars(run)["__signature__"] = inspect.Signature([*own, *made])
         run.__annotations__ = {p.name: p.annotation for p in [*own, *made]}
         return run
 
@@ -91,7 +91,7 @@ def _parameter(name: str, field: "FieldInfo", panel: str) -> inspect.Parameter:
 
 def _kind(field: "FieldInfo") -> tuple[type, tuple[Any, ...]]:
     """The plain type of a field, and its choices if it has any."""
-    annotation = field.annotation
+    annotation: Any = field.annotation
     if NoneType in get_args(annotation):
         (annotation,) = (a for a in get_args(annotation) if a is not NoneType)
     if get_origin(annotation) is Literal:
@@ -114,7 +114,7 @@ def describe_fields(settings: "type[BaseModel]") -> list[dict[str, Any]]:
             for name, field in settings.model_fields.items()]
 
 
-def resolve(models: "Iterable[type[BaseModel]]", *layers: tuple[str, dict[str, Any]]) -> "list[BaseModel]":
+def resolve(models: "Iterable[type[BaseModel]]", *layers: tuple[str, dict[str, Any]]) -> list[Any]:
     """Settings of each model from layers (where it stands, values by field name), later ones overriding earlier ones.
 
     Raises:

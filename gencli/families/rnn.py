@@ -31,7 +31,7 @@ _MARGIN = 1e-3
 _PIECE = 2**18
 
 
-class Config(FamilyConfig):
+class RNNConfig(FamilyConfig):
     cell: Literal["lstm", "gru", "vanilla"] = Field("lstm", description="Recurrent unit.")
     width: int = Field(512, ge=1, description="Units of each layer.")
     layers: int = Field(1, ge=1, description="Recurrent layers.")
@@ -50,7 +50,7 @@ class RNN(Model):
     the model has a code drawn from the standard normal.
     """
 
-    Config = Config
+    Config = RNNConfig
     kinds = frozenset({"text"})
     reads = "stream"
     likelihood = "exact"
@@ -58,10 +58,10 @@ class RNN(Model):
     defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.0}
 
-    config: Config
+    config: RNNConfig
     spec: TextSpec
 
-    def __init__(self, config: Config, spec: TextSpec):
+    def __init__(self, config: RNNConfig, spec: TextSpec):
         super().__init__(config, spec)
         vocabulary, embedding = len(spec.vocabulary), config.embedding
         cell = {"lstm": nn.LSTM, "gru": nn.GRU, "vanilla": nn.RNN}[config.cell]

@@ -21,7 +21,7 @@ from gencli.model import AnySpec, Batch, Diagnostic, FamilyConfig, Given, ImageS
 from gencli.rng import Rng
 
 
-class Config(FamilyConfig):
+class VAEConfig(FamilyConfig):
     latent: int = Field(50, ge=1, description="Dimensions of the latent code z.")
     net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
     width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 500) or feature maps "
@@ -39,14 +39,14 @@ class Config(FamilyConfig):
 class VAE(Model):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
-    Config = Config
+    Config = VAEConfig
     kinds = frozenset({"image", "vector"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     likelihood = "bound"
-    config: Config
+    config: VAEConfig
     spec: ImageSpec | VectorSpec
 
-    def __init__(self, config: Config, spec: AnySpec):
+    def __init__(self, config: VAEConfig, spec: AnySpec):
         super().__init__(config, spec)
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
         self.observation = _observation(config.likelihood, spec)
@@ -115,9 +115,10 @@ class VAE(Model):
     def scores(self, batch: Batch, rng: Rng, *, particles: int = 50) -> dict[str, Score]:
         """Costs in nats (negative bounds): `elbo` = `reconstruction` + `kl`, and `iw_bound` with K = `particles`."""
         iw_bound, reconstruction, kl = self._bounds(batch, rng, particles)
+        protocol = {"density": True} if isinstance(self.observation, _Gaussian) else {}
         return {
-            "elbo": Score(kl - reconstruction, "nats", "bound"),
-            "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles}),
+            "elbo": Score(kl - reconstruction, "nats", "bound", protocol=protocol),
+            "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles, **protocol}),
             "reconstruction": Score(-reconstruction, "nats", "estimate"),
             "kl": Score(kl, "nats", "exact"),
         }
@@ -266,7 +267,7 @@ def _observation(name: str, spec: ImageSpec | VectorSpec) -> _Bernoulli | _Discr
 # Networks: encoders x (B, ...) -> (B, 2 Z), decoders z (B, Z) -> (B, P, D) with P parameters for each number
 
 
-def _mlp(spec: ImageSpec | VectorSpec, config: Config, parameters: int) -> tuple[nn.Module, nn.Module]:
+def _mlp(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     width = config.width or 500
 
     def stack(inputs: int, outputs: int) -> list[nn.Module]:
@@ -292,7 +293,7 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-def _conv(spec: ImageSpec | VectorSpec, config: Config, parameters: int) -> tuple[nn.Module, nn.Module]:
+def _conv(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
     if not isinstance(spec, ImageSpec):
         raise ValueError("net conv fits pictures; this data is a table: use --net mlp")

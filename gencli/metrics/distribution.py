@@ -20,6 +20,7 @@ from gencli.metrics.estimates import mean
 from gencli.metrics.neighbours import squared_distances
 from gencli.rng import generator
 
+_QR_ROWS = 16384  # rows decomposed at once
 _KERNEL_BLOCK = 5000  # most features compared with all others in one estimate of the kernel distance
 
 
@@ -40,7 +41,7 @@ def _mean_and_root(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and an upper triangular R with R^T R = covariance, in float64; a QR decomposition, block by block."""
     centre = x.mean(0, dtype=torch.float64)
     root = centre.new_zeros(0, x.shape[1])
-    for part in x.split(max(4096, 2 * x.shape[1])):
+    for part in x.split(_QR_ROWS):
         root = torch.linalg.qr(torch.cat([root, part.double() - centre]), mode="r").R
     return centre, root / math.sqrt(len(x) - 1)
 

@@ -97,7 +97,11 @@ def feature_space(name: str, spec: AnySpec, training: Dataset | None = None, pro
         UsageError: no such space, or it does not fit the examples.
         DataError: a classifier is to be trained, and the data has no labels.
     """
-    spaces = {ImageSpec: ("pixels", "classifier"), VectorSpec: ("columns",)}.get(type(spec), ())
+    spaces: tuple[str, ...] = ()
+    if isinstance(spec, ImageSpec):
+        spaces = ("pixels", "classifier")
+    elif isinstance(spec, VectorSpec):
+        spaces = ("columns",)
     if name not in spaces:
         raise UsageError(f"{spec.kind}s have no features called {name!r}{did_you_mean(name, spaces)}")
     if name == "classifier":
