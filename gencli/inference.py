@@ -1,9 +1,10 @@
 """What the verbs do with a trained model, as plain functions that know no terminal.
 
 Examples are computed in aligned blocks of `model.block`: example i is always number i % block of block i // block,
-whichever others are wanted. So the same seed gives the same bits however many are asked for, and in however many shards.
+whichever others are wanted. So a seed gives the same bits however many are asked for, and in however many shards.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -93,7 +94,7 @@ def code_shape(model: Model) -> torch.Size:
 def interpolate(model: Model, corners: list[Tensor], frames: int, seed: int = 0, **options: Any) -> Iterator[Batch]:
     """Examples along a path through codes (*code), `frames` from each to the next, the corners included once."""
     paths = [model.interpolate(a.to(model.device), b.to(model.device), frames)[(i > 0):]
-             for i, (a, b) in enumerate(zip(corners, corners[1:], strict=False))]
+             for i, (a, b) in enumerate(itertools.pairwise(corners))]
     if not paths:
         raise UsageError("a path needs at least two ends; give two examples, two --seeds or --latents with two codes")
     for path in paths:

@@ -1,4 +1,4 @@
-"""The contract of a family: what an example is (`Spec`), what a batch is, how a model trains, samples, encodes and scores.
+"""The contract of a family: what an example is (`Spec`), what a batch is, how a model trains, samples and scores.
 
 A family is one file in `gencli/families/` with two classes, a `FamilyConfig` and a `Model`; the smallest complete one
 is `examples/plugin/`. Everything a command needs to know about a family is said here and nowhere else.
@@ -129,12 +129,13 @@ class Batch:
         return len(self.x)
 
     def to(self, device: torch.device | str) -> "Batch":
-        moved = {name: None if (t := getattr(self, name)) is None else t.to(device, non_blocking=True)
-                 for name in ("x", "labels", "lengths")}
+        moved: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t.to(device, non_blocking=True)
+                                 for name in ("x", "labels", "lengths")}
         return replace(self, **moved)
 
     def __getitem__(self, index: Any) -> "Batch":
-        part = {name: None if (t := getattr(self, name)) is None else t[index] for name in ("x", "labels", "lengths")}
+        part: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t[index]
+                                for name in ("x", "labels", "lengths")}
         return replace(self, **part)
 
 
@@ -220,7 +221,7 @@ class Phase:
 
 
 class FamilyConfig(BaseModel):
-    """The options of a family. Each field becomes an option of `gencli train FAMILY`, with its help, range and default."""
+    """The options of a family: each field becomes one of `gencli train FAMILY`, with its help, range and default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -235,7 +236,7 @@ class Graph:
 
 
 class Model(nn.Module):
-    """Base of every family. A family defines the methods it can honour; commands find out what it can from the registry.
+    """Base of every family. A family defines the methods it can honour; commands know them from the registry.
 
     Keyword-only options of `sample`, `encode`, `decode` and `scores`, typed and with defaults, are what `--set
     name=value` sets on `sample`, `encode` and `evaluate`.

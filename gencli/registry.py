@@ -95,7 +95,7 @@ def family(name: str) -> Family:
 
 
 def require(name: str, ability: str) -> Family:
-    """The family of that name if it can do `ability`; else UsageError says what it can and which families can do this."""
+    """The family of that name if it can do `ability`; else UsageError says what it can and which families can."""
     wanted = family(name)
     if wanted.can and ability not in wanted.can:  # a plugin's abilities are not known before it is loaded
         others = [f.name for f in families().values() if ability in f.can]

@@ -309,6 +309,7 @@ class Trainer:
     def _validate(self) -> None:
         """The first score of the family on the held-out examples, with the weights that would be kept."""
         model = self.kept().eval()
+        assert self.validation_data
         name, score = next(iter(collect(model, self.validation_data, seed=self.settings.seed).items()))
         value = mean(name, score.values, score.unit, score.kind, {}, score.weight).value
         self.model.train()
@@ -439,11 +440,11 @@ def _stop_requests(time_limit: str | None) -> Iterator[_Stop]:
     """In training the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
     stop = _Stop(time_limit)
     codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-    before: dict[int, Any] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def ask(number: int, _: object) -> None:
         stop.code = codes[signal.Signals(number)]
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     with suppress(ValueError):  # not the main thread: then whoever runs us stops us
         for number in codes:
@@ -451,5 +452,5 @@ def _stop_requests(time_limit: str | None) -> Iterator[_Stop]:
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in before:
+            signal.signal(number, before[number])

@@ -78,7 +78,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 with two classes, 96 rows of 3 columns, a text of 2,000 letters."""
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns, 2,000 letters."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2

@@ -88,7 +88,7 @@ def test_config_round_trip(family, kind, small_run):
     cls = family.load()
     config = cls.Config(**card.config)
     assert cls.Config(**json.loads(config.model_dump_json())) == config
-    with pytest.raises(ValueError, match="extra|Extra"):
+    with pytest.raises(ValueError, match="no_such_option"):
         cls.Config(no_such_option=1)
 
 

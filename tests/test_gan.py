@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gencli.errors import UsageError
-from gencli.families.gan import GAN, Config
+from gencli.families.gan import GAN, GANConfig
 from gencli.model import Batch, Given, ImageSpec, VectorSpec
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -18,7 +18,7 @@ PICTURE = ImageSpec(channels=1, height=8, width=8, classes=("a", "b", "c"))
 
 def gan(spec, seed=0, **config):
     torch.manual_seed(seed)
-    return GAN(Config(**{"latent": 6, "width": 4, **config}), spec)
+    return GAN(GANConfig(**{"latent": 6, "width": 4, **config}), spec)
 
 
 def streams(n, seed=0):

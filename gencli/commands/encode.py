@@ -32,7 +32,7 @@ def encode(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'gencli sample RUN --latents -' reads."""
+    """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'sample RUN --latents -' reads."""
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")

@@ -24,16 +24,16 @@ from gencli.publish import publish_text
 def evaluate(
     run: options.RunArgument,
     data: options.DataArgument,
-    samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar of "
-                                                "'gencli sample' on stdin. Default: --draw of the model's own.")] = None,
+    samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
+                                                "of 'gencli sample' on stdin. Default: the model's own.")] = None,
     draw: Annotated[int, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none.")] = 1000,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
-                                                 "classifier (trained on the labelled training data and cached) or "
+                                                 "classifier (trained on the labelled training data, cached) or "
                                                  "columns.")] = None,
-    require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if this "
-                                                      "is not met or not measured. May be given several times.")] = None,
+    require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if "
+                                                      "this is not met or not measured. May be repeated.")] = None,
     set: options.Set = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,

@@ -24,9 +24,9 @@ from gencli.rng import ExampleStreams
 def interpolate(
     run: options.RunArgument,
     examples: Annotated[list[str] | None, typer.Argument(
-        metavar="[A B ...]", help="Examples to go through: files, or DATA#3 for the third of a data set (from 0); for "
-                                  "text models also the text itself.")] = None,
-    seeds: Annotated[str | None, typer.Option("--seeds", help="Go through the first samples of these seeds: 3,9.")] = None,
+        metavar="[A B ...]", help="Examples to go through: files, or DATA#3 for number 3 of a data set (from 0); "
+                                  "for text models also the text itself.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Go through the first samples of seeds: 3,9.")] = None,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Go through these codes (from "
                                                 "'gencli encode'; - is stdin).")] = None,
     frames: Annotated[int, typer.Option("--frames", min=2, help="Examples from each end to the next, both "
@@ -46,7 +46,7 @@ def interpolate(
     """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or whatever 'gencli sample' writes."""
     console = Console(quiet, verbose, json)
     if sum(source is not None and source != [] for source in (examples, seeds, latents)) != 1:
-        raise UsageError("interpolate goes between two examples A B, or --seeds 3,9, or --latents CODES: give one of them")
+        raise UsageError("interpolate goes between examples A B, or --seeds 3,9, or --latents CODES: give one of them")
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the path to a file with -o FILE")
     card = runs.read_card(run)

@@ -142,8 +142,8 @@ def resolve(models: "Iterable[type[BaseModel]]", *layers: tuple[str, dict[str, A
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0])
-            raise UsageError(f"--{name.replace('_', '-')} {first['input']}: {first['msg'].removeprefix('Value error, ')}"
-                             f" (given by {origin.get(name, 'default')})") from None
+            flag, message = name.replace("_", "-"), first["msg"].removeprefix("Value error, ")
+            raise UsageError(f"--{flag} {first['input']}: {message} (from {origin.get(name, 'default')})") from None
     return made
 
 

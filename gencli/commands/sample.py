@@ -28,7 +28,7 @@ def sample(
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
-    """Draw new examples; on a pipe a tar of them, else -o decides: .png sheet, folder/, .gif, .npz, .csv, .txt, .tar."""
+    """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
     from gencli import device as devices
     from gencli import inference, runs, streams
 

@@ -91,7 +91,8 @@ def _command(family: registry.Family) -> Any:
         )
         examples = load(data, resolved[2], split="train", skip_bad=skip_bad, download=download, data_root=data_root,
                         limit=limit, notify=console.note)
-        settings = Settings(family.name, data, *resolved, examples)
+        model_config, training, reading = resolved
+        settings = Settings(family.name, data, model_config, training, reading, examples)
         if dry_run or run is None:
             document = {**settings.document(), **settings.size()}
             return console.result(document, _as_json(document))

@@ -77,14 +77,15 @@ class Dataset:
         """
         x = self.examples[indices].to(device, non_blocking=True)
         labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
-        lengths = None if self.lengths is None else self.lengths[indices].to(device, non_blocking=True)
         if isinstance(self.spec, ImageSpec):
-            x = self._pixels(x, indices, rng)
-        elif lengths is not None:
-            x = x[:, : int(self.lengths[indices].max())].long() if len(indices) else x.long()
-        return Batch(x, labels, lengths)
+            return Batch(self._pixels(x, self.spec.levels, indices, rng), labels)
+        if self.lengths is None:
+            return Batch(x, labels)
+        lengths = self.lengths[indices]
+        longest = int(lengths.max()) if len(lengths) else 0
+        return Batch(x[:, :longest].long(), labels, lengths.to(device, non_blocking=True))
 
-    def _pixels(self, x: Tensor, indices: Tensor, rng: Rng | None) -> Tensor:
+    def _pixels(self, x: Tensor, levels: int | None, indices: Tensor, rng: Rng | None) -> Tensor:
         """(B, C, H, W) raw -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
         if self.drawn:
             if rng is None or self.drawn == "fixed":
@@ -92,13 +93,13 @@ class Dataset:
             # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
             return (x > rng.integers(255, *x.shape[1:])).float().contiguous(memory_format=torch.channels_last)
         if x.dtype == torch.uint8:
-            x = x.float().div_(self.spec.levels - 1)
+            x = x.float().div_((levels or 256) - 1)
         return x.contiguous(memory_format=torch.channels_last)
 
     def span(self, start: int, end: int) -> "Dataset":
         """Examples `start` to `end`, and of a document the same passages."""
         document = None
-        if self.document is not None:
+        if self.document is not None and self.lengths is not None:
             places = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
             document = self.document[places[start] : places[end]]
         return replace(self, examples=self.examples[start:end], document=document, offset=self.offset + start,
@@ -143,6 +144,7 @@ class Contiguous:
 
     def __init__(self, data: Dataset, batch_size: int, window: int, seed: int, device: torch.device,
                  rank: int = 0, world: int = 1):
+        assert data.document is not None
         self.document = data.document.to(device)
         self.seed, self.device, self.rank, self.world = seed, device, rank, world
         # A short document is read by fewer readers, in shorter windows, rather than not at all.

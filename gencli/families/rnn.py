@@ -71,7 +71,7 @@ class RNN(Model):
         self.head = nn.Linear(config.width, vocabulary)
         if config.cell == "lstm":
             for layer in self.recurrent:  # gates in the order of torch: input, forget, cell, output
-                nn.init.ones_(layer.bias_ih_l0.data[config.width : 2 * config.width])
+                nn.init.ones_(layer.get_parameter("bias_ih_l0").data[config.width : 2 * config.width])
         self._carried: Tensor | None = None  # state after the last window of a document, without gradient
 
     def _read(self, tokens: Tensor, state: Tensor | None = None,
@@ -104,7 +104,7 @@ class RNN(Model):
         """`forward` for one token (B,), in operations that every exporter knows -> logits (B, V)."""
         x, after = self.embedding(token), []
         for layer, before in zip(self.recurrent, state.unbind(1), strict=True):
-            weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+            weights = [layer.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
             if self.config.cell == "lstm":
                 after.append(torch.cat(torch.lstm_cell(x, before.chunk(2, dim=-1), *weights), dim=-1))
             else:

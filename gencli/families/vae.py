@@ -8,6 +8,7 @@ data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021
 Shapes: B batch, K particles, Z latent dimensions, D numbers in an example.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -17,7 +18,19 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.model import AnySpec, Batch, Diagnostic, FamilyConfig, Given, ImageSpec, Loss, Model, Score, VectorSpec
+from gencli.model import (
+    AnySpec,
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Given,
+    ImageSpec,
+    Loss,
+    Model,
+    Score,
+    TextSpec,
+    VectorSpec,
+)
 from gencli.rng import Rng
 
 
@@ -48,6 +61,7 @@ class VAE(Model):
 
     def __init__(self, config: VAEConfig, spec: AnySpec):
         super().__init__(config, spec)
+        assert not isinstance(spec, TextSpec)  # `kinds` has none
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
         self.observation = _observation(config.likelihood, spec)
         networks = _conv if conv else _mlp
@@ -228,12 +242,14 @@ class _Gaussian(nn.Module):
     """Gaussian numbers with one learned deviation for each; columns of a table are standardised inside."""
 
     parameters_per_number = 1
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, spec: ImageSpec | VectorSpec):
         super().__init__()
-        vector = isinstance(spec, VectorSpec)
-        self.register_buffer("centre", torch.tensor(spec.mean if vector else [0.5]))
-        self.register_buffer("scale", torch.tensor(spec.scale if vector else [0.5]))
+        mean, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
+        self.register_buffer("centre", torch.tensor(mean))
+        self.register_buffer("scale", torch.tensor(scale))
         self.log_deviation = nn.Parameter(torch.zeros(spec.size))  # in standardised units
 
     def standardise(self, x: Tensor) -> Tensor:
@@ -272,7 +288,7 @@ def _mlp(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tu
 
     def stack(inputs: int, outputs: int) -> list[nn.Module]:
         sizes = [inputs] + [width] * (config.depth or 2)
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         return [*hidden, nn.Linear(width, outputs)]
 
     encoder = nn.Sequential(nn.Flatten(), *stack(spec.size, 2 * config.latent))
