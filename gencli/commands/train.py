@@ -13,6 +13,7 @@ from gencli.commands import options
 from gencli.commands.lazy import LazyGroup
 from gencli.console import Console
 from gencli.errors import DataError, StoppedError, UsageError
+from gencli.publish import publish_text
 
 if TYPE_CHECKING:
     from gencli.data.dataset import Dataset, DataSettings
@@ -190,18 +191,30 @@ def _train_and_save(run: "Run", settings: Settings, device: Any, resume: bool, c
         trainer = Trainer(model, settings.examples, settings.training, run, device, hooks)
         try:
             outcome = trainer.run(resume)
-        except BaseException as error:
+        except StoppedError as error:  # what there is can be sampled from until the run goes on
             if processes.first:
-                run.log(str(error) if isinstance(error, StoppedError) else traceback.format_exc())
+                _publish(run, settings, Outcome(trainer.kept().eval(), trainer.state["step"]))
+                run.log(str(error))
+            raise
+        except BaseException:
+            if processes.first:
+                run.log(traceback.format_exc())
             raise
     if processes.first:
-        card = runs.Card(family=settings.family, config=settings.model.model_dump(), spec=model.spec,
-                         data=settings.data, data_settings=settings.reading,
-                         fingerprint=settings.examples.fingerprint, steps=outcome.step, seed=settings.training.seed)
-        runs.save_model(run.path / "model.safetensors", outcome.model, card)
-        (run.path / "README.md").write_text(model_card(card, outcome.values))
+        _publish(run, settings, outcome)
         run.log(f"finished: {outcome.step} steps")
     return outcome
+
+
+def _publish(run: "Run", settings: Settings, outcome: "Outcome") -> None:
+    """Write the model and its card into the run."""
+    from gencli import runs
+
+    card = runs.Card(family=settings.family, config=settings.model.model_dump(), spec=settings.examples.spec,
+                     data=settings.data, data_settings=settings.reading, fingerprint=settings.examples.fingerprint,
+                     steps=outcome.step, seed=settings.training.seed)
+    runs.save_model(run.path / "model.safetensors", outcome.model, card)
+    publish_text(run.path / "README.md", model_card(card, outcome.values))
 
 
 def _preview(folder: Path, model: "Model", step: int) -> None:

@@ -73,6 +73,7 @@ class GAN(Model):
 
     Config = GANConfig
     kinds = frozenset({"image", "vector"})
+    block = 16  # projection costs hundreds of passes through the generator: none of them for examples nobody wants
     defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}
     path = "spherical"
     config: GANConfig
@@ -180,27 +181,32 @@ class GAN(Model):
         return Batch(x, code[:, self.config.latent :].argmax(1) if self.classes else None)
 
     def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
-        """Codes by projection: the z whose example is nearest in mean square, found by Adam from several starts.
+        """Codes by projection: the z whose example is nearest in mean square, found by Adam.
 
-        A conditional model takes the class from the labels, or draws one for each start where there are none.
+        Several starts are followed for a quarter of the steps, the best of them for the rest. A conditional model takes
+        the class from the labels, or draws one for each start where there are none.
         """
         x = (batch.x - self.shift) / self.scale
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
+        codes, error = self._project(codes, x, steps // 4)
+        best = codes[torch.arange(len(x), device=x.device), error.argmin(1)]
+        return self._project(best[:, None], x, steps - steps // 4)[0][:, 0]
+
+    @torch.enable_grad()
+    def _project(self, codes: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Move the z of every code (B, S, code) towards x (B, *example); codes and squared errors (B, S) after it."""
         z, label = codes.split([self.config.latent, self.classes], dim=2)
         z = z.clone().requires_grad_()
 
-        def errors() -> Tensor:  # (B, starts)
-            made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, (len(x), starts))
+        def errors() -> Tensor:  # (B, S)
+            made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, z.shape[:2])
             return (made - x[:, None]).square().flatten(2).mean(2)
 
         optimiser = torch.optim.Adam([z], lr=0.1)
-        with torch.enable_grad():
-            for _ in range(steps):
-                z.grad, = torch.autograd.grad(errors().sum(), z)
-                optimiser.step()
-        with torch.no_grad():
-            best = errors().argmin(1)
-        return torch.cat([z.detach(), label], dim=2)[torch.arange(len(x), device=x.device), best]
+        for _ in range(steps):
+            z.grad, = torch.autograd.grad(errors().sum(), z)
+            optimiser.step()
+        return torch.cat([z, label], dim=2).detach(), errors().detach()
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""
