@@ -7,11 +7,13 @@ interval, nothing with `-q`.
 import json
 import sys
 import time
+from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console as RichConsole
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
 
 _PLAIN_INTERVAL = 30  # seconds between plain progress lines
 
@@ -21,7 +23,12 @@ class Console:
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
         self.quiet, self.verbose, self.json = quiet, verbose, json
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    @cached_property
+    def _err(self) -> "RichConsole":
+        from rich.console import Console as RichConsole  # costs a fifth of the start-up: only when something is said
+
+        return RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def note(self, message: str) -> None:
         """A message for a person."""
@@ -36,14 +43,14 @@ class Console:
         """The one line of an error."""
         self._err.print(f"error: {message}", style="red", markup=False)
 
-    def result(self, document: Any, human: str | Table) -> None:
+    def result(self, document: Any, human: "str | Table") -> None:
         """The result of a command on stdout: one JSON document with `--json`, else for a person."""
         if self.json:
             sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
-        elif isinstance(human, Table):
-            RichConsole(highlight=False).print(human)
+        elif isinstance(human, Table) and sys.stdout.isatty():
+            human.draw()
         else:
-            sys.stdout.write(human + "\n")
+            sys.stdout.write(f"{human}\n")
         sys.stdout.flush()
 
     def traceback(self) -> None:
@@ -58,7 +65,7 @@ class Console:
 class ProgressLine:
     """Progress of one piece of work: call it with (done, total, values to show)."""
 
-    def __init__(self, console: RichConsole, what: str, quiet: bool):
+    def __init__(self, console: "RichConsole", what: str, quiet: bool):
         self._console, self._what, self._quiet = console, what, quiet
         self._bar: Any = None
         self._task: Any = None
@@ -89,11 +96,25 @@ class ProgressLine:
             self._bar.stop()
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
-    """A table for a person."""
-    made = Table(title=title, title_justify="left")
-    for column in columns:
-        made.add_column(column)
-    for row in rows:
-        made.add_row(*row)
-    return made
+@dataclass
+class Table:
+    """Rows for a person: drawn on a terminal, aligned by spaces in a pipe."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+    def draw(self) -> None:
+        """Draw it on the terminal."""
+        from rich.console import Console as RichConsole
+        from rich.table import Table as RichTable
+
+        drawn = RichTable(*self.columns)
+        for row in self.rows:
+            drawn.add_row(*row)
+        RichConsole(highlight=False).print(drawn)
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                 for row in [self.columns, *self.rows]]
+        return "\n".join(lines)

@@ -1,7 +1,6 @@
-"""Pixels that know nothing of each other: for each, how often it has each level. A complete family, trained by counting.
+"""Pixels that know nothing of each other: for each, how often it has each level, counted in one pass over the data.
 
-A code is the noise that a picture is made of, as in every model with exact conditionals: z ~ N(0, 1) for each pixel,
-whose level is the quantile at Phi(z). So decode(encode(x)) = x.
+A code is the noise that a picture is made of: z ~ N(0, 1) for each pixel, whose level is its quantile at Phi(z).
 """
 
 import torch
@@ -26,7 +25,7 @@ class Independent(Model):
     def __init__(self, config: Config, spec: AnySpec):
         super().__init__(config, spec)
         if spec.levels is None:
-            raise ValueError("independent counts levels, and these pictures have none; make them binary with --binarize")
+            raise ValueError("independent counts levels, which real-valued pictures lack; give 8-bit or binary ones")
         self.register_buffer("counts", torch.full((spec.size, spec.levels), config.smoothing))
 
     def phases(self) -> list[Phase]:

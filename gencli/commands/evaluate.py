@@ -11,7 +11,7 @@ from gencli import device as devices
 from gencli import inference, metrics, runs
 from gencli.commands import options
 from gencli.commands.reading import load_for
-from gencli.console import Console, table
+from gencli.console import Console, Table
 from gencli.data.dataset import Dataset, DataSettings
 from gencli.errors import GencliError, RequirementError, ResourceError
 from gencli.metrics.requirements import check_requirements, parse_requirement
@@ -79,7 +79,7 @@ def evaluate(
         "passed": all(result["passed"] for result in results),
     }
     _keep(Path(run), examples, document, console)
-    console.result(document, _table(run, examples, found))
+    console.result(document, _table(found))
     failed = [f"{result['requirement']} ({result['reason']})" for result in results if not result["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(results)} requirements not met: {'; '.join(failed)}")
@@ -107,7 +107,7 @@ def _keep(run: Path, data: Dataset, document: dict[str, Any], console: Console) 
         console.note(f"the result is not kept: {error}")
 
 
-def _table(run: str, data: Dataset, found: list[metrics.Metric]) -> Any:
+def _table(found: list[metrics.Metric]) -> Table:
     rows = [[m.name, f"{m.value:.6g}", "" if m.error is None else f"± {m.error:.2g}", m.unit, m.kind, str(m.n)]
             for m in found]
-    return table(f"{run} on {data.name}:{data.split}", ["metric", "value", "error", "unit", "kind", "n"], rows)
+    return Table(["metric", "value", "error", "unit", "kind", "n"], rows)

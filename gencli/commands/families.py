@@ -6,7 +6,7 @@ import typer
 
 from gencli import registry
 from gencli.commands.options import Json
-from gencli.console import Console, table
+from gencli.console import Console, Table
 
 
 def families(name: Annotated[str | None, typer.Argument(help="One family, with its options.")] = None,
@@ -17,7 +17,7 @@ def families(name: Annotated[str | None, typer.Argument(help="One family, with i
         return _describe(registry.family(name), console)
     found = list(registry.families().values())
     rows = [[f.name, ", ".join(f.kinds) or "?", ", ".join(f.can) or "?", f.summary, f.source] for f in found]
-    console.result([record(f) for f in found], table("", ["family", "kinds", "can", "summary", "source"], rows))
+    console.result([record(f) for f in found], Table(["family", "kinds", "can", "summary", "source"], rows))
 
 
 def record(family: registry.Family) -> dict[str, object]:

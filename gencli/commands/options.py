@@ -186,7 +186,8 @@ def read_preset(family: str, name: str) -> dict[str, Any]:
 
 def set_options(method: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
     """What `--set` can set: the keyword-only arguments of a method, name -> (type as text, default)."""
-    return {name: (str(getattr(hint, "__name__", hint)).replace("typing.", ""), default)
+    return {name: ("|".join(map(str, get_args(hint))) if get_origin(hint) is Literal else
+                   str(hint) if get_args(hint) else hint.__name__, default)
             for name, (hint, default) in _keywords(method).items()}
 
 

@@ -1,0 +1,173 @@
+"""Speed as ratios against a peer in the same run: `python tests/benchmarks/speed.py [startup] [loop] [usual] [memory]`.
+
+Each comparison alternates the two sides and takes the median, so that a busy machine harms both alike. Results stand in
+RESULTS.md. Nothing here is a test: no bound is asserted.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+BARE = """
+import typer
+app = typer.Typer()
+@app.callback()
+def root(): "Deep generative models."
+for name in "train sample encode interpolate evaluate export families".split():
+    app.command(name)(lambda: print("ok"))
+app()
+"""
+
+
+def startup(rounds: int = 15) -> None:
+    """`gencli --help` and `gencli families` against a bare Typer application with seven commands."""
+    with tempfile.TemporaryDirectory() as folder:
+        bare = Path(folder) / "bare.py"
+        bare.write_text(BARE)
+        for args in (["--help"], ["families"]):
+            peer = [str(bare), "--help" if args == ["--help"] else "families"]
+            ours, theirs = alternate(lambda a=args: run(["-m", "gencli", *a]), lambda p=peer: run(p), rounds)
+            report(f"gencli {' '.join(args)}", ours, theirs, "s", "bare Typer application")
+
+
+def loop(steps: int = 400, rounds: int = 5) -> None:
+    """The trainer against a hand-written loop: VAE mlp, batch 128, bf16, the same settings and moving average."""
+    import torch
+
+    from gencli.data import DataSettings, load
+    from gencli.families.vae import VAE, VAEConfig
+    from gencli.model import Batch
+    from gencli.rng import StepStream
+    from gencli.trainer import Trainer, TrainSettings
+
+    data = load("digits", DataSettings(binarize="dynamic"))
+
+    def model() -> VAE:
+        torch.manual_seed(0)
+        return VAE(VAEConfig(net="mlp"), data.spec)
+
+    def ours() -> None:
+        Trainer(model(), data, TrainSettings(steps=steps, batch_size=128, ema=0.999, lr=1e-3, precision="bf16",
+                                             preview_every=0)).run()
+
+    def bare() -> None:
+        net = model()
+        optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0, fused=True)
+        average = [p.detach().clone() for p in net.parameters()]
+        generator = torch.Generator().manual_seed(0)
+        per_epoch = len(data) // 128
+        for step in range(steps):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(data), generator=generator)
+            raw = data.examples[order[step % per_epoch * 128 : (step % per_epoch + 1) * 128]]
+            x = (raw > torch.randint(255, raw.shape, generator=generator)).float()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = net.loss(Batch(x), StepStream(128, generator))
+            optimiser.zero_grad()
+            loss.total.backward()
+            optimiser.step()
+            torch._foreach_lerp_(average, [p.detach() for p in net.parameters()], 0.001)
+
+    report("training loop", *alternate(ours, bare, rounds), "s", "hand-written loop")
+
+
+def usual(steps: int = 120, rounds: int = 3) -> None:
+    """VAE and DCGAN: our trainer against the same network trained by DataLoader with transforms, float32 and NCHW."""
+    import numpy as np
+    import torch
+    from torchvision.transforms import v2
+
+    from gencli.data import DataSettings, load
+    from gencli.model import Batch, Model
+    from gencli.rng import StepStream
+    from gencli.runs import build
+    from gencli.trainer import Trainer, TrainSettings
+
+    for family, config, settings in (("vae", {}, DataSettings(binarize="dynamic")), ("gan", {}, DataSettings())):
+        data = load("digits", settings)
+        binary = settings.binarize is not None
+        batch_size = 128
+
+        def model(family: str = family, config: dict = config, spec: object = data.spec) -> Model:
+            torch.manual_seed(0)
+            return build(family, config, spec)
+
+        def ours(data: object = data, model: Callable[[], Model] = model) -> None:
+            Trainer(model(), data, TrainSettings(steps=steps, batch_size=batch_size, preview_every=0)).run()
+
+        class Pictures(torch.utils.data.Dataset):
+            arrays = data.examples.numpy().transpose(0, 2, 3, 1)
+            transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+            binary = binary
+
+            def __len__(self) -> int:
+                return len(self.arrays)
+
+            def __getitem__(self, index: int) -> torch.Tensor:
+                x = self.transform(np.ascontiguousarray(self.arrays[index]))
+                return torch.bernoulli(x) if self.binary else x
+
+        def theirs(model: Callable[[], Model] = model, pictures: torch.utils.data.Dataset = Pictures()) -> None:
+            net = model()
+            (phase,) = net.phases()
+            optimisers = [torch.optim.Adam(player.parameters, lr=1e-3, betas=player.betas) for player in phase.players]
+            loader = torch.utils.data.DataLoader(pictures, batch_size, shuffle=True, drop_last=True)
+            generator = torch.Generator().manual_seed(0)
+            done = 0
+            while done < steps:
+                for x in loader:
+                    for player, optimiser in zip(phase.players, optimisers, strict=True):
+                        net.zero_grad()
+                        player.loss(Batch(x), StepStream(len(x), generator)).total.backward()
+                        optimiser.step()
+                    done += 1
+                    if done == steps:
+                        break
+
+        a, b = alternate(ours, theirs, rounds)
+        report(f"{family} training, {steps * batch_size / median(a):.0f} examples/s", a, b, "s",
+               "DataLoader, float32, NCHW")
+
+
+def memory() -> None:
+    """Peak memory of `sample` to a tar on stdout, for 10,000 and for 100,000 examples."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(["-m", "gencli", "train", "vae", "digits", "-o", f"{folder}/run", "--steps", "20", "--net", "mlp", "-q"])
+        for count in (10_000, 100_000):
+            begin = time.perf_counter()
+            code = (f"import subprocess, sys, resource; subprocess.run([sys.executable, '-m', 'gencli', 'sample', "
+                    f"'{folder}/run', '-n', '{count}', '-q'], stdout=subprocess.DEVNULL, check=True); "
+                    f"print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
+            peak = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            print(f"sample -n {count}: peak {int(peak) / 1024:.0f} MiB, {time.perf_counter() - begin:.1f} s")
+
+
+def run(args: list[str]) -> None:
+    subprocess.run([sys.executable, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+
+
+def alternate(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of both, measured in turn after one unmeasured round."""
+    ours(), theirs()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for side, work in zip(times, (ours, theirs), strict=True):
+            begin = time.perf_counter()
+            work()
+            side.append(time.perf_counter() - begin)
+    return times
+
+
+def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: str) -> None:
+    a, b = median(ours), median(theirs)
+    print(f"{what}: {a:.3f} {unit}, {peer}: {b:.3f} {unit}, ratio {a / b:.3f} "
+          f"(ours {min(ours):.3f}-{max(ours):.3f}, peer {min(theirs):.3f}-{max(theirs):.3f})", flush=True)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
+        {"startup": startup, "loop": loop, "usual": usual, "memory": memory}[name]()

@@ -1,0 +1,270 @@
+"""The command line: results on stdout alone, one line for an error, the exit code of the table, pipes, gates."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gencli.data import load
+from gencli.runs import load_model
+
+
+def one_line(stderr: str) -> str:
+    (line,) = [line for line in stderr.splitlines() if line.strip() and not line.startswith("warning")]
+    assert line.startswith("error: ") and "Traceback" not in line
+    return line
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize(("args", "code", "says"), [
+    (["trian"], 2, "did you mean 'train'"),
+    (["train", "vea", "digits", "-o", "x"], 2, "did you mean 'vae'"),
+    (["train", "vae", "digits", "--latent", "0", "-o", "x"], 2, "--latent 0"),
+    (["train", "vae", "digits", "--latent", "many", "-o", "x"], 2, "--latent"),
+    (["train", "vae", "digits", "--net", "cnov", "-o", "x"], 2, "--net"),
+    (["train", "vae", "digits", "--no-such-thing", "-o", "x"], 2, "--no-such-thing"),
+    (["train", "vae", "digits"], 2, "-o"),
+    (["train", "vae", "digts", "-o", "x"], 2, "digits"),
+    (["train", "vae", "shakespeare", "-o", "x"], 2, "families for text: rnn"),
+    (["train", "rnn", "digits", "-o", "x"], 2, "families for image"),
+    (["train", "vae", "digits", "-o", "x", "--preset", "mnits"], 2, "did you mean 'mnist'"),
+    (["train", "vae", "digits", "-o", "x", "--config", "absent.toml"], 2, "absent.toml"),
+    (["train", "vae", "digits", "-o", "x", "--time-limit", "soon"], 2, "90s"),
+    (["train", "vae", "{vector}", "--net", "conv", "-o", "x"], 2, "--net mlp"),
+    (["sample", "absent"], 4, "absent"),
+    (["sample", "{run}", "-o", "x.wav"], 2, "wav"),
+    (["sample", "{run}", "-o", "x.png", "--device", "abacus"], 2, "--device"),
+    (["sample", "{run}", "-o", "x.png", "--device", "cuda:99"], 7, "cuda"),
+    (["sample", "{run}", "-o", "x.png", "--label", "1"], 2, "families that can label: gan"),
+    (["sample", "{run}", "-o", "x.png", "--prompt", "A"], 2, "families that can prompt: rnn"),
+    (["sample", "{run}", "-o", "x.png", "--set", "darw=true"], 2, "did you mean 'draw'"),
+    (["sample", "{run}", "-o", "x.png", "--set", "draw=perhaps"], 2, "draw"),
+    (["sample", "{run}", "-o", "x.png", "--shard", "3/2"], 2, "I/N"),
+    (["sample", "{run}", "-o", "/proc/x.png"], 7, "/proc/x.png"),
+    (["sample", "{run}", "--json"], 2, "-o FILE"),
+    (["encode", "{run}", "{vector}", "-o", "c.npz"], 3, "image"),
+    (["encode", "{run}", "absent.npz", "-o", "c.npz"], 2, "absent.npz"),
+    (["interpolate", "{run}", "-o", "p.png"], 2, "--seeds"),
+    (["interpolate", "{run}", "--seeds", "3", "-o", "p.png"], 2, "two ends"),
+    (["interpolate", "{run}", "--seeds", "a,b", "-o", "p.png"], 2, "3,9"),
+    (["interpolate", "{run}", "{image}#0", "{image}#999", "-o", "p.png"], 3, "numbered from 0"),
+    (["evaluate", "{run}", "{image}", "--require", "elbo=3"], 2, "elbo=3"),
+    (["export", "{run}", "-o", "x.exe"], 2, ".onnx"),
+    (["families", "vea"], 2, "did you mean 'vae'"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_an_error_is_one_line(args, code, says, gencli, small_run, small_data, tmp_path):
+    places = {"run": small_run("vae", "image"), **small_data}
+    done = gencli(*[a.format(**places) if a.startswith("{") else a for a in args], code=code)
+    assert says in one_line(done.stderr) and done.stdout == b""
+    assert not [p for p in tmp_path.iterdir() if p.is_file()], "no partial file"
+
+
+def test_a_traceback_only_on_request(gencli):
+    assert "Traceback" in gencli("sample", "absent", "-v", code=4).stderr
+
+
+def test_an_internal_error_says_so(gencli, monkeypatch):
+    import gencli.registry
+
+    monkeypatch.setattr(gencli.registry, "families", lambda: 1 / 0)
+    assert "this is a bug" in one_line(gencli("families", code=1).stderr)
+
+
+# --- settings
+
+
+def test_precedence(gencli, tmp_path, monkeypatch):
+    (tmp_path / "c.toml").write_text("latent = 4\nlr = 0.5\nbatch-size = 16\nkl_warmup = 7\n")
+    monkeypatch.setenv("GENCLI_LR", "0.25")
+    monkeypatch.setenv("GENCLI_BATCH_SIZE", "17")
+    found = gencli("train", "vae", "digits", "--config", "c.toml", "--batch-size", "18", "--preset", "mnist",
+                   "--dry-run").json()
+    assert (found["latent"], found["lr"], found["batch_size"], found["kl_warmup"]) == (4, 0.25, 18, 7)
+    assert found["binarize"] == "dynamic", "from the preset"
+    assert found["ema"] == 0.999 and found["log_every"] == 50, "defaults of the family, and of all"
+
+
+def test_a_dry_run_is_a_valid_config(gencli, tmp_path):
+    first = gencli("train", "vae", "digits", "--latent", "5", "--dry-run")
+    (tmp_path / "c.json").write_bytes(first.stdout)
+    again = gencli("train", "vae", "digits", "--config", "c.json", "--dry-run").json()
+    assert {**again, "argv": 0} == {**first.json(), "argv": 0} and again["latent"] == 5
+    model, _ = 0, again["parameters"]
+    assert again["memory"] > 4 * again["parameters"] > model
+
+
+def test_an_unknown_key_is_an_error(gencli, tmp_path):
+    (tmp_path / "c.toml").write_text("latnet = 4\n")
+    assert "did you mean 'latent'" in one_line(
+        gencli("train", "vae", "digits", "-o", "x", "--config", "c.toml", code=2).stderr)
+
+
+def test_family_help_has_ranges_and_defaults(gencli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = gencli("train", "vae", "--help").stdout.decode()
+    assert "--latent" in text and ">=1" in text and "[default: 50]" in text and "--steps" in text and "--size" in text
+
+
+# --- pipes
+
+
+def members(tar: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as file:
+        return {m.name: file.extractfile(m).read() for m in file}
+
+
+def test_samples_flow_into_evaluate(gencli, small_run, small_data):
+    run = str(small_run("vae", "image"))
+    tar = gencli("sample", run, "-n", "20", "--seed", "1").stdout
+    assert "000019.png" in members(tar)
+    report = gencli("evaluate", run, f"{small_data['image']}:test", "--samples", "-", "--features", "pixels", "--json",
+                    stdin=tar).json()
+    (frechet,) = [m for m in report["metrics"] if m["name"] == "frechet_distance"]
+    assert set(frechet) == {"name", "value", "error", "n", "unit", "kind", "protocol"} and frechet["value"] > 0
+    assert set(report) == {"model", "data", "metrics", "requirements", "passed"}
+
+
+def test_a_cut_stream_is_noticed(gencli, small_run, small_data):
+    run = str(small_run("vae", "image"))
+    tar = gencli("sample", run, "-n", "20").stdout
+    done = gencli("evaluate", run, str(small_data["image"]), "--samples", "-", stdin=tar[: len(tar) // 2], code=3)
+    assert "cut" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("vae", "image"), ("gan", "vector"), ("rnn", "text")])
+def test_codes_flow_into_sample(family, kind, gencli, small_run, small_data):
+    run = str(small_run(family, kind))
+    codes = gencli("encode", run, str(small_data[kind]), "--limit", "5", "--seed", "2").stdout
+    decoded = members(gencli("sample", run, "--latents", "-", stdin=codes).stdout)
+    keys = [name for name in decoded if not name.startswith("__") and not name.endswith(".json")]
+    assert len(keys) == 5
+    if kind == "text":
+        data = load(str(small_data[kind]), like=load_model(run)[0].spec, split="all")
+        from gencli.data.text import detokenize
+
+        texts = [detokenize(tokens, data.spec) for tokens in data.batch(range_tensor(5)).x]
+        assert [decoded[key].decode() for key in sorted(keys)] == texts, "the noise code gives the text back"
+
+
+def range_tensor(count: int):
+    import torch
+
+    return torch.arange(count)
+
+
+def test_shards_are_the_whole(gencli, small_run):
+    run = str(small_run("vae", "image"))
+    whole = members(gencli("sample", run, "-n", "70", "--seed", "4").stdout)
+    parts: dict[str, bytes] = {}
+    for i in range(1, 4):
+        parts |= members(gencli("sample", run, "-n", "70", "--seed", "4", "--shard", f"{i}/3").stdout)
+    pictures = {name for name in whole if name.endswith(".png")}
+    assert len(pictures) == 70 and all(parts[name] == whole[name] for name in pictures)
+
+
+def test_the_same_seed_gives_the_same_bytes(gencli, small_run):
+    run = str(small_run("gan", "image"))
+    first, again, other = (gencli("sample", run, "-n", "3", "--seed", seed).stdout for seed in ("1", "1", "2"))
+    assert first == again != other
+
+
+def test_nobody_reads_on(gencli_process, small_run):
+    process = gencli_process("sample", str(small_run("vae", "image")), "-n", "20000")
+    process.stdout.read(4096)
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 141 and "Traceback" not in err and "error" not in err
+
+
+def test_quiet_means_silent(gencli, small_run, small_data):
+    run = str(small_run("vae", "image"))
+    for args in (["sample", run, "-o", "s.png"], ["encode", run, str(small_data["image"]), "-o", "c.npz"],
+                 ["interpolate", run, "--seeds", "1,2", "-o", "p.gif"], ["export", run, "-o", "m.safetensors"]):
+        done = gencli(*args, "-q")
+        assert done.stdout == b"" and done.stderr == ""
+
+
+@pytest.mark.parametrize("verb", ["sample", "encode", "interpolate", "export"])
+def test_json_is_one_document(verb, gencli, small_run, small_data):
+    run = str(small_run("vae", "image"))
+    args = {"sample": ["-o", "s.png"], "encode": [str(small_data["image"]), "-o", "c.npz"],
+            "interpolate": ["--seeds", "1,2", "-o", "p.png"], "export": ["-o", "m.safetensors"]}[verb]
+    assert gencli(verb, run, *args, "--json").json()["output"] == args[-1]
+
+
+# --- pictures
+
+
+def test_a_sheet_a_film_and_one_picture(gencli, small_run, tmp_path):
+    run = str(small_run("vae", "image"))
+    gencli("sample", run, "-n", "9", "-o", "sheet.png")
+    gencli("sample", run, "-n", "1", "-o", "one.png")
+    gencli("interpolate", run, "--seeds", "3,9", "--frames", "5", "-o", "film.gif")
+    assert Image.open(tmp_path / "one.png").size == (7, 9)
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 7 + 4 * 2, 3 * 9 + 4 * 2)
+    assert Image.open(tmp_path / "film.gif").n_frames == 5
+
+
+def test_interpolation_between_two_picture_files(gencli, small_run, small_data, tmp_path):
+    pictures = np.load(small_data["image"])["x"]
+    for name, picture in (("a", pictures[0]), ("b", pictures[1])):
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    gencli("interpolate", str(small_run("vae", "image")), "a.png", "b.png", "--frames", "4", "-o", "path.png")
+
+
+def test_seeds_are_the_first_samples(gencli, small_run, tmp_path):
+    run = str(small_run("vae", "image"))
+    gencli("interpolate", run, "--seeds", "3,9", "--frames", "3", "-o", "path.npz")
+    path = np.load(tmp_path / "path.npz")["images"]
+    for frame, seed in ((0, "3"), (2, "9")):
+        gencli("sample", run, "-n", "1", "--seed", seed, "-o", f"{seed}.npz")
+        assert np.array_equal(path[frame], np.load(tmp_path / f"{seed}.npz")["images"][0])
+
+
+# --- conditions
+
+
+def test_a_label_and_a_prompt(gencli, small_data, small_run, tmp_path):
+    gencli("train", "gan", str(small_data["image"]), "-o", "g", "--conditional", "--width", "4", "--steps", "3", "-q")
+    names = members(gencli("sample", "g", "-n", "3", "--label", "1").stdout)
+    assert json.loads(names["000002.json"])["label"] == 1
+    assert "no such class" in gencli("sample", "g", "--label", "7", code=2).stderr
+    assert "--conditional" in gencli("sample", str(small_run("gan", "image")), "--label", "1", code=2).stderr
+    text = members(gencli("sample", str(small_run("rnn", "text")), "-n", "2", "--prompt", "abba").stdout)
+    assert text["000001.txt"].startswith(b"abba") and len(text["000001.txt"]) > 4
+
+
+# --- the gate
+
+
+def test_requirements(gencli, small_run, small_data, tmp_path):
+    run, data = str(small_run("vae", "image")), f"{small_data['image']}:test"
+    common = ["evaluate", run, data, "--draw", "0", "--reconstruct", "0", "--json"]
+    met = gencli(*common, "--require", "elbo<=1e6", "--require", "kl>=0").json()
+    assert met["passed"] and [r["passed"] for r in met["requirements"]] == [True, True]
+    done = gencli(*common, "--require", "elbo<=1", "--require", "elob<=1", "--require", "kl>=0", code=5)
+    assert [r["passed"] for r in done.json()["requirements"]] == [False, False, True] and not done.json()["passed"]
+    line = one_line(done.stderr)
+    assert "2 of 3" in line and "elbo<=1" in line and "did you mean 'elbo'" in line
+    assert list((small_run("vae", "image") / "eval").iterdir()), "the result is kept in the run"
+
+
+def test_evaluation_repeats_to_the_last_digit(gencli, small_run, small_data):
+    args = ["evaluate", str(small_run("vae", "vector")), str(small_data["vector"]), "--json"]
+    assert gencli(*args).stdout == gencli(*args).stdout
+
+
+# --- Python
+
+
+def test_from_python(small_run):
+    import gencli
+
+    model = gencli.load(str(small_run("vae", "image")))
+    (batch,) = gencli.inference.sample(model, range(2), seed=1)
+    assert batch.x.shape == (2, 1, 9, 7)

@@ -1,0 +1,159 @@
+"""The scripts in examples/ run, and the plugin there is a whole family once it is installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """A `gencli` on the PATH that is the one under test, few steps, and no settings of whoever runs the tests."""
+    program = folder / "bin" / "gencli"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gencli "$@"\n')
+    program.chmod(0o755)
+    inherited = {name: value for name, value in os.environ.items()
+                 if not name.startswith("GENCLI_") or name in ("GENCLI_CACHE", "GENCLI_PLUGINS")}
+    path = os.pathsep.join([more.pop("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep)
+    return {**inherited, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1", "STEPS": "8", **more}
+
+
+def run(folder: Path, *command: str, code: int = 0, **more: str) -> subprocess.CompletedProcess:
+    """A command in `folder`; fails if it ends with another exit code."""
+    done = subprocess.run(command, cwd=folder, env=environment(folder, **more), stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def script(folder: Path, name: str, *arguments: str, **more) -> subprocess.CompletedProcess:
+    return run(folder, "sh", str(EXAMPLES / name), *arguments, **more)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> Path:
+    """A run of a few steps, for examples that need one."""
+    folder = tmp_path_factory.mktemp("digits")
+    run(folder, "gencli", "train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "5",
+        "--binarize", "dynamic", "-q")
+    return folder / "run"
+
+
+def test_every_script_is_posix_and_stops_at_the_first_error():
+    scripts = sorted(EXAMPLES.glob("*.sh"))
+    assert len(scripts) == 5
+    for path in scripts:
+        text = path.read_text()
+        assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
+        assert os.access(path, os.X_OK), path
+        subprocess.run(["sh", "-n", path], check=True)
+
+
+def test_pipeline(tmp_path):
+    done = script(tmp_path, "pipeline.sh", "out")
+    assert done.stderr == ""
+    evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert "frechet_distance" in [metric["name"] for metric in evaluation["metrics"]]
+    assert len(list((tmp_path / "out/pictures").glob("*.png"))) == 8
+    assert (tmp_path / "out/path.gif").read_bytes().startswith(b"GIF8")
+
+
+def test_a_night_is_silent_and_repeats_itself_only_where_it_must(tmp_path):
+    first = script(tmp_path, "nightly.sh", "out", REQUIRE="elbo<=9999")
+    assert first.stdout + first.stderr == ""
+    (samples,) = (tmp_path / "out").glob("20*/samples.png")
+    before = samples.read_bytes(), (tmp_path / "out/vae/log.txt").read_text()
+    again = script(tmp_path, "nightly.sh", "out", REQUIRE="elbo<=1", code=5)
+    assert (samples.read_bytes(), (tmp_path / "out/vae/log.txt").read_text()) == before
+    assert again.stdout == "" and len(again.stderr.splitlines()) == 1 and "elbo<=1 " in again.stderr
+
+
+def test_a_night_that_runs_out_of_time_is_no_failure(tmp_path):
+    done = script(tmp_path, "nightly.sh", "out", STEPS="1000000", TIME_LIMIT="0.1s")
+    assert done.stdout + done.stderr == "" and not (tmp_path / "out/vae/model.safetensors").exists()
+    broken = script(tmp_path, "nightly.sh", "out", GENCLI_LATENT="0", code=2)
+    assert len(broken.stderr.splitlines()) == 1 and "latent" in broken.stderr
+
+
+def test_own_pictures(tmp_path):
+    done = script(tmp_path, "own-pictures.sh")
+    assert "elbo" in done.stdout and (tmp_path / "own-pictures/samples.png").stat().st_size > 100
+    card = json.loads((tmp_path / "own-pictures/vae/config.json").read_text())
+    assert (card["size"], card["channels"]) == (24, 1)
+
+
+def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):
+    done = script(tmp_path, "job-array.sh", str(digits), NUMBER="20")
+    assert "the same 20 samples" in done.stdout
+    script(tmp_path, "job-array.sh", str(digits), "slurm", NUMBER="20", SLURM_ARRAY_TASK_ID="2",
+           SLURM_ARRAY_TASK_COUNT="3")
+    assert (tmp_path / "slurm/part-2.tar").read_bytes() == (tmp_path / "job-array/part-2.tar").read_bytes()
+
+
+def test_the_settings_file_is_taken(tmp_path):
+    done = run(tmp_path, "gencli", "train", "vae", "digits", "--config", str(EXAMPLES / "config.toml"), "--lr", "0.5",
+               "--dry-run", GENCLI_WIDTH="31")
+    settings = json.loads(done.stdout)
+    assert [settings[name] for name in ("latent", "kl_warmup", "binarize", "width", "lr")] == [20, 200, "dynamic", 31, 0.5]
+
+
+# --- the plugin
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory) -> Path:
+    """The folder that the plugin is installed into, from a copy: a build leaves files beside the source."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(EXAMPLES / "plugin", folder / "source")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
+                    "--no-build-isolation", "--target", folder / "site", folder / "source"], check=True, timeout=300)
+    return folder / "site"
+
+
+def test_the_plugin_is_listed_with_its_source(tmp_path, plugin):
+    found = json.loads(run(tmp_path, "gencli", "families", "--json", PYTHONPATH=str(plugin)).stdout)
+    assert {family["name"]: family["source"] for family in found}["independent"] == "gencli-independent"
+    off = run(tmp_path, "gencli", "families", "--json", PYTHONPATH=str(plugin), GENCLI_PLUGINS="0")
+    assert "independent" not in off.stdout
+
+
+def test_the_plugin_has_every_verb(tmp_path, plugin):
+    def gencli(*arguments: str, code: int = 0) -> str:
+        return run(tmp_path, "gencli", *arguments, code=code, PYTHONPATH=str(plugin)).stdout
+
+    random = np.random.default_rng(0)
+    chance = np.array([0, 0.1, 0.5, 0.8, 1])
+    np.save(tmp_path / "bits.npy", (random.random((1000, 1, 5)) < chance).astype(np.uint8) * 255)
+    gencli("train", "independent", "bits.npy", "-o", "run", "--binarize", "threshold", "--smoothing", "0.01", "-q")
+
+    gencli("sample", "run", "-n", "500", "-o", "samples.npz")
+    samples = np.load(tmp_path / "samples.npz")["x"].reshape(500, 5) / 255
+    assert np.abs(samples.mean(0) - chance).max() < 0.08  # 3.5 standard errors
+
+    gencli("encode", "run", "bits.npy", "--limit", "20", "-o", "codes.npz")
+    gencli("sample", "run", "--latents", "codes.npz", "-o", "again.npz")
+    assert np.array_equal(np.load(tmp_path / "again.npz")["x"].ravel(), np.load(tmp_path / "bits.npy")[:20].ravel())
+
+    gencli("interpolate", "run", "bits.npy#0", "bits.npy#1", "--frames", "3", "-o", "path.png")
+    evaluation = json.loads(gencli("evaluate", "run", "bits.npy", "--draw", "0", "--json"))
+    nll = next(metric for metric in evaluation["metrics"] if metric["name"] == "nll")
+    share = np.load(tmp_path / "bits.npy").reshape(1000, 5).mean(0)[1:4] / 255
+    entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share)).sum()
+    assert nll["kind"] == "exact" and abs(nll["value"] - entropy) < 4 * nll["error"] + 0.01
+
+    gencli("export", "run", "-o", "model.onnx")
+    gencli("export", "run", "-o", "model.safetensors")
+    gencli("sample", "model.safetensors", "-n", "2", "-o", "two.png")
+
+    refused = run(tmp_path, "gencli", "sample", "model.safetensors", "-o", "x.png", code=4, PYTHONPATH=str(plugin),
+                  GENCLI_PLUGINS="0")
+    assert "'independent', which is not installed" in refused.stderr
