@@ -12,7 +12,7 @@ from typer.exceptions import Exit, TyperException
 from gencli import __version__, registry
 from gencli.commands.lazy import LazyGroup
 from gencli.console import Console
-from gencli.errors import GencliError, UsageError, did_you_mean
+from gencli.errors import ClosedPipeError, GencliError, UsageError, did_you_mean
 
 
 class _Verbs(LazyGroup):
@@ -73,15 +73,15 @@ def run(args: list[str]) -> int:
     except TyperException as error:  # a usage error that Typer found
         console.error(" ".join(error.format_message().split()))
         return error.exit_code
+    except ClosedPipeError as error:
+        # Python would complain again when it flushes stdout at exit: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.exit_code
     except GencliError as error:
         if verbose:
             console.traceback()
         console.error(" ".join(str(error).split()))
         return error.exit_code
-    except BrokenPipeError:
-        # Nobody reads on. Python would complain again when it flushes stdout at exit: give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except Exit as error:

@@ -55,6 +55,12 @@ class LockedError(GencliError):
     exit_code = 8
 
 
+class ClosedPipeError(GencliError):
+    """Nobody reads standard output any more; said to nobody."""
+
+    exit_code = 141
+
+
 class StoppedError(GencliError):
     """Training was stopped by request after its checkpoint was saved; `--resume` goes on.
 

@@ -121,6 +121,6 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no space left on the disk while writing {path}; free some and run again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-                           errno.EIO, errno.ENAMETOOLONG):
+                           errno.EIO, errno.ENOENT, errno.ENAMETOOLONG):
             raise ResourceError(f"cannot write {path}: {os.strerror(error.errno)}; choose another output") from error
         raise

@@ -138,7 +138,7 @@ class Trainer:
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None:
             raise UsageError("--validation needs a family with a likelihood; this one has none")
-        self.data, self.validation_data = _hold_out(data, settings)
+        self.data, self.validation_data = _hold_out(data.on(self.device), settings)
         self.order = _order(model, self.data, settings, self.device, self.processes)
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.average = MovingAverage(self.model, settings.ema) if settings.ema else None

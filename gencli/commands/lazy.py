@@ -1,10 +1,13 @@
 """Groups of commands that are imported when they run: listing them costs nothing but their names."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from gencli.errors import ClosedPipeError
 
 
 class LazyGroup(TyperGroup):
@@ -37,8 +40,15 @@ class LazyGroup(TyperGroup):
 
 
 def _command(name: str, function: Callable[..., Any], summary: str | None) -> Any:
+    @functools.wraps(function)
+    def run(*args: Any, **values: Any) -> Any:
+        try:
+            return function(*args, **values)
+        except BrokenPipeError as error:  # or Typer would make it an exit code of its own
+            raise ClosedPipeError("standard output was closed") from error
+
     single = typer.Typer(add_completion=False)
-    single.command(name, help=function.__doc__ or summary, short_help=summary)(function)
+    single.command(name, help=function.__doc__ or summary, short_help=summary)(run)
     return typer.main.get_command(single)
 
 

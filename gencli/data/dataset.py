@@ -75,7 +75,8 @@ class Dataset:
         `rng` draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
         with fixed binarisation.
         """
-        x = self.examples[indices].to(device, non_blocking=True)
+        held = self.examples.device if isinstance(self.examples, Tensor) else "cpu"
+        x = self.examples[indices.to(held)].to(device, non_blocking=True)
         labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
         if isinstance(self.spec, ImageSpec):
             return Batch(self._pixels(x, self.spec.levels, indices, rng), labels)
@@ -95,6 +96,13 @@ class Dataset:
         if x.dtype == torch.uint8:
             x = x.float().div_((levels or 256) - 1)
         return x.contiguous(memory_format=torch.channels_last)
+
+    def on(self, device: torch.device) -> "Dataset":
+        """The same data with its examples held on `device`, if they are in memory and fill at most half of the rest."""
+        if device.type != "cuda" or not isinstance(self.examples, Tensor):
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        return replace(self, examples=self.examples.to(device)) if 2 * self.examples.nbytes <= free else self
 
     def span(self, start: int, end: int) -> "Dataset":
         """Examples `start` to `end`, and of a document the same passages."""

@@ -87,10 +87,10 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     from gencli.runs import build
     from gencli.trainer import Trainer, TrainSettings
 
+    batch_size = 128
     for family, config, settings in (("vae", {}, DataSettings(binarize="dynamic")), ("gan", {}, DataSettings())):
         data = load("digits", settings)
         binary = settings.binarize is not None
-        batch_size = 128
 
         def model(family: str = family, config: dict = config, spec: object = data.spec) -> Model:
             torch.manual_seed(0)

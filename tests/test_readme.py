@@ -1,0 +1,178 @@
+"""README.md tells the truth: its commands parse, its options exist, its tables are those of the code."""
+
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.core import TyperGroup
+
+from gencli import errors, registry, streams
+from gencli.app import app
+from gencli.data.known import KNOWN
+from gencli.data.readers import READERS
+from gencli.model import Batch, ImageSpec, TextSpec, VectorSpec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+OF_OTHERS = {"--nproc-per-node", "--help"}  # torchrun's; every command's
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def section(title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the first table of a text, without the head."""
+    table = re.search(r"^\|.*?\n(?!\|)", text, re.M | re.S)[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def invocations() -> list[list[str]]:
+    """The arguments of every `gencli` in the shell blocks: pipes, lists and redirections taken apart."""
+    found = []
+    for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(re.sub(r"\s#.*", "", line), posix=True, punctuation_chars=True)
+        lexer.whitespace_split, lexer.commenters = True, ""  # DATA#3 is no comment
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word in ("|", "&&", ";", ">"):
+                if "gencli" in words[:1]:
+                    found.append(words[1:])
+                elif words[:1] == ["torchrun"]:
+                    found.append(words[words.index("gencli") + 1 :])
+                words = []
+            else:
+                words.append(word)
+    return found
+
+
+def command(words: list[str]) -> tuple[typer.main.TyperCommand, list[str]]:
+    """The command that arguments choose, and what is left of them."""
+    made = typer.main.get_command(app)
+    while isinstance(made, TyperGroup):
+        _, made, words = made.resolve_command(typer.Context(made), words)
+    return made, words
+
+
+@pytest.mark.parametrize("words", invocations(), ids=" ".join)
+def test_every_command_parses(words):
+    if words[1] == "independent":
+        pytest.skip("the plugin's: test_examples.py runs it")
+    made, rest = command(words)
+    made.make_context(words[0], rest)
+
+
+def test_a_command_with_a_mistake_would_not_parse():
+    for line in ("sample runs/vae --lable 3", "train vea digits", "encode runs/vae", "train rnn text.txt --latent 3"):
+        with pytest.raises((typer.exceptions.TyperException, errors.UsageError)):
+            made, rest = command(line.split())
+            made.make_context("gencli", rest)
+
+
+def test_every_option_that_is_mentioned_exists():
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
+    lines = [*(["train", family] for family in registry.families()), *([verb] for verb in registry.VERBS[1:])]
+    known = {name for line in lines for option in command(line)[0].params for name in option.opts}
+    assert len(mentioned) > 30 and mentioned - known == set()
+
+
+def test_the_shell_blocks_name_every_verb():
+    assert {words[0] for words in invocations()} >= set(registry.VERBS) - {"export"}
+
+
+def test_commands_for_ci_stand_in_blocks_of_their_own():
+    for name in ("quickstart", "test"):
+        assert re.search(rf"^<!-- command: {name} -->\n```sh\npip install .*\n```$", README, re.M)
+
+
+def test_exit_codes():
+    table = {tuple(map(int, cells[0].split(", "))): cells[2].strip("`") for cells in rows(section("Exit codes"))}
+    classes = {name: value for name, value in vars(errors).items()
+               if isinstance(value, type) and issubclass(value, errors.GencliError) and name != "StoppedError"}
+    assert table == {(0,): "", (errors.StoppedError("").exit_code,): "StoppedError", (130, 143): "StoppedError",
+                     **{(cls.exit_code,): name for name, cls in classes.items()}}
+
+
+def test_families():
+    table = rows(section("Verbs and families").split("Every family has every verb")[1])
+    built_in = {name: family for name, family in registry.families().items() if family.source == "gencli"}
+    assert {cells[0].strip("`"): tuple(cells[1].split(", ")) for cells in table} == {
+        name: family.kinds for name, family in built_in.items()}
+    assert all(set(registry.VERBS) <= set(family.can) for family in built_in.values())
+    for cells in table:
+        family = built_in[cells[0].strip("`")]
+        assert ("log_prob" in family.can) == (cells[2] != "none")
+        assert re.findall(r"--(\w+)", cells[4]) == [word for word in ("label", "prompt") if word in family.can]
+
+
+def test_data():
+    text = section("Your own data")
+    assert {ending for ending in READERS if f"`{ending}`" not in text} == set()
+    assert {name for name in KNOWN if f"`{name}`" not in text} == set()
+
+
+SPECS = [ImageSpec(channels=1, height=2, width=2), VectorSpec(columns=("a",), mean=(0.0,), scale=(1.0,)),
+         TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1)]
+EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]]))]
+
+
+@pytest.mark.parametrize("cells", rows(section("Output")), ids=lambda cells: cells[0].strip("`"))
+def test_output_formats(cells, tmp_path):
+    format = cells[0].strip("`")
+    makers = [(spec.kind, partial(streams.open_writer, spec=spec), batch)
+              for spec, batch in zip(SPECS, EXAMPLES, strict=True)]
+    makers.append(("code", streams.open_code_writer, torch.zeros(1, 2)))
+    for (kind, make, what), cell in zip(makers, cells[1:], strict=True):
+        try:
+            with make(str(tmp_path / (f"{kind}/" if format == "folder" else f"{kind}.{format}"))) as writer:
+                writer.write(what)
+            written = "yes"
+        except errors.UsageError:
+            written = ""
+        assert written == cell, (format, kind)
+
+
+def test_files_that_are_shown_are_the_files():
+    shown = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", README, re.M | re.S)
+    assert shown and all((ROOT / path).read_text() == text for path, text in shown)
+    assert blocks("toml")[0] in (ROOT / "examples/plugin/pyproject.toml").read_text()
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [path.name for path in (ROOT / "examples").iterdir()
+            if path.name not in README and not path.name.startswith(("_", "."))] == []
+
+
+def test_the_python_example_runs(gencli, capsys):
+    gencli("train", "vae", "digits", "-o", "runs/vae", "--net", "mlp", "--width", "16", "--steps", "2", "-q")
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    assert "torch.Size([64, 1, 28, 28])" in capsys.readouterr().out
+
+
+def test_promised_json_keys(gencli):
+    promised = {cells[0].strip("`"): re.findall(r"`(\w+)`", cells[1]) for cells in rows(section("JSON"))}
+    found = {
+        "train": gencli("train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "2", "--json",
+                        "-q").json(),
+        "sample": gencli("sample", "run", "-n", "2", "-o", "s.png", "--json").json(),
+        "encode": gencli("encode", "run", "digits:test", "--limit", "4", "-o", "c.npz", "--json").json(),
+        "interpolate": gencli("interpolate", "run", "--seeds", "1,2", "-o", "p.png", "--json").json(),
+        "export": gencli("export", "run", "-o", "m.safetensors", "--json").json(),
+        "evaluate": gencli("evaluate", "run", "digits:test", "--limit", "4", "--draw", "0", "--require", "elbo>=0",
+                           "--json").json(),
+        "families": gencli("families", "--json").json()[0],
+    }
+    found["a metric"], found["a requirement"] = found["evaluate"]["metrics"][0], found["evaluate"]["requirements"][0]
+    assert promised.keys() == found.keys()
+    for name, keys in promised.items():
+        assert keys and set(keys) <= found[name].keys(), name
