@@ -21,4 +21,5 @@ esac
 mkdir -p "$today"
 gencli sample "$run" -n 64 --seed "$(date +%Y%m%d)" -q -o "$today/samples.png"
 # Exits with 5, and says why, if the model is not good enough.
-gencli evaluate "$run" digits:test --limit 500 --draw 0 --require "${REQUIRE:-elbo<=130}" --json -q > "$today/evaluation.json"
+gencli evaluate "$run" digits:test --limit 500 --draw 0 --require "${REQUIRE:-elbo<=130}" --json -q \
+    > "$today/evaluation.json"

@@ -6,77 +6,23 @@ checkpoint holds no generator state, and a resumed run computes what an unbroken
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from gencli.data.dataset import Contiguous, Dataset, Shuffled
-from gencli.device import Precision, Processes, autocast, memory_explained, resolve_precision
+from gencli.device import Processes, autocast, memory_explained, resolve_precision
 from gencli.errors import DivergedError, StoppedError, UsageError
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Model, Phase, Player
 from gencli.runs import Run
-
-
-class TrainSettings(BaseModel):
-    """How to train, whatever the family. Each field is an option of `gencli train FAMILY`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int | None = Field(None, ge=1, description="Training steps; instead of --epochs.")
-    epochs: float = Field(20, gt=0, description="Passes over the data.")
-    batch_size: int = Field(128, ge=1, description="Examples in a step, over all processes.")
-    lr: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="Course of the learning rate.")
-    warmup: int = Field(0, ge=0, description="Steps over which the learning rate grows from 0.")
-    grad_clip: float = Field(0.0, ge=0, description="Largest norm of a player's gradient; 0: no limit.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is saved and "
-                                                    "sampled from; 0: the weights themselves.")
-    precision: Precision = Field("auto", description="auto: bf16 where the processor computes in it.")
-    compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
-    seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
-    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples kept for validation.")
-    patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "
-                                               "weights; 0: never.")
-    log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
-    validate_every: int = Field(500, ge=1, description="Steps between validations.")
-    preview_every: int = Field(1000, ge=0, description="Steps between pictures in samples/; 0: none.")
-    checkpoint_every: str = Field("60s", description="Time (60s, 5m, 1h) or steps (500) between checkpoints.")
-    keep: int = Field(2, ge=1, description="Checkpoints kept.")
-    time_limit: str | None = Field(None, description="Stop after this time (90s, 30m, 6h), save and exit with 75.")
-    fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
-
-    @field_validator("checkpoint_every")
-    @classmethod
-    def _interval(cls, text: str) -> str:
-        if not text.isdigit():
-            seconds(text)
-        return text
-
-    @field_validator("time_limit")
-    @classmethod
-    def _duration(cls, text: str | None) -> str | None:
-        if text is not None:
-            seconds(text)
-        return text
-
-
-def seconds(text: str) -> float:
-    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError if it is none."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    with suppress(ValueError):
-        if unit and float(text[:-1]) > 0:
-            return float(text[:-1]) * unit
-    raise ValueError(f"expected a time such as 90s, 30m or 6h, not {text!r}")
+from gencli.settings import TrainSettings, seconds
+from gencli.stopping import Stop, stop_requests
 
 
 @dataclass
@@ -160,7 +106,7 @@ class Trainer:
         if resume:
             self._load()
         self.model.train()
-        with _stop_requests(self.settings.time_limit) as stop, memory_explained("try a smaller --batch-size"):
+        with stop_requests(self.settings.time_limit) as stop, memory_explained("try a smaller --batch-size"):
             self._clock = self._saved = time.monotonic()
             for phase, end in self._schedule():
                 if phase.players:
@@ -181,7 +127,7 @@ class Trainer:
         for i, phase in enumerate(self.phases):
             yield phase, round(self.total * sum(shares[: i + 1]) / sum(shares))
 
-    def _train_phase(self, phase: Phase, end: int, stop: "_Stop") -> None:
+    def _train_phase(self, phase: Phase, end: int, stop: Stop) -> None:
         begin = self.state["step"]
         losses = {player.name: self._compiled(player) for player in phase.players}
         while self.state["step"] < end and not self.state["stopped_early"]:
@@ -225,7 +171,7 @@ class Trainer:
         prefix = "" if len(phase.players) == 1 else f"{player.name}/"
         return {f"{prefix}loss": value, **{f"{prefix}{name}": part for name, part in loss.parts.items()}}
 
-    def _accumulate_phase(self, phase: Phase, end: int, stop: "_Stop") -> None:
+    def _accumulate_phase(self, phase: Phase, end: int, stop: Stop) -> None:
         """Passes over the data without gradients. A pass is not interrupted: it is repeated after a resume."""
         begin = self.state["step"]
         indices = torch.arange(len(self.data))
@@ -265,7 +211,7 @@ class Trainer:
 
     # --- what happens between steps
 
-    def _after_step(self, phase: Phase, values: dict[str, Any], begin: int, stop: "_Stop") -> None:
+    def _after_step(self, phase: Phase, values: dict[str, Any], begin: int, stop: Stop) -> None:
         settings, step = self.settings, self.state["step"]
         sums = self.state["sums"]
         for name, value in values.items():  # (sum, count): players may move at different rates
@@ -422,35 +368,3 @@ def _unflatten(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
             tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         state.setdefault(int(number), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-
-
-class _Stop:
-    """Whether to stop: the exit code of the first signal, 75 when the time is over, 0 to go on."""
-
-    def __init__(self, time_limit: str | None):
-        self._deadline = time.monotonic() + seconds(time_limit) if time_limit else math.inf
-        self.code = 0
-
-    def reason(self) -> int:
-        return self.code or (75 if time.monotonic() >= self._deadline else 0)
-
-
-@contextmanager
-def _stop_requests(time_limit: str | None) -> Iterator[_Stop]:
-    """In training the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
-    stop = _Stop(time_limit)
-    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
-    before: dict[signal.Signals, Any] = {}
-
-    def ask(number: int, _: object) -> None:
-        stop.code = codes[signal.Signals(number)]
-        signal.signal(number, before[signal.Signals(number)])
-
-    with suppress(ValueError):  # not the main thread: then whoever runs us stops us
-        for number in codes:
-            before[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number in before:
-            signal.signal(number, before[number])

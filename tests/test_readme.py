@@ -162,8 +162,8 @@ def test_the_python_example_runs(gencli, capsys):
 def test_promised_json_keys(gencli):
     promised = {cells[0].strip("`"): re.findall(r"`(\w+)`", cells[1]) for cells in rows(section("JSON"))}
     found = {
-        "train": gencli("train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "2", "--json",
-                        "-q").json(),
+        "train": gencli("train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "2",
+                        "--json").json(),
         "sample": gencli("sample", "run", "-n", "2", "-o", "s.png", "--json").json(),
         "encode": gencli("encode", "run", "digits:test", "--limit", "4", "-o", "c.npz", "--json").json(),
         "interpolate": gencli("interpolate", "run", "--seeds", "1,2", "-o", "p.png", "--json").json(),

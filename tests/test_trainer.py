@@ -20,7 +20,8 @@ from gencli.data.dataset import Contiguous, Shuffled
 from gencli.errors import DivergedError, ModelError
 from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
 from gencli.runs import Run
-from gencli.trainer import Trainer, TrainSettings, seconds
+from gencli.settings import TrainSettings, seconds
+from gencli.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -43,7 +43,7 @@ def _group() -> None:
 def _command(family: registry.Family) -> Any:
     """The function of `gencli train FAMILY`."""
     from gencli.data.dataset import DataSettings
-    from gencli.trainer import TrainSettings
+    from gencli.settings import TrainSettings
 
     cls = family.load()
 

@@ -101,9 +101,12 @@ class VAE(Model):
     def prior(self, rng: Rng) -> Tensor:
         return rng.normal(self.config.latent)
 
-    def sample(self, rng: Rng, given: Given | None = None, *, draw: bool = False) -> Batch:
-        """Decoded draws from the prior: the mean of p(x|z), as is the custom for pictures, or with `draw` a draw."""
-        return self.decode(self.prior(rng), rng, draw=draw)
+    def sample(self, rng: Rng, given: Given | None = None, *, draw: bool | None = None) -> Batch:
+        """Decoded draws from the prior: a draw from p(x|z), or its mean; by default the mean for pictures alone.
+
+        The mean picture is the custom, and what a person wants to see. The mean row of a table lacks the noise.
+        """
+        return self.decode(self.prior(rng), rng, draw=isinstance(self.spec, VectorSpec) if draw is None else draw)
 
     def encode(self, batch: Batch, rng: Rng, *, output: Literal["mean", "draw", "moments"] = "mean") -> Tensor:
         """The mean of q(z|x) (B, Z), a draw from it (B, Z), or mean and variance (B, 2, Z)."""

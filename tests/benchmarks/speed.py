@@ -42,7 +42,8 @@ def loop(steps: int = 400, rounds: int = 5) -> None:
     from gencli.families.vae import VAE, VAEConfig
     from gencli.model import Batch
     from gencli.rng import StepStream
-    from gencli.trainer import Trainer, TrainSettings
+    from gencli.settings import TrainSettings
+    from gencli.trainer import Trainer
 
     data = load("digits", DataSettings(binarize="dynamic"))
 
@@ -85,7 +86,8 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     from gencli.model import Batch, Model
     from gencli.rng import StepStream
     from gencli.runs import build
-    from gencli.trainer import Trainer, TrainSettings
+    from gencli.settings import TrainSettings
+    from gencli.trainer import Trainer
 
     batch_size = 128
     for family, config, settings in (("vae", {}, DataSettings(binarize="dynamic")), ("gan", {}, DataSettings())):

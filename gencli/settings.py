@@ -1,0 +1,61 @@
+"""How to train, whatever the family: the options that `gencli train` has beside those of the family and of the data."""
+
+from contextlib import suppress
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gencli.device import Precision
+
+
+class TrainSettings(BaseModel):
+    """How to train, whatever the family. Each field is an option of `gencli train FAMILY`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, ge=1, description="Training steps; instead of --epochs.")
+    epochs: float = Field(20, gt=0, description="Passes over the data.")
+    batch_size: int = Field(128, ge=1, description="Examples in a step, over all processes.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="Course of the learning rate.")
+    warmup: int = Field(0, ge=0, description="Steps over which the learning rate grows from 0.")
+    grad_clip: float = Field(0.0, ge=0, description="Largest norm of a player's gradient; 0: no limit.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is saved and "
+                                                    "sampled from; 0: the weights themselves.")
+    precision: Precision = Field("auto", description="auto: bf16 where the processor computes in it.")
+    compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
+    seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
+    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples kept for validation.")
+    patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "
+                                               "weights; 0: never.")
+    log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
+    validate_every: int = Field(500, ge=1, description="Steps between validations.")
+    preview_every: int = Field(1000, ge=0, description="Steps between pictures in samples/; 0: none.")
+    checkpoint_every: str = Field("60s", description="Time (60s, 5m, 1h) or steps (500) between checkpoints.")
+    keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    time_limit: str | None = Field(None, description="Stop after this time (90s, 30m, 6h), save and exit with 75.")
+    fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _interval(cls, text: str) -> str:
+        if not text.isdigit():
+            seconds(text)
+        return text
+
+    @field_validator("time_limit")
+    @classmethod
+    def _duration(cls, text: str | None) -> str | None:
+        if text is not None:
+            seconds(text)
+        return text
+
+
+def seconds(text: str) -> float:
+    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError if it is none."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
+    with suppress(ValueError):
+        if unit and float(text[:-1]) > 0:
+            return float(text[:-1]) * unit
+    raise ValueError(f"expected a time such as 90s, 30m or 6h, not {text!r}")
