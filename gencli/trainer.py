@@ -185,6 +185,8 @@ class Trainer:
                 break
             self._after_step(phase, {}, begin, stop)
         self.state["step"], self.state["passes"] = end, 0
+        if self.average is not None:  # what was counted is no walk to be averaged over
+            self.average.update(step=0)
 
     def _lr(self) -> float:
         """The learning rate of this step."""

@@ -286,7 +286,7 @@ def test_torchrun_on_two_processes(small_data, tmp_path):
 
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29731", "-m",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
          "gencli", "train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "20", "--batch-size", "16",
          "--device", "cpu", "--log-every", "5", *SMALL["vae", "vector"]],
         cwd=tmp_path, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})

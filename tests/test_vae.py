@@ -106,8 +106,7 @@ def test_draws_have_the_likelihood_they_are_drawn_from(spec):
     with torch.no_grad():
         average = m.decode(z[:1]).x[0]
     spread = drawn.flatten(1).std(0).clamp(min=0.02)
-    if spec is not BYTES:  # there the mean is the location, cut to [0, 1]
-        assert ((drawn.mean(0) - average).flatten().abs() < 5 * spread / 63).all()
+    assert ((drawn.mean(0) - average).flatten().abs() < 5 * spread / 63).all()
     if spec.levels:
         assert torch.allclose(drawn * (spec.levels - 1), (drawn * (spec.levels - 1)).round(), atol=1e-3)
         values, counts = drawn.flatten(1)[:, 0].unique(return_counts=True)

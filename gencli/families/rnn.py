@@ -20,13 +20,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
+from gencli.layers.autoregressive import after_end, inside, to_noise, write
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, TextSpec
 from gencli.rng import Rng
 
-# Every token gets at least this probability in noise codes, so that every token has an interval to lie in ...
-_FLOOR = 1e-9
-# ... and a code keeps this share of the interval away from its ends: rounding (1e-16) cannot move it across (1e-12).
-_MARGIN = 1e-3
 # Numbers of one example in memory at once where a long text is scored or encoded.
 _PIECE = 2**18
 
@@ -45,9 +42,7 @@ class RNN(Model):
 
     The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, whose h and c stand side by side.
 
-    Noise code: z_t, standard normal, is the place inside the interval that token t has in the cumulative distribution
-    given the tokens before it, P(< x_t) <= Phi(z_t) < P(<= x_t). Text and code determine each other; a text drawn from
-    the model has a code drawn from the standard normal.
+    Noise codes are those of `gencli.layers.autoregressive`.
     """
 
     Config = RNNConfig
@@ -122,7 +117,7 @@ class RNN(Model):
         state that the one before it ended with.
         """
         if batch.fresh:
-            tokens, targets, state = _after_end(batch.x), batch.x, None
+            tokens, targets, state = after_end(batch.x, self.spec.END), batch.x, None
         else:
             tokens, targets, state = batch.x[:, :-1], batch.x[:, 1:], self._carried
         outputs, state = self._read(tokens, state, lambda x: self._dropout(x, rng))
@@ -130,7 +125,7 @@ class RNN(Model):
             self._carried = state.detach().to(self.head.weight.dtype)  # bf16 under autocast
         nll = F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), targets, reduction="none")  # (B, T)
         if batch.fresh and batch.lengths is not None:
-            nll = nll[_inside(batch)]
+            nll = nll[inside(batch.x, batch.lengths)]
         return Loss(nll.mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
@@ -161,12 +156,12 @@ class RNN(Model):
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it."""
         pieces = [-F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), batch.x[:, piece], reduction="none")
-                  for piece, outputs in self._pieces(_after_end(batch.x))]
-        return torch.cat(pieces, dim=1).double().where(_inside(batch), 0.0).sum(1)
+                  for piece, outputs in self._pieces(after_end(batch.x, self.spec.END))]
+        return torch.cat(pieces, dim=1).double().where(inside(batch.x, batch.lengths), 0.0).sum(1)
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=_inside(batch).sum(1))}
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=inside(batch.x, batch.lengths).sum(1))}
 
     # --- encode, decode, sample
 
@@ -179,16 +174,14 @@ class RNN(Model):
         """
         if code == "state":
             return self._state_code(batch)
-        precise, inside = self._precise(), _inside(batch)
-        u = rng.uniform(batch.x.shape[1], dtype=torch.float64) * (1 - 2 * _MARGIN) + _MARGIN  # place in the interval
-        for piece, outputs in precise._pieces(_after_end(batch.x)):
-            p, token = _floored(precise.head(outputs[-1])), batch.x[:, piece, None]
-            share = p.gather(-1, token)[..., 0]
-            u[:, piece] = p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - u[:, piece])
-        return torch.special.ndtri(u).where(inside, math.nan)
+        precise = self._precise()
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
+        for piece, outputs in precise._pieces(after_end(batch.x, self.spec.END)):
+            z[:, piece] = to_noise(precise.head(outputs[-1]), batch.x[:, piece], z[:, piece])
+        return z.where(inside(batch.x, batch.lengths), math.nan)
 
     def _state_code(self, batch: Batch) -> Tensor:
-        lengths = _inside(batch).sum(1)
+        lengths = inside(batch.x, batch.lengths).sum(1)
         tokens = F.pad(batch.x, (1, 0), value=self.spec.END)  # one more than a text's tokens: position 0 is the start
         code = torch.empty(len(batch), self.config.layers, self.config.width, device=tokens.device)
         for piece, outputs in self._pieces(tokens):
@@ -238,25 +231,14 @@ class RNN(Model):
                              "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
         if code.ndim != 2:
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens), as encode gives it")
-        if temperature == 0:
-            temperature, top_k = 1.0, 1
-        u = torch.special.ndtr(code.to(self.device, torch.float64)).clamp(max=1 - 1e-15)  # (B, T)
-        precise, prompt = self._precise(), prompt.to(self.device)
-        logits, state = precise(_after_end(F.pad(prompt, (0, 1))[None]))
-        logits, state = logits[:, -1].expand(len(u), -1), state.expand(len(u), -1, -1)
-        x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
-        lengths = torch.full_like(x[:, 0], len(prompt))
-        going = torch.ones_like(lengths, dtype=torch.bool)
-        for t in range(u.shape[1]):
-            going = going & ~u[:, t].isnan()
-            if not going.any():
-                break
-            token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
-            x[:, len(prompt) + t] = token.where(going, 0)
-            lengths += going
-            if self.spec.lines:
-                going = going & (token != self.spec.END)
-            logits, state = precise.advance(token, state)
+        precise = self._precise()
+
+        def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            logits, state = precise(tokens)
+            return logits[:, -1], state
+
+        x, lengths = write(code.to(self.device), prompt.to(self.device), read, precise.advance, end=self.spec.END,
+                           lines=self.spec.lines, temperature=temperature, top_k=top_k, top_p=top_p)
         return Batch(x, lengths=lengths)
 
     def _precise(self) -> "RNN":
@@ -283,33 +265,3 @@ class _Step(nn.Module):
 
     def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.advance(token[:, 0], state)
-
-
-def _after_end(x: Tensor) -> Tensor:
-    """What is read to predict the tokens x (B, T): `<end>`, then all but the last."""
-    return F.pad(x[:, :-1], (1, 0), value=TextSpec.END)
-
-
-def _inside(batch: Batch) -> Tensor:
-    """(B, T) bool: the positions before the end of each text."""
-    positions = torch.arange(batch.x.shape[1], device=batch.x.device)
-    if batch.lengths is None:
-        return torch.ones_like(batch.x, dtype=torch.bool)
-    return positions < batch.lengths[:, None]
-
-
-def _floored(logits: Tensor) -> Tensor:
-    """(..., V) logits -> probabilities, none below the floor."""
-    return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
-
-
-def _choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The tokens (B,) in whose intervals of the cumulative distributions of p (B, V) the numbers u (B,) lie."""
-    if top_k or top_p < 1:
-        ranked, token = p.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.where(ranked.cumsum(-1) - ranked < top_p, 0.0)
-        if top_k:
-            ranked[:, top_k:] = 0
-        p = torch.zeros_like(p).scatter(-1, token, ranked)
-    cdf = p.cumsum(-1)
-    return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)

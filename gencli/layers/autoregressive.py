@@ -1,0 +1,93 @@
+"""What models of texts share that read token by token and give the logits of the next one.
+
+Noise code: z_t, standard normal, is the place inside the interval that token t has in the cumulative distribution
+given the tokens before it, P(< x_t) <= Phi(z_t) < P(<= x_t). Text and code determine each other; a text drawn from
+the model has a code drawn from the standard normal. Logits are float64 here, so that rounding changes no token.
+
+`tokens` are (B, T) int64, `lengths` (B,) their numbers; positions past the end hold 0. A text is read after `end`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Every token gets at least this probability in noise codes, so that every token has an interval to lie in ...
+_FLOOR = 1e-9
+# ... and a code keeps this share of the interval away from its ends: rounding (1e-16) cannot move it across (1e-12).
+_MARGIN = 1e-3
+
+
+def after_end(tokens: Tensor, end: int) -> Tensor:
+    """What is read to predict the tokens (B, T): `end`, then all but the last."""
+    return F.pad(tokens[:, :-1], (1, 0), value=end)
+
+
+def inside(tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """(B, T) bool: the positions before the end of each text."""
+    if lengths is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+
+
+def to_noise(logits: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
+    """Tokens (...,) that follow where the logits are (..., V) -> their noise (...,).
+
+    `place` (...,), uniform in (0, 1), is the place inside each token's interval.
+    """
+    p, token = _floored(logits), tokens[..., None]
+    place = place * (1 - 2 * _MARGIN) + _MARGIN
+    share = p.gather(-1, token)[..., 0]
+    return torch.special.ndtri(p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - place))
+
+
+def write(code: Tensor, prompt: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]],
+          advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], *, end: int, lines: bool,
+          temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The prompt (P,), then the texts of the noise codes (B, T) -> tokens (B, P + T) and lengths (B,).
+
+    Args:
+        read: tokens (1, P + 1), `end` and the prompt -> logits of the next token (1, V), state (1, ...).
+        advance: a token (B,) and the state before it (B, ...) -> logits of the next token (B, V), state (B, ...).
+        lines: a text ends after `end`, not only where its code is NaN.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: draw from the K likeliest tokens only; 0: from all.
+        top_p: draw from the likeliest tokens that together have this probability; 1: from all.
+    """
+    if temperature == 0:
+        temperature, top_k = 1.0, 1
+    u = torch.special.ndtr(code.double()).clamp(max=1 - 1e-15)  # (B, T)
+    logits, state = read(F.pad(prompt, (1, 0), value=end)[None])
+    logits, state = logits.expand(len(u), -1), state.expand(len(u), *state.shape[1:])
+    x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
+    lengths = torch.full_like(x[:, 0], len(prompt))
+    going = torch.ones_like(lengths, dtype=torch.bool)
+    for t in range(u.shape[1]):
+        going = going & ~u[:, t].isnan()
+        if not going.any():
+            break
+        token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
+        x[:, len(prompt) + t] = token.where(going, 0)
+        lengths += going
+        if lines:
+            going = going & (token != end)
+        logits, state = advance(token, state)
+    return x, lengths
+
+
+def _floored(logits: Tensor) -> Tensor:
+    """(..., V) logits -> probabilities, none below the floor."""
+    return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
+
+
+def _choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The tokens (B,) in whose intervals of the cumulative distributions of p (B, V) the numbers u (B,) lie."""
+    if top_k or top_p < 1:
+        ranked, token = p.sort(dim=-1, descending=True, stable=True)
+        ranked = ranked.where(ranked.cumsum(-1) - ranked < top_p, 0.0)
+        if top_k:
+            ranked[:, top_k:] = 0
+        p = torch.zeros_like(p).scatter(-1, token, ranked)
+    cdf = p.cumsum(-1)
+    return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
