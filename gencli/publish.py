@@ -26,7 +26,7 @@ def publish(path: str | Path) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         try:
@@ -50,7 +50,7 @@ def publish_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         try:
@@ -113,7 +113,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's errors about writing `path` into one sentence."""
     try:
         yield

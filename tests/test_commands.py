@@ -268,3 +268,12 @@ def test_from_python(small_run):
     model = gencli.load(str(small_run("vae", "image")))
     (batch,) = gencli.inference.sample(model, range(2), seed=1)
     assert batch.x.shape == (2, 1, 9, 7)
+
+
+def test_own_samples_are_measured_as_those_from_a_pipe(gencli, small_data):
+    data = str(small_data["image"])
+    gencli("train", "vae", data, "-o", "b", "--binarize", "dynamic", "--width", "4", "--steps", "4", "-q")
+    common = ["evaluate", "b", f"{data}:test", "--features", "pixels", "--reconstruct", "0", "--json"]
+    own = gencli(*common, "--draw", "30").json()["metrics"]
+    piped = gencli(*common, "--samples", "-", stdin=gencli("sample", "b", "-n", "30").stdout).json()["metrics"]
+    assert [(m["name"], m["value"]) for m in own] == [(m["name"], m["value"]) for m in piped]

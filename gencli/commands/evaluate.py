@@ -1,10 +1,10 @@
 """`gencli evaluate RUN DATA`: numbers with error bars, and a gate for CI."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 from gencli import device as devices
@@ -16,8 +16,9 @@ from gencli.data.dataset import Dataset, DataSettings
 from gencli.errors import GencliError, RequirementError, ResourceError
 from gencli.metrics.requirements import check_requirements, parse_requirement
 from gencli.metrics.samples import sample_metrics
-from gencli.model import Batch, TextSpec
+from gencli.model import ImageSpec, Model, TextSpec
 from gencli.publish import publish_text
+from gencli.streams import quantize
 
 
 @options.with_settings(("Data", DataSettings))
@@ -61,11 +62,11 @@ def evaluate(
         if reconstruct:
             found += metrics.load("reconstruction")(model, examples.subset(reconstruct), seed=seed, progress=progress)
         if not isinstance(model.spec, TextSpec):
-            drawn: Dataset | Iterable[Batch] | None = None
+            drawn: Dataset | None = None
             if samples:
                 drawn = load_for(card, samples, given, console, "all", skip_bad=skip_bad)
             elif draw:
-                drawn = inference.sample(model, range(draw), seed)
+                drawn = _own_samples(model, draw, seed)
             if drawn is not None:
                 training = _training_data(card, given, console, reading)
                 found += sample_metrics(drawn, examples, training, features=features, seed=seed, progress=progress)
@@ -83,6 +84,15 @@ def evaluate(
     failed = [f"{result['requirement']} ({result['reason']})" for result in results if not result["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(results)} requirements not met: {'; '.join(failed)}")
+
+
+def _own_samples(model: Model, count: int, seed: int) -> Dataset:
+    """Samples as they come out of a pipe: pictures in 8 bits, those of a model of binary pictures drawn to 0 and 1."""
+    batches = list(inference.sample(model, range(count), seed))
+    x = torch.cat([batch.x for batch in batches])
+    if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
+        return Dataset("samples", "all", model.spec, quantize(x), drawn="fixed" if model.spec.levels == 2 else None)
+    return Dataset("samples", "all", model.spec, x)
 
 
 def _training_data(card: runs.Card, given: dict[str, Any], console: Console, reading: dict[str, Any]) -> Dataset | None:

@@ -31,7 +31,7 @@ def _describe(family: registry.Family, console: Console) -> None:
 
     model = family.load()
     fields = describe_fields(model.Config)
-    summary = family.summary or (model.__doc__ or "").strip().splitlines()[0]
+    summary = family.about()
     kinds = list(family.kinds or sorted(model.kinds))
     settable = {verb: set_options(method) for verb, method in
                 (("sample", model.sample), ("encode", model.encode), ("evaluate", model.scores))}

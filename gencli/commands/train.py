@@ -110,7 +110,7 @@ def _command(family: registry.Family) -> Any:
             shown = "".join(f", {name} {value:.4g}" for name, value in outcome.values.items())
             console.note(f"{output}: {outcome.step} steps{shown}")
 
-    train.__doc__ = f"{family.summary}: fit it to DATA and write the run directory."
+    train.__doc__ = f"{family.about()}: fit it to DATA and write the run directory."
     return train
 
 
@@ -235,7 +235,7 @@ def model_card(card: Any, values: dict[str, float]) -> str:
     losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
     return f"""# {card.family} trained on {card.data}
 
-{registry.family(card.family).summary}
+{registry.family(card.family).about()}
 
 | option | value |
 |---|---|
