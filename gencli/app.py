@@ -58,7 +58,14 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in README.md."""
     args = sys.argv[1:] if args is None else args
-    sys.exit(run(args))
+    code = run(args)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Threads of torch.distributed may still hold tensors; while Python takes itself down that aborts the process
+        # now and then (pytorch/pytorch#179291). All files are closed and published by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:

@@ -205,7 +205,9 @@ class Phase:
     """A part of the training: players that move by gradient, or passes over the data that need none.
 
     A phase without gradients calls `accumulate(batch)` for every batch of each of its `passes` over the data and
-    `finish()` after each pass (counting, EM, closed forms); it returns False to end the phase early.
+    `finish()` after each pass (counting, EM, closed forms); it returns False to end the phase early. `report()` then
+    gives numbers for the log. `passes` None: as many as its share of the steps makes epochs. With a share of 0 a
+    phase takes no steps but makes its passes, e.g. to find a start.
     """
 
     name: str
@@ -213,7 +215,8 @@ class Phase:
     share: float = 1.0  # of the steps, relative to the other phases
     accumulate: Callable[[Batch], None] | None = None
     finish: Callable[[], bool] | None = None
-    passes: int = 1
+    report: Callable[[], dict[str, float]] | None = None
+    passes: int | None = 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,10 @@ class Family:
     can: tuple[str, ...] = ()  # verbs, then abilities: "label" and "prompt" for sample, "log_prob" for evaluate
     source: str = "gencli"
 
+    def about(self) -> str:
+        """The summary; that of a plugin is the first line of its class's docstring."""
+        return self.summary or ((self.load().__doc__ or "").strip().splitlines() or [self.name])[0]
+
     def load(self) -> "type[Model]":
         """Import the class of the family; ModelError names the plugin if that fails."""
         module, _, attribute = self.path.partition(":")
@@ -53,6 +57,16 @@ _BUILT_IN = (
            ("image", "vector"), (*VERBS, "label")),
     Family("rnn", "gencli.families.rnn:RNN", "Recurrent language model: vanilla, LSTM, GRU",
            ("text",), (*VERBS, "log_prob", "prompt")),
+    Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
+           ("text",), (*VERBS, "log_prob", "prompt")),
+    Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
+           ("image", "vector"), (*VERBS, "log_prob")),
+    Family("gmm", "gencli.families.gmm:GMM", "Gaussian mixture by EM (Dempster, Laird & Rubin 1977)",
+           ("image", "vector"), (*VERBS, "log_prob")),
+    Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
+           ("image", "vector"), (*VERBS, "log_prob")),
+    Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
+           ("image", "vector"), (*VERBS, "log_prob")),
 )
 
 

@@ -30,7 +30,7 @@ from gencli import __version__, registry
 from gencli.data.dataset import DataSettings
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import AnySpec, Model
-from gencli.publish import publish, publish_folder, publish_text, sweep
+from gencli.publish import explained, publish, publish_folder, publish_text, sweep
 
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
@@ -140,13 +140,14 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
 def load_weights(model: Model, path: Path) -> None:
     """Copy the tensors of a safetensors file into `model`; every name and shape has to match."""
     tensors = read_tensors(path)
-    wanted = model.state_dict()
-    for name in [*wanted, *tensors]:
-        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
-            raise ModelError(f"{path}: weight {name!r} is missing or does not fit the configuration stored beside it")
-        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(f"{path}: weight {name!r} holds values that are not finite")
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)  # a model whose sizes only training decides makes room in a hook of torch's
+    except RuntimeError as error:
+        reason = (str(error).splitlines()[1:] or [str(error)])[0].strip()
+        raise ModelError(f"{path}: its weights do not fit the configuration stored beside them: {reason}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -224,12 +225,14 @@ class Run:
 
     def log(self, message: str) -> None:
         """Append a line with the time to `log.txt`."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        path = self.path / "log.txt"
+        with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
+        path = self.path / name
+        with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def truncate(self, name: str, step: int) -> None:

@@ -7,7 +7,7 @@ checkpoint holds no generator state, and a resumed run computes what an unbroken
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         # Everything but tensors that a checkpoint has to hold.
         self.state: dict[str, Any] = {"step": 0, "sums": {}, "history": [], "best": math.inf, "waited": 0,
-                                      "stopped_early": False, "passes": 0}
+                                      "stopped_early": False, "passes": {}}
 
     def _optimiser(self, player: Player) -> torch.optim.Optimizer:
         return torch.optim.AdamW(player.parameters, lr=self.settings.lr * player.lr_scale, betas=player.betas,
@@ -108,11 +108,11 @@ class Trainer:
         self.model.train()
         with stop_requests(self.settings.time_limit) as stop, memory_explained("try a smaller --batch-size"):
             self._clock = self._saved = time.monotonic()
-            for phase, end in self._schedule():
+            for phase, begin, end in self._schedule():
                 if phase.players:
                     self._train_phase(phase, end, stop)
                 else:
-                    self._accumulate_phase(phase, end, stop)
+                    self._accumulate_phase(phase, begin, end, stop)
         self._save()
         self.processes.close()
         model = self.kept()
@@ -121,14 +121,13 @@ class Trainer:
         last = self.state["history"][-1] if self.state["history"] else {}
         return Outcome(model.eval().requires_grad_(False), self.state["step"], last)
 
-    def _schedule(self) -> Iterator[tuple[Phase, int]]:
-        """Every phase with the step at which it ends."""
+    def _schedule(self) -> list[tuple[Phase, int, int]]:
+        """Every phase with the steps at which it begins and ends."""
         shares = [phase.share for phase in self.phases]
-        for i, phase in enumerate(self.phases):
-            yield phase, round(self.total * sum(shares[: i + 1]) / sum(shares))
+        ends = [round(self.total * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
+        return list(zip(self.phases, [0, *ends], ends, strict=False))
 
     def _train_phase(self, phase: Phase, end: int, stop: Stop) -> None:
-        begin = self.state["step"]
         losses = {player.name: self._compiled(player) for player in phase.players}
         while self.state["step"] < end and not self.state["stopped_early"]:
             step = self.state["step"]
@@ -141,7 +140,7 @@ class Trainer:
             if self.average is not None:
                 self.average.update(step)
             self.state["step"] = step + 1
-            self._after_step(phase, values, begin, stop)
+            self._after_step(phase, values, step, stop)
 
     def _move(self, player: Player, loss_of: Callable, phase: Phase, batch: Any, rng: Any) -> dict[str, float]:
         """One step of one player; the named parts of its loss."""
@@ -171,22 +170,21 @@ class Trainer:
         prefix = "" if len(phase.players) == 1 else f"{player.name}/"
         return {f"{prefix}loss": value, **{f"{prefix}{name}": part for name, part in loss.parts.items()}}
 
-    def _accumulate_phase(self, phase: Phase, end: int, stop: Stop) -> None:
+    def _accumulate_phase(self, phase: Phase, begin: int, end: int, stop: Stop) -> None:
         """Passes over the data without gradients. A pass is not interrupted: it is repeated after a resume."""
-        begin = self.state["step"]
-        indices = torch.arange(len(self.data))
         assert phase.accumulate and phase.finish, f"phase {phase.name} has neither players nor accumulate and finish"
-        while self.state["passes"] < phase.passes and begin < end:
-            for part in indices.split(self.settings.batch_size):
+        passes = phase.passes or max(1, round((end - begin) / self.order.steps_per_epoch))
+        done = self.state["passes"].get(phase.name, 0)
+        while done < passes and not self.state["stopped_early"]:
+            for part in torch.arange(len(self.data)).split(self.settings.batch_size):
                 phase.accumulate(self.data.batch(part, self.device))
-            self.state["passes"] += 1
-            self.state["step"] = begin + round((end - begin) * self.state["passes"] / phase.passes)
-            if not phase.finish():
-                break
-            self._after_step(phase, {}, begin, stop)
-        self.state["step"], self.state["passes"] = end, 0
-        if self.average is not None:  # what was counted is no walk to be averaged over
-            self.average.update(step=0)
+            before = self.state["step"]
+            done = done + 1 if phase.finish() else passes
+            self.state["passes"][phase.name] = done
+            self.state["step"] = begin + (end - begin) * done // passes
+            if self.average is not None:  # what was counted is no walk to average over, and may have other sizes
+                self.average = MovingAverage(self.model, self.settings.ema)
+            self._after_step(phase, phase.report() if phase.report else {}, before, stop)
 
     def _lr(self) -> float:
         """The learning rate of this step."""
@@ -213,21 +211,26 @@ class Trainer:
 
     # --- what happens between steps
 
-    def _after_step(self, phase: Phase, values: dict[str, Any], begin: int, stop: Stop) -> None:
+    def _after_step(self, phase: Phase, values: dict[str, Any], before: int, stop: Stop) -> None:
+        """Log, validate, preview and save where that fell due after step `before`; a pass makes many steps at once."""
         settings, step = self.settings, self.state["step"]
+
+        def due(every: int) -> bool:
+            return step // every > before // every
+
         sums = self.state["sums"]
         for name, value in values.items():  # (sum, count): players may move at different rates
             total, count = sums.get(name, (0.0, 0))
             sums[name] = (total + value, count + 1)
-        if step % settings.log_every == 0 or step == self.total:
+        if due(settings.log_every) or step == self.total:
             self._log(phase)
-        if self.validation_data and (step % settings.validate_every == 0 or step == self.total):
+        if self.validation_data and (due(settings.validate_every) or step == self.total):
             self._validate()
-        if settings.preview_every and step % settings.preview_every == 0 and self.processes.first:
+        if settings.preview_every and due(settings.preview_every) and self.processes.first:
             self.hooks.preview(self.kept().eval(), step)
             self.model.train()
         reason = self.processes.agree(stop.reason())
-        if reason or self._checkpoint_due(step):
+        if reason or self._checkpoint_due(due):
             self._save()
         if reason and step < self.total:
             self.processes.close()
@@ -278,10 +281,10 @@ class Trainer:
 
     # --- checkpoints
 
-    def _checkpoint_due(self, step: int) -> bool:
+    def _checkpoint_due(self, due: Callable[[int], bool]) -> bool:
         every = self.settings.checkpoint_every
         if every.isdigit():
-            return step % int(every) == 0
+            return due(int(every))
         return bool(self.processes.agree(time.monotonic() - self._saved >= seconds(every)))
 
     def _save(self) -> None:
@@ -300,10 +303,15 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _load(self) -> None:
-        loaded = self.run_folder.load_checkpoint(self.hooks.warn) if self.run_folder else None
-        if loaded is None:
+        if self.run_folder is None:
             return
-        tensors, self.state = loaded
+        tensors, state = self.run_folder.load_checkpoint(self.hooks.warn) or ({}, {})
+        self.state |= state
+        if self.processes.first:
+            for log in ("metrics.jsonl", "timings.jsonl"):
+                self.run_folder.truncate(log, self.state["step"])
+        if not tensors:
+            return
         self.model.load_state_dict(tensors["weights"])
         if self.average is not None:
             self.average.model.load_state_dict(tensors["average"])
@@ -312,9 +320,6 @@ class Trainer:
         self.best = {key: tensor.to(self.device) for key, tensor in tensors.get("best", {}).items()}
         own = tensors.get(f"state-{self.processes.rank}", {})
         self.model.load_training_state({key: tensor.to(self.device) for key, tensor in own.items()})
-        if self.run_folder and self.processes.first:
-            for log in ("metrics.jsonl", "timings.jsonl"):
-                self.run_folder.truncate(log, self.state["step"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -73,6 +73,15 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gan", "image"): ["--latent", "3", "--width", "4"],
     ("gan", "vector"): ["--latent", "2", "--width", "8"],
     ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
+    ("ngram", "text"): ["--order", "3", "--length", "32"],
+    ("gaussian", "image"): [],
+    ("gaussian", "vector"): [],
+    ("gmm", "image"): ["--components", "3"],
+    ("gmm", "vector"): ["--components", "3"],
+    ("rbm", "image"): ["--hidden", "4", "--chains", "10", "--binarize", "dynamic"],
+    ("rbm", "vector"): ["--hidden", "4", "--chains", "10"],
+    ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
+    ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
 }
 
 

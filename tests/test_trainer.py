@@ -229,6 +229,23 @@ def test_resume_gives_the_same_bits(family, kind, more, small_data, gencli, tmp_
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def test_a_run_killed_before_its_first_checkpoint_repeats_no_line(small_data, gencli, tmp_path, monkeypatch):
+    step = Trainer._after_step
+
+    def interrupted(self, *args):
+        step(self, *args)
+        if self.state["step"] == 6:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(Trainer, "_after_step", interrupted)
+    args = arguments("vae", "vector", small_data["vector"], "run")
+    gencli(*args, code=1)
+    monkeypatch.setattr(Trainer, "_after_step", step)
+    gencli(*args, "--resume")
+    steps = [line["step"] for line in lines_of(tmp_path / "run/metrics.jsonl")]
+    assert steps == sorted(set(steps)) and steps[0] == 3
+
+
 def test_a_finished_run_has_nothing_to_do(small_data, gencli, tmp_path):
     args = arguments("vae", "vector", small_data["vector"], "run")
     gencli(*args)

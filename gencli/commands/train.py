@@ -97,12 +97,13 @@ def _command(family: registry.Family) -> Any:
         if dry_run or run is None:
             document = {**settings.document(), **settings.size()}
             return console.result(document, _as_json(document))
+        model = settings.build()  # before the run: what does not fit leaves no folder behind
         if processes.first:
             with run:
                 _prepare(run, settings, resume, overwrite)
-                outcome = _train_and_save(run, settings, place, resume, console, processes)
+                outcome = _train_and_save(run, settings, model, place, resume, console, processes)
         else:
-            outcome = _train_and_save(run, settings, place, resume, console, processes)
+            outcome = _train_and_save(run, settings, model, place, resume, console, processes)
         if processes.first:
             document = {"run": output, "steps": outcome.step, **outcome.values}
             if json:
@@ -169,7 +170,7 @@ def _prepare(run: "Run", settings: Settings, resume: bool, overwrite: bool) -> N
         run.clear()
 
 
-def _train_and_save(run: "Run", settings: Settings, device: Any, resume: bool, console: Console,
+def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any, resume: bool, console: Console,
                     processes: Any) -> "Outcome":
     from gencli import runs
     from gencli.trainer import Hooks, Outcome, Trainer, finished
@@ -177,7 +178,6 @@ def _train_and_save(run: "Run", settings: Settings, device: Any, resume: bool, c
     if resume and finished(run, settings.training):
         console.note(f"{run.path} is finished; nothing to do")
         return Outcome(runs.load_model(run.path)[0], runs.read_card(run.path).steps)
-    model = settings.build()
     if processes.first:
         run.write_config(settings.document())
         run.log("gencli " + " ".join(sys.argv[1:]))

@@ -55,6 +55,7 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
     """
     if isinstance(like, TextSpec):
         settings = settings.model_copy(update={"lines": like.lines, "unit": like.unit})
+        like = like.model_copy(update={"length": settings.length or like.length})  # a model of text has no length
     name, wanted = _parse(source)
     wanted = wanted or split or "train"
     reading = Reading(name, settings, skip_bad)

@@ -75,8 +75,10 @@ class Dataset:
         `rng` draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
         with fixed binarisation.
         """
-        held = self.examples.device if isinstance(self.examples, Tensor) else "cpu"
-        x = self.examples[indices.to(held)].to(device, non_blocking=True)
+        if isinstance(self.examples, Tensor):  # several times faster than indexing by a tensor
+            x = self.examples.index_select(0, indices.to(self.examples.device)).to(device, non_blocking=True)
+        else:
+            x = self.examples[indices].to(device, non_blocking=True)
         labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
         if isinstance(self.spec, ImageSpec):
             return Batch(self._pixels(x, self.spec.levels, indices, rng), labels)

@@ -161,7 +161,8 @@ class RNN(Model):
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=inside(batch.x, batch.lengths).sum(1))}
+        tokens = inside(batch.x, batch.lengths).sum(1)
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=tokens)}
 
     # --- encode, decode, sample
 

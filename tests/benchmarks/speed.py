@@ -1,4 +1,4 @@
-"""Speed as ratios against a peer in the same run: `python tests/benchmarks/speed.py [startup] [loop] [usual] [memory]`.
+"""Speed as ratios against a peer in the same run: `python tests/benchmarks/speed.py [NAME...]`, names as at the end.
 
 Each comparison alternates the two sides and takes the median, so that a busy machine harms both alike. Results stand in
 RESULTS.md. Nothing here is a test: no bound is asserted.
@@ -135,6 +135,62 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
                "DataLoader, float32, NCHW")
 
 
+def gmm(components: int = 50, rounds: int = 3) -> None:
+    """An EM iteration of a diagonal mixture on MNIST, ours from the bytes and scikit-learn's from a float64 array."""
+    import torch
+    from sklearn.mixture import GaussianMixture
+
+    from gencli.data import DataSettings, load
+    from gencli.families.gmm import GMM, GMMConfig
+    from gencli.trainer import Trainer, TrainSettings
+
+    data = load("mnist", DataSettings())
+    torch.manual_seed(0)
+    model = GMM(GMMConfig(components=components, covariance="diagonal"), data.spec)
+    Trainer(model, data, TrainSettings(epochs=1, batch_size=1024, preview_every=0)).run()
+    x = data.examples.flatten(1).double().div_(255).numpy()
+    peer = GaussianMixture(components, covariance_type="diag", reg_covar=model.config.floor)
+    peer.weights_, peer.means_ = model.weights.numpy().copy(), model.means.numpy().copy()
+    peer.precisions_cholesky_ = 1 / model.factor.numpy()
+    found: dict[str, float] = {}
+
+    def ours() -> None:
+        for part in torch.arange(len(data)).split(1024):
+            model.expect(data.batch(part))
+        model.maximise()
+        found["ours"] = -model._report()["nll"]
+
+    def theirs() -> None:
+        found["scikit-learn"], responsibilities = peer._e_step(x)
+        peer._m_step(x, responsibilities)
+
+    report(f"EM iteration, {components} diagonal components", *alternate(ours, theirs, rounds), "s", "scikit-learn")
+    print(f"log-likelihood after as many iterations: {found}")
+
+
+def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
+    """An epoch of PCD-1 on 10,000 binary MNIST digits, as many chains as examples in a batch, against scikit-learn."""
+    import torch
+    from sklearn.neural_network import BernoulliRBM
+
+    from gencli.data import DataSettings, load
+    from gencli.families.rbm import RBM, RBMConfig
+    from gencli.trainer import Trainer, TrainSettings
+
+    data = load("mnist", DataSettings(binarize="threshold"), limit=10_000)
+    x = data.batch(torch.arange(len(data))).x.flatten(1).numpy()
+
+    def ours() -> None:
+        torch.manual_seed(0)
+        model = RBM(RBMConfig(hidden=hidden, chains=batch_size), data.spec)
+        Trainer(model, data, TrainSettings(epochs=1, batch_size=batch_size, preview_every=0)).run()
+
+    def theirs() -> None:
+        BernoulliRBM(hidden, batch_size=batch_size, n_iter=1, random_state=0).fit(x)
+
+    report(f"epoch of PCD-1, {hidden} hidden units", *alternate(ours, theirs, rounds), "s", "scikit-learn")
+
+
 def memory() -> None:
     """Peak memory of `sample` to a tar on stdout, for 10,000 and for 100,000 examples."""
     with tempfile.TemporaryDirectory() as folder:
@@ -172,4 +228,4 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
-        {"startup": startup, "loop": loop, "usual": usual, "memory": memory}[name]()
+        {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory}[name]()

@@ -1,0 +1,373 @@
+"""Gaussian mixture: p(x) = sum_k w_k N(x; m_k, S_k), fitted by EM (Dempster, Laird & Rubin 1977).
+
+The start is k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a subsample; then every pass over the
+data is one EM iteration, its sums in float64. Covariances, by their usual names: `full`, `tied` (one for all
+components), `diagonal`, `spherical`. A `floor` is added to every variance, as in scikit-learn.
+
+Everything is computed in standardised units: rows of a table minus the mean and over the deviation of each column,
+pictures as they are. Pictures count as continuous: the density is that of grey values in [0, 1], so it has no bits per
+dimension. Samples are cut to [0, 1].
+
+A code is a one-hot component (K) and the coordinates whitened by it (D); it decodes to the same example.
+
+Shapes: B batch, K components, D numbers in an example. "Factor": of `full` (K, D, D) and `tied` (1, D, D) the Cholesky
+factors of the covariances, of `diagonal` (K, D) and `spherical` (K, 1) deviations.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, UsageError
+from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Model, Phase, Score, TextSpec, VectorSpec
+from gencli.rng import Rng
+
+
+class GMMConfig(FamilyConfig):
+    components: int = Field(10, ge=1, description="Gaussians K.")
+    covariance: Literal["auto", "full", "tied", "diagonal", "spherical"] = Field(
+        "auto", description="Shape of the covariances; auto: full for tables, diagonal for pictures.")
+    floor: float = Field(1e-3, ge=0, description="Variance added to every number, as a share of its variance in all "
+                                                 "data (tables) or of the range of grey values squared (pictures).")
+    tolerance: float = Field(1e-3, ge=0, description="EM ends when a pass gains less, in nats per example.")
+
+
+class GMM(Model):
+    """Weights (K,), means (K, D) and factors of K Gaussians, in standardised units."""
+
+    Config = GMMConfig
+    kinds = frozenset({"image", "vector"})
+    defaults = {"epochs": 100, "batch_size": 1024, "log_every": 1}
+    likelihood = "exact"
+    config: GMMConfig
+    spec: ImageSpec | VectorSpec
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: GMMConfig, spec: AnySpec):
+        super().__init__(config, spec)
+        assert not isinstance(spec, TextSpec)  # `kinds` has none
+        k, d = config.components, spec.size
+        name = config.covariance
+        if name == "auto":
+            name = "full" if isinstance(spec, VectorSpec) else "diagonal"
+        self.covariance = _Cholesky(name == "tied") if name in ("full", "tied") else _Axes(name == "spherical")
+        self.weights = _fitted(torch.full((k,), 1 / k))
+        self.means = _fitted(torch.zeros(k, d))
+        self.factor = _fitted(self.covariance.start(k, d))
+        shift, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.0,), (1.0,))
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
+        # Columns may be nearly dependent; grey values and a floor are a mild case, and float32 is twice as fast.
+        self._dtype = torch.float64 if isinstance(spec, VectorSpec) else torch.float32
+        self._seed = int(torch.randint(2**31, ()))
+        self._log_likelihood = torch.tensor(-math.inf, dtype=torch.float64)  # mean over the data, before the last step
+        self._subsample = _Subsample(max(2000, 20 * k), self._seed)
+        self._sums: list[Tensor] = []
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        return [Phase("k-means++", share=0, accumulate=self._gather, finish=self._choose),
+                Phase("start", share=0, accumulate=self._assign, finish=self._maximise),
+                Phase("em", accumulate=self.expect, finish=self.maximise, report=self._report, passes=None)]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"log_likelihood": self._log_likelihood}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        self._log_likelihood = state["log_likelihood"].cpu()
+
+    def _gather(self, batch: Batch) -> None:
+        self._subsample.add(self._standardise(batch.x, self._dtype).cpu())
+
+    def _choose(self) -> bool:
+        """Means by k-means on the subsample."""
+        k, found = self.config.components, self._subsample
+        if found.count < k:
+            raise UsageError(f"--components {k}: the data has only {found.count} examples; give at most as many")
+        self._refuse_constant(found.lowest == found.highest)
+        self.means.copy_(_k_means(found.examples(), k, torch.Generator().manual_seed(self._seed)))
+        self._subsample = _Subsample(max(2000, 20 * k), self._seed)
+        return True
+
+    def _refuse_constant(self, constant: Tensor) -> None:
+        places = constant.nonzero().flatten().tolist()
+        if places and isinstance(self.spec, VectorSpec):
+            raise DataError(f"column {self.spec.columns[places[0]]!r} is the same in every example, so its density is "
+                            f"infinite; take it out")
+
+    def _assign(self, batch: Batch) -> None:
+        """The expectation of the start: every example belongs to the nearest mean."""
+        x = self._standardise(batch.x, self._dtype)
+        nearest = torch.cdist(x, self.means.to(x.dtype)).argmin(1)
+        self._add(self.covariance.features(x), F.one_hot(nearest, self.config.components).to(x.dtype), torch.zeros(()))
+
+    def expect(self, batch: Batch) -> None:
+        """The expectation step on B examples: add their responsibilities and moments to the sums of this pass."""
+        features = self.covariance.features(self._standardise(batch.x, self._dtype))
+        log_joint = self._log_joint(features)
+        highest = log_joint.amax(1, keepdim=True)
+        # e^-64 is as good as nothing, but smaller numbers become denormal and slow the products down many times.
+        odds = torch.exp((log_joint - highest).clamp(min=-64).to(features.dtype))
+        total = odds.sum(1, keepdim=True)
+        self._add(features, odds / total, (highest + total.log()).sum().cpu())
+
+    def _add(self, features: Tensor, responsibilities: Tensor, log_likelihood: Tensor) -> None:
+        moments = self.covariance.moments(features, responsibilities)
+        counts = responsibilities.sum(0, dtype=torch.float64)
+        parts = [log_likelihood.double(), counts, *(moment.double() for moment in moments)]
+        if self._sums:
+            torch._foreach_add_(self._sums, parts)
+        else:
+            self._sums = parts
+
+    def maximise(self) -> bool:
+        """The maximisation step; False when the log-likelihood hardly grew over the last one.
+
+        Raises:
+            DataError: a covariance is singular.
+        """
+        log_likelihood = self._sums[0] / self._sums[1].sum().cpu()
+        gain = float(log_likelihood - self._log_likelihood)
+        self._log_likelihood = log_likelihood
+        self._maximise()
+        return gain >= self.config.tolerance
+
+    def _maximise(self) -> bool:
+        _, counts, first, second = self._sums
+        self._sums = []
+        alive = counts > 1e-6  # a component without examples stays as it is
+        self.weights.copy_(counts / counts.sum())
+        self.means.copy_(torch.where(alive[:, None], first / counts[:, None], self.means))
+        factor, singular = self.covariance.fit(counts, self.means, second, self.config.floor)
+        singular &= alive[: len(singular)]
+        if singular.any():
+            worst = int(singular.int().argmax())
+            raise DataError(f"the covariance of component {worst} ({float(counts[worst]):.0f} examples) is singular; "
+                            f"give a --floor above {self.config.floor:g} or fewer --components")
+        alive = alive[: len(factor)].view(-1, *[1] * (factor.dim() - 1))
+        self.factor.copy_(torch.where(alive, factor, self.factor))
+        return True
+
+    def _report(self) -> dict[str, float]:
+        return {"nll": float(self.scale.log().sum().cpu() - self._log_likelihood)}
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        """A component drawn by weight, one-hot, and standard normal coordinates: (B, K + D)."""
+        bounds = self.weights.cumsum(0)
+        component = torch.searchsorted(bounds / bounds[-1], rng.uniform(dtype=torch.float64))
+        z = rng.normal(self.spec.size)
+        return torch.cat([F.one_hot(component, self.config.components).to(z.dtype), z], dim=1)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, component: int | None = None) -> Batch:
+        """Draws from the mixture, or from `component` (0..K-1) alone.
+
+        Raises:
+            UsageError: there is no such component.
+        """
+        k, code = self.config.components, self.prior(rng)
+        if component is not None:
+            if not 0 <= component < k:
+                raise UsageError(f"component={component}: the model has components 0 to {k - 1}")
+            code[:, :k] = F.one_hot(torch.tensor(component), k)
+        return self.decode(code)
+
+    def encode(self, batch: Batch, rng: Rng, *, code: Literal["whitened", "responsibilities"] = "whitened") -> Tensor:
+        """The likeliest component, one-hot, and the coordinates whitened by it (B, K + D); or p(k|x) (B, K)."""
+        x = self._standardise(batch.x, torch.float64)
+        log_joint = self._log_joint(self.covariance.features(x))
+        if code == "responsibilities":
+            return torch.softmax(log_joint, dim=1).to(batch.x.dtype)
+        component = log_joint.argmax(1)
+        z = self.covariance.whiten(x, self.means, self.factor)[component, torch.arange(len(x), device=x.device)]
+        return torch.cat([F.one_hot(component, self.config.components), z], dim=1).to(batch.x.dtype)
+
+    def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
+        """The inverse of `encode`; between components, their mean by the weights in the code. Pictures: in [0, 1]."""
+        share, z = code.double().split([self.config.components, self.spec.size], dim=1)
+        x = share @ self.means + self.covariance.colour(share, z, self.factor)
+        x = (self.shift + self.scale * x).to(code.dtype).unflatten(1, self.spec.shape)
+        return Batch(x.clamp(0, 1) if isinstance(self.spec, ImageSpec) else x)
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """Straight from component to component, spherical in the whitened coordinates."""
+        k = self.config.components
+        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
+        return torch.cat([(1 - t) * a[:k] + t * b[:k], super().interpolate(a[k:], b[k:], frames)], dim=1)
+
+    # --- score
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """log p(x) in nats, exact, (B,) float64."""
+        features = self.covariance.features(self._standardise(batch.x, torch.float64))
+        return torch.logsumexp(self._log_joint(features), dim=1) - self.scale.log().sum()
+
+    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+        """`nll` in nats: a density of continuous numbers, also for pictures."""
+        return {"nll": Score(-self.log_prob(batch, rng), "nats", "exact", protocol={"density": True})}
+
+    def _log_joint(self, features: Tensor) -> Tensor:
+        """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64."""
+        return self.weights.log() + self.covariance.log_density(features, self.means, self.factor)
+
+    def _standardise(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, ...) -> (B, D) in standardised units."""
+        x = x.flatten(1)
+        return ((x.double() - self.shift) / self.scale).to(dtype) if isinstance(self.spec, VectorSpec) else x.to(dtype)
+
+
+def _fitted(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.double(), requires_grad=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shapes of covariance
+
+
+class _Axes:
+    """Independent numbers: `diagonal`, or `spherical` with one deviation for all."""
+
+    def __init__(self, spherical: bool):
+        self.spherical = spherical
+
+    def start(self, k: int, d: int) -> Tensor:
+        return torch.ones(k, 1 if self.spherical else d)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the density is linear in: x and its squares, (B, 2 D)."""
+        features = x.repeat(1, 2)
+        features[:, x.shape[1] :] *= x
+        return features
+
+    def log_density(self, features: Tensor, means: Tensor, factor: Tensor) -> Tensor:
+        """log N(x; m_k, S_k), (B, K) float64: one matrix product."""
+        precision = factor.square().reciprocal().expand_as(means)
+        linear, precision = (means * precision).to(features.dtype), precision.to(features.dtype)
+        exponent = (features @ torch.cat([linear, -0.5 * precision], dim=1).T).double()
+        # Normalised with the rounded numbers: else their error would be the same for all examples, and add up.
+        linear, precision = linear.double(), precision.double()
+        return exponent + 0.5 * (torch.log(precision / (2 * math.pi)) - linear.square() / precision).sum(1)
+
+    def moments(self, features: Tensor, responsibilities: Tensor) -> tuple[Tensor, ...]:
+        """sum r x and sum r x^2, each (K, D)."""
+        return (responsibilities.T @ features).chunk(2, dim=1)
+
+    def fit(self, counts: Tensor, means: Tensor, second: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        """Deviations from the moments, and which components are singular (K,)."""
+        variance = second / counts[:, None] - means.square()
+        if self.spherical:
+            variance = variance.mean(1, keepdim=True)
+        variance = variance.clamp(min=0) + floor
+        return variance.sqrt(), (variance <= 1e-14).any(1)
+
+    def whiten(self, x: Tensor, means: Tensor, factor: Tensor) -> Tensor:
+        """(B, D) -> coordinates by every component, (K, B, D)."""
+        return (x - means[:, None]) / factor[:, None]
+
+    def colour(self, share: Tensor, z: Tensor, factor: Tensor) -> Tensor:
+        """sum_k share_k S_k^(1/2) z: (B, K), (B, D) -> (B, D)."""
+        return (share @ factor) * z
+
+
+class _Cholesky:
+    """Dependent numbers: `full`, or `tied` with one covariance for all components."""
+
+    def __init__(self, tied: bool):
+        self.tied = tied
+
+    def start(self, k: int, d: int) -> Tensor:
+        return torch.eye(d).repeat(1 if self.tied else k, 1, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return x
+
+    def log_density(self, features: Tensor, means: Tensor, factor: Tensor) -> Tensor:
+        """log N(x; m_k, S_k), (B, K) float64."""
+        squares = self.whiten(features, means.to(features.dtype), factor.to(features.dtype)).square().sum(2)
+        log_peak = -0.5 * means.shape[1] * math.log(2 * math.pi) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return log_peak - 0.5 * squares.T.double()
+
+    def moments(self, features: Tensor, responsibilities: Tensor) -> tuple[Tensor, ...]:
+        """sum r x (K, D) and sum r x x^T (K, D, D); of `tied` sum x x^T (1, D, D)."""
+        weighted = features.T if self.tied else responsibilities.T[:, None] * features.T
+        return responsibilities.T @ features, weighted.view(-1, *features.T.shape) @ features
+
+    def fit(self, counts: Tensor, means: Tensor, second: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+        """Cholesky factors from the moments, and which of them are singular (F,)."""
+        if self.tied:
+            covariance = (second - (counts * means.T) @ means) / counts.sum()
+        else:
+            covariance = second / counts[:, None, None] - means[:, :, None] * means[:, None]
+        covariance = torch.nan_to_num(covariance) + floor * torch.eye(means.shape[1], device=means.device)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        pivots = (factor.diagonal(dim1=1, dim2=2).square() / covariance.diagonal(dim1=1, dim2=2)).amin(1)
+        return factor, (failed > 0) | ~(pivots > 1e-13)
+
+    def whiten(self, x: Tensor, means: Tensor, factor: Tensor) -> Tensor:
+        """(B, D) -> coordinates by every component, (K, B, D)."""
+        residual = x - means[:, None]
+        grouped = residual.view(len(factor), -1, x.shape[1]).mT  # (F, D, K / F * B)
+        return torch.linalg.solve_triangular(factor, grouped, upper=False).mT.reshape(residual.shape)
+
+    def colour(self, share: Tensor, z: Tensor, factor: Tensor) -> Tensor:
+        """sum_k share_k L_k z: (B, K), (B, D) -> (B, D)."""
+        share = share.sum(1, keepdim=True) if self.tied else share
+        return torch.einsum("bf,fbd->bd", share, z @ factor.mT)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The start
+
+
+class _Subsample:
+    """A uniform choice of `limit` examples of a stream, all if there are fewer; and what lies in each column."""
+
+    def __init__(self, limit: int, seed: int):
+        self.limit, self._generator = limit, torch.Generator().manual_seed(seed)
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self.lowest, self.highest = torch.tensor(math.inf), torch.tensor(-math.inf)
+
+    @property
+    def count(self) -> int:
+        """Examples seen."""
+        return len(self._keys)
+
+    def add(self, x: Tensor) -> None:
+        """Take in (B, D): those whose random keys are among the `limit` lowest so far."""
+        keys = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
+        self._keys = torch.cat([self._keys, keys])
+        chosen = keys <= self._bound()
+        self._kept.append((keys[chosen], x[chosen]))
+        self.lowest, self.highest = torch.minimum(self.lowest, x.amin(0)), torch.maximum(self.highest, x.amax(0))
+
+    def examples(self) -> Tensor:
+        """(N, D) with N at most `limit`."""
+        keys, x = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        return x[keys <= self._bound()]
+
+    def _bound(self) -> Tensor:
+        return self._keys.kthvalue(min(self.limit, self.count)).values
+
+
+def _k_means(x: Tensor, k: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
+    """Centres (k, D) of x (N, D): k-means++ and Lloyd's iterations."""
+    centres = x[torch.randint(len(x), (1,), generator=generator)]
+    distance = (x - centres[0]).square().sum(1)  # squared, to the nearest centre
+    while len(centres) < k:
+        if not distance.any():
+            raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
+        centres = torch.cat([centres, x[torch.multinomial(distance, 1, generator=generator)]])
+        distance = torch.minimum(distance, (x - centres[-1]).square().sum(1))
+    for _ in range(iterations):
+        nearest = F.one_hot(torch.cdist(x, centres).argmin(1), k).to(x.dtype)
+        counts = nearest.sum(0)[:, None]
+        centres = torch.where(counts > 0, nearest.T @ x / counts, centres)
+    return centres

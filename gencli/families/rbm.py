@@ -1,0 +1,483 @@
+"""Restricted Boltzmann machine: Smolensky 1986; trained by contrastive divergence (Hinton 2002).
+
+`--chain pcd` keeps its Gibbs chains from step to step (Tieleman 2008, "Training Restricted Boltzmann Machines using
+Approximations to the Likelihood Gradient"), `--chain cd` starts them at the data. The loss is the gap of free energies
+F(data) - F(chains): its gradient is that of (P)CD, so the trainer's Adam, weight decay, schedule and moving average
+apply as for any family. Visible units are centred at the mean of the data and hidden units at the activity they start
+with (Montavon & Mueller 2012): the same models, but Adam would move the weights of all hidden units together, and the
+chains could not follow.
+
+Visible units are Bernoulli for binary data and Gaussian, with a learned deviation each, for rows of a table in
+standardised units (Cho et al. 2011). Grey values as Bernoulli means have no likelihood: grey pictures are refused.
+
+log p(x) = -F(x) - log Z. With at most 20 hidden (or binary visible) units log Z is summed over all states, else it is
+estimated by annealed importance sampling (AIS) from the base rates: Salakhutdinov & Murray 2008, "On the Quantitative
+Analysis of Deep Belief Networks".
+
+Shapes: B batch, D visible and H hidden units, M chains.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, UsageError
+from gencli.model import (
+    AnySpec,
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Given,
+    ImageSpec,
+    Loss,
+    Model,
+    Phase,
+    Player,
+    Score,
+    TextSpec,
+    VectorSpec,
+)
+from gencli.rng import Rng, StepStream, generator
+
+ENUMERABLE = 20  # units whose states are all visited for an exact log Z
+ACTIVITY = 0.1  # of the hidden units at the start, and where they are centred: about that of a trained machine
+
+
+class RBMConfig(FamilyConfig):
+    hidden: int = Field(500, ge=1, description="Hidden units H.")
+    chain: Literal["pcd", "cd"] = Field("pcd", description="Gibbs chains of the gradient: pcd: kept from step to step; "
+                                                           "cd: started at the data.")
+    chains: int = Field(512, ge=1, description="Persistent chains of pcd.")
+    gibbs: int = Field(1, ge=1, description="Gibbs steps for each training step: the k of CD-k.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of the gradient.")
+
+
+@dataclass(frozen=True)
+class LogPartition:
+    """log Z in nats, the standard error of an estimate, and how it was found."""
+
+    value: float
+    error: float | None = None
+    kind: Literal["exact", "estimate"] = "exact"
+    protocol: dict[str, Any] = field(default_factory=dict)
+
+
+class RBM(Model):
+    """E(v, h) = E(v) - bias . h - ((v - mean) / variance) W (h - ACTIVITY), h binary; the code: p(h = 1|v), (B, H)."""
+
+    Config = RBMConfig
+    kinds = frozenset({"image", "vector"})
+    defaults = {"lr": 1e-3, "batch_size": 128, "schedule": "cosine", "ema": 0.999}
+    likelihood = "estimate"
+    config: RBMConfig
+    spec: ImageSpec | VectorSpec
+    _chains: Tensor
+
+    def __init__(self, config: RBMConfig, spec: AnySpec):
+        super().__init__(config, spec)
+        assert not isinstance(spec, TextSpec)  # `kinds` has none
+        if isinstance(spec, ImageSpec) and spec.levels != 2:
+            raise DataError(f"the visible units of an rbm are binary, but the pictures have "
+                            f"{spec.levels or 'real'} grey values; add --binarize dynamic (or fixed, or threshold)")
+        self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)
+        self.weight = nn.Parameter(0.01 * torch.randn(spec.size, config.hidden))
+        self.bias = nn.Parameter(torch.full((config.hidden,), math.log(ACTIVITY / (1 - ACTIVITY))))
+        chains = config.chains if config.chain == "pcd" else 0
+        self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
+        self._log_z: tuple[str, LogPartition] | None = None  # the last one found, and of what
+
+    # --- the two conditional distributions and the marginal
+
+    def _upward(self) -> tuple[Tensor, Tensor]:
+        """Weights (D, H) and biases (H,) by which the hidden units see v as it is."""
+        weight = self.visible.scale_weight(self.weight)
+        # `mv` and not `@`, which autocast would round: this is added to every example alike.
+        return weight, self.bias - torch.mv(weight.T, self.visible.mean)
+
+    def _downward(self, h: Tensor) -> Tensor:
+        """What hidden units (B, H) add to the biases of the visible ones, (B, D)."""
+        return h @ self.weight.T - ACTIVITY * self.weight.sum(1)
+
+    def hidden_logits(self, v: Tensor) -> Tensor:
+        """v (B, D) -> logits of p(h|v), (B, H)."""
+        weight, bias = self._upward()
+        return v @ weight + bias
+
+    def free_energy(self, v: Tensor) -> Tensor:
+        """F(v) = -log sum_h exp(-E(v, h)) in nats, v (B, D) in the units of the visible layer -> (B,)."""
+        return self._free_energy(v, self.hidden_logits(v))
+
+    def _free_energy(self, v: Tensor, logits: Tensor) -> Tensor:
+        return self.visible.energy(v) - (F.softplus(logits) - ACTIVITY * (logits - self.bias)).sum(1)
+
+    @torch.no_grad()
+    def gibbs(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
+        """Hidden states (M, H) after `steps` steps h -> v -> h."""
+        weight, bias = self._upward()
+        for _ in range(steps):
+            v = self.visible.draw(self._downward(h), noise)
+            h = _bernoulli(v @ weight + bias, noise)
+        return h
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        player = Player("model", list(self.parameters()), self.loss, betas=(self.config.momentum, 0.999))
+        return [Phase("base rates", share=0, accumulate=self.visible.accumulate, finish=self.visible.finish),
+                Phase("train", [player])]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"chains": self._chains} if self.config.chain == "pcd" else {}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        self._chains = state.get("chains", self._chains)
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The gap of mean free energies between data and chains, in nats; moves persistent chains on."""
+        data = self.visible.standardise(batch.x)
+        persistent = self.config.chain == "pcd"
+        count = len(self._chains) if persistent else len(data)
+        noise = StepStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
+        with torch.no_grad():
+            h = self._chains if persistent else _bernoulli(self.hidden_logits(data), noise)
+            h = self.gibbs(h, self.config.gibbs - 1, noise)
+            v = self.visible.draw(self._downward(h), noise)
+        states = torch.cat([data, v])
+        logits = self.hidden_logits(states).float()
+        free_energy = self._free_energy(states, logits)
+        if persistent:
+            self._chains = _bernoulli(logits[len(data) :].detach(), noise)
+        of_data, of_chains = free_energy[: len(data)].mean(), free_energy[len(data) :].mean()
+        return Loss(of_data - of_chains, free_energy=of_data)
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        """Hidden states of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
+        return self._draw_hidden(_ChainStreams(rng), 1000)
+
+    def _draw_hidden(self, noise: Rng, steps: int) -> Tensor:
+        return self.gibbs((noise.uniform(self.config.hidden) < 0.5).float(), steps, noise)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
+        """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
+
+        `draw`: a draw from p(v|h), or its mean; by default the mean for pictures alone, as is the custom.
+
+        Raises:
+            UsageError: `steps` is negative.
+        """
+        if steps < 0:
+            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
+        noise = _ChainStreams(rng)
+        h = self._draw_hidden(noise, steps)
+        return self.decode(h, noise, draw=isinstance(self.spec, VectorSpec) if draw is None else draw)
+
+    def encode(self, batch: Batch, rng: Rng) -> Tensor:
+        """p(h = 1 | v), (B, H) in [0, 1]."""
+        return torch.sigmoid(self.hidden_logits(self.visible.standardise(batch.x)))
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
+        """The mean of p(v|h) for hidden units (B, H), or with `draw` and `rng` a draw from it."""
+        shift = self._downward(code)
+        v = self.visible.draw(shift, rng) if draw and rng is not None else self.visible.expect(shift)
+        return Batch(self.visible.restore(v).unflatten(1, self.spec.shape))
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """A straight line: every point of it is a vector of probabilities."""
+        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
+        return (1 - t) * a + t * b
+
+    # --- score
+
+    def log_prob(self, batch: Batch, rng: Rng, *, chains: int = 100, temperatures: int = 10_000,
+                 ais_seed: int = 0) -> Tensor:
+        """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are."""
+        return self._log_prob(batch, self.log_partition(chains, temperatures, ais_seed))
+
+    def _log_prob(self, batch: Batch, log_z: LogPartition) -> Tensor:
+        free_energy = self.free_energy(self.visible.standardise(batch.x)).double()
+        return -free_energy - log_z.value - self.visible.log_scale()
+
+    def scores(self, batch: Batch, rng: Rng, *, chains: int = 100, temperatures: int = 10_000,
+               ais_seed: int = 0) -> dict[str, Score]:
+        """`nll` in nats; an estimate where log Z is one, whose error is common to all examples and stands beside it."""
+        log_z = self.log_partition(chains, temperatures, ais_seed)
+        protocol: dict[str, Any] = {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol}
+        if isinstance(self.visible, _Gaussian):
+            protocol["density"] = True
+        return {"nll": Score(-self._log_prob(batch, log_z), "nats", log_z.kind, protocol=protocol)}
+
+    def diagnose(self, batches: Iterable[Batch], rng: Callable[[Batch], Rng]) -> list[Diagnostic]:
+        """`log_z`; of an estimate also `log_z_reverse`, found by annealing the other way.
+
+        AIS tends to miss modes, so its log Z is too small and flatters the model. Chains that start at the data, make
+        100 Gibbs steps and are annealed back to the base rates tend to err to the other side (Burda et al. 2015,
+        arXiv:1412.8566): if both agree, either can be trusted.
+        """
+        log_z = self._log_z[1] if self._log_z else self.log_partition()
+        found = [Diagnostic("log_z", log_z.value, "nats", log_z.kind, log_z.error, log_z.protocol)]
+        if log_z.kind == "estimate":
+            chains, temperatures = log_z.protocol["chains"], log_z.protocol["temperatures"]
+            x = torch.cat(list(itertools.islice((batch.x for batch in batches), -(-chains // self.block))))[:chains]
+            reverse = self._reverse_ais(self.visible.standardise(x), temperatures, log_z.protocol["ais_seed"])
+            found.append(Diagnostic("log_z_reverse", reverse.value, "nats", "estimate", reverse.error,
+                                    {"chains": len(x), "temperatures": temperatures, "start": "data"}))
+        return found
+
+    # --- log Z
+
+    def log_partition(self, chains: int = 100, temperatures: int = 10_000, ais_seed: int = 0) -> LogPartition:
+        """log Z: the exact sum where the states can be enumerated, else by AIS. Found once for the same weights.
+
+        Args:
+            chains: independent runs M, over which the weights are averaged.
+            temperatures: steps from the base rates to the model, close to each other towards its end.
+            ais_seed: of the noise of the runs, which are the same for all examples.
+
+        Raises:
+            UsageError: too few chains or temperatures.
+        """
+        if chains < 2 or temperatures < 1:
+            raise UsageError(f"chains={chains}, temperatures={temperatures}: AIS needs at least 2 chains, for its "
+                             f"error bar, and 1 temperature")
+        key = hashlib.blake2b(repr((chains, temperatures, ais_seed)).encode())
+        for tensor in self.state_dict().values():
+            key.update(tensor.cpu().numpy().tobytes())
+        if self._log_z is None or self._log_z[0] != key.hexdigest():
+            enumerable = self._enumerate()
+            self._log_z = key.hexdigest(), (self.ais(chains, temperatures, ais_seed) if enumerable is None else
+                                            LogPartition(_log_sum(enumerable)))
+        return self._log_z[1]
+
+    @torch.no_grad()
+    def _enumerate(self) -> Iterator[Tensor] | None:
+        """Logarithms of the terms of Z in float64, block by block; None if they are too many."""
+        if self.config.hidden <= ENUMERABLE:
+            model = self.clone().double()
+            return (h @ model.bias + model.visible.log_partition(model._downward(h))
+                    for h in self._states(self.config.hidden))
+        if self.spec.size <= ENUMERABLE and isinstance(self.visible, _Bernoulli):
+            model = self.clone().double()
+            return (-model.free_energy(v) for v in self._states(self.spec.size))
+        return None
+
+    def _states(self, units: int) -> Iterator[Tensor]:
+        """All states of binary units, (up to 4096, units) float64 at a time."""
+        for part in torch.arange(2**units, device=self.device).split(4096):
+            yield (part[:, None] >> torch.arange(units, device=self.device) & 1).double()
+
+    def ais(self, chains: int, temperatures: int, seed: int) -> LogPartition:
+        """log Z by annealing M chains from the base rates to the model, with its standard error."""
+        noise = StepStream(chains, generator(seed, "ais", device=self.device))
+        v = self.visible.draw(torch.zeros(chains, self.spec.size, device=self.device), noise, 0.0)
+        log_mean, error = _log_mean(self._anneal(v, _schedule(temperatures), noise))
+        return LogPartition(self._base_log_partition() + log_mean, error, "estimate",
+                            {"method": "AIS", "chains": chains, "temperatures": temperatures, "ais_seed": seed})
+
+    def _reverse_ais(self, data: Tensor, temperatures: int, seed: int) -> LogPartition:
+        noise = StepStream(len(data), generator(seed, "reverse ais", device=self.device))
+        h = self.gibbs(_bernoulli(self.hidden_logits(data), noise), 100, noise)
+        v = self.visible.draw(self._downward(h), noise)
+        log_mean, error = _log_mean(self._anneal(v, _schedule(temperatures)[::-1], noise))
+        return LogPartition(self._base_log_partition() - log_mean, error, "estimate")
+
+    def _base_log_partition(self) -> float:
+        """log Z at temperature 0: the visible units at their base rates, every hidden unit either way."""
+        return self.visible.base_log_partition() + self.config.hidden * math.log(2)
+
+    @torch.no_grad()
+    def _anneal(self, v: Tensor, betas: list[float], noise: Rng) -> Tensor:
+        """Importance weights log p*_last / p*_first of chains v (M, D) led through p*_beta, (M,) float64.
+
+        -log p*_beta(v) = (1 - beta) E_base(v) + beta (E(v) + E_centre(v)) - sum_j log(1 + exp(beta logit_j(v))), with
+        E_centre(v) = ACTIVITY sum_j (logit_j(v) - bias_j)
+        """
+        weight, bias = self._upward()
+        log_weight = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+        for before, after in itertools.pairwise(betas):
+            logits = torch.addmm(bias, v, weight)
+            gain = (F.softplus(after * logits) - F.softplus(before * logits)).sum(1, dtype=torch.float64)
+            centre = ACTIVITY * (logits - self.bias).sum(1)
+            log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
+            v = self.visible.draw(self._downward(_bernoulli(after * logits, noise)), noise, after)
+        return log_weight
+
+
+def _bernoulli(logits: Tensor, noise: Rng) -> Tensor:
+    """Draws of 0 or 1, float32."""
+    return (noise.uniform(logits.shape[1]) < torch.sigmoid(logits)).float()
+
+
+def _schedule(temperatures: int) -> list[float]:
+    """Inverse temperatures from 0 to 1, as dense as in Salakhutdinov & Murray 2008: 500 to 0.5, 4000 to 0.9, 10000."""
+    knots = np.array([0, 500, 4500, 14500]) / 14500
+    return np.interp(np.linspace(0, 1, temperatures + 1), knots, [0, 0.5, 0.9, 1]).tolist()
+
+
+def _log_mean(log_weights: Tensor) -> tuple[float, float]:
+    """log of the mean of M weights, and its standard error by the delta method."""
+    highest = log_weights.max()
+    weights = torch.exp(log_weights - highest)
+    error = weights.std() / weights.mean() / math.sqrt(len(weights))
+    return float(highest + weights.mean().log()), float(error)
+
+
+def _log_sum(blocks: Iterator[Tensor]) -> float:
+    return float(torch.logsumexp(torch.stack([torch.logsumexp(block, 0) for block in blocks]), 0))
+
+
+class _ChainStreams:
+    """The noise of Gibbs chains, one for each example, on torch's own generators seeded by the streams of `rng`.
+
+    A chain takes about a million numbers; the streams themselves would take a hundred times as long.
+    """
+
+    def __init__(self, rng: Rng):
+        self.device = rng.device
+        # Drawn on the CPU, so that a sample is the same on every device.
+        self._sources = [torch.Generator().manual_seed(seed) for seed in rng.integers(2**52).tolist()]
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.stack([torch.rand(shape, generator=g, dtype=dtype) for g in self._sources]).to(self.device)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.stack([torch.randn(shape, generator=g, dtype=dtype) for g in self._sources]).to(self.device)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return (self.uniform(*shape, dtype=torch.float64) * high).long()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Visible units. "shift" is what the hidden units add to the bias, h W^T, (B, D); `beta` mixes with the base rates.
+
+
+class _Bernoulli(nn.Module):
+    """v in {0, 1}: E(v) = -bias . v. The base rates are the means of the data and of one 0 and one 1."""
+
+    mean: Tensor
+
+    def __init__(self, spec: ImageSpec | VectorSpec):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(spec.size))
+        self.register_buffer("mean", torch.full((spec.size,), 0.5))
+        self._count, self._sum = 2, torch.ones(spec.size, dtype=torch.float64)
+
+    def accumulate(self, batch: Batch) -> None:
+        """Count the ones of B examples."""
+        self._count += len(batch)
+        self._sum += self.standardise(batch.x).sum(0, dtype=torch.float64).cpu()
+
+    @torch.no_grad()
+    def finish(self) -> bool:
+        """Start at the base rates."""
+        self.mean.copy_(self._sum / self._count)
+        self.bias.copy_(torch.logit(self.mean))
+        return True
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def restore(self, v: Tensor) -> Tensor:
+        return v
+
+    def log_scale(self) -> float:
+        return 0.0
+
+    def scale_weight(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def energy(self, v: Tensor) -> Tensor:
+        return -torch.mv(v, self.bias)
+
+    def base_energy(self, v: Tensor) -> Tensor:
+        return -torch.mv(v, torch.logit(self.mean))
+
+    def base_log_partition(self) -> float:
+        return float(F.softplus(torch.logit(self.mean.double())).sum())
+
+    def log_partition(self, shift: Tensor) -> Tensor:
+        """log sum_v exp(-E(v) + (v - mean) . shift), (B,)."""
+        return F.softplus(self.bias + shift).sum(1) - shift @ self.mean
+
+    def expect(self, shift: Tensor) -> Tensor:
+        return torch.sigmoid(self.bias + shift)
+
+    def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
+        logits = self.bias + shift
+        return _bernoulli(logits if beta == 1 else torch.lerp(torch.logit(self.mean), logits, beta), noise)
+
+
+class _Gaussian(nn.Module):
+    """Real v in standardised units: E(v) = |v - bias|^2 / 2 variance. The base rates are the standard normal's."""
+
+    mean: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: ImageSpec | VectorSpec):
+        super().__init__()
+        assert isinstance(spec, VectorSpec)
+        self.bias = nn.Parameter(torch.zeros(spec.size))
+        self.log_deviation = nn.Parameter(torch.zeros(spec.size))
+        self.register_buffer("mean", torch.zeros(spec.size), persistent=False)
+        self.register_buffer("centre", torch.tensor(spec.mean), persistent=False)
+        self.register_buffer("scale", torch.tensor(spec.scale), persistent=False)
+
+    def accumulate(self, batch: Batch) -> None:
+        """Nothing to gather: the Spec has mean and scale."""
+
+    def finish(self) -> bool:
+        return False
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+    def restore(self, v: Tensor) -> Tensor:
+        return self.centre + self.scale * v
+
+    def log_scale(self) -> float:
+        return float(self.scale.double().log().sum())
+
+    def _log_deviation(self) -> Tensor:
+        return self.log_deviation.clamp(min=-6)  # a column that is constant must not make the density infinite
+
+    def _precision(self) -> Tensor:
+        return torch.exp(-2 * self._log_deviation())
+
+    def scale_weight(self, weight: Tensor) -> Tensor:
+        return weight * self._precision()[:, None]
+
+    def energy(self, v: Tensor) -> Tensor:
+        return 0.5 * ((v - self.bias).square() * self._precision()).sum(1)
+
+    def base_energy(self, v: Tensor) -> Tensor:
+        return 0.5 * v.square().sum(1)
+
+    def base_log_partition(self) -> float:
+        return 0.5 * len(self.bias) * math.log(2 * math.pi)
+
+    def log_partition(self, shift: Tensor) -> Tensor:
+        """log of the integral of exp(-E(v) + v . shift / variance), (B,)."""
+        exponent = (self._precision() * (self.bias * shift + 0.5 * shift.square())).sum(1)
+        return self.base_log_partition() + self._log_deviation().sum() + exponent
+
+    def expect(self, shift: Tensor) -> Tensor:
+        return self.bias + shift
+
+    def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
+        pull = beta * self._precision()
+        precision = 1 - beta + pull
+        return pull / precision * (self.bias + shift) + precision.rsqrt() * noise.normal(shift.shape[1])

@@ -1,0 +1,214 @@
+"""The restricted Boltzmann machine against sums over all states, quadrature, and the likelihood's own gradient."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gencli.device import autocast
+from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
+from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.rng import ExampleStreams, StepStream, generator
+from gencli.trainer import Trainer, TrainSettings
+
+BINARY = ImageSpec(channels=1, height=2, width=4, levels=2)
+TABLE = VectorSpec(columns=("a", "b"), mean=(1.0, -20.0), scale=(2.0, 5.0))
+
+
+def rng(count, seed=0):
+    return ExampleStreams(seed, torch.arange(count))
+
+
+def machine(spec=BINARY, hidden=5, size=1.0, **options):
+    """A machine with random weights, biases and base rates."""
+    random = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = RBM(RBMConfig(hidden=hidden, **options), spec)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, size, generator=random)
+        if spec is TABLE:
+            model.visible.log_deviation.mul_(0.2).sub_(0.3)
+        else:
+            model.visible.mean.uniform_(0.2, 0.8, generator=random)
+    return model
+
+
+def states(units):
+    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=units)), dtype=torch.float64)
+
+
+def log_joint(model):
+    """-E(v, h) of all states of visible and hidden units, as the definition says, (2^D, 2^H) float64."""
+    v, h = states(model.spec.size), states(model.config.hidden)
+    weight, hidden, visible, mean = (t.detach().double() for t in (model.weight, model.bias, model.visible.bias,
+                                                                  model.visible.mean))
+    return (v @ visible)[:, None] + h @ hidden + (v - mean) @ weight @ (h - ACTIVITY).T
+
+
+def test_log_z_of_few_hidden_units_is_the_sum_over_all_states():
+    model = machine()
+    found = model.log_partition()
+    assert found.kind == "exact" and found.error is None
+    assert found.value == pytest.approx(float(log_joint(model).flatten().logsumexp(0)), abs=1e-5)
+
+
+def test_log_z_of_few_visible_units_is_the_sum_over_all_states():
+    few, many = machine(hidden=5), machine(hidden=21)
+    with torch.no_grad():  # 16 units that see nothing are either way
+        for name, parameter in many.named_parameters():
+            parameter.zero_()[..., :8 if name == "visible.bias" else 5] = few.get_parameter(name).detach()
+        many.visible.mean.copy_(few.visible.mean)
+    found = many.log_partition()
+    assert found.kind == "exact"
+    assert found.value == pytest.approx(few.log_partition().value + 16 * np.log(2), abs=1e-5)
+
+
+def test_probabilities_are_those_of_the_joint_and_sum_to_one():
+    model = machine()
+    truth = log_joint(model).logsumexp(1)
+    x = states(8).float().unflatten(1, BINARY.shape)
+    found = model.log_prob(Batch(x), rng(len(x)))
+    assert torch.allclose(found, truth - truth.logsumexp(0), atol=1e-5)
+    scores = model.scores(Batch(x), rng(len(x)))["nll"]
+    assert scores.kind == "exact" and torch.equal(scores.values, -found)
+
+
+def test_the_density_of_gaussian_units_integrates_to_one():
+    model = machine(TABLE, hidden=4)
+    a, b = torch.linspace(-40, 42, 401), torch.linspace(-130, 90, 401)
+    x = torch.cartesian_prod(a, b)
+    density = model.log_prob(Batch(x), rng(len(x))).exp()
+    assert float(density.detach().sum() * (a[1] - a[0]) * (b[1] - b[0])) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("spec", [BINARY, TABLE], ids=["bernoulli", "gaussian"])
+def test_annealing_finds_the_exact_log_z_both_ways(spec):
+    model = machine(spec, hidden=7, size=1.5 if spec is BINARY else 1.0)
+    truth = model.log_partition().value
+    found = model.ais(chains=400, temperatures=300, seed=1)
+    assert found.kind == "estimate" and found.error < 0.1
+    assert abs(found.value - truth) < 4 * found.error
+    start = model.visible.standardise(model.sample(rng(400), steps=50, draw=True).x)
+    reverse = model._reverse_ais(start, 300, seed=1)
+    assert reverse.error < 0.1 and abs(reverse.value - truth) < 4 * reverse.error
+
+
+def test_the_error_bar_of_annealing_is_the_spread_over_seeds():
+    model = machine(hidden=7, size=1.5)
+    found = [model.ais(chains=50, temperatures=50, seed=seed) for seed in range(60)]
+    values, errors = np.array([f.value for f in found]), np.array([f.error for f in found])
+    assert 0.7 < np.sqrt((errors**2).mean()) / values.std() < 1.4
+    assert abs(values.mean() - model.log_partition().value) < 4 * values.std() / np.sqrt(60) + 0.02
+
+
+def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
+    spec = ImageSpec(channels=1, height=5, width=6, levels=2)
+    model = machine(spec, hidden=25, size=0.3)
+    x = (torch.rand(3, *spec.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    calls, ais = [], RBM.ais
+    monkeypatch.setattr(RBM, "ais", lambda self, *args: calls.append(args) or ais(self, *args))
+    first = model.scores(Batch(x), rng(3), temperatures=100)["nll"]
+    again = model.scores(Batch(x), rng(3, 9), temperatures=100)["nll"]
+    assert torch.equal(first.values, again.values) and len(calls) == 1 and first.kind == "estimate"
+    other = model.scores(Batch(x), rng(3), temperatures=1000, chains=200, ais_seed=1)["nll"]
+    error = np.hypot(first.protocol["log_z_error"], other.protocol["log_z_error"])
+    assert abs(float((first.values - other.values).detach().mean())) < 4 * error + 1e-5
+    log_z, reverse = model.diagnose([Batch(x.repeat(20, 1, 1, 1))], lambda batch: rng(len(batch)))
+    assert len(calls) == 2, "diagnose tells of the log Z of the scores"
+    assert log_z.value == other.protocol["log_z"] and log_z.error == other.protocol["log_z_error"]
+    assert abs(reverse.value - log_z.value) < 5 * np.hypot(log_z.error, reverse.error)
+    with torch.no_grad():
+        model.bias.add_(1)
+    assert model.log_partition(200, 1000, 1).value > log_z.value + 1 and len(calls) == 3
+
+
+def test_samples_have_the_moments_of_the_model():
+    model = machine(size=0.7)
+    p = torch.softmax(log_joint(model).logsumexp(1), 0)
+    x = model.sample(rng(4000), steps=30, draw=True).x.flatten(1).double()
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    v = states(8)
+    assert torch.allclose(x.mean(0), p @ v, atol=0.035)
+    assert torch.allclose(x.T @ x / len(x), v.T @ (p[:, None] * v), atol=0.035)
+    assert not torch.allclose(model.sample(rng(4000), steps=0).x.flatten(1).mean(0).double(), p @ v, atol=0.035)
+
+
+@pytest.mark.parametrize("spec", [BINARY, TABLE], ids=["bernoulli", "gaussian"])
+def test_the_loss_has_the_gradient_of_the_likelihood(spec):
+    """With chains in equilibrium; the truth is autograd through the enumerated log Z."""
+    model = machine(spec, hidden=4, size=0.7, chains=20_000, gibbs=30)
+    random = torch.Generator().manual_seed(1)
+    noise = torch.rand(64, *spec.shape, generator=random)
+    batch = Batch((noise < 0.3).float() if spec is BINARY else 10 * noise - 20)
+    model.loss(batch, StepStream(64, random)).total.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    h = states(4).float()
+    log_z = (h @ model.bias + model.visible.log_partition((h - ACTIVITY) @ model.weight.T)).logsumexp(0)
+    (model.free_energy(model.visible.standardise(batch.x)).mean() + log_z).backward()
+    for name, p in model.named_parameters():
+        assert torch.allclose(found[name], p.grad, atol=0.02 * max(1.0, float(p.grad.abs().max()))), name
+
+
+@pytest.mark.parametrize("options", [{"chain": "pcd", "chains": 200}, {"chain": "cd"}], ids=["pcd", "cd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_comes_close_to_the_entropy(options, precision):
+    from gencli.data.dataset import Dataset
+
+    rows = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1, 0]])
+    x = rows[torch.arange(300) % 3].unflatten(1, BINARY.shape).to(torch.uint8)
+    torch.manual_seed(0)
+    model = RBM(RBMConfig(hidden=8, gibbs=3, **options), BINARY)
+    settings = TrainSettings(steps=600, batch_size=100, lr=3e-2, schedule="cosine", preview_every=0,
+                             precision=precision)
+    outcome = Trainer(model, Dataset("rows", "train", BINARY, x), settings).run()
+    nll = -float(outcome.model.log_prob(Batch(x.float()), rng(300)).mean())
+    assert np.log(3) < nll < np.log(3) + 0.4  # at the start it is 5.5
+
+
+def test_every_parameter_gets_its_gradient_under_autocast():
+    model = machine(hidden=6, chains=16, gibbs=2)
+    batch = Batch((torch.rand(8, *BINARY.shape) < 0.5).float())
+    with autocast("bf16", torch.device("cpu")):
+        loss = model.loss(batch, StepStream(8, generator("autocast")))
+    loss.total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_resumed_run_takes_its_chains_up(gencli, tmp_path, small_data, monkeypatch):
+    options = ["--hidden", "6", "--chains", "16", "--steps", "20", "--batch-size", "16", "--binarize", "dynamic", "-q"]
+    gencli("train", "rbm", str(small_data["image"]), "-o", "whole", *options)
+    loss, calls = RBM.loss, []
+
+    def stopped(model, batch, rng):
+        calls.append(0)
+        if len(calls) == 13:
+            raise KeyboardInterrupt
+        return loss(model, batch, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RBM, "loss", stopped)
+        gencli("train", "rbm", str(small_data["image"]), "-o", "cut", "--checkpoint-every", "5", *options, code=130)
+    gencli("train", "rbm", str(small_data["image"]), "-o", "cut", "--resume", *options)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("options", "code", "sentence"), [
+    ([], 3, "add --binarize dynamic"),
+    (["--binarize", "fixed", "--hidden", "0"], 2, "--hidden"),
+    (["--binarize", "fixed", "--chain", "dbn"], 2, "--chain"),
+])
+def test_what_cannot_be_trained_is_one_line(gencli, small_data, options, code, sentence):
+    error = gencli("train", "rbm", str(small_data["image"]), "-o", "run", "-q", *options, code=code).stderr
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_options_out_of_range_are_one_line(gencli, small_run, small_data):
+    run = str(small_run("rbm", "image"))
+    error = gencli("evaluate", run, str(small_data["image"]), "--set", "chains=1", code=2).stderr
+    assert "at least 2 chains" in error and error.count("\n") == 1
+    error = gencli("sample", run, "-n", "1", "-o", "x.png", "--set", "steps=-1", code=2).stderr
+    assert "steps=-1" in error and error.count("\n") == 1
