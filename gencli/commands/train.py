@@ -140,10 +140,12 @@ class Settings:
         import torch
 
         from gencli import runs
+        from gencli.device import memory_explained
         from gencli.rng import derive_seed
 
-        torch.manual_seed(derive_seed(self.training.seed, "weights") % 2**63)
-        return runs.build(self.family, self.model.model_dump(), self.examples.spec)
+        torch.manual_seed(derive_seed(self.training.seed, "weights"))
+        with memory_explained("choose a smaller model"):
+            return runs.build(self.family, self.model.model_dump(), self.examples.spec)
 
     def size(self) -> dict[str, int]:
         """The number of parameters, and the bytes of weights, gradients, optimiser, average and data."""

@@ -51,7 +51,7 @@ def memorisation(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]
     usual = mean("held_out", held_out, "L2", "exact", protocol)
     ratio = distance.value / usual.value if usual.value else math.nan
     error = None
-    if distance.value and distance.error is not None and usual.error is not None:
+    if distance.value and usual.value and distance.error is not None and usual.error is not None:
         error = ratio * math.hypot(distance.error / distance.value, usual.error / usual.value)
     return [distance, Metric("nearest_training_ratio", ratio, error, len(to_training), "", "estimate",
                              {**protocol, "held_out_distance": usual.value, "held_out": len(held_out)})]

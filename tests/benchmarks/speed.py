@@ -169,7 +169,10 @@ def gmm(components: int = 50, rounds: int = 3) -> None:
 
 
 def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
-    """An epoch of PCD-1 on 10,000 binary MNIST digits, as many chains as examples in a batch, against scikit-learn."""
+    """An epoch of PCD-1 on 10,000 binary MNIST digits, as many chains as examples in a batch, against scikit-learn.
+
+    scikit-learn once with the same batch size, and once with its default of 10.
+    """
     import torch
     from sklearn.neural_network import BernoulliRBM
 
@@ -185,10 +188,12 @@ def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
         model = RBM(RBMConfig(hidden=hidden, chains=batch_size), data.spec)
         Trainer(model, data, TrainSettings(epochs=1, batch_size=batch_size, preview_every=0)).run()
 
-    def theirs() -> None:
-        BernoulliRBM(hidden, batch_size=batch_size, n_iter=1, random_state=0).fit(x)
+    for peer_size in (batch_size, 10):
+        def theirs(size: int = peer_size) -> None:
+            BernoulliRBM(hidden, batch_size=size, n_iter=1, random_state=0).fit(x)
 
-    report(f"epoch of PCD-1, {hidden} hidden units", *alternate(ours, theirs, rounds), "s", "scikit-learn")
+        report(f"epoch of PCD-1, {hidden} hidden units", *alternate(ours, theirs, rounds), "s",
+               f"scikit-learn in batches of {peer_size}")
 
 
 def memory() -> None:
