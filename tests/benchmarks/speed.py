@@ -92,7 +92,7 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     batch_size = 128
     for family, config, settings in (("vae", {}, DataSettings(binarize="dynamic")), ("gan", {}, DataSettings())):
         data = load("digits", settings)
-        binary = settings.binarize is not None
+        dynamic = settings.binarize is not None
 
         def model(family: str = family, config: dict = config, spec: object = data.spec) -> Model:
             torch.manual_seed(0)
@@ -104,7 +104,7 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
         class Pictures(torch.utils.data.Dataset):
             arrays = data.examples.numpy().transpose(0, 2, 3, 1)
             transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-            binary = binary
+            binary = dynamic
 
             def __len__(self) -> int:
                 return len(self.arrays)
