@@ -30,7 +30,8 @@ def layer(path: Path) -> str:
 FORBIDDEN = {  # layer -> prefixes that it must not import
     "families": ("gencli.commands", "gencli.trainer", "gencli.streams", "gencli.metrics", "gencli.runs", "gencli.data",
                  "gencli.console", "gencli.app", "gencli.inference"),
-    "layers": ("gencli.",),
+    "layers": ("gencli.commands", "gencli.trainer", "gencli.streams", "gencli.metrics", "gencli.runs", "gencli.data",
+               "gencli.console", "gencli.app", "gencli.inference", "gencli.families"),
     "model": ("gencli.commands", "gencli.trainer", "gencli.streams", "gencli.metrics", "gencli.runs", "gencli.data",
               "gencli.families", "gencli.layers", "gencli.registry"),
     "rng": ("gencli.",),

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.errors import DataError, UsageError
-from gencli.layers.autoregressive import after_end, inside, to_noise, write
-from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Score, TextSpec
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, to_noise
+from gencli.model import Batch, FamilyConfig, Graph, Phase, TextSpec
 from gencli.rng import Rng
 
 # Probabilities of one example in memory at once where a text is encoded.
@@ -88,8 +87,7 @@ class Table(nn.Module):
         return number, torch.arange(len(number), device=context.device) + (first - size.cumsum(0) + size)[number]
 
 
-
-class NGram(Model):
+class NGram(AutoregressiveText):
     """N-gram language model: p(x) = prod p(x_t | the order - 1 tokens before it). Exact likelihood.
 
     For a context h, its count c(h) and h', which is h without its first token:
@@ -105,12 +103,9 @@ class NGram(Model):
     """
 
     Config = NGramConfig
-    kinds = frozenset({"text"})
-    likelihood = "exact"
     defaults = {"epochs": 1}
 
     config: NGramConfig
-    spec: TextSpec
 
     def __init__(self, config: NGramConfig, spec: TextSpec):
         super().__init__(config, spec)
@@ -220,12 +215,7 @@ class NGram(Model):
             p = self._share(table, context, count) + self._handed_on(table, context, p)
         return p.log().where(inside(batch.x, batch.lengths), 0.0).sum(1)
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
-        tokens = inside(batch.x, batch.lengths).sum(1)
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=tokens)}
-
-    # --- encode, decode, sample
+    # --- encode; sample and decode by noise codes
 
     @torch.no_grad()
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
@@ -238,55 +228,12 @@ class NGram(Model):
             z[:, piece] = to_noise(self.log_probs(states[:, piece]), batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
 
-    def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
-        """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""
-        if length is None:
-            length = self.spec.length if self.spec.lines else min(self.spec.length, 500)
-        if length < 1:
-            raise UsageError(f"length is {length}; expected 1 or more tokens")
-        return rng.normal(length, dtype=torch.float64)
-
-    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
-               top_p: float = 1.0) -> Batch:
-        """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN, and after `<end>` where texts are lines.
-
-        Args:
-            temperature: divides the log probabilities; 0 takes the likeliest token.
-            top_k: draw from the K likeliest tokens only; 0: from all.
-            top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2019,
-                arXiv:1904.09751); 1: from all.
-
-        Raises:
-            UsageError: an option is out of its range.
-            DataError: the code is not (B, T).
-        """
-        return self._write(code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
-
-    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               top_k: int = 0, top_p: float = 1.0) -> Batch:
-        """Texts that begin with the prompt, if one is given, and go on for `length` tokens or until `<end>`.
-
-        The other options are those of `decode`. Raises UsageError where one is out of its range.
-        """
-        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-        return self._write(self.prior(rng, length=length), prompt, temperature, top_k, top_p)
-
-    @torch.no_grad()
-    def _write(self, code: Tensor, prompt: Tensor, temperature: float, top_k: int, top_p: float) -> Batch:
-        """The prompt (P,), then the texts of the codes (B, T) -> (B, P + T)."""
-        if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
-            raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
-                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
-        if code.ndim != 2:
-            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens), as encode gives it")
-
+    def reader(self) -> tuple[Read, Advance]:
         def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
             state = self._states(tokens)[:, -1]
             return self.log_probs(state), state
 
-        x, lengths = write(code.to(self.device), prompt.to(self.device), read, self.advance, end=self.spec.END,
-                           lines=self.spec.lines, temperature=temperature, top_k=top_k, top_p=top_p)
-        return Batch(x, lengths=lengths)
+        return read, self.advance
 
     # --- export
 

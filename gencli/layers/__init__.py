@@ -1,0 +1,1 @@
+"""What at least two families share: parts of networks, and bases of models that stand between `model` and a family."""

@@ -1,4 +1,4 @@
-"""What models of texts share that read token by token and give the logits of the next one.
+"""What models of texts share that read token by token and give the logits of the next one: scores and noise codes.
 
 Noise code: z_t, standard normal, is the place inside the interval that token t has in the cumulative distribution
 given the tokens before it, P(< x_t) <= Phi(z_t) < P(<= x_t). Text and code determine each other; a text drawn from
@@ -12,6 +12,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gencli.errors import DataError, UsageError
+from gencli.model import Batch, Given, Model, Score, TextSpec
+from gencli.rng import Rng
+
+# Tokens (1, T) -> logits of the next token (1, V), state (1, ...).
+Read = Callable[[Tensor], tuple[Tensor, Tensor]]
+# A token (B,) and the state before it (B, ...) -> logits of the next token (B, V), state (B, ...).
+Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Every token gets at least this probability in noise codes, so that every token has an interval to lie in ...
 _FLOOR = 1e-9
@@ -42,40 +51,6 @@ def to_noise(logits: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
     return torch.special.ndtri(p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - place))
 
 
-def write(code: Tensor, prompt: Tensor, read: Callable[[Tensor], tuple[Tensor, Tensor]],
-          advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], *, end: int, lines: bool,
-          temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The prompt (P,), then the texts of the noise codes (B, T) -> tokens (B, P + T) and lengths (B,).
-
-    Args:
-        read: tokens (1, P + 1), `end` and the prompt -> logits of the next token (1, V), state (1, ...).
-        advance: a token (B,) and the state before it (B, ...) -> logits of the next token (B, V), state (B, ...).
-        lines: a text ends after `end`, not only where its code is NaN.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw from the K likeliest tokens only; 0: from all.
-        top_p: draw from the likeliest tokens that together have this probability; 1: from all.
-    """
-    if temperature == 0:
-        temperature, top_k = 1.0, 1
-    u = torch.special.ndtr(code.double()).clamp(max=1 - 1e-15)  # (B, T)
-    logits, state = read(F.pad(prompt, (1, 0), value=end)[None])
-    logits, state = logits.expand(len(u), -1), state.expand(len(u), *state.shape[1:])
-    x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
-    lengths = torch.full_like(x[:, 0], len(prompt))
-    going = torch.ones_like(lengths, dtype=torch.bool)
-    for t in range(u.shape[1]):
-        going = going & ~u[:, t].isnan()
-        if not going.any():
-            break
-        token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
-        x[:, len(prompt) + t] = token.where(going, 0)
-        lengths += going
-        if lines:
-            going = going & (token != end)
-        logits, state = advance(token, state)
-    return x, lengths
-
-
 def _floored(logits: Tensor) -> Tensor:
     """(..., V) logits -> probabilities, none below the floor."""
     return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
@@ -91,3 +66,86 @@ def _choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
         p = torch.zeros_like(p).scatter(-1, token, ranked)
     cdf = p.cumsum(-1)
     return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
+
+
+class AutoregressiveText(Model):
+    """A text model p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)) with exact likelihood, whose codes are its noise.
+
+    A family gives `reader`, `log_prob` and `encode`.
+    """
+
+    kinds = frozenset({"text"})
+    likelihood = "exact"
+    spec: TextSpec
+
+    def reader(self) -> tuple[Read, Advance]:
+        """How a text is read: its beginning at once, then token by token. Logits are float64."""
+        raise NotImplementedError
+
+    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+        """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
+        tokens = inside(batch.x, batch.lengths).sum(1)
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=tokens)}
+
+    def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
+        """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""
+        if length is None:
+            length = self.spec.length if self.spec.lines else min(self.spec.length, 500)
+        if length < 1:
+            raise UsageError(f"length is {length}; expected 1 or more tokens")
+        return rng.normal(length, dtype=torch.float64)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
+               top_p: float = 1.0) -> Batch:
+        """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN, and after `<end>` where texts are lines.
+
+        Args:
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: draw from the K likeliest tokens only; 0: from all.
+            top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2019,
+                arXiv:1904.09751); 1: from all.
+
+        Raises:
+            UsageError: an option is out of its range.
+            DataError: the code is not (B, T).
+        """
+        return self._write(code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
+               top_k: int = 0, top_p: float = 1.0) -> Batch:
+        """Texts that begin with the prompt, if one is given, and go on for `length` tokens or until `<end>`.
+
+        The other options are those of `decode`. Raises UsageError where one is out of its range.
+        """
+        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
+        return self._write(self.prior(rng, length=length), prompt, temperature, top_k, top_p)
+
+    @torch.no_grad()
+    def _write(self, code: Tensor, prompt: Tensor, temperature: float, top_k: int, top_p: float) -> Batch:
+        """The prompt (P,), then the texts of the codes (B, T) -> (B, P + T)."""
+        if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
+            raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
+                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
+        if code.ndim != 2:
+            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens), as encode gives it")
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
+        read, advance = self.reader()
+        end, prompt = self.spec.END, prompt.to(self.device)
+        u = torch.special.ndtr(code.to(self.device).double()).clamp(max=1 - 1e-15)  # (B, T)
+        logits, state = read(F.pad(prompt, (1, 0), value=end)[None])
+        logits, state = logits.expand(len(u), -1), state.expand(len(u), *state.shape[1:])
+        x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
+        lengths = torch.full_like(x[:, 0], len(prompt))
+        going = torch.ones_like(lengths, dtype=torch.bool)
+        for t in range(u.shape[1]):
+            going = going & ~u[:, t].isnan()
+            if not going.any():
+                break
+            token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
+            x[:, len(prompt) + t] = token.where(going, 0)
+            lengths += going
+            if self.spec.lines:
+                going = going & (token != end)
+            logits, state = advance(token, state)
+        return Batch(x, lengths=lengths)
