@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
-from gencli.rng import Rng
+from gencli.rng import ExampleStreams, Rng
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What one example is
@@ -254,8 +254,9 @@ class Model(nn.Module):
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were
     # asked for: matrix products round differently for other batch sizes.
     block: ClassVar[int] = 64
-    # What `log_prob` is.
+    # What `log_prob` is, and whether it is a density of continuous numbers, which has no bits per dimension.
     likelihood: ClassVar[Literal["exact", "bound", "estimate"] | None] = None
+    density: ClassVar[bool] = False
 
     def __init__(self, config: FamilyConfig, spec: AnySpec):
         super().__init__()
@@ -327,9 +328,10 @@ class Model(nn.Module):
         """What `evaluate` reports about examples, by name. Default: `nll`, the negative of `log_prob`."""
         if self.likelihood is None:
             return {}
-        return {"nll": Score(-self.log_prob(batch, rng), "nats", self.likelihood)}
+        protocol = {"density": True} if self.density else {}
+        return {"nll": Score(-self.log_prob(batch, rng), "nats", self.likelihood, protocol=protocol)}
 
-    def diagnose(self, batches: Iterable[Batch], rng: Callable[[Batch], Rng]) -> list[Diagnostic]:
+    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
 
@@ -337,8 +339,6 @@ class Model(nn.Module):
 
     def graph(self) -> Graph:
         """What `export` writes to ONNX and torch.export. Default: the decoder, from `code` to `x`."""
-        from gencli.rng import ExampleStreams
-
         code = self.prior(ExampleStreams(0, torch.arange(2)))
         return Graph(_Decoder(self), {"code": code}, ["x"])
 

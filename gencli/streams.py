@@ -258,18 +258,11 @@ class _Sheet(_Held):
     """A contact sheet, as near to a square as can be; a single picture stays as it is."""
 
     def end(self) -> None:
-        pictures, border = self.array, 2
-        count, channels, height, width = pictures.shape
-        if count > 1:
-            across = math.ceil(math.sqrt(count))
-            down = math.ceil(count / across)
-            cell_height, cell_width = height + border, width + border
-            sheet = np.zeros((channels, down * cell_height + border, across * cell_width + border), np.uint8)
-            for i, picture in enumerate(pictures):
-                top, left = border + i // across * cell_height, border + i % across * cell_width
-                sheet[:, top : top + height, left : left + width] = picture
-            pictures = sheet[None]
-        _picture(pictures[0]).save(self.out, "png")
+        from torchvision.utils import make_grid  # takes a second to import, for which other formats need not wait
+
+        pictures = torch.from_numpy(self.array)
+        sheet = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=2)
+        _picture(sheet[: pictures.shape[1]].numpy()).save(self.out, "png")  # it makes three channels of one
 
 
 class _Gif(_Held):

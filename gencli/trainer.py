@@ -49,9 +49,11 @@ class MovingAverage:
     torch's AveragedModel does the same, but looks all names up again at every step, which costs more than the average.
     """
 
-    def __init__(self, model: Model, decay: float):
+    def __init__(self, model: Model, decay: float, state: dict[str, Tensor] | None = None):
         self.model = model.clone()
         self.decay = decay
+        if state is not None:
+            self.model.load_state_dict(state)
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self._averages = [average for average, tensor in pairs if tensor.is_floating_point()]
         self._tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
@@ -314,7 +316,7 @@ class Trainer:
             return
         self.model.load_state_dict(tensors["weights"])
         if self.average is not None:
-            self.average.model.load_state_dict(tensors["average"])
+            self.average = MovingAverage(self.model, self.settings.ema, tensors["average"])
         for name, optimiser in self.optimisers.items():
             _unflatten(optimiser, tensors[f"optimiser-{name}"])
         self.best = {key: tensor.to(self.device) for key, tensor in tensors.get("best", {}).items()}

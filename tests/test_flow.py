@@ -287,16 +287,6 @@ def test_actnorm_starts_with_mean_0_and_variance_1(spec):
     assert all(torch.equal(module.shift, shift) for module, shift in zip(norms, before, strict=True)), "only once"
 
 
-def test_the_subsample_does_not_depend_on_the_cut_into_batches():
-    x = torch.arange(1000.0)[:, None]
-    small, large = flows._Subsample(100), flows._Subsample(100)
-    for part in x.split(7):
-        small.add(part)
-    large.add(x)
-    assert torch.equal(small.examples, large.examples) and len(small.examples.unique()) == 100
-    assert small.examples.mean() == pytest.approx(500, abs=100), "from everywhere"
-
-
 @pytest.mark.parametrize("kind", ["vector", "image"])
 def test_a_resumed_run_ends_with_the_same_bits(kind, gencli, tmp_path, small_data, monkeypatch):
     options = ["--steps", "30", "--batch-size", "16", "--layers", "1", "--width", "4", "--checkpoint-every", "10",

@@ -280,16 +280,6 @@ def test_samples_of_two_of_three_classes(cache):
     assert whole["frechet_distance"].value < metrics["frechet_distance"].value
 
 
-def test_samples_as_batches_are_as_samples_in_a_data_set():
-    samples, reference, training = stripes(50, seed=2), stripes(60, seed=1), stripes(70, seed=0)
-    batches = (samples.batch(indices) for indices in torch.arange(50).split(8))
-    one = sample_metrics(samples, reference, training, features="pixels", seed=5)
-    two = sample_metrics(batches, reference, training, features="pixels", seed=5)
-    assert [m.name for m in one] == [m.name for m in two] and "class_coverage" not in by_name(one)
-    for a, b in zip(one, two, strict=True):
-        assert a.value == pytest.approx(b.value, rel=1e-6) and a.protocol == b.protocol
-
-
 def test_samples_that_are_copies_of_the_training_data():
     training = stripes(200, seed=0)
     metrics = by_name(sample_metrics(training.subset(50), stripes(60, seed=1), training, features="pixels"))

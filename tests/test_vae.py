@@ -155,7 +155,7 @@ def test_active_units():
     with torch.no_grad():
         last = m.encoder[-1]
         last.weight[:2] = 0  # the first two means no longer see x
-        (found,) = m.diagnose([examples(BINARY, 200)], lambda batch: rng(len(batch)))
+        (found,) = m.diagnose([examples(BINARY, 200)])
     assert found.name == "active_units" and found.value == 2
 
 

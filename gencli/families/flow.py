@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.errors import DataError
+from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import (
     AnySpec,
     Batch,
@@ -71,7 +71,7 @@ class Flow(Model):
         # Tables are real-valued.
         self.levels = spec.levels if isinstance(spec, ImageSpec) else None
         self.flow = _picture(config, spec) if isinstance(spec, ImageSpec) else _table(config, spec)
-        self._subsample = _Subsample(_START)
+        self._subsample = Subsample(_START)
 
     # --- train
 
@@ -91,18 +91,14 @@ class Flow(Model):
             DataError: a column is constant.
         """
         x = self._subsample.examples
-        if isinstance(self.spec, VectorSpec):
-            constant = (x == x[0]).all(0).nonzero().flatten().tolist()
-            if constant and len(x) > 1:
-                raise DataError(f"column {self.spec.columns[constant[0]]!r} is the same in every example, so its "
-                                f"density is infinite; take it out")
+        refuse_constant(self.spec, self._subsample.constant)
         rng = ExampleStreams(0, torch.arange(len(x)), "actnorm", x.device)
         hooks = [module.register_forward_pre_hook(_ActNorm.fit) for module in self.modules()
                  if isinstance(module, _ActNorm)]
         self.flow(self._dequantise(x, rng.uniform(*self.spec.shape, dtype=x.dtype)))
         for hook in hooks:
             hook.remove()
-        self._subsample = _Subsample(_START)
+        self._subsample = Subsample(_START)
         return True
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
@@ -173,23 +169,6 @@ class _Inverse(nn.Module):
 
     def forward(self, code: Tensor) -> Tensor:
         return self.model.invert(code)
-
-
-class _Subsample:
-    """At most `size` of the examples that are added, each with the same chance: those with the smallest draws."""
-
-    def __init__(self, size: int):
-        self.size, self.count = size, 0
-        self.draws, self.examples = torch.empty(0), torch.empty(0)
-
-    def add(self, x: Tensor) -> None:
-        numbers = torch.arange(self.count, self.count + len(x))
-        draws = ExampleStreams(0, numbers, "subsample", x.device).uniform()
-        if self.count:
-            draws, x = torch.cat([self.draws, draws]), torch.cat([self.examples, x])
-        self.count += len(numbers)
-        chosen = draws.argsort()[: self.size]
-        self.draws, self.examples = draws[chosen], x[chosen]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError
-from gencli.model import AnySpec, Batch, FamilyConfig, ImageSpec, Model, Phase, Score, TextSpec, VectorSpec
+from gencli.model import AnySpec, Batch, FamilyConfig, ImageSpec, Model, Phase, TextSpec, VectorSpec
 from gencli.rng import Rng
 
 
@@ -34,6 +34,7 @@ class Gaussian(Model):
     kinds = frozenset({"image", "vector"})
     defaults = {"epochs": 1, "batch_size": 1024}
     likelihood = "exact"
+    density = True
     config: GaussianConfig
     spec: ImageSpec | VectorSpec
     _mean: Tensor
@@ -132,7 +133,3 @@ class Gaussian(Model):
     def _log_peak(self) -> Tensor:
         """The log density of the mean."""
         return -0.5 * self.spec.size * math.log(2 * math.pi) - self.factor.diagonal().log().sum()
-
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`nll` in nats: a density of continuous numbers, also for pictures."""
-        return {"nll": Score(-self.log_prob(batch, rng), "nats", "exact", protocol={"density": True})}

@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
-from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Model, Phase, Score, TextSpec, VectorSpec
+from gencli.layers.subsample import Subsample, refuse_constant
+from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Model, Phase, TextSpec, VectorSpec
 from gencli.rng import Rng
 
 
@@ -43,6 +44,7 @@ class GMM(Model):
     kinds = frozenset({"image", "vector"})
     defaults = {"epochs": 100, "batch_size": 1024, "log_every": 1}
     likelihood = "exact"
+    density = True
     config: GMMConfig
     spec: ImageSpec | VectorSpec
     shift: Tensor
@@ -66,7 +68,7 @@ class GMM(Model):
         self._dtype = torch.float64 if isinstance(spec, VectorSpec) else torch.float32
         self._seed = int(torch.randint(2**31, ()))
         self._log_likelihood = torch.tensor(-math.inf, dtype=torch.float64)  # mean over the data, before the last step
-        self._subsample = _Subsample(max(2000, 20 * k), self._seed)
+        self._subsample = Subsample(max(2000, 20 * k), self._seed)
         self._sums: list[Tensor] = []
 
     # --- train
@@ -90,16 +92,10 @@ class GMM(Model):
         k, found = self.config.components, self._subsample
         if found.count < k:
             raise UsageError(f"--components {k}: the data has only {found.count} examples; give at most as many")
-        self._refuse_constant(found.lowest == found.highest)
-        self.means.copy_(_k_means(found.examples(), k, torch.Generator().manual_seed(self._seed)))
-        self._subsample = _Subsample(max(2000, 20 * k), self._seed)
+        refuse_constant(self.spec, found.constant)
+        self.means.copy_(_k_means(found.examples, k, torch.Generator().manual_seed(self._seed)))
+        self._subsample = Subsample(max(2000, 20 * k), self._seed)
         return True
-
-    def _refuse_constant(self, constant: Tensor) -> None:
-        places = constant.nonzero().flatten().tolist()
-        if places and isinstance(self.spec, VectorSpec):
-            raise DataError(f"column {self.spec.columns[places[0]]!r} is the same in every example, so its density is "
-                            f"infinite; take it out")
 
     def _assign(self, batch: Batch) -> None:
         """The expectation of the start: every example belongs to the nearest mean."""
@@ -208,10 +204,6 @@ class GMM(Model):
         """log p(x) in nats, exact, (B,) float64."""
         features = self.covariance.features(self._standardise(batch.x, torch.float64))
         return torch.logsumexp(self._log_joint(features), dim=1) - self.scale.log().sum()
-
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`nll` in nats: a density of continuous numbers, also for pictures."""
-        return {"nll": Score(-self.log_prob(batch, rng), "nats", "exact", protocol={"density": True})}
 
     def _log_joint(self, features: Tensor) -> Tensor:
         """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64."""
@@ -324,37 +316,6 @@ class _Cholesky:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The start
-
-
-class _Subsample:
-    """A uniform choice of `limit` examples of a stream, all if there are fewer; and what lies in each column."""
-
-    def __init__(self, limit: int, seed: int):
-        self.limit, self._generator = limit, torch.Generator().manual_seed(seed)
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        self.lowest, self.highest = torch.tensor(math.inf), torch.tensor(-math.inf)
-
-    @property
-    def count(self) -> int:
-        """Examples seen."""
-        return len(self._keys)
-
-    def add(self, x: Tensor) -> None:
-        """Take in (B, D): those whose random keys are among the `limit` lowest so far."""
-        keys = torch.rand(len(x), generator=self._generator, dtype=torch.float64)
-        self._keys = torch.cat([self._keys, keys])
-        chosen = keys <= self._bound()
-        self._kept.append((keys[chosen], x[chosen]))
-        self.lowest, self.highest = torch.minimum(self.lowest, x.amin(0)), torch.maximum(self.highest, x.amax(0))
-
-    def examples(self) -> Tensor:
-        """(N, D) with N at most `limit`."""
-        keys, x = (torch.cat(parts) for parts in zip(*self._kept, strict=True))
-        return x[keys <= self._bound()]
-
-    def _bound(self) -> Tensor:
-        return self._keys.kthvalue(min(self.limit, self.count)).values
 
 
 def _k_means(x: Tensor, k: int, generator: torch.Generator, iterations: int = 20) -> Tensor:

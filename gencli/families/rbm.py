@@ -20,7 +20,7 @@ Shapes: B batch, D visible and H hidden units, M chains.
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -217,7 +217,7 @@ class RBM(Model):
             protocol["density"] = True
         return {"nll": Score(-self._log_prob(batch, log_z), "nats", log_z.kind, protocol=protocol)}
 
-    def diagnose(self, batches: Iterable[Batch], rng: Callable[[Batch], Rng]) -> list[Diagnostic]:
+    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """`log_z`; of an estimate also `log_z_reverse`, found by annealing the other way.
 
         AIS tends to miss modes, so its log Z is too small and flatters the model. Chains that start at the data, make

@@ -10,7 +10,7 @@ Shapes: B batch, K particles, Z latent dimensions, D numbers in an example.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -154,7 +154,7 @@ class VAE(Model):
         iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
         return iw_bound, torch.cat(log_likelihoods, dim=1).double().mean(1), _kl(mean, log_variance).double()
 
-    def diagnose(self, batches: Iterable[Batch], rng: Callable[[Batch], Rng]) -> list[Diagnostic]:
+    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Active units: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016)."""
         means = torch.cat([self.posterior(batch.x)[0].double().cpu() for batch in batches])
         active = int((means.var(dim=0) > 0.01).sum())

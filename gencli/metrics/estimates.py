@@ -1,4 +1,4 @@
-"""What metrics share: a data set in blocks of one size, and means with their standard errors."""
+"""What metrics share: a data set in blocks, and means with their standard errors."""
 
 import math
 from collections.abc import Iterator
@@ -12,16 +12,10 @@ from gencli.metrics import Metric
 from gencli.model import Batch, Model
 
 
-def blocks(model: Model, data: Dataset) -> Iterator[tuple[Tensor, Batch, int]]:
-    """The data set in blocks of `model.block`: (numbers of the examples, the examples, how many of them count).
-
-    The last block is filled up by repeating its examples: matrix products round differently for other batch sizes, so
-    all blocks have the same.
-    """
-    for start in range(0, len(data), model.block):
-        count = min(model.block, len(data) - start)
-        indices = start + torch.arange(model.block) % count
-        yield indices, data.batch(indices, model.device), count
+def blocks(model: Model, data: Dataset) -> Iterator[tuple[Tensor, Batch]]:
+    """The data set in blocks of `model.block`: (numbers of the examples, the examples)."""
+    for indices in torch.arange(len(data)).split(model.block):
+        yield indices, data.batch(indices, model.device)
 
 
 def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:

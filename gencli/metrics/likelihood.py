@@ -1,7 +1,6 @@
 """Likelihoods and bounds of a model on data, in nats, and what follows from them: bits per dimension, perplexity."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
 from gencli.metrics import Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
-from gencli.model import Batch, Model, Score, TextSpec
+from gencli.model import Model, Score, TextSpec
 from gencli.rng import ExampleStreams
 
 
@@ -37,13 +36,12 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: dict[str, An
     parts: dict[str, list[Score]] = {}
     done = 0
     with torch.no_grad():
-        for indices, batch, count in blocks(model, data):
+        for indices, batch in blocks(model, data):
             rng = ExampleStreams(seed, indices, "evaluate", model.device)
             for name, score in model.scores(batch, rng, **(options or {})).items():
-                weight = None if score.weight is None else score.weight[:count].double().cpu()
-                parts.setdefault(name, []).append(
-                    replace(score, values=score.values[:count].double().cpu(), weight=weight))
-            done += count
+                weight = None if score.weight is None else score.weight.double().cpu()
+                parts.setdefault(name, []).append(replace(score, values=score.values.double().cpu(), weight=weight))
+            done += len(batch)
             progress(done, len(data))
     return {name: replace(scores[0], values=torch.cat([score.values for score in scores]),
                           weight=torch.cat(weights) if (weights := [s.weight for s in scores if s.weight is not None])
@@ -98,26 +96,7 @@ def _characters(data: Dataset, spec: TextSpec) -> Tensor:
     return torch.tensor(counts)
 
 
-class _Batches:
-    """The data set as batches, each known by the numbers of its examples; may be gone through more than once."""
-
-    def __init__(self, model: Model, data: Dataset, seed: int):
-        self.model, self.data, self.seed = model, data, seed
-        self.indices: dict[int, Tensor] = {}
-
-    def __iter__(self) -> Iterator[Batch]:
-        for indices, padded, count in blocks(self.model, self.data):
-            batch = padded[:count]
-            self.indices[id(batch)] = indices[:count]
-            yield batch
-
-    def rng(self, batch: Batch) -> ExampleStreams:
-        """The noise of a batch."""
-        return ExampleStreams(self.seed, self.indices[id(batch)], "diagnose", self.model.device)
-
-
 def _diagnoses(model: Model, data: Dataset, seed: int) -> list[Metric]:
-    batches = _Batches(model, data, seed)
     with torch.no_grad():
         return [Metric(d.name, d.value, d.error, len(data), d.unit, d.kind, protocol(data, seed, **d.protocol))
-                for d in model.diagnose(batches, batches.rng)]
+                for d in model.diagnose(batch for _, batch in blocks(model, data))]

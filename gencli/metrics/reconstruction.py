@@ -25,11 +25,11 @@ def reconstruction(model: Model, data: Dataset, *, seed: int = 0, options: dict[
     if isinstance(data.spec, TextSpec):
         return []
     errors = []
-    for indices, batch, count in blocks(model, data):
+    for indices, batch in blocks(model, data):
         with torch.no_grad():
             code = model.encode(batch, ExampleStreams(seed, indices, "encode", model.device), **(options or {}))
             decoded = model.decode(code).x
-        errors.append((decoded - batch.x).double().square().flatten(1).mean(1)[:count].cpu())
+        errors.append((decoded - batch.x).double().square().flatten(1).mean(1).cpu())
         progress(sum(map(len, errors)), len(data))
     mse = torch.cat(errors)
     about = protocol(data, seed, **(options or {}))

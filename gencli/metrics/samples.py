@@ -1,6 +1,6 @@
 """How samples of a model compare with data: distances, precision and recall, memorisation, classes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ _BLOCK = 500  # examples whose features are computed at once
 _FOUND = 0.2  # a class counts as covered from this part of its share in the reference
 
 
-def sample_metrics(samples: Dataset | Iterable[Batch], reference: Dataset, training: Dataset | None = None, *,
+def sample_metrics(samples: Dataset, reference: Dataset, training: Dataset | None = None, *,
                    features: str | None = None, seed: int = 0, progress: Progress = silent) -> list[Metric]:
     """Samples against the held-out examples `reference`, in a feature space.
 
@@ -29,7 +29,7 @@ def sample_metrics(samples: Dataset | Iterable[Batch], reference: Dataset, train
     or standardised columns; with the classifier `class_coverage` and `smallest_class_share`.
 
     Args:
-        samples: a data set, or batches as a model draws them, of the same kind and shape as the reference.
+        samples: of the same kind and shape as the reference.
         reference: held-out examples, prepared as the training data was.
         training: what the model was trained on.
         features: `pixels`, `classifier` or `columns`; by default the classifier where the training
@@ -44,26 +44,23 @@ def sample_metrics(samples: Dataset | Iterable[Batch], reference: Dataset, train
     spec = reference.spec
     if isinstance(spec, TextSpec):
         raise DataError("samples of text have no feature space to compare them in; evaluate text by its likelihood")
-    if isinstance(samples, Dataset) and (samples.spec.kind, samples.spec.shape) != (spec.kind, spec.shape):
+    if (samples.spec.kind, samples.spec.shape) != (spec.kind, spec.shape):
         raise DataError(f"samples are {samples.spec.kind}s of shape {samples.spec.shape}; {reference.name} has "
                         f"{spec.kind}s of shape {spec.shape}")
     space = feature_space(features or default_space(spec, training), spec, training, progress)
     plain = Columns(spec) if isinstance(spec, VectorSpec) else Pixels()
-    batches = list(_batches(samples))
     about = protocol(reference, seed, features=space.name)
-    of_samples, of_reference = compute(space, batches), compute(space, _batches(reference))
+    of_samples, of_reference = compute(space, _batches(samples)), compute(space, _batches(reference))
     metrics = distribution(of_reference, of_samples, about, seed)
     if training is not None:
-        metrics += _memorisation(compute(plain, batches), reference, training, plain, seed)
+        metrics += _memorisation(compute(plain, _batches(samples)), reference, training, plain, seed)
     if isinstance(space, Classifier) and reference.labels is not None:
         metrics += _classes(space, of_samples, of_reference, reference.labels, spec.classes, about)
     return metrics
 
 
-def _batches(data: Dataset | Iterable[Batch]) -> Iterator[Batch]:
-    if isinstance(data, Dataset):
-        return (data.batch(indices) for indices in torch.arange(len(data)).split(_BLOCK))
-    return iter(data)
+def _batches(data: Dataset) -> Iterator[Batch]:
+    return (data.batch(indices) for indices in torch.arange(len(data)).split(_BLOCK))
 
 
 def _memorisation(samples: Tensor, reference: Dataset, training: Dataset, space: Pixels | Columns,
