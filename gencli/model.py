@@ -264,6 +264,21 @@ class Model(nn.Module):
         self.spec = spec
         self.step = 0  # training steps done; the trainer keeps it up to date
 
+    @classmethod
+    def abilities(cls) -> set[str]:
+        """What the class can do, from the methods it defines: verbs, "decode" and "log_prob".
+
+        "label" and "prompt", which `Given` is for, cannot be told from a method; the registry lists them.
+        """
+        own = {name for name in ("sample", "prior", "encode", "decode", "log_prob")
+               if getattr(cls, name) is not getattr(Model, name)}
+        able = {"train", "evaluate", "export"} | (own - {"prior"})
+        if {"prior", "decode"} <= own:
+            able.add("sample")
+        if {"encode", "decode"} <= own:
+            able.add("interpolate")
+        return able
+
     # --- train
 
     def phases(self) -> list[Phase]:

@@ -55,16 +55,7 @@ def test_every_family_and_kind_has_a_small_case():
 def test_the_registry_tells_the_truth(family, kind):
     cls = family.load()
     assert set(family.kinds) == set(cls.kinds)
-    can = {"train", "export"}
-    if cls.sample is not Model.sample or (cls.prior is not Model.prior and cls.decode is not Model.decode):
-        can |= {"sample"}
-    if cls.encode is not Model.encode:
-        can |= {"encode"}
-    if cls.encode is not Model.encode and cls.decode is not Model.decode:
-        can |= {"interpolate"}
-    can |= {"evaluate"}
-    if cls.log_prob is not Model.log_prob:
-        can |= {"log_prob"}
+    can = cls.abilities() - {"decode"}
     assert can == set(family.can) - {"label", "prompt"}
     assert ("log_prob" in can) == (cls.likelihood is not None)
 

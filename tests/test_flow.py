@@ -10,7 +10,7 @@ from torch import nn
 from gencli.data import load
 from gencli.families import flow as flows
 from gencli.families.flow import Flow, FlowConfig
-from gencli.metrics.likelihood import likelihood
+from gencli.metrics import Inputs, measure
 from gencli.model import Batch, ImageSpec, VectorSpec
 from gencli.rng import ExampleStreams, generator
 from gencli.trainer import Trainer
@@ -194,7 +194,7 @@ def test_a_uniform_flow_has_log2_levels_bits_per_dimension(levels, bits, small_d
     data.spec, data.examples = spec, data.examples.clamp(max=levels - 1)
     model = Flow(FlowConfig(layers=1, width=4), spec)
     model.flow = Uniform()
-    found = {metric.name: metric for metric in likelihood(model, data)}
+    found = {metric.name: metric for metric in measure(["likelihood"], Inputs(data, model)).metrics}
     assert found["nll"].value == pytest.approx(spec.size * math.log(levels), rel=1e-9)
     assert found["bpd"].value == pytest.approx(bits, rel=1e-9)
     assert found["nll"].kind == found["bpd"].kind == "bound"

@@ -7,7 +7,7 @@ import torch
 
 from gencli.data.dataset import Dataset
 from gencli.errors import ModelError, UsageError
-from gencli.metrics import Metric, load, metric_families
+from gencli.metrics import Column, Figure, Inputs, Metric, MetricFamily, measure, metric_families, metric_family, needed
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import likelihood
 from gencli.metrics.reconstruction import reconstruction
@@ -51,13 +51,17 @@ def images(count, spec=IMAGE):
     return Dataset("toy", "test", spec, examples, fingerprint="abc", protocol={"binarize": "fixed"})
 
 
-def by_name(metrics):
-    return {metric.name: metric for metric in metrics}
+def given(model, data, **more):
+    return Inputs(data, model, **more)
+
+
+def by_name(found):
+    return {metric.name: metric for metric in found if isinstance(metric, Metric)}
 
 
 def test_mean_and_error_of_each_score():
     data = images(10)
-    metrics = by_name(likelihood(Known(IMAGE), data, seed=3, options={"particles": 7}))
+    metrics = by_name(likelihood(given(Known(IMAGE), data, seed=3, options={"particles": 7})))
     totals = data.examples.double().flatten(1).sum(1)
     elbo = metrics["elbo"]
     assert elbo.value == pytest.approx(float(totals.mean()) + 2)
@@ -75,21 +79,21 @@ def test_noise_belongs_to_the_example_and_not_to_its_block():
     for block in (3, 4, 10):
         model = Known(IMAGE)
         model.block = block
-        metrics = by_name(likelihood(model, images(10), seed=1))
+        metrics = by_name(likelihood(given(model, images(10), seed=1)))
         values.append(metrics["noisy"].value)
         assert metrics["examples"].value == 10
     assert values == pytest.approx([values[0]] * 3)
-    assert values[0] != by_name(likelihood(Known(IMAGE), images(10), seed=2))["noisy"].value
+    assert values[0] != by_name(likelihood(given(Known(IMAGE), images(10), seed=2)))["noisy"].value
 
 
 def test_bits_per_dimension_come_from_the_tightest_bound_of_discrete_data():
-    metrics = by_name(likelihood(Known(IMAGE), images(6)))
+    metrics = by_name(likelihood(given(Known(IMAGE), images(6))))
     assert metrics["bpd"].value == pytest.approx(metrics["iw_bound"].value / (4 * math.log(2)))
     assert metrics["bpd"].error == pytest.approx(metrics["iw_bound"].error / (4 * math.log(2)))
     assert metrics["bpd"].protocol["from"] == "iw_bound" and metrics["bpd"].kind == "bound"
-    assert "bpd" not in by_name(likelihood(Known(IMAGE, kind="estimate"), images(6)))  # no bound, no likelihood
+    assert "bpd" not in by_name(likelihood(given(Known(IMAGE, kind="estimate"), images(6))))  # no bound, no likelihood
     real = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
-    assert "bpd" not in by_name(likelihood(Known(real), Dataset("toy", "test", real, torch.rand(6, 2))))
+    assert "bpd" not in by_name(likelihood(given(Known(real), Dataset("toy", "test", real, torch.rand(6, 2)))))
 
 
 def texts(unit, lines=False):
@@ -103,7 +107,7 @@ def texts(unit, lines=False):
 def test_text_is_weighted_by_its_tokens():
     data = texts("characters")
     totals, lengths = data.examples.double().sum(1), data.lengths.double()
-    metrics = by_name(likelihood(Known(data.spec), data))
+    metrics = by_name(likelihood(given(Known(data.spec), data)))
     ratio = float(totals.sum() / lengths.sum())
     # The delta method by the textbook: var(R) = (s_y^2 + R^2 s_x^2 - 2 R s_xy) / (n mean(x)^2).
     cov = torch.cov(torch.stack([totals, lengths]))
@@ -118,7 +122,7 @@ def test_text_is_weighted_by_its_tokens():
 @pytest.mark.parametrize(("lines", "characters"), [(False, 3 + 2 + 3 + 2 + 3 + 3 + 2 + 3 + 3), (True, 6 + 9 + 4)])
 def test_bits_per_character_of_words_count_the_characters(lines, characters):
     data = texts("words", lines)
-    metrics = by_name(likelihood(Known(data.spec), data))
+    metrics = by_name(likelihood(given(Known(data.spec), data)))
     # "abc" has three, " de" three; the end of a line is one.
     counted = {False: [9, 12, 6], True: [7, 10, 4]}[lines]
     assert metrics["bpc"].value == pytest.approx(float(data.examples.sum()) / math.log(2) / sum(counted))
@@ -126,7 +130,7 @@ def test_bits_per_character_of_words_count_the_characters(lines, characters):
 
 
 def test_a_single_example_has_no_error():
-    metrics = by_name(likelihood(Known(IMAGE), images(1)))
+    metrics = by_name(likelihood(given(Known(IMAGE), images(1))))
     assert metrics["elbo"].error is None and metrics["bpd"].error is None
 
 
@@ -144,19 +148,18 @@ def test_error_bars_cover():
 
 def test_progress_counts_examples():
     calls = []
-    likelihood(Known(IMAGE), images(10), progress=lambda done, total: calls.append((done, total)))
+    list(likelihood(given(Known(IMAGE), images(10), progress=lambda done, total: calls.append((done, total)))))
     assert calls == [(4, 10), (8, 10), (10, 10)]
 
 
 def test_reconstruction():
-    metrics = by_name(reconstruction(Known(IMAGE), images(10)))
+    metrics = by_name(reconstruction(given(Known(IMAGE), images(10))))
     assert metrics["reconstruction_mse"].value == pytest.approx(0.01, rel=1e-5)
     assert metrics["psnr"].value == pytest.approx(20, rel=1e-5) and metrics["psnr"].unit == "dB"
     assert metrics["psnr"].n == 10
     perfect = Known(IMAGE)
     perfect.encode = lambda batch, rng: batch.x
-    assert by_name(reconstruction(perfect, images(5)))["psnr"].value == pytest.approx(100)
-    assert reconstruction(Known(texts("characters").spec), texts("characters")) == []
+    assert by_name(reconstruction(given(perfect, images(5))))["psnr"].value == pytest.approx(100)
 
 
 def test_records_are_json_even_of_what_was_not_measured():
@@ -195,13 +198,58 @@ def test_requirements_of_another_form(text):
 
 
 def test_every_family_of_metrics_loads():
-    for name in metric_families():
-        assert callable(load(name))
+    for family in metric_families().values():
+        assert callable(family.load()) and family.summary
+        assert set(family.needs) <= {"model", "samples", "training"}
     with pytest.raises(UsageError, match="did you mean 'likelihood'"):
-        load("likelyhood")
+        metric_family("likelyhood")
 
 
-def test_a_broken_plugin_is_named(monkeypatch):
-    monkeypatch.setattr("gencli.metrics.metric_families", lambda: {"broken": "no.such.module:f"})
+def test_a_broken_plugin_is_named():
     with pytest.raises(ModelError, match=r"no\.such\.module:f"):
-        load("broken")
+        MetricFamily("broken", "no.such.module:f").load()
+
+
+def test_what_is_needed_and_what_is_measured():
+    model, data = Known(IMAGE), images(10)
+    assert needed(["likelihood"], "image", model) == {"model"}
+    assert needed(["memorisation"], "image") == {"samples", "training"}
+    assert needed(None, "image", model) >= {"model", "samples"}
+    results = measure(None, given(model, data))  # no samples: what needs them is left out
+    assert results.metrics[0].name == "elbo" and "psnr" in by_name(results.metrics)
+    assert {column.name for column in results.columns} == {"elbo", "iw_bound", "noisy", "reconstruction_mse"}
+    assert all(len(column.values) == 10 for column in results.columns)
+    assert set(by_name(measure(["reconstruction"], given(model, data)).metrics)) == {"reconstruction_mse", "psnr"}
+    assert not {c.name for c in measure(["reconstruction"], given(model, data, reconstruct=4)).columns}
+
+
+@pytest.mark.parametrize(("names", "kind", "sentence"), [
+    (["distribution"], "image", "'distribution' needs samples, which are not here"),
+    (["reconstruction"], "text", "'reconstruction' is for image, vector, audio; the data is text"),
+    (["nothing"], "image", "no metric is called 'nothing'")])
+def test_what_cannot_be_measured(names, kind, sentence):
+    data = images(10) if kind == "image" else texts("characters")
+    with pytest.raises(UsageError, match=sentence):
+        measure(names, given(Known(data.spec), data))
+
+
+def test_a_model_that_cannot_decode_has_no_reconstruction():
+    class Blind(Known):
+        decode = Model.decode
+
+    assert "psnr" not in by_name(measure(None, given(Blind(IMAGE), images(10))).metrics)
+    with pytest.raises(UsageError, match="needs a model that can decode"):
+        measure(["reconstruction"], given(Blind(IMAGE), images(10)))
+
+
+def test_results_keep_numbers_columns_and_figures_apart():
+    def found(inputs):
+        yield Metric("a", 1, None, 3, "")
+        yield Column("b", torch.zeros(3))
+        yield Figure("c", torch.zeros(1, 2, 2), "Nothing.")
+
+    from gencli.metrics import Results
+
+    results = Results()
+    results.add(found(None))
+    assert [x[0].name for x in (results.metrics, results.columns, results.figures)] == ["a", "b", "c"]

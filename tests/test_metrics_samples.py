@@ -11,11 +11,11 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, UsageError
+from gencli.metrics import Inputs, measure
 from gencli.metrics import features as feature_spaces
-from gencli.metrics.distribution import distribution, frechet_distance, kernel_distance, manifold_metrics
+from gencli.metrics.distances import distances, frechet_distance, kernel_distance, manifold_metrics
 from gencli.metrics.features import Columns, classifier, compute, feature_space
-from gencli.metrics.neighbours import memorisation, nearest, squared_distances
-from gencli.metrics.samples import sample_metrics
+from gencli.metrics.neighbours import nearest, ratio, squared_distances
 from gencli.model import Batch, ImageSpec, VectorSpec
 
 
@@ -76,7 +76,7 @@ def test_frechet_distance_with_fewer_examples_than_features_and_constant_feature
 
 
 def test_frechet_distance_takes_many_examples_block_by_block(monkeypatch):
-    monkeypatch.setattr("gencli.metrics.distribution._QR_ROWS", 100)
+    monkeypatch.setattr("gencli.metrics.distances._QR_ROWS", 100)
     x, y = normal(901, 4), normal(503, 4, seed=1) * 1.2
     assert frechet_distance(x, y) == pytest.approx(fidelity_frechet(x, y), rel=1e-8)
 
@@ -112,7 +112,7 @@ def test_kernel_distance_is_unbiased_and_blocks_say_the_same(monkeypatch):
     assert abs(value) < 3 * error
     y = y + 0.3
     value, error = kernel_distance(x, y)
-    monkeypatch.setattr("gencli.metrics.distribution._KERNEL_BLOCK", 500)
+    monkeypatch.setattr("gencli.metrics.distances._KERNEL_BLOCK", 500)
     parted, parted_error = kernel_distance(x, y)
     assert parted != value and abs(parted - value) < 2 * error
     assert parted_error == pytest.approx(error, rel=0.3)
@@ -146,30 +146,30 @@ def test_density_and_coverage_by_their_definition():
 
 
 def test_distances_do_not_depend_on_how_many_rows_are_held(monkeypatch):
-    whole = by_name(distribution(REFERENCE, SAMPLES, {}))
+    whole = by_name(distances(REFERENCE, SAMPLES, {}))
     monkeypatch.setattr("gencli.metrics.neighbours._ROWS", 7)
-    for name, metric in by_name(distribution(REFERENCE, SAMPLES, {})).items():
+    for name, metric in by_name(distances(REFERENCE, SAMPLES, {})).items():
         assert metric.value == pytest.approx(whole[name].value, rel=1e-12), name
 
 
 def test_the_same_distribution_scores_as_it_should():
-    metrics = by_name(distribution(normal(1000, 4), normal(1000, 4, seed=1), {"data": "toy"}))
+    metrics = by_name(distances(normal(1000, 4), normal(1000, 4, seed=1), {"data": "toy"}))
     assert metrics["frechet_distance"].value < 0.05
     assert metrics["precision"].value > 0.9 and metrics["recall"].value > 0.9
     assert metrics["density"].value == pytest.approx(1, abs=0.1) and metrics["coverage"].value > 0.9
     assert metrics["frechet_distance"].protocol == {"data": "toy", "dimensions": 4, "reference": 1000, "samples": 1000}
-    collapsed = by_name(distribution(normal(1000, 4), normal(1000, 4, seed=1) * 0.01, {}))
+    collapsed = by_name(distances(normal(1000, 4), normal(1000, 4, seed=1) * 0.01, {}))
     assert collapsed["precision"].value > 0.9 and collapsed["recall"].value < 0.1
     assert collapsed["coverage"].value < 0.1
 
 
 def test_what_cannot_be_compared():
     with pytest.raises(DataError, match="samples: 5 examples; at least 6"):
-        distribution(REFERENCE, SAMPLES[:5], {})
+        distances(REFERENCE, SAMPLES[:5], {})
     with pytest.raises(DataError, match=r"\(300, 15\)"):
-        distribution(REFERENCE, SAMPLES[:, 1:], {})
+        distances(REFERENCE, SAMPLES[:, 1:], {})
     with pytest.raises(DataError, match="samples have numbers that are not finite"):
-        distribution(REFERENCE, SAMPLES.log(), {})
+        distances(REFERENCE, SAMPLES.log(), {})
 
 
 # --- neighbours
@@ -187,9 +187,13 @@ def test_nearest_by_brute_force_and_zero_for_copies():
 def test_ratio_far_below_one_for_copies():
     training, new = normal(300, 5), normal(100, 5, seed=1)
     held_out = nearest(normal(100, 5, seed=2), [training])
-    fresh = by_name(memorisation(nearest(new, [training]), held_out, {}))["nearest_training_ratio"]
-    copies = by_name(memorisation(nearest(training[:100] + 1e-3, [training]), held_out, {}))["nearest_training_ratio"]
+    fresh = by_name(ratio(nearest(new, [training]), held_out, {}))["nearest_training_ratio"]
+    copies = by_name(ratio(nearest(training[:100] + 1e-3, [training]), held_out, {}))["nearest_training_ratio"]
     assert abs(fresh.value - 1) < 3 * fresh.error and copies.value < 0.01
+
+
+def sample_metrics(samples, reference, training=None, features=None):
+    return measure(None, Inputs(reference, None, samples, training, features=features)).metrics
 
 
 # --- feature spaces and the whole

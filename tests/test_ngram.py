@@ -12,7 +12,7 @@ from gencli.data import load
 from gencli.data.dataset import DataSettings
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.families.ngram import NGram, NGramConfig
-from gencli.metrics.likelihood import likelihood
+from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given, TextSpec
 from gencli.rng import ExampleStreams, generator
 from gencli.runs import Card, Run, load_model, save_model
@@ -352,7 +352,8 @@ def test_tiny_shakespeare():
     data = load("shakespeare", split="train")
     m = count([row[:n].tolist() for row, n in zip(data.examples, data.lengths, strict=True)], batch_size=128,
               vocabulary=len(data.spec.vocabulary))
-    nll = likelihood(m, load("shakespeare", split="test", like=data.spec))[0]
+    test = load("shakespeare", split="test", like=data.spec)
+    nll = measure(["likelihood"], Inputs(test, m)).metrics[0]
     assert (nll.name, nll.unit) == ("nll", "nats/token") and nll.value < 1.53
 
 

@@ -4,21 +4,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
 from gencli import device as devices
-from gencli import inference, metrics, runs
+from gencli import metrics, runs
 from gencli.commands import options
 from gencli.commands.reading import load_for
 from gencli.console import Console, Table
 from gencli.data.dataset import Dataset, DataSettings
 from gencli.errors import GencliError, RequirementError, ResourceError
 from gencli.metrics.requirements import check_requirements, parse_requirement
-from gencli.metrics.samples import sample_metrics
-from gencli.model import ImageSpec, Model, TextSpec
+from gencli.metrics.samples import draw as draw_samples
 from gencli.publish import publish_text
-from gencli.streams import quantize
 
 
 @options.with_settings(("Data", DataSettings))
@@ -56,20 +53,17 @@ def evaluate(
     reading = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     split: Literal["all", "test"] = "all" if Path(data).is_file() else "test"
     examples = load_for(card, data, given, console, split, limit=limit, **reading)
-    found = []
+    wanted = metrics.needed(None, examples.spec.kind, model)
     with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
-        found += metrics.load("likelihood")(model, examples, seed=seed, options=chosen, progress=progress)
-        if reconstruct:
-            found += metrics.load("reconstruction")(model, examples.subset(reconstruct), seed=seed, progress=progress)
-        if not isinstance(model.spec, TextSpec):
-            drawn: Dataset | None = None
-            if samples:
-                drawn = load_for(card, samples, given, console, "all", skip_bad=skip_bad)
-            elif draw:
-                drawn = _own_samples(model, draw, seed)
-            if drawn is not None:
-                training = _training_data(card, given, console, reading)
-                found += sample_metrics(drawn, examples, training, features=features, seed=seed, progress=progress)
+        drawn: Dataset | None = None
+        if samples:
+            drawn = load_for(card, samples, given, console, "all", skip_bad=skip_bad)
+        elif draw and "samples" in wanted and "sample" in model.abilities():
+            drawn = draw_samples(model, draw, seed)
+        training = _training_data(card, given, console, reading) if "training" in wanted and drawn else None
+        found = metrics.measure(None, metrics.Inputs(
+            examples, model, drawn, training, seed, chosen, features, reconstruct, download, progress,
+            console.warn)).metrics
     results = check_requirements(requirements, found)
     document = {
         "model": {"path": run, "family": card.family, "steps": card.steps, "trained_on": card.data},
@@ -84,15 +78,6 @@ def evaluate(
     failed = [f"{result['requirement']} ({result['reason']})" for result in results if not result["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(results)} requirements not met: {'; '.join(failed)}")
-
-
-def _own_samples(model: Model, count: int, seed: int) -> Dataset:
-    """Samples as they come out of a pipe: pictures in 8 bits, those of a model of binary pictures drawn to 0 and 1."""
-    batches = list(inference.sample(model, range(count), seed))
-    x = torch.cat([batch.x for batch in batches])
-    if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
-        return Dataset("samples", "all", model.spec, quantize(x), drawn="fixed" if model.spec.levels == 2 else None)
-    return Dataset("samples", "all", model.spec, x)
 
 
 def _training_data(card: runs.Card, given: dict[str, Any], console: Console, reading: dict[str, Any]) -> Dataset | None:

@@ -1,6 +1,7 @@
 """Likelihoods and bounds of a model on data, in nats, and what follows from them: bits per dimension, perplexity."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,30 +10,34 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
-from gencli.metrics import Metric, Progress, silent
+from gencli.metrics import Column, Found, Inputs, Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
 from gencli.model import Model, Score, TextSpec
 from gencli.rng import ExampleStreams
 
 
-def likelihood(model: Model, data: Dataset, *, seed: int = 0, options: dict[str, Any] | None = None,
-               progress: Progress = silent) -> list[Metric]:
-    """All scores of the family, what follows from them, and its diagnoses.
+def likelihood(inputs: Inputs) -> Iterator[Found]:
+    """All scores of the family, for each example and on average, what follows from them, and its diagnoses."""
+    model, data = inputs.model, inputs.examples
+    assert model is not None
+    scores = collect(model, data, seed=inputs.seed, options=inputs.options, progress=inputs.progress)
+    for name, score in scores.items():
+        yield Column(name, score.values, score.unit)
+    metrics = [_metric(name, score, data, inputs.seed) for name, score in scores.items()]
+    yield from metrics
+    yield from _bits(metrics, scores, data)
+    yield from _diagnoses(model, data, inputs.seed)
+
+
+def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str, Any] | None = None,
+            progress: Progress = silent) -> dict[str, Score]:
+    """The family's scores of all N examples: values (N,) float64 on the CPU.
 
     Args:
         seed: of the noise that bounds and estimates draw; that of an example depends on (seed, its number) alone.
         options: keyword options of the family's `scores`.
         progress: called with the examples done and their number.
     """
-    scores = collect(model, data, seed=seed, options=options, progress=progress)
-    metrics = [_metric(name, score, data, seed) for name, score in scores.items()]
-    metrics += _bits(metrics, scores, data)
-    return metrics + _diagnoses(model, data, seed)
-
-
-def collect(model: Model, data: Dataset, *, seed: int = 0, options: dict[str, Any] | None = None,
-            progress: Progress = silent) -> dict[str, Score]:
-    """The family's scores of all N examples: values (N,) float64 on the CPU."""
     parts: dict[str, list[Score]] = {}
     done = 0
     with torch.no_grad():

@@ -40,7 +40,7 @@ def nearest(x: Tensor, others: Iterable[Tensor]) -> Tensor:
     return best
 
 
-def memorisation(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> list[Metric]:
+def ratio(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> list[Metric]:
     """`nearest_training_distance`, and its ratio to that of new examples: far below 1, the samples are copies.
 
     Args:
@@ -49,9 +49,9 @@ def memorisation(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]
     """
     distance = mean("nearest_training_distance", to_training, "L2", "exact", protocol)
     usual = mean("held_out", held_out, "L2", "exact", protocol)
-    ratio = distance.value / usual.value if usual.value else math.nan
+    found = distance.value / usual.value if usual.value else math.nan
     error = None
     if distance.value and usual.value and distance.error is not None and usual.error is not None:
-        error = ratio * math.hypot(distance.error / distance.value, usual.error / usual.value)
-    return [distance, Metric("nearest_training_ratio", ratio, error, len(to_training), "", "estimate",
+        error = found * math.hypot(distance.error / distance.value, usual.error / usual.value)
+    return [distance, Metric("nearest_training_ratio", found, error, len(to_training), "", "estimate",
                              {**protocol, "held_out_distance": usual.value, "held_out": len(held_out)})]

@@ -118,7 +118,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
     return torch.cat(radii)
 
 
-def distribution(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed: int = 0) -> list[Metric]:
+def distances(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed: int = 0) -> list[Metric]:
     """All metrics of this module.
 
     Raises:
