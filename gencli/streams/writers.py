@@ -1,0 +1,148 @@
+"""Writers of examples and codes: to a file, a folder, a device or standard output, in the format that fits."""
+
+import math
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from gencli.errors import UsageError
+from gencli.model import AnySpec, Batch
+from gencli.publish import publish, publish_folder
+from gencli.streams.formats import FORMATS, ON_TERMINAL, Arrays, Content, Format, Rows, content_of, trimmed, values_of
+
+
+class _Output(AbstractContextManager["_Output"]):
+    """Publishes what it was given when its `with` block ends well; else no file is left behind."""
+
+    def __init__(self, to: Format):
+        self._to = to
+
+    def __enter__(self) -> Self:
+        self._to.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._to.__exit__(*error)
+
+
+class Writer(_Output):
+    """Takes examples; from `open_writer`."""
+
+    def __init__(self, to: Format, spec: AnySpec):
+        super().__init__(to)
+        self.spec = spec
+
+    def write(self, batch: Batch, info: list[dict[str, Any]] | None = None) -> None:
+        """Append a batch; `info`: what else is known of each example, plain JSON values, the same names for all."""
+        records = [dict(record) for record in info] if info else [{} for _ in range(len(batch))]
+        if batch.labels is not None:
+            records = [{"label": label, **r} for label, r in zip(batch.labels.tolist(), records, strict=True)]
+        self._to.put(Rows(values_of(batch, self.spec, eight_bit=not isinstance(self._to, Arrays)), records))
+
+
+class CodeWriter(_Output):
+    """Takes codes; from `open_code_writer`."""
+
+    def write(self, codes: Tensor, labels: Tensor | None = None, **columns: Tensor) -> None:
+        """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,)."""
+        codes = codes.detach().cpu()
+        values = (codes if codes.dtype == torch.float64 else codes.float()).numpy()
+        named = ({} if labels is None else {"label": labels}) | columns
+        plain = {name: column.tolist() for name, column in named.items()}
+        records = [{name: column[i] for name, column in plain.items()} for i in range(len(values))]
+        self._to.put(Rows([trimmed(value) for value in values], records))
+
+
+def open_writer(output: str | None, spec: AnySpec, *, format: str | None = None, total: int | None = None,
+                stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> Writer:
+    """A writer of examples.
+
+    Args:
+        output: a file, whose ending decides the format; a folder (an ending "/", an existing folder, or no ending);
+            None or "-": standard output, a tar on a pipe and text on a terminal.
+        spec: what the examples are.
+        format: a name from the table above, instead of the ending.
+        total: how many examples will come, where it is known.
+        stdout: the binary stream that stands for standard output.
+        start: the number of the first example in the whole, of which this output may be a part.
+        meta: what else the header of a tar says (model, seed, ...): plain JSON values.
+
+    Raises:
+        UsageError: a format that does not fit, or binary data for a terminal.
+        ResourceError: the output cannot be written.
+    """
+    content = content_of(spec)
+    return Writer(_open(output, content, format, total, stdout, start, meta), spec)
+
+
+def open_code_writer(output: str | None, *, format: str | None = None, total: int | None = None,
+                     stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> CodeWriter:
+    """A writer of codes; arguments and errors are those of `open_writer`."""
+    content = Content("code", "npy", header={"content": "codes"})
+    return CodeWriter(_open(output, content, format, total, stdout, start, meta))
+
+
+def _open(output: str | None, content: Content, format: str | None, total: int | None, stdout: BinaryIO | None,
+          start: int, meta: dict[str, Any] | None) -> Format:
+    """The format on its sink."""
+    content.header.update({} if total is None else {"total": total}, **({"meta": meta} if meta else {}))
+    sink: AbstractContextManager[Any]
+    terminal = False
+    if output is None or output == "-":
+        stream = stdout or sys.stdout.buffer
+        sink, terminal = _flushed(stream), stream.isatty()
+        usual = ON_TERMINAL.get(content.kind, "tar") if terminal else "tar"
+    elif _is_device(output):
+        sink, usual = _device(output), Path(output).suffix or "tar"
+    else:
+        sink = publish(output)
+        usual = "folder" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix or "folder"
+    format = (format or usual).lower().removeprefix(".")
+    fitting = FORMATS[content.kind]
+    if content.kind == "image" and content.ending != "png":  # no picture has that many channels
+        fitting = {name: fitting[name] for name in fitting if name not in ("png", "gif")}
+    if format not in fitting:
+        endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in fitting)
+        raise UsageError(f"{content.kind}s cannot be written as {format!r}; formats that fit: {endings}")
+    chosen = fitting[format]
+    if format == "folder":
+        if output is None or output == "-" or _is_device(output):
+            raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")
+        sink = publish_folder(_replaceable(Path(output), content, start, total))
+    elif terminal and chosen.binary:
+        raise UsageError(f"{format} is binary and standard output is a terminal; write to a file with -o FILE.{format}")
+    return chosen(sink, content, start)
+
+
+def _is_device(output: str) -> bool:
+    """Whether a named output is a pipe or device, which nothing may be renamed over."""
+    path = Path(output)
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+@contextmanager
+def _device(output: str) -> Iterator[BinaryIO]:
+    with open(output, "wb") as file:
+        yield file
+
+
+@contextmanager
+def _flushed(stream: BinaryIO) -> Iterator[BinaryIO]:
+    yield stream
+    stream.flush()
+
+
+def _replaceable(folder: Path, content: Content, start: int, total: int | None) -> Path:
+    """The folder, if all that it holds would be written anew; UsageError otherwise: nothing of the user's is lost."""
+    stop = math.inf if total is None else start + total
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        ours = re.fullmatch(rf"(\d{{6,}})\.({content.ending}|json)", path.name)
+        if not (ours and start <= int(ours[1]) < stop):
+            raise UsageError(f"folder {folder} holds {path.name}, which would be lost; name a new or an empty folder")
+    return folder.resolve()
