@@ -50,6 +50,11 @@ def coupling(shape, mask, transform):
     return flows._Coupling(mask, net, transform)
 
 
+def autoregressive(size, transform):
+    torch.manual_seed(1)
+    return flows._Autoregressive(flows._MADE(size, 12, 1, transform.parameters), transform)
+
+
 def couplings(model):
     return [module for module in model.modules() if isinstance(module, flows._Coupling)]
 
@@ -67,18 +72,22 @@ BIJECTIONS = {
                       (4, 2, 3)),
     "affine of columns": lambda: (coupling((5,), torch.arange(5) < 2, flows._Affine()), (5,)),
     "spline of columns": lambda: (coupling((5,), torch.arange(5) < 2, flows._Spline(4)), (5,)),
+    "affine, autoregressive": lambda: (autoregressive(5, flows._Affine()), (5,)),
+    "spline, autoregressive": lambda: (autoregressive(5, flows._Spline(4)), (5,)),
+    "autoregressive of one column": lambda: (autoregressive(1, flows._Spline(4)), (1,)),
     "affine, checkerboard": lambda: (coupling((2, 4, 3), BOARD, flows._Affine()), (2, 4, 3)),
     "affine, channels": lambda: (coupling((3, 2, 2), STRIPES, flows._Affine()), (3, 2, 2)),
     "spline, checkerboard": lambda: (coupling((1, 4, 3), ~BOARD, flows._Spline(4)), (1, 4, 3)),
 }
 MODELS = {
     "table, spline": lambda: model_of(rows_spec(4)),
-    "table, affine": lambda: model_of(rows_spec(5), coupling="affine", depth=2),
+    "table, affine": lambda: model_of(rows_spec(5), transform="affine", depth=2),
+    "table, autoregressive": lambda: model_of(rows_spec(4), autoregressive=True),
     "table of one column": lambda: model_of(rows_spec(1)),
     "picture of odd size": lambda: model_of(picture_spec(2, 3, 5)),
     "picture at two resolutions": lambda: model_of(picture_spec(1, 8, 10), size=0.05),
     "picture at three resolutions": lambda: model_of(picture_spec(1, 16, 16), size=0.03, layers=1),
-    "picture, spline": lambda: model_of(picture_spec(1, 4, 3), coupling="spline"),
+    "picture, spline": lambda: model_of(picture_spec(1, 4, 3), transform="spline"),
 }
 
 
@@ -121,6 +130,18 @@ def test_a_coupling_layer_keeps_half_and_reads_nothing_else():
     assert (jacobian[2:, :2] != 0).all()
 
 
+def test_an_autoregressive_layer_reads_the_columns_before():
+    layer = shaken(autoregressive(5, flows._Spline(4)))
+    x = torch.randn(1, 5, dtype=torch.float64)
+    maps = torch.autograd.functional.jacobian(layer.net, x)[0, :, :, 0].abs().sum(1)  # (D of maps, D of x)
+    assert torch.equal(maps != 0, torch.ones(5, 5).tril(-1).bool())
+
+
+def test_autoregressive_layers_are_for_tables(gencli, small_data):
+    told = gencli("train", "flow", str(small_data["image"]), "-o", "run", "--autoregressive", "-q", code=2).stderr
+    assert "--autoregressive is for tables" in told and told.count("\n") == 1
+
+
 def test_a_spline_is_smooth_rising_and_the_identity_outside():
     spline = flows._Spline(5)
     x = torch.linspace(-6, 6, 60_001, dtype=torch.float64)
@@ -137,7 +158,7 @@ def test_a_spline_is_smooth_rising_and_the_identity_outside():
 @pytest.mark.parametrize("spec", [rows_spec(3), picture_spec(1, 8, 8)], ids=["table", "picture"])
 @pytest.mark.parametrize("kind", ["spline", "affine"])
 def test_couplings_start_as_the_identity(spec, kind):
-    model = Flow(FlowConfig(coupling=kind, layers=1), spec)
+    model = Flow(FlowConfig(transform=kind, layers=1), spec)
     seen = []
     for layer in couplings(model):
         layer.register_forward_hook(lambda layer, given, result: seen.append((given[0], result[0])))
@@ -149,9 +170,10 @@ def test_couplings_start_as_the_identity(spec, kind):
 # --- densities
 
 
+@pytest.mark.parametrize("autoregressive", [False, True])
 @pytest.mark.parametrize("kind", ["spline", "affine"])
-def test_the_total_probability_is_1(kind):
-    model = model_of(rows_spec(2), size=0.2, coupling=kind, layers=3)
+def test_the_total_probability_is_1(kind, autoregressive):
+    model = model_of(rows_spec(2), size=0.2, transform=kind, autoregressive=autoregressive, layers=3)
     axis = torch.linspace(-25, 25, 501, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     density = torch.cat([model.log_prob(Batch(part), rng(len(part))).exp() for part in grid.split(200_000)])
@@ -321,7 +343,7 @@ def test_it_learns_a_ring(kind, gencli, tmp_path):
     np.save(tmp_path / "ring.npy", ring(4000))
     np.save(tmp_path / "test.npy", held_out := ring(2000))
     gencli("train", "flow", "ring.npy", "-o", "run", "--steps", "250", "--layers", "4", "--width", "32", "--depth", "1",
-           "--coupling", kind, "--lr", "5e-3", "-q")
+           "--transform", kind, "--lr", "5e-3", "-q")
     metrics = gencli("evaluate", "run", "test.npy", "--draw", "0", "--json").json()["metrics"]
     (nll,) = (m for m in metrics if m["name"] == "nll")
     radius = np.hypot(held_out[:, 0] - 10, held_out[:, 1]) / 5
