@@ -1,13 +1,13 @@
 """Normalizing flow: an invertible network z = f(x) with log p(x) = log N(z; 0, I) + log |det df/dx|.
 
 Tables: coupling layers of rational-quadratic splines (Durkan et al. 2019, "Neural Spline Flows", arXiv:1906.04032) or
-of affine maps, with a linear map in LU form between them; or autoregressive layers, in which every column's map
-follows from all columns before it (Papamakarios et al. 2017, "Masked Autoregressive Flow", arXiv:1705.07057): a closer
-fit for the same number of layers, and samples that take a pass for each column. Columns are standardised inside; the
-density is in the units of the data. Pictures: RealNVP (Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803): coupling
-layers with checkerboard and channel masks; a picture is squeezed to half its size, half of its channels are done, and
-so on as long as both sides are even and at least 8. Any size works, an odd one at a single resolution. Every coupling
-layer comes after an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
+of affine maps, with a linear map in LU form between them; or autoregressive layers, in which every column's map follows
+from all columns before it (Papamakarios et al. 2017, "Masked Autoregressive Flow", arXiv:1705.07057): a closer fit for
+the same number of layers, and samples that take a pass for each column. Columns are standardised inside; the density is
+in the units of the data. Pictures: RealNVP (Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803):
+coupling layers with checkerboard and channel masks; a picture is squeezed to half its size, half of its channels are
+done, and so on as long as both sides are even and at least 8. Any size works, an odd one at a single resolution. Every
+coupling layer comes after an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
 
 Pictures of L levels, k = 0..L-1, are dequantised: y = (k + u) / L, u uniform (Theis et al. 2016, arXiv:1511.01844). By
 Jensen's inequality log p(y) - D log L is, in the mean over u, a lower bound on log P(k), whatever happens to y inside.

@@ -98,7 +98,10 @@ def pinwheel_log_density(x: np.ndarray) -> np.ndarray:
 Sampler = Callable[[int, np.random.Generator], np.ndarray]
 Density = Callable[[np.ndarray], np.ndarray]
 DENSITIES: dict[str, tuple[Sampler, Density]] = {
-    "moons": (moons, moons_log_density), "rings": (rings, rings_log_density), "pinwheel": (pinwheel, pinwheel_log_density)}
+    "moons": (moons, moons_log_density),
+    "rings": (rings, rings_log_density),
+    "pinwheel": (pinwheel, pinwheel_log_density),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,10 +109,10 @@ DENSITIES: dict[str, tuple[Sampler, Density]] = {
 
 
 def table(path: Path, header: bool) -> np.ndarray:
-    """The columns of numbers but the last (the target), with a uniform draw of the width of the grid; no repeated row."""
+    """The columns of numbers (without the target), repeated rows once, with a uniform draw of the grid's width."""
     with path.open() as file:
         rows = [*csv.reader(file)][header:]
-    columns = [column for column in zip(*rows, strict=True)]
+    columns = list(zip(*rows, strict=True))
     numbers = [np.array(column, float) for column in columns[: None if header else -1] if _is_number(column[0])]
     x = np.unique(np.stack(numbers, 1), axis=0)
     random = np.random.default_rng(0)
