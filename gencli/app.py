@@ -12,7 +12,8 @@ from typer.exceptions import Exit, TyperException
 from gencli import __version__, registry
 from gencli.commands.lazy import LazyGroup
 from gencli.console import Console
-from gencli.errors import ClosedPipeError, GencliError, UsageError, did_you_mean
+from gencli.errors import ClosedPipeError, GencliError, ResourceError, UsageError, did_you_mean
+from gencli.stopping import leave_on_signals
 
 
 class _Verbs(LazyGroup):
@@ -57,8 +58,8 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in README.md."""
-    args = sys.argv[1:] if args is None else args
-    code = run(args)
+    leave_on_signals()
+    code = run(sys.argv[1:] if args is None else args)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads of torch.distributed may still hold tensors; while Python takes itself down that aborts the process
         # now and then (pytorch/pytorch#179291). All files are closed and published by now.
@@ -91,6 +92,13 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
+    except SystemExit as error:  # a signal
+        return error.code if isinstance(error.code, int) else 1
+    except (OSError, MemoryError) as error:  # wherever the machine comes to its limits
+        if verbose:
+            console.traceback()
+        console.error(f"the system refuses: {error}" if isinstance(error, OSError) else "the machine is out of memory")
+        return ResourceError.exit_code
     except Exit as error:
         return error.exit_code
     except Exception as error:

@@ -1,20 +1,55 @@
 """Atomic publishing: under its final name a file or folder is absent, whole-old or whole-new, whatever happens between.
 
-The way: write under a temporary name in the same folder, fsync, rename over the final name, fsync the folder.
+The way: write under a temporary name in the same folder, compare lengths, fsync, rename over the final name, fsync the
+folder. What dead processes left behind is swept, and a folder that was set aside comes back, when someone next writes
+there. Everything that changes the disk goes through `system`, so that a test can fail, or die in, any one call.
 """
 
 import errno
+import io
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from gencli.errors import ResourceError
 
-_MARK = ".gencli-tmp"  # temporary names: .NAME.HOST.PID.gencli-tmp, so that orphans of dead processes can be told
+# Temporary names: .NAME.HOST.PID.gencli-tmp, so that orphans of dead processes can be told; with .old before the mark
+# for the folder that a new one replaces.
+_MARK, _OLD = ".gencli-tmp", ".old"
+_active: set[Path] = set()  # temporary names that this process uses now
+T = TypeVar("T")
+
+
+class DiskError(OSError):
+    """The operating system refused to change the disk."""
+
+
+def system(call: Callable[..., T], *arguments: Any) -> T:
+    """The one door to the operating system for all that changes the disk."""
+    try:
+        return call(*arguments)
+    except OSError as error:
+        raise DiskError(error.errno, error.strerror) from error
+
+
+@contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Turn a `DiskError` into one sentence about `path`."""
+    try:
+        yield
+    except DiskError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceError(f"no space left on the disk while writing {path}; free some and run again") from error
+        raise ResourceError(f"cannot write {path}: {error.strerror}; choose another output") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and folders
 
 
 @contextmanager
@@ -25,51 +60,28 @@ def publish(path: str | Path) -> Iterator[BinaryIO]:
         ResourceError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
+    with explained(path), _temporary(path) as temporary:
+        with create(temporary) as file:
+            yield file
+            _finish(file)
+            system(os.fsync, file.fileno())
+        system(os.replace, temporary, path)
 
 
 @contextmanager
 def publish_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it appears as `path` when the block ends well, and not at all when it raises.
+    """An empty folder to fill with `write`; it appears as `path` when the block ends well, not at all when it raises.
 
-    A folder that was there is replaced; for an instant between two renames neither is, and readers try again.
+    A folder that was there is replaced; for an instant between two renames neither is.
     """
     path = Path(path)
-    temporary = _temporary(path)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        try:
-            temporary.mkdir()
-            yield temporary
-            for file in sorted(temporary.rglob("*")):
-                _sync(file)
-            _sync(temporary)
-            if path.exists():
-                old = temporary.with_name(temporary.name.replace(_MARK, ".old" + _MARK))
-                os.rename(path, old)
-                os.rename(temporary, path)
-                shutil.rmtree(old)
-            else:
-                os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        _sync(path.parent)
+    with explained(path), _temporary(path) as temporary:
+        system(os.mkdir, temporary)
+        yield temporary
+        for inside in sorted(temporary.rglob("*")):
+            sync(inside)
+        sync(temporary)
+        _replace_folder(temporary, path)
 
 
 def publish_text(path: str | Path, text: str) -> None:
@@ -78,19 +90,149 @@ def publish_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
+def write(path: Path, data: bytes) -> None:
+    """A file in a folder that is not published yet."""
+    with create(path) as file:
+        file.write(data)
+        _finish(file)
+
+
+def append(path: Path, line: str) -> None:
+    """A line more in a log. No name is changed: a cut last line is possible, and for the reader to leave out."""
+    with explained(path):
+        file = system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            system(os.write, file, line.encode() + b"\n")
+        finally:
+            os.close(file)
+
+
+def remove(path: Path) -> None:
+    """A file or folder goes, if it is there. A folder loses its name before its content, so that it is never half."""
+    with explained(path):
+        if path.is_dir() and not path.is_symlink():
+            with _temporary(path) as temporary:
+                system(os.rename, path, temporary)
+                _delete(temporary)
+        elif os.path.lexists(path):
+            system(os.unlink, path)
+
+
+def require_writable(path: str | Path) -> None:
+    """ResourceError if nothing can be written as `path`, said before work is put into what is to be written."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    with explained(path):
+        system(lambda: tempfile.TemporaryFile(dir=folder).close())
+
+
+class _File(io.FileIO):
+    """A file whose writes go through `system`; `length` is what it has to be in the end."""
+
+    length = 0
+
+    def write(self, data: Any) -> int:
+        written = system(super().write, data)
+        self.length = max(self.length, self.tell())
+        return written
+
+
+def create(path: Path) -> BinaryIO:
+    """A new file to write to, buffered."""
+    return io.BufferedWriter(system(_File, path, "wb"), 2**16)
+
+
+def _finish(file: Any) -> None:
+    """Write out what is held back, and compare the length: a disk that loses data without a word is no disk."""
+    file.flush()
+    expected, found = max(file.raw.length, file.tell()), os.fstat(file.fileno()).st_size
+    if found != expected:
+        raise DiskError(errno.EIO, f"{expected} bytes were written but {found} are there")
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, under which nothing is left; in the end the folder's names are on the disk."""
+    system(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_MARK}")
+    sweep(path.parent)
+    _active.add(temporary)
+    try:
+        yield temporary
+    except BaseException:
+        with suppress(DiskError):
+            _delete(temporary)
+        raise
+    finally:
+        _active.discard(temporary)
+    sync(path.parent)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Rename a folder over another. Other processes may do the same at the same time."""
+    aside = temporary.with_name(temporary.name.replace(_MARK, _OLD + _MARK))
+    _active.add(aside)
+    try:
+        while True:
+            try:
+                system(os.rename, temporary, path)
+                break
+            except DiskError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            _delete(aside)
+            with suppress(DiskError):  # gone already: another process has set it aside
+                system(os.rename, path, aside)
+        _delete(aside)
+    finally:
+        _active.discard(aside)
+        with suppress(DiskError):
+            _recover(aside, path)
+
+
+def _recover(aside: Path, path: Path) -> None:
+    """Give a folder that was set aside its name again, unless there is another by now."""
+    if aside.exists() and not path.exists():
+        system(os.rename, aside, path)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        system(shutil.rmtree, path)
+    elif path.exists():
+        system(os.unlink, path)
+
+
+def sync(path: Path) -> None:
+    """See to it that a file or the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        system(os.fsync, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Orphans
+
+
 def sweep(folder: Path) -> None:
-    """Remove temporary files and folders that dead processes of this machine left in `folder`."""
+    """Remove what dead processes of this machine left in `folder`, and bring back what they had set aside."""
     for left in folder.glob(f".*{_MARK}"):
-        host, _, pid = left.name.removesuffix(_MARK).removesuffix(".old").rpartition(".")
-        if host.endswith("." + socket.gethostname()) and pid.isdigit() and not alive(int(pid)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        stem = left.name.removesuffix(_MARK)
+        name, _, pid = stem.removesuffix(_OLD).rpartition(".")
+        host = "." + socket.gethostname()
+        if not (name.endswith(host) and pid.isdigit()) or left in _active or alive(int(pid)):
+            continue
+        with suppress(DiskError):
+            if stem.endswith(_OLD):
+                _recover(left, folder / name.removesuffix(host)[1:])
+            _delete(left)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether another process of that number runs. What has our own number and is not ours is from an earlier boot."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -98,29 +240,3 @@ def alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_MARK}")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors about writing `path` into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"no space left on the disk while writing {path}; free some and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
-                           errno.EIO, errno.ENOENT, errno.ENAMETOOLONG):
-            raise ResourceError(f"cannot write {path}: {os.strerror(error.errno)}; choose another output") from error
-        raise

@@ -2,6 +2,7 @@
 
     RUN/
       config.json         resolved settings, argv, versions, data fingerprint: itself a valid --config
+      manifest.json       the SHA-256 of the files of the run; a checkpoint has one of its own
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
@@ -10,11 +11,13 @@
 Weights and state are safetensors; everything else about a model is one JSON string in their metadata. No pickle.
 """
 
+import hashlib
 import json
 import os
-import shutil
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,18 +25,19 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.nn.modules import module as registration
 
 from gencli import __version__, registry
 from gencli.data.dataset import DataSettings
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import AnySpec, Model
-from gencli.publish import explained, publish, publish_folder, publish_text, sweep
+from gencli.publish import alive, append, publish, publish_folder, publish_text, remove, sweep, sync, write
+from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
 
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
+_LOGS = ("metrics.jsonl", "timings.jsonl")
 
 
 class Card(BaseModel):
@@ -77,11 +81,15 @@ def build(family: str, config: dict[str, Any], spec: AnySpec) -> Model:
         raise UsageError(str(error)) from error
 
 
+def model_bytes(model: Model, card: Card) -> bytes:
+    """A model file: the weights, and the card as JSON in the metadata."""
+    return to_bytes(model.state_dict(), {_KEY: card.model_dump_json()})
+
+
 def save_model(path: str | Path, model: Model, card: Card) -> None:
-    """Publish a model file: the weights, and the card as JSON in the metadata."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """Publish a model file."""
     with publish(path) as file:
-        file.write(to_safetensors(tensors, {_KEY: card.model_dump_json()}))
+        file.write(model_bytes(model, card))
 
 
 def model_path(run: str | Path) -> Path:
@@ -104,11 +112,7 @@ def read_card(run: str | Path) -> Card:
         ModelError: the file is missing, damaged or none of gencli's.
     """
     path = model_path(run)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no safetensors file or is damaged: {error}") from error
+    metadata = read_metadata(path)
     if _KEY not in metadata:
         raise ModelError(f"{path} is a safetensors file, but not one of gencli's: its metadata lacks {_KEY!r}")
     try:
@@ -129,11 +133,15 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
     path, card = model_path(run), read_card(run)
     if card.family not in registry.families():
         raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
-    try:
-        model = build(card.family, card.config, card.spec)
-    except UsageError as error:
-        raise ModelError(f"{path}: its configuration does not fit family {card.family!r}: {error}") from error
-    load_weights(model, path)
+    with verified(path, _noted(path)):
+        try:
+            with _no_larger_than(path):
+                model = build(card.family, card.config, card.spec)
+        except UsageError as error:
+            raise ModelError(f"{path}: its configuration does not fit family {card.family!r}: {error}") from error
+        except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # sizes that no tensor can have
+            raise ModelError(f"{path}: no model can be built from its description: {_first_line(error)}") from error
+        load_weights(model, path)
     return model.to(device).eval().requires_grad_(False), card
 
 
@@ -141,26 +149,67 @@ def load_weights(model: Model, path: Path) -> None:
     """Copy the tensors of a safetensors file into `model`; every name and shape has to match."""
     tensors = read_tensors(path)
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise ModelError(f"{path}: weight {name!r} holds values that are not finite")
     try:
         model.load_state_dict(tensors)  # a model whose sizes only training decides makes room in a hook of torch's
-    except RuntimeError as error:
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise ModelError(f"{path}: its weights do not fit the configuration stored beside them: {reason}") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU."""
+@contextmanager
+def _no_larger_than(path: Path) -> Iterator[None]:
+    """Within the block no model may grow far beyond the weights in `path`: a description may lie about its size."""
+    left = path.stat().st_size + 2**26  # numbers: four times those in the file, as a model holds masks and the like too
+
+    def count(module: Any, name: str, tensor: Tensor | None) -> None:
+        nonlocal left
+        left -= 64 + (0 if tensor is None else tensor.numel())
+        if left < 0:
+            raise ModelError(f"{path}: its description is of a model that is far larger than the weights in the file")
+
+    hooks = (registration.register_module_parameter_registration_hook(count),
+             registration.register_module_buffer_registration_hook(count))
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no safetensors file or is damaged: {error}") from error
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checksums
+
+_MANIFEST = "manifest.json"  # beside the files it speaks of: the SHA-256 of each by name
+
+
+def _noted(path: Path) -> list[str]:
+    """The SHA-256 sums that a file of a run may have; none if it is no run's file.
+
+    There are two from before a file is replaced: whichever of them a crash leaves there is known.
+    """
+    manifest = path.with_name(_MANIFEST)
+    try:
+        noted = json.loads(manifest.read_bytes()).get(path.name, [])
+        return noted if isinstance(noted, list) else [noted]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to go on unchecked") from error
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file that is as its manifest says; ModelError otherwise."""
+    try:
+        with verified(path, _noted(path)):
+            return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -182,23 +231,32 @@ class Run:
     def __enter__(self) -> "Run":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            sweep(self.path)
             self._lock.acquire(timeout=-1 if self._wait else 0)
-            (self.path / ".holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except Timeout:
-            try:
-                holder = (self.path / ".holder").read_text()
-            except OSError:
-                holder = "another process"
-            raise LockedError(f"{self.path} is in use by {holder}; wait for it, or pass --wait") from None
+            raise LockedError(f"{self.path} is in use by {self._holder()}; wait for it, or pass --wait") from None
         except OSError as error:
             raise ResourceError(f"cannot write {self.path}: {os.strerror(error.errno or 0)}; "
                                 f"choose another output") from error
+        publish_text(self.path / ".holder", f"{os.getpid()} {socket.gethostname()}")
+        for folder in (self.path, *(child for child in self.path.iterdir() if child.is_dir())):
+            sweep(folder)
         return self
 
     def __exit__(self, *_: object) -> None:
         (self.path / ".holder").unlink(missing_ok=True)
         self._lock.release()
+
+    def _holder(self) -> str:
+        """The process that holds the lock. It says so just after it has taken it, which may be now."""
+        for _ in range(20):
+            try:
+                pid, host = (self.path / ".holder").read_text().split()
+                if host != socket.gethostname() or alive(int(pid)):
+                    return f"process {pid} on {host}"
+            except (OSError, ValueError):
+                pass
+            time.sleep(0.02)
+        return "another process"
 
     @property
     def started(self) -> bool:
@@ -206,41 +264,46 @@ class Run:
         return (self.path / "config.json").exists()
 
     def clear(self) -> None:
-        """Forget what an earlier training left: everything that gencli writes into a run."""
-        for name in ("config.json", "model.safetensors", "metrics.jsonl", "timings.jsonl", "log.txt", "README.md"):
-            (self.path / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "samples", "eval"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        """Forget what an earlier training left: everything that gencli writes into a run.
+
+        What makes it a run goes last: half cleared, it is still one, which a new training has to be told to replace.
+        """
+        for name in ("checkpoints", "samples", "eval", "model.safetensors", *_LOGS, "log.txt", "README.md", _MANIFEST,
+                     "config.json"):
+            remove(self.path / name)
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Publish a file of the run, its SHA-256 noted beforehand beside that of the file it replaces."""
+        path, manifest = self.path / name, self.path / _MANIFEST
+        try:
+            noted = json.loads(manifest.read_bytes())
+        except (OSError, ValueError):
+            noted = {}
+        before = [digest for digest in noted.get(name, []) if path.exists() and digest == sha256(path)]
+        noted[name] = list(dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))
+        publish_text(manifest, json.dumps(noted, indent=2) + "\n")
+        with publish(path) as file:
+            file.write(content)
 
     def config(self) -> dict[str, Any]:
         """The settings of the run, as `config.json` has them."""
+        path = self.path / "config.json"
         try:
-            return json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{self.path / 'config.json'} cannot be read: {_first_line(error)}") from error
+            return json.loads(_read(path))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Publish `config.json`."""
-        publish_text(self.path / "config.json", json.dumps(settings, indent=2) + "\n")
+        self.publish("config.json", (json.dumps(settings, indent=2) + "\n").encode())
 
     def log(self, message: str) -> None:
         """Append a line with the time to `log.txt`."""
-        path = self.path / "log.txt"
-        with explained(path), open(path, "a", encoding="utf-8") as file:
-            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}\n")
+        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
-        path = self.path / name
-        with explained(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def truncate(self, name: str, step: int) -> None:
-        """Drop the lines of a log that lie after `step`, so that a resumed run repeats none; a cut last line too."""
-        path = self.path / name
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            publish_text(path, "".join(f"{line}\n" for line in lines))
+        append(self.path / name, json.dumps(record))
 
     # --- checkpoints
 
@@ -251,29 +314,69 @@ class Run:
 
     def save_checkpoint(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
                         keep: int) -> None:
-        """Publish `checkpoints/step-N/`: one safetensors file for each group of tensors, and `state.json`."""
+        """Publish `checkpoints/step-N/`: one safetensors file for each group of tensors, `state.json`, `manifest.json`.
+
+        The logs are on the disk first, and their SHA-256 in the manifest.
+        """
+        manifest = {}
+        for log in self._logs():
+            sync(log)
+            manifest[log.name] = sha256(log)
         with publish_folder(self.path / "checkpoints" / f"step-{step}") as folder:
             for name, group in tensors.items():
-                contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in group.items()}
-                (folder / f"{name}.safetensors").write_bytes(to_safetensors(contiguous))
-            (folder / "state.json").write_text(json.dumps(state))
-        for old in self.checkpoints()[:-keep]:
-            shutil.rmtree(old)
+                manifest[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", to_bytes(group))
+            manifest["state.json"] = _write(folder / "state.json", json.dumps(state).encode())
+            _write(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
+        number = {folder: int(folder.name[5:]) for folder in self.checkpoints()}
+        later = [folder for folder in number if number[folder] > step]  # damaged: this training went back behind them
+        for old in [folder for folder in number if number[folder] <= step][:-keep] + later:
+            remove(old)
 
     def load_checkpoint(self, warn: Callable[[str], None]
                         ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint that can be read; None if there is none."""
+        """Tensors and state of the newest checkpoint that is as it was written; None if there is none."""
         for folder in reversed(self.checkpoints()):
             try:
-                state = json.loads((folder / "state.json").read_text())
-                return {file.stem: read_tensors(file) for file in sorted(folder.glob("*.safetensors"))}, state
+                state = read_state(folder)
+                tensors = {}
+                for name in json.loads((folder / _MANIFEST).read_bytes()):
+                    if name.endswith(".safetensors"):
+                        with verified(folder / name, _noted(folder / name)):
+                            tensors[name.removesuffix(".safetensors")] = read_tensors(folder / name)
+                return tensors, state
             except (OSError, ValueError, ModelError) as error:
                 warn(f"checkpoint {folder} is damaged ({_first_line(error)}); going back to the one before")
         return None
 
+    def rewind(self, step: int, warn: Callable[[str], None]) -> None:
+        """Drop the lines of the logs that lie after `step`, so that a resumed run repeats none; a cut last line too."""
+        manifest = self.path / "checkpoints" / f"step-{step}" / _MANIFEST
+        for log in self._logs():
+            lines = [line for line in log.read_bytes().split(b"\n") if _step_of(line) <= step]
+            with publish(log) as file:
+                file.write(b"".join(line + b"\n" for line in lines))
+            if manifest.exists() and sha256(log) not in _noted(manifest.with_name(log.name)):
+                warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
 
-def _step_of(line: str) -> float:
+    def _logs(self) -> list[Path]:
+        return [self.path / name for name in _LOGS if (self.path / name).exists()]
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint; ModelError if it is not as it was written."""
+    if not _noted(checkpoint / "state.json"):
+        raise ModelError(f"{checkpoint} has no {_MANIFEST}, or not the whole of it")
+    return json.loads(_read(checkpoint / "state.json"))
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file of an unpublished folder; its SHA-256."""
+    write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _step_of(line: bytes) -> float:
     try:
         return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

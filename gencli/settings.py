@@ -1,11 +1,11 @@
 """How to train, whatever the family: the options that `gencli train` has beside those of the family and of the data."""
 
-from contextlib import suppress
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gencli.device import Precision
+from gencli.stopping import seconds
 
 
 class TrainSettings(BaseModel):
@@ -50,12 +50,3 @@ class TrainSettings(BaseModel):
         if text is not None:
             seconds(text)
         return text
-
-
-def seconds(text: str) -> float:
-    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError if it is none."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
-    with suppress(ValueError):
-        if unit and float(text[:-1]) > 0:
-            return float(text[:-1]) * unit
-    raise ValueError(f"expected a time such as 90s, 30m or 6h, not {text!r}")

@@ -4,7 +4,6 @@ A step is a function of (weights, optimiser, seed, step): the order of the examp
 checkpoint holds no generator state, and a resumed run computes what an unbroken one would have.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -16,13 +15,14 @@ from torch import Tensor, nn
 
 from gencli.data.dataset import Contiguous, Dataset, Shuffled
 from gencli.device import Processes, autocast, memory_explained, resolve_precision
-from gencli.errors import DivergedError, StoppedError, UsageError
+from gencli.errors import DivergedError, ModelError, StoppedError, UsageError
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Model, Phase, Player
-from gencli.runs import Run
-from gencli.settings import TrainSettings, seconds
-from gencli.stopping import Stop, stop_requests
+from gencli.runs import Run, read_card, read_state
+from gencli.settings import TrainSettings
+from gencli.stopping import Stop, seconds
+from gencli.tensors import is_finite
 
 
 @dataclass
@@ -103,12 +103,13 @@ class Trainer:
 
     # --- the loop
 
-    def run(self, resume: bool = False) -> Outcome:
-        """Train to the end."""
+    def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
+        """Train to the end, or until `stop` asks to stop."""
+        stop = stop or Stop(self.settings.time_limit)
         if resume:
             self._load()
         self.model.train()
-        with stop_requests(self.settings.time_limit) as stop, memory_explained("try a smaller --batch-size"):
+        with memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
             self._clock = self._saved = time.monotonic()
             for phase, begin, end in self._schedule():
                 if phase.players:
@@ -116,7 +117,6 @@ class Trainer:
                 else:
                     self._accumulate_phase(phase, begin, end, stop)
         self._save()
-        self.processes.close()
         model = self.kept()
         if self.best:
             model.load_state_dict(self.best)
@@ -235,7 +235,6 @@ class Trainer:
         if reason or self._checkpoint_due(due):
             self._save()
         if reason and step < self.total:
-            self.processes.close()
             raise StoppedError(f"stopped at step {step} of {self.total}, checkpoint saved; run again with --resume",
                                reason)
 
@@ -290,6 +289,10 @@ class Trainer:
         return bool(self.processes.agree(time.monotonic() - self._saved >= seconds(every)))
 
     def _save(self) -> None:
+        for name, tensor in self.kept().state_dict().items():
+            if not is_finite(tensor):
+                raise DivergedError(f"after step {self.state['step']} the weight {name} is not finite; try a smaller "
+                                    f"--lr, --grad-clip 1 or --precision fp32; the last checkpoint is kept")
         own = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
             tensors: dict[str, dict[str, Tensor]] = {"weights": self.model.state_dict(), "best": self.best}
@@ -310,8 +313,7 @@ class Trainer:
         tensors, state = self.run_folder.load_checkpoint(self.hooks.warn) or ({}, {})
         self.state |= state
         if self.processes.first:
-            for log in ("metrics.jsonl", "timings.jsonl"):
-                self.run_folder.truncate(log, self.state["step"])
+            self.run_folder.rewind(self.state["step"], self.hooks.warn)
         if not tensors:
             return
         self.model.load_state_dict(tensors["weights"])
@@ -328,14 +330,12 @@ class Trainer:
 
 
 def finished(run: Run, settings: TrainSettings) -> bool:
-    """Whether the run's newest checkpoint is its end, for these settings."""
-    newest = run.checkpoints()[-1:]
-    if not newest or not (run.path / "model.safetensors").exists():
-        return False
+    """Whether the run's newest checkpoint is its end, for these settings, and its model was published since."""
     try:
-        state = json.loads((newest[0] / "state.json").read_text())
-        return state["stopped_early"] or state["step"] >= (settings.steps or state["total"])
-    except (OSError, ValueError, KeyError):
+        state = read_state(run.checkpoints()[-1])
+        over = state["stopped_early"] or state["step"] >= (settings.steps or state["total"])
+        return over and read_card(run.path).steps == state["step"]
+    except (OSError, LookupError, ValueError, ModelError):
         return False
 
 

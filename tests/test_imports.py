@@ -37,7 +37,8 @@ FORBIDDEN = {  # layer -> prefixes that it must not import
     "rng": ("gencli.",),
     "errors": ("gencli.",),
     **{name: ("gencli.commands", "gencli.app", "gencli.families", "gencli.console")
-       for name in ("trainer", "runs", "streams", "metrics", "data", "registry", "inference", "device", "publish")},
+       for name in ("trainer", "runs", "streams", "metrics", "data", "registry", "inference", "device", "publish",
+                    "tensors", "stopping")},
     "commands": ("gencli.app", "gencli.families."),
 }
 

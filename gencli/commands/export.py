@@ -14,7 +14,7 @@ from gencli.commands import options
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError
 from gencli.model import Graph
-from gencli.publish import publish, publish_text
+from gencli.publish import publish, publish_text, require_writable
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md"}
 
@@ -34,6 +34,7 @@ def export(
     chosen = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
     if chosen not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
+    require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
     document: dict[str, Any] = {"output": output, "format": chosen}
     if chosen == "safetensors":

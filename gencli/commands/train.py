@@ -3,6 +3,7 @@
 import platform
 import sys
 import traceback
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,8 @@ from gencli import __version__, registry
 from gencli.commands import options
 from gencli.commands.lazy import LazyGroup
 from gencli.console import Console
-from gencli.errors import DataError, StoppedError, UsageError
-from gencli.publish import publish_text
+from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
+from gencli.publish import require_writable
 
 if TYPE_CHECKING:
     from gencli.data.dataset import Dataset, DataSettings
@@ -80,6 +81,8 @@ def _command(family: registry.Family) -> Any:
         place = devices.pick(device)
         processes = devices.Processes(place)
         run = Run(output, wait) if output is not None else None
+        if run and not dry_run:  # said before data is read
+            require_writable(run.path / "config.json")
         models = (cls.Config, TrainSettings, DataSettings)
         resolved = options.resolve(
             models,
@@ -98,11 +101,9 @@ def _command(family: registry.Family) -> Any:
             document = {**settings.document(), **settings.size()}
             return console.result(document, _as_json(document))
         model = settings.build()  # before the run: what does not fit leaves no folder behind
-        if processes.first:
-            with run:
+        with run if processes.first else nullcontext():
+            if processes.first:
                 _prepare(run, settings, resume, overwrite)
-                outcome = _train_and_save(run, settings, model, place, resume, console, processes)
-        else:
             outcome = _train_and_save(run, settings, model, place, resume, console, processes)
         if processes.first:
             document = {"run": output, "steps": outcome.step, **outcome.values}
@@ -172,14 +173,28 @@ def _prepare(run: "Run", settings: Settings, resume: bool, overwrite: bool) -> N
         run.clear()
 
 
+def _loaded(run: "Run") -> "tuple[Model, int]":
+    """The model of a finished run, and its steps."""
+    from gencli import runs
+
+    model, card = runs.load_model(run.path)
+    return model, card.steps
+
+
 def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any, resume: bool, console: Console,
                     processes: Any) -> "Outcome":
     from gencli import runs
+    from gencli.stopping import stop_requests
     from gencli.trainer import Hooks, Outcome, Trainer, finished
 
     if resume and finished(run, settings.training):
-        console.note(f"{run.path} is finished; nothing to do")
-        return Outcome(runs.load_model(run.path)[0], runs.read_card(run.path).steps)
+        try:
+            outcome = Outcome(*_loaded(run))
+        except ModelError as error:
+            console.warn(f"{error}; it is made again from the last checkpoint")
+        else:
+            console.note(f"{run.path} is finished; nothing to do")
+            return outcome
     if processes.first:
         run.write_config(settings.document())
         run.log("gencli " + " ".join(sys.argv[1:]))
@@ -188,35 +203,38 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
         console.warn(message)
         run.log(f"warning: {message}")
 
-    with console.progress(f"train {settings.family}") as progress:
-        hooks = Hooks(progress, warn, lambda model, step: _preview(run.path / "samples", model, step))
-        trainer = Trainer(model, settings.examples, settings.training, run, device, hooks)
-        try:
-            outcome = trainer.run(resume)
-        except StoppedError as error:  # what there is can be sampled from until the run goes on
+    def publish(outcome: Outcome) -> None:
+        """Write the model and its card into the run."""
+        card = runs.Card(family=settings.family, config=settings.model.model_dump(), spec=settings.examples.spec,
+                         data=settings.data, data_settings=settings.reading, steps=outcome.step,
+                         fingerprint=settings.examples.fingerprint, seed=settings.training.seed)
+        run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
+        run.publish("README.md", model_card(card, outcome.values).encode())
+
+    try:
+        with (console.progress(f"train {settings.family}") as progress,
+              stop_requests(settings.training.time_limit) as stop):
+            hooks = Hooks(progress, warn, lambda model, step: _preview(run.path / "samples", model, step))
+            trainer = Trainer(model, settings.examples, settings.training, run, device, hooks)
+            try:
+                outcome = trainer.run(resume, stop)
+            except StoppedError:  # what there is can be sampled from until the run goes on
+                if processes.first:
+                    publish(Outcome(trainer.kept().eval(), trainer.state["step"]))
+                processes.wait()  # a process that leaves early makes torchrun end the others
+                raise
             if processes.first:
-                _publish(run, settings, Outcome(trainer.kept().eval(), trainer.state["step"]))
-                run.log(str(error))
-            raise
-        except BaseException:
-            if processes.first:
-                run.log(traceback.format_exc())
-            raise
+                publish(outcome)
+            processes.wait()
+    except BaseException as error:
+        if processes.first:
+            with suppress(ResourceError):  # the disk may be what is wrong
+                run.log(str(error) if isinstance(error, StoppedError) else traceback.format_exc())
+        raise
+    processes.close()
     if processes.first:
-        _publish(run, settings, outcome)
         run.log(f"finished: {outcome.step} steps")
     return outcome
-
-
-def _publish(run: "Run", settings: Settings, outcome: "Outcome") -> None:
-    """Write the model and its card into the run."""
-    from gencli import runs
-
-    card = runs.Card(family=settings.family, config=settings.model.model_dump(), spec=settings.examples.spec,
-                     data=settings.data, data_settings=settings.reading, fingerprint=settings.examples.fingerprint,
-                     steps=outcome.step, seed=settings.training.seed)
-    runs.save_model(run.path / "model.safetensors", outcome.model, card)
-    publish_text(run.path / "README.md", model_card(card, outcome.values))
 
 
 def _preview(folder: Path, model: "Model", step: int) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from gencli.model import AnySpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.publish import write
 from gencli.streams.tar import END_RECORD, SPEC_RECORD, TAR_BLOCK
 
 SEPARATOR = "-----"  # the line between two texts of more than one line
@@ -52,9 +53,7 @@ class Content:
             return value.encode()
         if self.ending == "npy":
             return _npy(value)
-        buffer = io.BytesIO()
-        _picture(value).save(buffer, "png")
-        return buffer.getvalue()
+        return _png(_picture(value))
 
 
 def quantize(x: Tensor) -> Tensor:
@@ -88,6 +87,12 @@ def values_of(batch: Batch, spec: AnySpec, eight_bit: bool) -> Sequence[Any] | n
 def _picture(pixels: np.ndarray) -> Image.Image:
     """(C, H, W) uint8 -> a picture."""
     return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -197,9 +202,9 @@ class _Folder(Format):
 
     def put(self, rows: Rows) -> None:
         for number, value, record in self._numbered(rows):
-            (self.out / f"{number:06d}.{self.content.ending}").write_bytes(self.content.file(value))
+            write(self.out / f"{number:06d}.{self.content.ending}", self.content.file(value))
             if record:
-                (self.out / f"{number:06d}.json").write_bytes(_json(record))
+                write(self.out / f"{number:06d}.json", _json(record))
 
 
 class _Held(Format):
@@ -235,7 +240,7 @@ class _Sheet(_Held):
 
         pictures = torch.from_numpy(self.array)
         sheet = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=2)
-        _picture(sheet[: pictures.shape[1]].numpy()).save(self.out, "png")  # it makes three channels of one
+        self.out.write(_png(_picture(sheet[: pictures.shape[1]].numpy())))  # it makes three channels of one
 
 
 class _Gif(_Held):
@@ -243,7 +248,9 @@ class _Gif(_Held):
 
     def end(self) -> None:
         first, *others = map(_picture, self.array)
-        first.save(self.out, "gif", save_all=True, append_images=others, duration=100, loop=0)
+        buffer = io.BytesIO()
+        first.save(buffer, "gif", save_all=True, append_images=others, duration=100, loop=0)
+        self.out.write(buffer.getvalue())
 
 
 class Arrays(_Held):
