@@ -131,8 +131,9 @@ class _File(io.FileIO):
     length = 0
 
     def write(self, data: Any) -> int:
+        start = self.tell()
         written = system(super().write, data)
-        self.length = max(self.length, self.tell())
+        self.length = max(self.length, start + written)
         return written
 
 
