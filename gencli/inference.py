@@ -43,16 +43,17 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
 def encode(model: Model, data: Dataset, seed: int = 0, **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
     """Blocks of (codes (B, ...), examples, reconstruction error (B,) or None), on the CPU.
 
-    The reconstruction error is the mean squared error of decoding the code again; None for text, and where the option
-    asks for something that is no code.
+    The reconstruction error is the mean squared error of decoding the code again; None for text, for a model that does
+    not decode, and where the option asks for something that is no code.
     """
+    decodes = "decode" in model.abilities() and not isinstance(model.spec, TextSpec) and not options
     for block, positions in _blocks(range(len(data)), model.block):
         inside = block.clamp(max=len(data) - 1)  # the last block is filled up with its last example
         rng = ExampleStreams(seed, inside, "encode", model.device)
         batch = data.batch(inside, model.device)
         codes = model.encode(batch, rng, **options)
         error = None
-        if not isinstance(model.spec, TextSpec) and not options:
+        if decodes:
             error = (model.decode(codes).x - batch.x).square().flatten(1).mean(1)[positions].cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
 

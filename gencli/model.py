@@ -266,11 +266,11 @@ class Model(nn.Module):
 
     @classmethod
     def abilities(cls) -> set[str]:
-        """What the class can do, from the methods it defines: verbs, "decode" and "log_prob".
+        """What the class can do, from the methods it defines: verbs, "decode", "classify" and "log_prob".
 
         "label" and "prompt", which `Given` is for, cannot be told from a method; the registry lists them.
         """
-        own = {name for name in ("sample", "prior", "encode", "decode", "log_prob")
+        own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob")
                if getattr(cls, name) is not getattr(Model, name)}
         able = {"train", "evaluate", "export"} | (own - {"prior"})
         if {"prior", "decode"} <= own:
@@ -345,6 +345,10 @@ class Model(nn.Module):
             return {}
         protocol = {"density": True} if self.density else {}
         return {"nll": Score(-self.log_prob(batch, rng), "nats", self.likelihood, protocol=protocol)}
+
+    def classify(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the classes, log p(y|x) in nats, (B, K)."""
+        raise NotImplementedError
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""

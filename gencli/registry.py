@@ -31,7 +31,7 @@ class Family:
     path: str  # "module:Class"
     summary: str = ""
     kinds: tuple[str, ...] = ()
-    can: tuple[str, ...] = ()  # verbs, then abilities: "label" and "prompt" for sample, "log_prob" for evaluate
+    can: tuple[str, ...] = ()  # verbs, then abilities: "label", "prompt" (sample), "log_prob", "classify" (evaluate)
     source: str = "gencli"
 
     def about(self) -> str:
@@ -67,6 +67,8 @@ _BUILT_IN = (
            ("image", "vector"), (*VERBS, "log_prob")),
     Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
            ("image", "vector"), (*VERBS, "log_prob")),
+    Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
+           ("image", "vector"), ("train", "encode", "evaluate", "export", "classify")),
 )
 
 

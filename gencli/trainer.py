@@ -84,8 +84,8 @@ class Trainer:
         self.processes = Processes(self.device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.precision = resolve_precision(settings.precision, self.device)
-        if settings.validation and model.likelihood is None:
-            raise UsageError("--validation needs a family with a likelihood; this one has none")
+        if settings.validation and model.likelihood is None and type(model).scores is Model.scores:
+            raise UsageError("--validation needs a family that scores examples; this one does not")
         self.data, self.validation_data = _hold_out(data.on(self.device), settings)
         self.order = _order(model, self.data, settings, self.device, self.processes)
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))

@@ -82,12 +82,14 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("rbm", "vector"): ["--hidden", "4", "--chains", "10"],
     ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
+    ("classifier", "image"): ["--width", "4", "--features", "8"],
+    ("classifier", "vector"): ["--width", "8", "--features", "4"],
 }
 
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns, 2,000 letters."""
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
@@ -95,9 +97,9 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
     pictures[labels == 1, 2:6, 2:5] += 180
     np.savez(folder / "pictures.npz", x=pictures, y=labels)
     rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
-    (folder / "rows.csv").write_text("a,b,c\n" + "".join(f"{a:.4f},{b:.4f},{c:.4f}\n" for a, b, c in rows))
+    np.savez(folder / "rows.npz", x=rows.astype(np.float32), y=labels)
     (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
-    return {"image": folder / "pictures.npz", "vector": folder / "rows.csv", "text": folder / "text.txt"}
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt"}
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,29 @@
 """Distances between distributions: against torch-fidelity, closed forms, and definitions written out."""
 
+import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from gencli.cache import cache_folder
+from gencli.data import load
 from gencli.data.dataset import Dataset
-from gencli.errors import DataError, UsageError
-from gencli.metrics import Inputs, measure
+from gencli.errors import DataError, ModelError, UsageError
+from gencli.metrics import Inputs, inception, measure
 from gencli.metrics import features as feature_spaces
 from gencli.metrics.distances import distances, frechet_distance, kernel_distance, manifold_metrics
-from gencli.metrics.features import Columns, classifier, compute, feature_space
+from gencli.metrics.features import Pixels, feature_space, features, new_model
 from gencli.metrics.neighbours import nearest, ratio, squared_distances
+from gencli.metrics.samples import inception_score
 from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.runs import load_model
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -178,17 +185,19 @@ def test_what_cannot_be_compared():
 def test_nearest_by_brute_force_and_zero_for_copies():
     x, y = normal(50, 8).float() + 100, normal(70, 8, seed=1).float() + 100
     brute = (x.double()[:, None] - y.double()[None]).norm(dim=2).min(1).values
-    assert torch.allclose(nearest(x, y.split(9)), brute, rtol=1e-9)
-    assert nearest(y[3:5], [y]).tolist() == [0, 0]
+    distances, places = nearest(x, y.split(9))
+    assert torch.allclose(distances, brute, rtol=1e-9)
+    assert torch.equal(places, (x[:, None] - y[None]).double().norm(dim=2).argmin(1))
+    assert [found.tolist() for found in nearest(y[3:5], [y, y])] == [[0, 0], [3, 4]]
     quick = torch.cat([distances for _, distances in squared_distances(x, y)])
     assert torch.allclose(quick, torch.cdist(x.double(), y.double()).square().float(), rtol=1e-4)
 
 
 def test_ratio_far_below_one_for_copies():
     training, new = normal(300, 5), normal(100, 5, seed=1)
-    held_out = nearest(normal(100, 5, seed=2), [training])
-    fresh = by_name(ratio(nearest(new, [training]), held_out, {}))["nearest_training_ratio"]
-    copies = by_name(ratio(nearest(training[:100] + 1e-3, [training]), held_out, {}))["nearest_training_ratio"]
+    held_out, _ = nearest(normal(100, 5, seed=2), [training])
+    fresh = by_name(ratio(nearest(new, [training])[0], held_out, {}))["nearest_training_ratio"]
+    copies = by_name(ratio(nearest(training[:100] + 1e-3, [training])[0], held_out, {}))["nearest_training_ratio"]
     assert abs(fresh.value - 1) < 3 * fresh.error and copies.value < 0.01
 
 
@@ -217,53 +226,147 @@ def cache(tmp_path_factory):
     """A cache of its own, and a training short enough for tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(feature_spaces, "_SETTINGS", feature_spaces._Settings(batch_size=32, least_steps=40))
-        yield feature_spaces.cache_folder()
+        patch.setattr(feature_spaces, "_LEAST_STEPS", 100)
+        yield cache_folder()
 
 
-def test_classifier_is_trained_once_and_a_damaged_cache_is_rebuilt(cache):
+def space_of(training, name=None, examples=None, **more):
+    return feature_space(Inputs(examples or stripes(9, seed=1), training=training, features=name, **more))
+
+
+def test_network_is_trained_once_and_a_damaged_cache_is_rebuilt(cache):
     data, steps = stripes(300, seed=0), []
-    first = classifier(data, lambda done, total: steps.append(done))
-    assert len(steps) == 40
-    test = stripes(90, seed=1)
-    x = test.batch(torch.arange(90)).x
-    with torch.no_grad():
-        expected = first(x)
-        assert (expected.argmax(1) == test.labels).float().mean() > 0.95
-        (path,) = cache.iterdir()
-        assert torch.equal(classifier(data)(x), expected) and len(steps) == 40
-        path.write_bytes(path.read_bytes()[:1000])
-        assert torch.allclose(classifier(data, lambda done, total: steps.append(done))(x), expected)
-        assert len(steps) == 80
-        assert torch.equal(classifier(data)(x), expected)  # the cache is whole again
-        other = Dataset(**{**data.__dict__, "fingerprint": "other"})
-        classifier(other)
+
+    def described():
+        space = space_of(data, progress=lambda done, total: steps.append(done))
+        return features(space, stripes(90, seed=1))
+
+    first, classes = described()
+    assert (classes.argmax(1) == stripes(90, seed=1).labels).float().mean() > 0.95
+    assert steps[-1] == 100
+    (path,) = cache.iterdir()
+    whole, count = path.read_bytes(), len(steps)
+    assert torch.equal(described()[0], first) and len(steps) == count
+    for damaged in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1])):  # cut short; one bit turned
+        path.write_bytes(damaged)
+        assert torch.equal(described()[0], first) and path.read_bytes() == whole
+    assert len(steps) == 3 * count
+    space_of(Dataset(**{**data.__dict__, "fingerprint": "other"}))
     assert len(list(cache.iterdir())) == 2
+
+
+def test_features_of_a_data_set_are_kept_by_its_fingerprint(cache, monkeypatch):
+    space, data = space_of(stripes(300, seed=0)), stripes(60, seed=1)
+    kept, _ = features(space, data, keep=True)
+    calls = []
+    monkeypatch.setattr(space, "describe", lambda batch: calls.append(len(batch)) or (batch.x.flatten(1), None))
+    assert torch.equal(features(space, data, keep=True)[0], kept) and not calls
+    for other in (data.subset(30), Dataset(**{**data.__dict__, "fingerprint": "another"})):
+        assert features(space, other, keep=True)[0].shape == (len(other), 144)
+    assert calls == [30, 60]
+    files = sorted(cache.glob("features-*"))
+    assert len(files) == 3
+    features(space, data)
+    features(Pixels(), data, keep=True)  # quicker made than read
+    assert sorted(cache.glob("features-*")) == files
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(cache, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "file" / "folder"))
-    assert classifier(stripes(64, seed=0)).features(torch.rand(2, 1, 12, 12)).shape == (2, 128)
+    assert features(space_of(stripes(64, seed=0)), stripes(9, seed=1))[0].shape == (9, 128)
 
 
-def test_feature_spaces_and_what_does_not_fit():
-    table = VectorSpec(columns=("a", "b"), mean=(1, 2), scale=(2, 4))
-    assert feature_space("columns", table).features(torch.tensor([[3.0, -2.0]])).tolist() == [[1, -1]]
-    assert isinstance(feature_space("columns", table), Columns)
-    pixels = compute(feature_space("pixels", STRIPES), [Batch(torch.rand(3, 1, 12, 12)) for _ in range(2)])
-    assert pixels.shape == (6, 144)
-    with pytest.raises(UsageError, match="images have no features called 'pixel'; did you mean 'pixels'"):
-        feature_space("pixel", STRIPES)
-    with pytest.raises(UsageError, match="known: columns"):
-        feature_space("pixels", table)
-    with pytest.raises(DataError, match="--features pixels"):
-        feature_space("classifier", STRIPES, stripes(10, seed=0, labels=False))
+def test_feature_spaces_and_what_does_not_fit(small_run):
+    spec = VectorSpec(columns=("a", "b"), mean=(1, 2), scale=(2, 4))
+    table = Dataset("table", "test", spec, torch.tensor([[3.0, -2.0]]))
+    assert features(space_of(None, "columns", table), table)[0].tolist() == [[1, -1]]
+    assert space_of(None).name == "pixels" and features(space_of(None), stripes(6, seed=0))[0].shape == (6, 144)
+    for name, examples, error, sentence in [
+            ("pixel", None, UsageError, "images have no features called 'pixel'; did you mean 'pixels'"),
+            ("pixels", table, UsageError, "known: classifier, columns"),
+            ("pixels:run", None, UsageError, "no features called 'pixels:run'"),
+            ("classifier", None, DataError, "train a classifier on; choose --features pixels or classifier:RUN"),
+            ("classifier:nowhere", None, ModelError, "no run or model file is called nowhere"),
+            (f"classifier:{small_run('vae', 'image')}", None, UsageError, "is of family 'vae'; give a run"),
+            (f"classifier:{small_run('classifier', 'image')}", None, UsageError, r"\(1, 9, 7\); the data has images")]:
+        with pytest.raises(error, match=sentence):
+            space_of(stripes(10, seed=0, labels=False), name, examples)
+
+
+def test_features_of_a_run(small_run, small_data, cache):
+    run = small_run("classifier", "image")
+    data = load(str(small_data["image"]), split="test")
+    space = space_of(None, f"classifier:{run}", data)
+    found, classes = features(space, data)
+    model, _ = load_model(run)
+    batch = data.batch(torch.arange(len(data)))
+    with torch.no_grad():
+        assert torch.allclose(found, model.encode(batch, None), atol=1e-5)
+        assert torch.allclose(classes, model.classify(batch), atol=1e-5)
+    assert space.classes == ("0", "1")
 
 
 def test_large_pictures_are_made_smaller():
-    network = feature_spaces.Classifier(3, 2)
-    assert network.features(torch.rand(1, 3, 65, 20)).shape == (1, 128)
+    model = new_model("classifier", ImageSpec(channels=3, height=65, width=20, classes=("a", "b")))
+    assert model.eval().encode(Batch(torch.rand(1, 3, 65, 20)), None).shape == (1, 128)
+
+
+# --- inception
+
+
+@pytest.fixture
+def published(cache, monkeypatch, tmp_path):
+    """Random weights where the published ones would be fetched from."""
+    from torch_fidelity import feature_extractor_inceptionv3 as theirs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(theirs, "load_state_dict_from_url", lambda *args, **more: {})
+        patch.setattr(theirs.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = theirs.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setattr(inception, "_ADDRESS", (tmp_path / "weights.pth").as_uri())
+    monkeypatch.setattr(inception, "_SHA256", hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest())
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
+    return network
+
+
+def test_inception_is_fetched_on_request_and_checked(published, monkeypatch, tmp_path):
+    with pytest.raises(ModelError, match=r"add --download, or put file:.* at .*6726825d\.pth"):
+        space_of(None, "inception")
+    space = space_of(None, "inception", download=True)
+    data = stripes(3, seed=0)
+    found, classes = features(space, data)
+    expected, logits = published(data.examples.expand(-1, 3, -1, -1).contiguous())
+    assert torch.allclose(found, expected, atol=1e-5) and torch.allclose(classes, logits.log_softmax(1), atol=1e-4)
+    (path,) = (tmp_path / "cache").glob("*.pth")
+    monkeypatch.setattr(inception, "_ADDRESS", "file:///nowhere")
+    space_of(None, "inception")  # what is here is not fetched again
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelError, match="is not the published file"):
+        space_of(None, "inception")
+    path.unlink()
+    with pytest.raises(ModelError, match="cannot be fetched"):
+        space_of(None, "inception", download=True)
+    monkeypatch.setattr(inception, "_ADDRESS", Path(__file__).as_uri())
+    with pytest.raises(ModelError, match="is not the published file"):
+        space_of(None, "inception", download=True)
+
+
+def test_inception_score_is_that_of_torch_fidelity():
+    logits = 3 * normal(500, 10)
+    theirs = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
+    found = inception_score(logits.log_softmax(1), {})
+    assert found.value == pytest.approx(theirs, rel=1e-9) and found.protocol["classes"] == 10
+    sure = torch.eye(4).repeat(5, 1).mul(100).log_softmax(1)
+    assert inception_score(sure, {}).value == pytest.approx(4)
+    assert inception_score(sure[:1].expand(9, -1), {}).value == pytest.approx(1)
+    scores = [inception_score(3 * normal(500, 10, seed=i).log_softmax(1), {}) for i in range(100)]
+    assert np.mean([score.error for score in scores]) == pytest.approx(np.std([s.value for s in scores]), rel=0.25)
+
+
+# --- the whole
 
 
 def test_samples_of_two_of_three_classes(cache):
@@ -271,7 +374,8 @@ def test_samples_of_two_of_three_classes(cache):
     metrics = by_name(sample_metrics(stripes(100, seed=2, classes=2), reference, training))
     assert set(metrics) == {
         "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
-        "nearest_training_distance", "nearest_training_ratio", "class_coverage", "smallest_class_share"}
+        "nearest_training_distance", "nearest_training_ratio", "class_coverage", "smallest_class_share",
+        "inception_score"}
     assert metrics["class_coverage"].value == pytest.approx(2 / 3)
     assert metrics["smallest_class_share"].value < 0.05
     assert metrics["smallest_class_share"].protocol["class"] == "none"

@@ -37,6 +37,7 @@ def sample(
         raise UsageError("--json prints a document on stdout; write the examples to a file with -o FILE")
     numbers = _shard(shard, number)
     card = runs.read_card(run)
+    registry.require(card.family, "sample")
     # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
     total = None if latents else len(numbers)
     meta = {"family": card.family, "seed": seed}

@@ -238,10 +238,12 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
 
 
 def _preview(folder: Path, model: "Model", step: int) -> None:
-    """A sheet of 64 pictures, or 4 texts, or 64 rows."""
+    """A sheet of 64 pictures, or 4 texts, or 64 rows; nothing of a model that draws no examples."""
     from gencli.inference import sample
     from gencli.streams import open_writer
 
+    if "sample" not in model.abilities():
+        return
     ending = {"image": "png", "text": "txt", "vector": "csv"}[model.spec.kind]
     count = 4 if ending == "txt" else 64
     with open_writer(str(folder / f"step-{step}.{ending}"), model.spec, total=count) as writer:
@@ -252,6 +254,9 @@ def _preview(folder: Path, model: "Model", step: int) -> None:
 def model_card(card: Any, values: dict[str, float]) -> str:
     """README.md of a run: what the model is, how it was made, how to use it."""
     config = "\n".join(f"| {name} | {value} |" for name, value in card.config.items())
+    usage = f"gencli evaluate RUN {card.data}:test --json"
+    if "sample" in registry.family(card.family).load().abilities():
+        usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
     losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
     return f"""# {card.family} trained on {card.data}
 
@@ -265,8 +270,7 @@ def model_card(card: Any, values: dict[str, float]) -> str:
 - data: {card.data}, fingerprint {card.fingerprint[:16]}
 {losses}
 
-    gencli sample RUN -n 64 -o samples.png
-    gencli evaluate RUN {card.data}:test --json
+    {usage}
 
 Made with gencli {card.gencli}.
 """

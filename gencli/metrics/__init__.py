@@ -200,12 +200,14 @@ _NUMBERS = ("image", "vector", "audio")
 _BUILT_IN = (
     MetricFamily("likelihood", "gencli.metrics.likelihood:likelihood",
                  "what the family offers: exact, bound or estimate; bits per dimension, perplexity", ("model",)),
+    MetricFamily("classification", "gencli.metrics.classification:classification",
+                 "accuracy, calibration, confusion matrix", ("model",), ("classify",)),
     MetricFamily("reconstruction", "gencli.metrics.reconstruction:reconstruction",
                  "how well examples come back from their codes", ("model",), ("encode", "decode"), _NUMBERS),
     MetricFamily("distribution", "gencli.metrics.samples:distribution",
-                 "Frechet and kernel distance, precision, recall, density, coverage, classes", ("samples",), (),
-                 _NUMBERS),
-    MetricFamily("memorisation", "gencli.metrics.samples:memorisation",
+                 "Frechet and kernel distance, precision, recall, density, coverage, inception score, classes",
+                 ("samples",), (), _NUMBERS),
+    MetricFamily("memorisation", "gencli.metrics.memorisation:memorisation",
                  "nearest training example of each sample, against held-out data", ("samples", "training"), (),
                  _NUMBERS),
 )

@@ -1,198 +1,255 @@
-"""Feature spaces, in which samples are compared with data: examples (B, ...) -> features (B, D).
+"""Feature spaces, in which samples are compared with data: a batch of B examples -> features (B, D).
 
 - `pixels`: the numbers of a picture.
 - `columns`: the columns of a table, standardised by the training data.
-- `classifier`: the last hidden layer of a small network trained on the labelled training data of the model. It is kept
-  in the cache folder, under a name that says data and settings, so that it is trained once.
+- `log-mel`: how loud a recording is in each band, part by part.
+- `inception`: the pool layer of InceptionV3, for numbers that others published.
+- the name of a family that classifies: the last hidden layer of its network, trained with its defaults on the labelled
+  training data, once; `NAME:RUN` is that of a run.
+
+A third party adds a space with an entry point in the group `gencli.features`: a function of `Inputs` that returns a
+`Space`. Spaces are imported when they are used. What takes long is kept in the cache folder: trained networks, and the
+features of data sets.
 """
 
 import hashlib
-import json
+import importlib
 import os
-import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from gencli.data.dataset import Dataset, Shuffled
-from gencli.errors import DataError, ResourceError, UsageError, did_you_mean
-from gencli.metrics import Progress, silent
-from gencli.model import AnySpec, Batch, ImageSpec, VectorSpec
-from gencli.publish import publish
-from gencli.rng import derive_seed
+from gencli import __version__, registry, runs
+from gencli.cache import cached
+from gencli.data.dataset import Dataset
+from gencli.errors import DataError, ModelError, StoppedError, UsageError, did_you_mean
+from gencli.metrics import Inputs
+from gencli.model import AnySpec, Batch, ImageSpec, Model, VectorSpec
+from gencli.rng import ExampleStreams, derive_seed
+from gencli.settings import TrainSettings
+
+_LEAST_STEPS = 500  # that a network is trained for, however little data there is
 
 
-class Pixels(nn.Module):
+class Space:
+    """What examples are compared in.
+
+    Attributes:
+        name: as it stands in the protocol of metrics.
+        identity: everything the features hang on but the examples, so that they can be kept; None: not worth keeping.
+        block: examples whose features are computed at once.
+        classes: names of what `describe` gives the log-probabilities of.
+    """
+
+    name: str
+    identity: Any = None
+    block: int = 500
+    classes: tuple[str, ...] = ()
+    device: torch.device = torch.device("cpu")
+
+    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Features (B, D), and where the space has classes their log-probabilities (B, K) in nats."""
+        raise NotImplementedError
+
+
+class Pixels(Space):
     """(B, C, H, W) -> (B, C H W) in [0, 1]."""
 
-    name: ClassVar[str] = "pixels"
+    name = "pixels"
 
-    def features(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return batch.x.flatten(1), None
 
 
-class Columns(nn.Module):
+class Columns(Space):
     """(B, D) in the units of the data -> (B, D) with mean 0 and deviation 1 in the training data."""
 
-    name: ClassVar[str] = "columns"
-    mean: Tensor
-    scale: Tensor
+    name = "columns"
 
     def __init__(self, spec: VectorSpec):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(spec.mean))
-        self.register_buffer("scale", torch.tensor(spec.scale))
+        self.mean, self.scale = torch.tensor(spec.mean), torch.tensor(spec.scale)
 
-    def features(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
+    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return (batch.x - self.mean) / self.scale, None
 
 
-class Classifier(nn.Module):
-    """A convolutional network with 128 features before its last layer; pictures of any size, halved to at most 32."""
+class Learned(Space):
+    """What a model that classifies encodes examples as, and its classes."""
 
-    name: ClassVar[str] = "classifier"
+    def __init__(self, model: Model, name: str, identity: Any):
+        self.model, self.name, self.identity = model.eval(), name, identity
+        self.classes, self.device = model.spec.classes, model.device
 
-    def __init__(self, channels: int, classes: int):
-        super().__init__()
-        self.body = nn.Sequential(
-            *_convolution(channels, 32, nn.MaxPool2d(2)), *_convolution(32, 64, nn.MaxPool2d(2)),
-            *_convolution(64, 64, nn.AdaptiveAvgPool2d(4)), nn.Flatten(), nn.Linear(64 * 16, 128), nn.ReLU())
-        self.head = nn.Linear(128, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 128)."""
-        side = max(x.shape[2:])
-        if side > 32:
-            x = F.avg_pool2d(x, -(-side // 32), ceil_mode=True)
-        return self.body(x * 2 - 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K) logits."""
-        return self.head(self.features(x))
-
-
-def _convolution(channels: int, maps: int, pool: nn.Module) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(channels, maps, 3, padding=1, bias=False), pool, nn.BatchNorm2d(maps), nn.ReLU()
-
-
-Space = Pixels | Columns | Classifier
-
-
-def feature_space(name: str, spec: AnySpec, training: Dataset | None = None, progress: Progress = silent) -> Space:
-    """The feature space of that name for examples of `spec`.
-
-    Args:
-        training: the labelled training data that a classifier learns from, where none is in the cache.
-        progress: called with the steps of that training and their number.
-
-    Raises:
-        UsageError: no such space, or it does not fit the examples.
-        DataError: a classifier is to be trained, and the data has no labels.
-    """
-    spaces: tuple[str, ...] = ()
-    if isinstance(spec, ImageSpec):
-        spaces = ("pixels", "classifier")
-    elif isinstance(spec, VectorSpec):
-        spaces = ("columns",)
-    if name not in spaces:
-        raise UsageError(f"{spec.kind}s have no features called {name!r}{did_you_mean(name, spaces)}")
-    if name == "classifier":
-        return classifier(training, progress)
-    return Columns(spec) if isinstance(spec, VectorSpec) else Pixels()
-
-
-def default_space(spec: AnySpec, training: Dataset | None) -> str:
-    """The space to compare in where the user names none: the classifier where there are labels to train it on."""
-    if isinstance(spec, VectorSpec):
-        return "columns"
-    return "classifier" if training is not None and training.labels is not None else "pixels"
-
-
-def compute(space: Space, batches: Iterable[Batch]) -> Tensor:
-    """Features of all examples, (N, D) float32."""
-    with torch.no_grad():
-        parts = [space.features(batch.x.float().cpu()) for batch in batches]
-    return torch.cat(parts) if parts else torch.empty(0, 0)
+    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        rng = ExampleStreams(0, torch.arange(len(batch)), "features", self.device)
+        return self.model.encode(batch, rng), self.model.classify(batch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The classifier: trained once, then read from the cache
+# Spaces by name
 
-@dataclass(frozen=True)
-class _Settings:
-    version: int = 1  # of the network
-    batch_size: int = 128
-    epochs: int = 3
-    least_steps: int = 500
-    lr: float = 0.01  # at its highest
-    shift: int = 2  # pixels by which pictures are moved at most
-    seed: int = 0
+_BUILT_IN = {  # name -> (function of Inputs, kinds of examples)
+    "pixels": ("gencli.metrics.features:pixels", ("image",)),
+    "columns": ("gencli.metrics.features:columns", ("vector",)),
+    "log-mel": ("gencli.metrics.audio:log_mel", ("audio",)),
+    "inception": ("gencli.metrics.inception:inception", ("image",)),
+}
 
 
-_SETTINGS = _Settings()
+def pixels(inputs: Inputs) -> Space:
+    """The space `pixels`."""
+    return Pixels()
 
 
-def classifier(training: Dataset | None, progress: Progress = silent) -> Classifier:
-    """The classifier of the data, from the cache or newly trained."""
-    if training is None or training.labels is None or not isinstance(training.spec, ImageSpec):
-        raise DataError(f"{training.name if training else 'the model'}: no labels to train a classifier on; "
-                        f"choose --features pixels")
-    identity = json.dumps([asdict(_SETTINGS), training.spec.model_dump(mode="json"), training.fingerprint,
-                           training.split, len(training), training.protocol], sort_keys=True, default=str)
-    path = cache_folder() / f"classifier-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(_SETTINGS.seed, "classifier"))
-        network = Classifier(training.spec.channels, len(training.spec.classes))
+def columns(inputs: Inputs) -> Space:
+    """The space `columns`."""
+    assert isinstance(inputs.examples.spec, VectorSpec)
+    return Columns(inputs.examples.spec)
+
+
+@cache
+def _plugins() -> dict[str, str]:
+    if os.environ.get("GENCLI_PLUGINS", "1") == "0":
+        return {}
+    return {entry.name: entry.value for entry in sorted(entry_points(group="gencli.features"))}
+
+
+def _classifying(kind: str) -> list[str]:
+    """Names of the families that classify examples of this kind."""
+    return [family.name for family in registry.families().values() if "classify" in family.can and kind in family.kinds]
+
+
+def spaces(kind: str) -> list[str]:
+    """The names of the feature spaces for examples of this kind."""
+    own = [name for name, (_, kinds) in _BUILT_IN.items() if kind in kinds]
+    return [*own, *_classifying(kind), *(name for name in _plugins() if name not in _BUILT_IN)]
+
+
+def default_space(inputs: Inputs) -> str:
+    """The space to compare in where the user names none: for pictures a classifier if there are labels to train it."""
+    spec, training = inputs.examples.spec, inputs.training
+    if isinstance(spec, ImageSpec) and training is not None and training.labels is not None:
+        return _classifying(spec.kind)[0]
+    return spaces(spec.kind)[0]
+
+
+def feature_space(inputs: Inputs) -> Space:
+    """The feature space that `inputs.features` names, or the default.
+
+    Raises:
+        UsageError: no such space, or it does not fit the examples.
+        DataError: a network is to be trained, and the training data is not here or has no labels.
+        ModelError: a run, an extra or weights that are needed are not here or damaged.
+    """
+    wanted, spec = inputs.features or default_space(inputs), inputs.examples.spec
+    name, colon, argument = wanted.partition(":")
+    known = spaces(spec.kind)
+    if name not in known or (colon and name not in _classifying(spec.kind)):
+        raise UsageError(f"{spec.kind}s have no features called {wanted!r}{did_you_mean(name, known)}")
+    if name in _classifying(spec.kind):
+        return _of_run(name, argument, spec) if colon else _trained(name, inputs)
+    module, _, attribute = (_BUILT_IN[name][0] if name in _BUILT_IN else _plugins()[name]).partition(":")
     try:
-        network.load_state_dict(load(path.read_bytes()))
-    except (OSError, SafetensorError, RuntimeError):  # not there, damaged, or of another shape
-        network = _trained(network, training, progress)
-        with suppress(ResourceError), publish(path) as file:  # a cache that cannot be written costs time, no more
-            file.write(save(network.state_dict()))
-    return network.eval()
+        make: Callable[[Inputs], Space] = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise ModelError(f"features {name!r} ({module}:{attribute}) cannot be loaded: {type(error).__name__}: {error}; "
+                         f"repair or uninstall it") from error
+    return make(inputs)
 
 
-@torch.enable_grad()
-def _trained(network: Classifier, training: Dataset, progress: Progress) -> Classifier:
-    """Adam with one cycle of the learning rate (Smith & Topin 2017, arXiv:1708.07120), pictures moved by up to 2."""
-    steps = max(_SETTINGS.least_steps, _SETTINGS.epochs * len(training) // _SETTINGS.batch_size)
-    network = network.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.Adam(network.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _SETTINGS.lr, total_steps=steps)
-    order = Shuffled(training, min(_SETTINGS.batch_size, len(training)), _SETTINGS.seed, torch.device("cpu"))
-    for step in range(steps):
-        batch, rng = order[step]
-        assert batch.labels is not None
-        x = _moved(batch.x, rng.integers(2 * _SETTINGS.shift + 1, 2))
-        loss = F.cross_entropy(network(x), batch.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress(step + 1, steps)
-    return network.to(memory_format=torch.contiguous_format)  # as it will come from the cache
+def _of_run(name: str, run: str, spec: AnySpec) -> Space:
+    """The network of a run of a family that classifies."""
+    card = runs.read_card(run)
+    if card.family != name:
+        raise UsageError(f"features {name}:{run}: {run} is of family {card.family!r}; give a run of family {name!r}")
+    if (card.spec.kind, card.spec.shape) != (spec.kind, spec.shape):
+        raise UsageError(f"features {name}:{run}: it takes {card.spec.kind}s of shape {card.spec.shape}; "
+                         f"the data has {spec.kind}s of shape {spec.shape}")
+    model, _ = runs.load_model(run)
+    digest = hashlib.sha256(runs.model_path(run).read_bytes()).hexdigest()
+    return Learned(model, name, {"model": digest})
 
 
-def _moved(x: Tensor, by: Tensor) -> Tensor:
-    """Pictures (B, C, H, W), each moved by its own offset (B, 2) in 0..2 shift, where shift is no move."""
-    windows = F.pad(x, [_SETTINGS.shift] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)  # (B, C, 5, 5, H, W)
-    return windows[torch.arange(len(x)), :, by[:, 0], by[:, 1]].contiguous(memory_format=torch.channels_last)
+def _trained(name: str, inputs: Inputs) -> Space:
+    """A network of that family, trained with its defaults on the labelled training data, from the cache or now."""
+    training = inputs.training
+    if training is None or training.labels is None:
+        raise DataError(f"{training.name if training else 'the model'}: no labelled training data to train a {name} "
+                        f"on; choose --features {spaces(inputs.examples.spec.kind)[0]} or {name}:RUN")
+    settings, model = trained_settings(name, len(training)), new_model(name, training.spec)
+    device = torch.device("cpu") if inputs.model is None else inputs.model.device
+    identity = {"gencli": __version__, "family": name, "config": model.config.model_dump(), "settings": settings.model_dump(),
+                "device": device.type, **_identity(training)}
+    model.load_state_dict(cached(name, identity, lambda: trained(new_model(name, training.spec), training, settings,
+                                                                 inputs, device).state_dict()))
+    return Learned(model.to(device).requires_grad_(False), name, identity)
 
 
-def cache_folder() -> Path:
-    """Where files are kept that can be made again: GENCLI_CACHE, or the platform's folder for them."""
-    if chosen := os.environ.get("GENCLI_CACHE"):
-        return Path(chosen)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "gencli" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "gencli"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gencli"
+def trained_settings(name: str, examples: int) -> TrainSettings:
+    """How a network of a family that classifies is trained on so many examples: the family's defaults."""
+    defaults = registry.family(name).load().defaults
+    settings = TrainSettings(**{**defaults, "preview_every": 0, "log_every": 10})
+    steps = int(settings.epochs * examples // settings.batch_size)
+    return settings.model_copy(update={"steps": max(_LEAST_STEPS, steps),
+                                       "batch_size": min(settings.batch_size, examples)})
+
+
+def new_model(name: str, spec: AnySpec, seed: int = 0) -> Model:
+    """A model of a family with its defaults and fresh weights, a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "weights"))
+        return runs.build(name, {}, spec)
+
+
+def trained(model: Model, data: Dataset, settings: TrainSettings, inputs: Inputs, device: torch.device) -> Model:
+    """The model trained on the data, in evaluation mode on the CPU."""
+    from gencli.trainer import Hooks, Trainer  # measures losses with metrics itself
+
+    hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
+    try:
+        with torch.enable_grad():
+            outcome = Trainer(model, data, settings, device=device, hooks=hooks).run()
+    except StoppedError as stop:
+        raise StoppedError("stopped while a network to measure with was trained; it is not kept",
+                           stop.exit_code) from None
+    return outcome.model.cpu()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features of data sets
+
+
+def batches(data: Dataset, block: int = 500, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """All examples in order, in blocks of a fixed size: no feature hangs on how many were asked for."""
+    return (data.batch(indices, device) for indices in torch.arange(len(data)).split(block))
+
+
+def features(space: Space, data: Dataset, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Features (N, D) float32 of all examples, and log-probabilities (N, K) or None; on the CPU.
+
+    `keep` puts them into the cache folder, or takes them from there, where they are worth it.
+    """
+
+    @torch.no_grad()
+    def compute() -> dict[str, Tensor]:
+        found = [space.describe(batch) for batch in batches(data, space.block, space.device)]
+        kept = {"features": torch.cat([x.float().cpu() for x, _ in found])}
+        if classes := [p.float().cpu() for _, p in found if p is not None]:
+            kept["log_probabilities"] = torch.cat(classes)
+        return kept
+
+    if keep and space.identity is not None and data.fingerprint:
+        tensors = cached("features", {"space": space.identity, **_identity(data)}, compute)
+    else:
+        tensors = compute()
+    return tensors["features"], tensors.get("log_probabilities")
+
+
+def _identity(data: Dataset) -> dict[str, Any]:
+    """What tells these examples from all others."""
+    return {"spec": data.spec.model_dump(mode="json"), "fingerprint": data.fingerprint, "split": data.split,
+            "examples": len(data), "offset": data.offset, "drawn": data.drawn, "protocol": data.protocol}

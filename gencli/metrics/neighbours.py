@@ -28,16 +28,23 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield rows, distances.clamp_(min=0)
 
 
-def nearest(x: Tensor, others: Iterable[Tensor]) -> Tensor:
-    """L2 distance of each of x (N, D) to the nearest of `others`, blocks (M, D); (N,) float64."""
+def nearest(x: Tensor, others: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """L2 distance of each of x (N, D) to the nearest of `others`, blocks (M, D), and the number of that one.
+
+    (N,) float64 and (N,) int64; of several equally near the first.
+    """
     best = torch.full((len(x),), math.inf, dtype=torch.float64)
+    places, start = torch.zeros(len(x), dtype=torch.int64), 0
     for block in others:
         for rows, distances in squared_distances(x, block):
             closest = distances.argmin(1)
             # The quick distances find the neighbour; the difference itself says how far it is (0 for a copy).
             exact = (x[rows].double() - block[closest].double()).norm(dim=1)
-            best[rows] = torch.minimum(best[rows], exact)
-    return best
+            nearer = exact < best[rows]
+            best[rows] = torch.where(nearer, exact, best[rows])
+            places[rows] = torch.where(nearer, start + closest, places[rows])
+        start += len(block)
+    return best, places
 
 
 def ratio(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> list[Metric]:

@@ -1,5 +1,6 @@
-"""How samples of a model compare with data: distances, precision and recall, memorisation, classes."""
+"""How samples compare with data in a feature space: distances, precision and recall, classes."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,64 +13,25 @@ from gencli.errors import DataError
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
-from gencli.metrics.features import Classifier, Columns, Pixels, compute, default_space, feature_space
-from gencli.metrics.neighbours import nearest, ratio
-from gencli.model import Batch, ImageSpec, Model, VectorSpec
-from gencli.rng import generator
+from gencli.metrics.features import feature_space, features
+from gencli.model import ImageSpec, Model
 from gencli.streams import quantize
 
-_BLOCK = 500  # examples whose features are computed at once
 _FOUND = 0.2  # a class counts as covered from this part of its share in the reference
 
 
-def draw(model: Model, count: int, seed: int = 0) -> Dataset:
+def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> Dataset:
     """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1."""
-    x = torch.cat([batch.x for batch in inference.sample(model, range(count), seed)])
+    x = torch.cat([batch.x for batch in inference.sample(model, range(count), seed, label)])
+    labels = None if label is None else torch.full((count,), label)
     if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
-        return Dataset("samples", "all", model.spec, quantize(x), drawn="fixed" if model.spec.levels == 2 else None)
-    return Dataset("samples", "all", model.spec, x)
+        binary = model.spec.levels == 2
+        return Dataset("samples", "all", model.spec, quantize(x), labels, drawn="fixed" if binary else None)
+    return Dataset("samples", "all", model.spec, x, labels)
 
 
-def distribution(inputs: Inputs) -> Iterator[Found]:
-    """Samples against the held-out examples, in a feature space.
-
-    `frechet_distance`, `kernel_distance`, `precision`, `recall`, `density`, `coverage` (gencli.metrics.distances);
-    with a classifier also `class_coverage` and `smallest_class_share`.
-
-    Raises:
-        DataError: too few samples, samples of another kind or shape, numbers that are not finite.
-        UsageError: a feature space that does not fit.
-    """
-    samples, reference = _comparable(inputs)
-    spec = reference.spec
-    space = feature_space(inputs.features or default_space(spec, inputs.training), spec, inputs.training,
-                          inputs.progress)
-    about = protocol(reference, inputs.seed, features=space.name)
-    of_samples, of_reference = compute(space, _batches(samples)), compute(space, _batches(reference))
-    yield from distances(of_reference, of_samples, about, inputs.seed)
-    if isinstance(space, Classifier) and reference.labels is not None:
-        yield from _classes(space, of_samples, of_reference, reference.labels, spec.classes, about)
-
-
-def memorisation(inputs: Inputs) -> Iterator[Found]:
-    """Samples and as many held-out examples, each to the nearest training example (gencli.metrics.neighbours).
-
-    `nearest_training_distance` and `nearest_training_ratio`, of pixels or standardised columns.
-    """
-    samples, reference = _comparable(inputs)
-    training = inputs.training
-    assert training is not None
-    space = Columns(reference.spec) if isinstance(reference.spec, VectorSpec) else Pixels()
-    chosen = torch.randperm(len(reference), generator=generator(inputs.seed, "held_out"))[: len(samples)]
-    held_out = compute(space, [reference.batch(chosen.sort().values)])
-    both = torch.cat([compute(space, _batches(samples)), held_out])
-    found = nearest(both, (space.features(batch.x) for batch in _batches(training)))
-    about = protocol(training, inputs.seed, features=space.name, training=len(training))
-    yield from ratio(found[: len(samples)], found[len(samples) :], about)
-
-
-def _comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:
-    """Samples and held-out examples, if they are of the same kind and shape."""
+def comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:
+    """Samples and held-out examples; DataError if they are not of the same kind and shape."""
     samples, reference = inputs.samples, inputs.examples
     assert samples is not None
     if (samples.spec.kind, samples.spec.shape) != (reference.spec.kind, reference.spec.shape):
@@ -78,25 +40,57 @@ def _comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:
     return samples, reference
 
 
-def _batches(data: Dataset) -> Iterator[Batch]:
-    return (data.batch(indices) for indices in torch.arange(len(data)).split(_BLOCK))
+def distribution(inputs: Inputs) -> Iterator[Found]:
+    """Samples against the held-out examples, in a feature space.
+
+    `frechet_distance`, `kernel_distance`, `precision`, `recall`, `density`, `coverage` (gencli.metrics.distances). In
+    a space with classes also `inception_score`, and where those are the classes of the data `class_coverage` and
+    `smallest_class_share`.
+
+    Raises:
+        DataError: too few samples, samples of another kind or shape, numbers that are not finite.
+        UsageError, ModelError: a feature space that does not fit or is not here.
+    """
+    samples, reference = comparable(inputs)
+    space = feature_space(inputs)
+    about = protocol(reference, inputs.seed, features=space.name)
+    of_samples, shown = features(space, samples)
+    of_reference, known = features(space, reference, keep=True)
+    yield from distances(of_reference, of_samples, about, inputs.seed)
+    if shown is not None:
+        yield inception_score(shown, about)
+    if shown is not None and known is not None and reference.labels is not None \
+            and space.classes == reference.spec.classes:
+        yield from _classes(shown, known, reference.labels, space.classes, about)
 
 
-def _classes(space: Classifier, of_samples: Tensor, of_reference: Tensor, labels: Tensor, classes: tuple[str, ...],
-             about: dict[str, Any]) -> list[Metric]:
-    """Which classes the samples show, as the classifier sees them."""
-    with torch.no_grad():
-        seen, known = space.head(of_samples).argmax(1), space.head(of_reference).argmax(1)
+def inception_score(log_probabilities: Tensor, about: dict[str, Any]) -> Metric:
+    """exp E KL(p(y|x) || p(y)) of log p(y|x) (N, K) (Salimans et al. 2016, arXiv:1606.03498), over all samples at once.
+
+    1 where all samples look alike, K where each is clearly of one class and all classes are as frequent. The error is
+    that of the mean divergence by the delta method; to change p(y) a little changes the score in second order only.
+    """
+    log_p = log_probabilities.double()
+    log_q = log_p.logsumexp(0) - math.log(len(log_p))
+    divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+    found = mean("inception_score", divergence, "of classes", "estimate", {**about, "classes": log_p.shape[1]})
+    score = math.exp(found.value)
+    return Metric(found.name, score, None if found.error is None else score * found.error, found.n, found.unit,
+                  found.kind, found.protocol)
+
+
+def _classes(shown: Tensor, known: Tensor, labels: Tensor, classes: tuple[str, ...],
+             about: dict[str, Any]) -> Iterator[Metric]:
+    """Which classes the samples show, from log-probabilities of samples (M, K) and reference (N, K)."""
+    seen = shown.argmax(1)
     shares = torch.bincount(seen, minlength=len(classes)) / len(seen)
     expected = torch.bincount(labels, minlength=len(classes)) / len(labels)
     present = expected > 0
     covered = (shares >= _FOUND * expected)[present]
     smallest = int(torch.where(present, shares, 2.0).argmin())
-    accuracy = float((known == labels).double().mean())
-    about = {**about, "classifier_accuracy": accuracy,
+    about = {**about, "classifier_accuracy": float((known.argmax(1) == labels).double().mean()),
              "shares": dict(zip(classes, shares.tolist(), strict=True))}
-    coverage = Metric("class_coverage", float(covered.double().mean()), None, len(seen), "of classes", "estimate",
-                      {**about, "covered_from": _FOUND})
-    share = mean("smallest_class_share", seen == smallest, "of samples", "estimate",
-                 {**about, "class": classes[smallest]})
-    return [coverage, share]
+    yield Metric("class_coverage", float(covered.double().mean()), None, len(seen), "of classes", "estimate",
+                 {**about, "covered_from": _FOUND})
+    yield mean("smallest_class_share", seen == smallest, "of samples", "estimate",
+               {**about, "class": classes[smallest]})

@@ -1,0 +1,186 @@
+"""Classifier: softmax regression, multilayer perceptron or convolutional network on labelled examples.
+
+The discriminative model that generative ones are measured with: its last hidden layer is a feature space, its classes
+say what samples show. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
+arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
+document recognition"); pictures are moved at random by up to `shift` pixels in training.
+
+It has no density of examples and draws none: p(y|x) alone.
+
+Shapes: B batch, F features, K classes.
+"""
+
+import itertools
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, UsageError
+from gencli.model import AnySpec, Batch, FamilyConfig, Graph, ImageSpec, Loss, Model, Score, VectorSpec
+from gencli.rng import ExampleStreams, Rng
+
+_LARGEST = 64  # pixels of the longer side that the convolutions see; larger pictures are averaged down
+_SMALLEST = 4  # pixels of the longer side at which halving ends
+
+
+class ClassifierConfig(FamilyConfig):
+    net: Literal["auto", "softmax", "mlp", "cnn"] = Field(
+        "auto", description="Network; softmax: one layer; auto: cnn for pictures, else mlp.")
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 256) or feature maps "
+                                                      "of the first layer (cnn, by default 32).")
+    depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
+    features: int = Field(128, ge=1, description="Units of the last hidden layer (mlp, cnn).")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features dropped in training.")
+    shift: int = Field(2, ge=0, description="Pictures, cnn: pixels by which each is moved at most in training.")
+
+
+class Classifier(Model):
+    """p(y|x) of labelled pictures and rows.
+
+    Raises:
+        UsageError: data without classes; net `cnn` for a table.
+    """
+
+    Config = ClassifierConfig
+    kinds = frozenset({"image", "vector"})
+    defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
+    block = 250
+    config: ClassifierConfig
+    spec: ImageSpec | VectorSpec
+
+    def __init__(self, config: ClassifierConfig, spec: AnySpec):
+        super().__init__(config, spec)
+        if len(spec.classes) < 2:
+            raise UsageError(f"classifier needs labelled data of two classes or more, and this data has "
+                             f"{len(spec.classes)}; give data with labels (a table: --label COLUMN)")
+        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no other
+        net = config.net if config.net != "auto" else "cnn" if isinstance(spec, ImageSpec) else "mlp"
+        self.standardise = _Standardise(spec)
+        self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](spec, config)
+        self.head = nn.Linear(width, len(spec.classes))
+        self.shift = config.shift if net == "cnn" else 0
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (B, ...) -> what the last layer sees, (B, F)."""
+        return self.body(self.standardise(x))
+
+    # --- train
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Cross-entropy in nats."""
+        x, labels = batch.x, _labels(batch)
+        if self.shift:
+            x = _moved(x, rng.integers(2 * self.shift + 1, 2), self.shift)
+        features = self.features(x)
+        if self.config.dropout:
+            kept = rng.uniform(features.shape[1]) >= self.config.dropout
+            features = features * kept / (1 - self.config.dropout)
+        logits = self.head(features).float()
+        return Loss(F.cross_entropy(logits, labels), accuracy=(logits.argmax(1) == labels).float().mean())
+
+    # --- encode, classify, score
+
+    def encode(self, batch: Batch, rng: Rng, *,
+               output: Literal["features", "logits", "probabilities"] = "features") -> Tensor:
+        """The last hidden layer (B, F), the logits or the probabilities of the classes (B, K)."""
+        features = self.features(batch.x)
+        if output == "features":
+            return features
+        logits = self.head(features)
+        return logits if output == "logits" else logits.softmax(1)
+
+    def classify(self, batch: Batch) -> Tensor:
+        return self.head(self.features(batch.x)).float().log_softmax(1)
+
+    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+        """`class_nll`: -log p(y|x) in nats; nothing for examples without labels."""
+        if batch.labels is None:
+            return {}
+        return {"class_nll": Score(F.nll_loss(self.classify(batch), batch.labels, reduction="none"), "nats")}
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """From examples `x` to `features` (B, F) and `log_probabilities` (B, K)."""
+        rng = ExampleStreams(0, torch.arange(2))
+        return Graph(_Outputs(self), {"x": rng.uniform(*self.spec.shape)}, ["features", "log_probabilities"])
+
+
+class _Outputs(nn.Module):
+    """Features and log-probabilities as a module of its own, for export."""
+
+    def __init__(self, model: Classifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.model.features(x)
+        return features, self.model.head(features).log_softmax(1)
+
+
+def _labels(batch: Batch) -> Tensor:
+    if batch.labels is None:
+        raise DataError("the data has no labels to learn from; give data with labels (a table: --label COLUMN)")
+    return batch.labels
+
+
+def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
+    """Pictures (B, C, H, W), each moved by its own offset (B, 2) in 0..2 shift, where shift is no move."""
+    windows = F.pad(x, [shift] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)  # (B, C, S, S, H, W)
+    return windows[torch.arange(len(x)), :, by[:, 0], by[:, 1]].contiguous(memory_format=torch.channels_last)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks: standardised x (B, ...) -> features (B, F), and F
+
+
+class _Standardise(nn.Module):
+    """Pictures from [0, 1] to [-1, 1], columns of a table to mean 0 and deviation 1 in the training data."""
+
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: ImageSpec | VectorSpec):
+        super().__init__()
+        centre, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
+        self.register_buffer("centre", torch.tensor(centre), persistent=False)
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+
+def _flat(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
+    return nn.Flatten(), spec.size
+
+
+def _mlp(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
+    sizes = [spec.size, *[config.width or 256] * (config.depth - 1), config.features]
+    layers = [layer for a, b in itertools.pairwise(sizes)
+              for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers), config.features
+
+
+def _cnn(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
+    if not isinstance(spec, ImageSpec):
+        raise ValueError("net cnn fits pictures; this data is a table: use --net mlp")
+    height, width = spec.height, spec.width
+    layers: list[nn.Module] = []
+    if (factor := -(-max(height, width) // _LARGEST)) > 1:
+        layers.append(nn.AvgPool2d(factor, ceil_mode=True))
+        height, width = -(-height // factor), -(-width // factor)
+    maps, inputs = config.width or 32, spec.channels
+    largest = 4 * maps
+    while True:
+        halved = 2 if height > _SMALLEST else 1, 2 if width > _SMALLEST else 1
+        layers += [nn.Conv2d(inputs, maps, 3, padding=1, bias=False), nn.MaxPool2d(halved, ceil_mode=True),
+                   nn.BatchNorm2d(maps), nn.ReLU()]
+        height, width = -(-height // halved[0]), -(-width // halved[1])
+        inputs, maps = maps, min(2 * maps, largest)
+        if max(height, width) <= _SMALLEST:
+            break
+    last = [nn.Flatten(), nn.Linear(inputs * height * width, config.features), nn.ReLU()]
+    return nn.Sequential(*layers, *last), config.features

@@ -1,0 +1,45 @@
+"""Does a model memorise? Samples against their nearest training examples."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torchvision.utils import make_grid
+
+from gencli.metrics import Figure, Found, Inputs
+from gencli.metrics.estimates import protocol
+from gencli.metrics.features import Space, batches, feature_space, features, spaces
+from gencli.metrics.neighbours import nearest, ratio
+from gencli.metrics.samples import comparable
+from gencli.model import ImageSpec
+from gencli.rng import generator
+
+_PAIRS = 16  # shown in the figure
+
+
+def memorisation(inputs: Inputs) -> Iterator[Found]:
+    """Samples and as many held-out examples, each to the nearest training example (gencli.metrics.neighbours).
+
+    `nearest_training_distance` and `nearest_training_ratio`, of pixels, standardised columns or log-mel bands; of
+    pictures the figure `nearest`: the samples that lie nearest, above their training examples.
+    """
+    samples, reference = comparable(inputs)
+    training = inputs.training
+    assert training is not None
+    space = plain_space(inputs)
+    chosen = torch.randperm(len(reference), generator=generator(inputs.seed, "held_out"))[: len(samples)]
+    held_out = [space.describe(reference.batch(part))[0] for part in chosen.sort().values.split(space.block)]
+    both = torch.cat([features(space, samples)[0], *held_out])
+    distances, places = nearest(both, (space.describe(batch)[0] for batch in batches(training)))
+    about = protocol(training, inputs.seed, features=space.name, training=len(training))
+    yield from ratio(distances[: len(samples)], distances[len(samples) :], about)
+    if isinstance(samples.spec, ImageSpec):
+        shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
+        pairs = torch.cat([samples.batch(shown).x, training.batch(places[shown]).x])
+        yield Figure("nearest", make_grid(pairs, len(shown), pad_value=0.5),
+                     "The samples nearest to the training data, and below each the training example it is nearest to.")
+
+
+def plain_space(inputs: Inputs) -> Space:
+    """The space of the examples' own numbers: pixels, standardised columns, log-mel bands."""
+    return feature_space(replace(inputs, features=spaces(inputs.examples.spec.kind)[0]))
