@@ -182,8 +182,8 @@ def _trained(name: str, inputs: Inputs) -> Space:
                         f"on; choose --features {spaces(inputs.examples.spec.kind)[0]} or {name}:RUN")
     settings, model = trained_settings(name, len(training)), new_model(name, training.spec)
     device = torch.device("cpu") if inputs.model is None else inputs.model.device
-    identity = {"gencli": __version__, "family": name, "config": model.config.model_dump(), "settings": settings.model_dump(),
-                "device": device.type, **_identity(training)}
+    identity = {"gencli": __version__, "family": name, "config": model.config.model_dump(),
+                "settings": settings.model_dump(), "device": device.type, **_identity(training)}
     model.load_state_dict(cached(name, identity, lambda: trained(new_model(name, training.spec), training, settings,
                                                                  inputs, device).state_dict()))
     return Learned(model.to(device).requires_grad_(False), name, identity)
