@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from gencli.errors import ResourceError
+from gencli.errors import ModelError, ResourceError
 from gencli.publish import publish
+from gencli.tensors import read_metadata, read_tensors, to_bytes
 
 
 def cache_folder() -> Path:
@@ -42,14 +41,13 @@ def cached(name: str, identity: Any, make: Callable[[], dict[str, Tensor]]) -> d
     """
     text = json.dumps(identity, sort_keys=True, default=str)
     path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-    not_there_or_damaged = suppress(OSError, SafetensorError, KeyError, TypeError)
-    with not_there_or_damaged, safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-        if file.metadata()["sha256"] == _digest(tensors):
+    with suppress(ModelError):  # not there, or damaged
+        tensors = read_tensors(path)
+        if read_metadata(path).get("sha256") == _digest(tensors):
             return tensors
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
     with suppress(ResourceError), publish(path) as out:  # a cache that cannot be written costs time, no more
-        out.write(save(tensors, {"sha256": _digest(tensors)}))
+        out.write(to_bytes(tensors, {"sha256": _digest(tensors)}))
     return tensors
 
 

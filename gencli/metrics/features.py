@@ -12,7 +12,6 @@ A third party adds a space with an entry point in the group `gencli.features`: a
 features of data sets.
 """
 
-import hashlib
 import importlib
 import os
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from gencli.metrics import Inputs
 from gencli.model import AnySpec, Batch, ImageSpec, Model, VectorSpec
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
+from gencli.tensors import sha256
 
 _LEAST_STEPS = 500  # that a network is trained for, however little data there is
 
@@ -170,8 +170,7 @@ def _of_run(name: str, run: str, spec: AnySpec) -> Space:
         raise UsageError(f"features {name}:{run}: it takes {card.spec.kind}s of shape {card.spec.shape}; "
                          f"the data has {spec.kind}s of shape {spec.shape}")
     model, _ = runs.load_model(run)
-    digest = hashlib.sha256(runs.model_path(run).read_bytes()).hexdigest()
-    return Learned(model, name, {"model": digest})
+    return Learned(model, name, {"model": sha256(runs.model_path(run))})
 
 
 def _trained(name: str, inputs: Inputs) -> Space:
