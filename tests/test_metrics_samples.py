@@ -388,6 +388,19 @@ def test_samples_of_two_of_three_classes(cache):
     assert whole["frechet_distance"].value < metrics["frechet_distance"].value
 
 
+def test_coverage_of_clusters_where_there_are_no_classes():
+    centres = 20 * normal(4, 3, seed=5)
+
+    def blobs(kinds, seed):
+        spec = VectorSpec(columns=("a", "b", "c"), mean=(0,) * 3, scale=(1,) * 3)
+        x = centres[torch.arange(400) % kinds] + normal(400, 3, seed=seed)
+        return Dataset("blobs", "test", spec, x.float())
+
+    whole = by_name(sample_metrics(blobs(4, 0), blobs(4, 1)))["cluster_coverage"]
+    part = by_name(sample_metrics(blobs(3, 0), blobs(4, 1)))["cluster_coverage"]
+    assert whole.value == 1 and 0.6 < part.value < 0.9 and whole.protocol["clusters"] == 20
+
+
 def test_samples_that_are_copies_of_the_training_data():
     training = stripes(200, seed=0)
     metrics = by_name(sample_metrics(training.subset(50), stripes(60, seed=1), training, features="pixels"))

@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
+from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Model, Phase, TextSpec, VectorSpec
 from gencli.rng import Rng
@@ -93,7 +94,10 @@ class GMM(Model):
         if found.count < k:
             raise UsageError(f"--components {k}: the data has only {found.count} examples; give at most as many")
         refuse_constant(self.spec, found.constant)
-        self.means.copy_(_k_means(found.examples, k, torch.Generator().manual_seed(self._seed)))
+        centres = plus_plus(found.examples, k, torch.Generator().manual_seed(self._seed))
+        if len(centres) < k:
+            raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
+        self.means.copy_(lloyd(found.examples, centres))
         self._subsample = Subsample(max(2000, 20 * k), self._seed)
         return True
 
@@ -312,23 +316,3 @@ class _Cholesky:
         """sum_k share_k L_k z: (B, K), (B, D) -> (B, D)."""
         share = share.sum(1, keepdim=True) if self.tied else share
         return torch.einsum("bf,fbd->bd", share, z @ factor.mT)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The start
-
-
-def _k_means(x: Tensor, k: int, generator: torch.Generator, iterations: int = 20) -> Tensor:
-    """Centres (k, D) of x (N, D): k-means++ and Lloyd's iterations."""
-    centres = x[torch.randint(len(x), (1,), generator=generator)]
-    distance = (x - centres[0]).square().sum(1)  # squared, to the nearest centre
-    while len(centres) < k:
-        if not distance.any():
-            raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
-        centres = torch.cat([centres, x[torch.multinomial(distance, 1, generator=generator)]])
-        distance = torch.minimum(distance, (x - centres[-1]).square().sum(1))
-    for _ in range(iterations):
-        nearest = F.one_hot(torch.cdist(x, centres).argmin(1), k).to(x.dtype)
-        counts = nearest.sum(0)[:, None]
-        centres = torch.where(counts > 0, nearest.T @ x / counts, centres)
-    return centres

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gencli.data.dataset import Dataset
     from gencli.model import Model
 
+# What a number is: the quantity itself, a bound on it, or an estimate.
+Kind = Literal["exact", "bound", "estimate"]
 # What a metric calls as it goes on: examples done, and how many there are.
 Progress = Callable[[int, int], None]
 
@@ -65,7 +67,7 @@ class Metric:
     error: float | None
     n: int
     unit: str
-    kind: Literal["exact", "bound", "estimate"] = "estimate"
+    kind: Kind = "estimate"
     protocol: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
@@ -86,11 +88,13 @@ class Column:
         name: e.g. "elbo", the cost of an example; the column of several families has another name in each.
         values: (N,) float64 on the CPU.
         unit: e.g. "nats".
+        cost: whether more is worse, or unusual.
     """
 
     name: str
     values: "Tensor"
     unit: str = ""
+    cost: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Inputs:
         options: keyword options of the family's `scores`.
         features: the space that samples are compared in, see `gencli.metrics.features`; None: what suits the data.
         reconstruct: this many examples are encoded and decoded again; None: all.
+        draw: samples that a family of metrics draws for itself, where it needs samples of its own kind.
         download: whether weights that are published elsewhere may be fetched.
         progress: called with what is done and how much there is.
         notify: takes warnings for the user, a sentence each.
@@ -159,6 +164,7 @@ class Inputs:
     download: bool = False
     progress: Progress = silent
     notify: Callable[[str], None] = lambda sentence: None
+    draw: int = 1000
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,7 +177,8 @@ class MetricFamily:
 
     Attributes:
         path: "module:function", a function of Inputs.
-        needs: the Inputs it uses: "model", "samples", "training".
+        needs: the Inputs it cannot do without: "model", "samples", "training".
+        uses: those it takes where they are there.
         can: what the model must be able to do, as in `gencli.registry`: "encode", "decode", ...
         kinds: of the examples.
         default: whether it is measured where nobody asks for anything else.
@@ -183,6 +190,7 @@ class MetricFamily:
     needs: tuple[str, ...] = ()
     can: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ("image", "vector", "audio", "text")
+    uses: tuple[str, ...] = ()
     default: bool = True
 
     def load(self) -> Callable[[Inputs], Iterable[Found]]:
@@ -206,10 +214,27 @@ _BUILT_IN = (
                  "how well examples come back from their codes", ("model",), ("encode", "decode"), _NUMBERS),
     MetricFamily("distribution", "gencli.metrics.samples:distribution",
                  "Frechet and kernel distance, precision, recall, density, coverage, inception score, classes",
-                 ("samples",), (), _NUMBERS),
+                 ("samples",), (), _NUMBERS, ("training",)),
     MetricFamily("memorisation", "gencli.metrics.memorisation:memorisation",
                  "nearest training example of each sample, against held-out data", ("samples", "training"), (),
                  _NUMBERS),
+    MetricFamily("table", "gencli.metrics.table:table",
+                 "Kolmogorov-Smirnov or total variation of each column, difference of correlations", ("samples",), (),
+                 ("vector",)),
+    MetricFamily("text", "gencli.metrics.text:text",
+                 "distinct n-grams of the samples, and the share copied from the training data", ("samples",), (),
+                 ("text",), ("training",), default=False),
+    MetricFamily("two_sample", "gencli.metrics.trained:two_sample",
+                 "whether a classifier tells samples from data", ("samples",), (), ("image", "vector"), default=False),
+    MetricFamily("usefulness", "gencli.metrics.trained:usefulness",
+                 "accuracy of a classifier trained on samples, beside one trained on data", ("training",), (),
+                 ("image", "vector"), ("model",), default=False),
+    MetricFamily("support", "gencli.metrics.support:support",
+                 "how many different examples the model draws, by the birthday paradox", ("samples",), (), _NUMBERS,
+                 default=False),
+    MetricFamily("parzen", "gencli.metrics.parzen:parzen",
+                 "Parzen window estimate, which misleads, beside the control that shows it", ("samples", "training"),
+                 (), ("image", "vector"), default=False),
 )
 
 
@@ -235,7 +260,7 @@ def needed(names: Sequence[str] | None, kind: str, model: "Model | None" = None)
     Raises:
         UsageError: a name that no family of metrics has, or one that does not fit the data or the model.
     """
-    return {need for family in _chosen(names, kind, model) for need in family.needs}
+    return {need for family in _chosen(names, kind, model) for need in (*family.needs, *family.uses)}
 
 
 def measure(names: Sequence[str] | None, inputs: Inputs) -> Results:

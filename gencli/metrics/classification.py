@@ -31,8 +31,8 @@ def classification(inputs: Inputs) -> Iterator[Found]:
     log_probabilities, about = torch.cat(parts), protocol(data, inputs.seed)
     confidence, guess = log_probabilities.exp().max(1)
     right = guess == data.labels
-    yield Column("correct", right.double())
-    yield Column("confidence", confidence)
+    yield Column("correct", right.double(), cost=False)
+    yield Column("confidence", confidence, cost=False)
     yield mean("accuracy", right, "", "exact", about)
     yield _worst(right, data.labels, data.spec.classes, about)
     yield Metric("calibration_error", calibration_error(confidence, right), None, len(data), "", "estimate",

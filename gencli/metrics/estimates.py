@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gencli.data.dataset import Dataset
-from gencli.metrics import Metric
+from gencli.metrics import Kind, Metric
 from gencli.model import Batch, Model
 
 
@@ -24,7 +24,7 @@ def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:
             **more}
 
 
-def mean(name: str, values: Tensor, unit: str, kind: Literal["exact", "bound", "estimate"], protocol: dict[str, Any],
+def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, Any],
          weight: Tensor | None = None) -> Metric:
     """sum(values) / sum(weight) over N examples (weight 1 unless given), and its standard error.
 

@@ -118,7 +118,7 @@ def _plugins() -> dict[str, str]:
     return {entry.name: entry.value for entry in sorted(entry_points(group="gencli.features"))}
 
 
-def _classifying(kind: str) -> list[str]:
+def classifying(kind: str) -> list[str]:
     """Names of the families that classify examples of this kind."""
     return [family.name for family in registry.families().values() if "classify" in family.can and kind in family.kinds]
 
@@ -126,14 +126,14 @@ def _classifying(kind: str) -> list[str]:
 def spaces(kind: str) -> list[str]:
     """The names of the feature spaces for examples of this kind."""
     own = [name for name, (_, kinds) in _BUILT_IN.items() if kind in kinds]
-    return [*own, *_classifying(kind), *(name for name in _plugins() if name not in _BUILT_IN)]
+    return [*own, *classifying(kind), *(name for name in _plugins() if name not in _BUILT_IN)]
 
 
 def default_space(inputs: Inputs) -> str:
     """The space to compare in where the user names none: for pictures a classifier if there are labels to train it."""
     spec, training = inputs.examples.spec, inputs.training
     if isinstance(spec, ImageSpec) and training is not None and training.labels is not None:
-        return _classifying(spec.kind)[0]
+        return classifying(spec.kind)[0]
     return spaces(spec.kind)[0]
 
 
@@ -148,9 +148,9 @@ def feature_space(inputs: Inputs) -> Space:
     wanted, spec = inputs.features or default_space(inputs), inputs.examples.spec
     name, colon, argument = wanted.partition(":")
     known = spaces(spec.kind)
-    if name not in known or (colon and name not in _classifying(spec.kind)):
+    if name not in known or (colon and name not in classifying(spec.kind)):
         raise UsageError(f"{spec.kind}s have no features called {wanted!r}{did_you_mean(name, known)}")
-    if name in _classifying(spec.kind):
+    if name in classifying(spec.kind):
         return _of_run(name, argument, spec) if colon else _trained(name, inputs)
     module, _, attribute = (_BUILT_IN[name][0] if name in _BUILT_IN else _plugins()[name]).partition(":")
     try:

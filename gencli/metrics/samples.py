@@ -6,28 +6,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gencli import inference
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError
+from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import feature_space, features
+from gencli.metrics.neighbours import squared_distances
 from gencli.model import ImageSpec, Model
+from gencli.rng import generator
 from gencli.streams import quantize
 
-_FOUND = 0.2  # a class counts as covered from this part of its share in the reference
+_FOUND = 0.2  # a class or cluster counts as covered from this part of its share in the reference
+_CLUSTERS = 20
 
 
 def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> Dataset:
     """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1."""
-    x = torch.cat([batch.x for batch in inference.sample(model, range(count), seed, label)])
+    drawn = list(inference.sample(model, range(count), seed, label))
+    longest = max(batch.x.shape[-1] for batch in drawn)
+    x = torch.cat([pad(batch.x, (0, longest - batch.x.shape[-1])) for batch in drawn])
     labels = None if label is None else torch.full((count,), label)
+    lengths = [batch.lengths for batch in drawn if batch.lengths is not None]
     if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
         binary = model.spec.levels == 2
         return Dataset("samples", "all", model.spec, quantize(x), labels, drawn="fixed" if binary else None)
-    return Dataset("samples", "all", model.spec, x, labels)
+    return Dataset("samples", "all", model.spec, x, labels, torch.cat(lengths) if lengths else None)
 
 
 def comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:
@@ -45,7 +53,7 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
 
     `frechet_distance`, `kernel_distance`, `precision`, `recall`, `density`, `coverage` (gencli.metrics.distances). In
     a space with classes also `inception_score`, and where those are the classes of the data `class_coverage` and
-    `smallest_class_share`.
+    `smallest_class_share`; elsewhere `cluster_coverage`.
 
     Raises:
         DataError: too few samples, samples of another kind or shape, numbers that are not finite.
@@ -62,6 +70,8 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     if shown is not None and known is not None and reference.labels is not None \
             and space.classes == reference.spec.classes:
         yield from _classes(shown, known, reference.labels, space.classes, about)
+    else:
+        yield _clusters(of_samples, of_reference, about, inputs.seed)
 
 
 def inception_score(log_probabilities: Tensor, about: dict[str, Any]) -> Metric:
@@ -83,14 +93,30 @@ def _classes(shown: Tensor, known: Tensor, labels: Tensor, classes: tuple[str, .
              about: dict[str, Any]) -> Iterator[Metric]:
     """Which classes the samples show, from log-probabilities of samples (M, K) and reference (N, K)."""
     seen = shown.argmax(1)
-    shares = torch.bincount(seen, minlength=len(classes)) / len(seen)
-    expected = torch.bincount(labels, minlength=len(classes)) / len(labels)
-    present = expected > 0
-    covered = (shares >= _FOUND * expected)[present]
-    smallest = int(torch.where(present, shares, 2.0).argmin())
+    coverage, shares, smallest = _coverage(seen, labels, len(classes))
     about = {**about, "classifier_accuracy": float((known.argmax(1) == labels).double().mean()),
-             "shares": dict(zip(classes, shares.tolist(), strict=True))}
-    yield Metric("class_coverage", float(covered.double().mean()), None, len(seen), "of classes", "estimate",
+             "shares": dict(zip(classes, shares, strict=True))}
+    yield Metric("class_coverage", coverage, None, len(seen), "of classes", "estimate",
                  {**about, "covered_from": _FOUND})
     yield mean("smallest_class_share", seen == smallest, "of samples", "estimate",
                {**about, "class": classes[smallest]})
+
+
+def _clusters(samples: Tensor, reference: Tensor, about: dict[str, Any], seed: int) -> Metric:
+    """Which clusters of the reference (N, D) samples (M, D) lie in: those of k-means on at most 2,000 examples."""
+    chosen = torch.randperm(len(reference), generator=generator(seed, "clusters"))[:2000]
+    some = reference[chosen]
+    centres = lloyd(some, plus_plus(some, max(2, min(_CLUSTERS, len(some) // 10)), generator(seed, "centres")))
+    seen, known = (torch.cat([distances.argmin(1) for _, distances in squared_distances(x, centres)])
+                   for x in (samples, reference))
+    coverage, shares, _ = _coverage(seen, known, len(centres))
+    return Metric("cluster_coverage", coverage, None, len(seen), "of clusters", "estimate",
+                  {**about, "clusters": len(centres), "shares": shares, "covered_from": _FOUND})
+
+
+def _coverage(seen: Tensor, known: Tensor, count: int) -> tuple[float, list[float], int]:
+    """Share of the classes of `known` (N,) that have their part of `seen` (M,); the shares; the smallest of them."""
+    shares, expected = (torch.bincount(x, minlength=count) / len(x) for x in (seen, known))
+    present = expected > 0
+    covered = (shares >= _FOUND * expected)[present]
+    return float(covered.double().mean()), shares.tolist(), int(torch.where(present, shares, 2.0).argmin())

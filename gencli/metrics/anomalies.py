@@ -1,0 +1,59 @@
+"""Anomaly detection: how well a number of each example tells the examples of some classes from the rest."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gencli.data.dataset import Dataset
+from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.metrics import Column, Metric
+from gencli.metrics.estimates import protocol
+
+
+def anomalies(columns: Iterable[Column], data: Dataset, classes: Sequence[str], seed: int = 0) -> list[Metric]:
+    """`auroc_NAME` of every column: the chance that an anomaly has the worse number of a random pair.
+
+    Args:
+        columns: as `measure` found them, of all examples of `data`.
+        data: labelled examples.
+        classes: names of the classes that are anomalies; all others are normal.
+
+    Raises:
+        UsageError: a class that the data does not have.
+        DataError: no labels, or only anomalies, or none.
+    """
+    if data.labels is None or not data.spec.classes:
+        raise DataError(f"{data.name} has no labels to tell anomalies by; give data with labels")
+    for name in classes:
+        if name not in data.spec.classes:
+            raise UsageError(f"{data.name} has no class {name!r}{did_you_mean(name, data.spec.classes)}")
+    numbers = torch.tensor([data.spec.classes.index(name) for name in classes])
+    anomalous = torch.isin(data.labels, numbers)
+    if anomalous.all() or not anomalous.any():
+        raise DataError(f"{int(anomalous.sum())} of {len(data)} examples of {data.name} are anomalies; some of both "
+                        f"are needed")
+    about = protocol(data, seed, anomalies=list(classes), share=float(anomalous.double().mean()))
+    found = []
+    for column in columns:
+        value, error = auroc(column.values if column.cost else -column.values, anomalous)
+        found.append(Metric(f"auroc_{column.name}", value, error, len(data), "", "exact", about))
+    return found
+
+
+def auroc(scores: Tensor, positive: Tensor) -> tuple[float, float]:
+    """Area under the ROC curve of scores (N,), more for `positive` (N,) bool, and its standard error.
+
+    Both from the placement values of DeLong et al. 1988: the share of the other side that each is above; ties half.
+    """
+    values, place = torch.unique(scores.double(), return_inverse=True)
+    of_positive, of_negative = (torch.bincount(place[side], minlength=len(values)).double()
+                                for side in (positive, ~positive))
+    m, n = of_positive.sum(), of_negative.sum()
+    below = (of_negative.cumsum(0) - of_negative / 2) / n  # share of negatives below each value
+    above = 1 - (of_positive.cumsum(0) - of_positive / 2) / m
+    area = (below * of_positive).sum() / m
+    variance = ((below - area).square() * of_positive).sum() / (m * (m - 1).clamp(min=1)) \
+        + ((above - area).square() * of_negative).sum() / (n * (n - 1).clamp(min=1))
+    return float(area), math.sqrt(float(variance))

@@ -1,0 +1,89 @@
+"""Samples of text: how varied they are, and how much of them is copied from the training data.
+
+An n-gram is n words or marks in a row, whatever a token of the model is.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from gencli.data.dataset import Dataset
+from gencli.data.text import detokenize
+from gencli.errors import DataError
+from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics.estimates import mean, protocol
+from gencli.model import TextSpec
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_ORDERS = (1, 2, 3, 4, 8)
+_GROUPS = 20  # that the jackknife leaves out in turn
+
+
+def text(inputs: Inputs) -> Iterator[Found]:
+    """`distinct_1` ... `distinct_8`, and with training data `copied_1` ... `copied_8`; orders no sample is long enough
+    for are left out.
+
+    distinct_n: different n-grams over all n-grams of the samples (Li et al. 2016, arXiv:1510.03055); it falls with the
+    number of samples. copied_n: share of the n-grams that stand in the training data; that of held-out text, which the
+    protocol gives as `held_out`, is what new text shares anyway.
+    """
+    assert inputs.samples is not None
+    samples, reference = _words(inputs.samples), _words(inputs.examples)
+    training = None if inputs.training is None else _words(inputs.training)
+    for n in _ORDERS:
+        drawn = [_ngrams(words, n) for words in samples]
+        if not any(drawn):
+            continue
+        about = protocol(inputs.examples, inputs.seed, samples=len(samples), ngrams=sum(map(len, drawn)))
+        yield _distinct(n, drawn, about)
+        if training is not None:
+            known = {ngram for words in training for ngram in _ngrams(words, n)}
+            new = [ngram for words in reference for ngram in _ngrams(words, n)]
+            held_out = sum(ngram in known for ngram in new) / len(new) if new else None
+            copied = torch.tensor([sum(ngram in known for ngram in ngrams) for ngrams in drawn])
+            yield mean(f"copied_{n}", copied, "", "exact", {**about, "held_out": held_out},
+                       torch.tensor([len(ngrams) for ngrams in drawn]))
+
+
+def _words(data: Dataset) -> list[list[str]]:
+    """The words and marks of every text."""
+    spec = data.spec
+    assert isinstance(spec, TextSpec)
+    found = []
+    for part in torch.arange(len(data)).split(1024):
+        batch = data.batch(part)
+        assert batch.lengths is not None
+        found += [_WORD.findall(detokenize(tokens[:length], spec))
+                  for tokens, length in zip(batch.x, batch.lengths.tolist(), strict=True)]
+    if not found:
+        raise DataError(f"{data.name} holds no text to measure; at least one is needed")
+    return found
+
+
+def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def _distinct(n: int, texts: list[list[tuple[str, ...]]], about: dict) -> Metric:
+    """Different n-grams over all, with the error of a jackknife that leaves out groups of texts."""
+    counts = Counter(ngram for ngrams in texts for ngram in ngrams)
+    total = counts.total()
+    without = []
+    groups = min(_GROUPS, len(texts))
+    for group in range(groups if groups > 1 else 0):
+        left_out = Counter(ngram for ngrams in texts[group::groups] for ngram in ngrams)
+        gone = sum(counts[ngram] == count for ngram, count in left_out.items())
+        if total > left_out.total():
+            without.append((len(counts) - gone) / (total - left_out.total()))
+    return Metric(f"distinct_{n}", len(counts) / total, _jackknife(without), len(texts), "", "exact", about)
+
+
+def _jackknife(estimates: Iterable[float]) -> float | None:
+    values = list(estimates)
+    centre = sum(values) / max(1, len(values))
+    if len(values) < 2:
+        return None
+    return math.sqrt((len(values) - 1) / len(values) * sum((value - centre) ** 2 for value in values))

@@ -1,0 +1,115 @@
+"""What a classifier says that is trained for it: whether samples can be told from data, and be learnt from."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencli.data.dataset import Dataset
+from gencli.errors import DataError, UsageError
+from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics.estimates import mean, protocol
+from gencli.metrics.features import batches, classifying, new_model, trained, trained_settings
+from gencli.metrics.samples import comparable, draw
+from gencli.model import Model
+from gencli.rng import derive_seed, generator
+
+
+def two_sample(inputs: Inputs) -> Iterator[Found]:
+    """`two_sample_accuracy`: how often a classifier tells samples from held-out examples (arXiv:1610.06545).
+
+    It learns from one half of both, as many of each, and is tested on the other: 0.5 is chance, 1 means that every
+    sample gives itself away (Lopez-Paz & Oquab 2017).
+    """
+    samples, reference = comparable(inputs)
+    count = min(len(samples), len(reference)) // 2 * 2
+    if count < 4:
+        raise DataError(f"samples: {len(samples)}, held-out examples: {len(reference)}; at least 4 of each are needed "
+                        f"to train a classifier on one half and test it on the other")
+    sides = [_prepared(pick(data, _order(len(data), inputs.seed, name)[:count]))
+             for name, data in (("data", reference), ("samples", samples))]
+    spec = reference.spec.model_copy(update={"classes": ("data", "samples")})
+    halves = []
+    for half in (slice(0, count // 2), slice(count // 2, count)):
+        x = torch.cat([side[half] for side in sides])
+        labels = torch.arange(2).repeat_interleave(count // 2)
+        halves.append(Dataset("two samples", "all", spec, x, labels))
+    right = _accuracy(halves[0], halves[1], inputs)
+    about = protocol(reference, inputs.seed, examples=count, classifier=classifying(spec.kind)[0])
+    yield mean("two_sample_accuracy", right, "", "estimate", about)
+
+
+def usefulness(inputs: Inputs) -> Iterator[Found]:
+    """Accuracy on held-out examples of a classifier that has learnt from samples with classes, and from real ones.
+
+    `synthetic_accuracy`, `real_accuracy` of as many training examples, and their quotient `usefulness` (train on
+    synthetic, test on real: Esteban et al. 2017, arXiv:1706.02633; Ravuri & Vinyals 2019, arXiv:1905.10887).
+
+    Raises:
+        UsageError: no samples with classes, and a model that draws none.
+        DataError: examples or training data without labels.
+    """
+    reference, training = inputs.examples, inputs.training
+    assert training is not None
+    for data in (reference, training):
+        if data.labels is None:
+            raise DataError(f"{data.name} has no labels; usefulness is how well classes are learnt from samples")
+    samples = inputs.samples
+    if samples is None or samples.labels is None:
+        samples = _by_class(inputs)
+    count = min(len(samples), len(training))
+    real = pick(training, _order(len(training), inputs.seed, "real")[:count])
+    about = protocol(reference, inputs.seed, examples=count, classifier=classifying(reference.spec.kind)[0])
+    found = {}
+    for name, data in (("synthetic_accuracy", samples), ("real_accuracy", real)):
+        right = _accuracy(replace(data, spec=training.spec), reference, inputs)
+        found[name] = mean(name, right, "", "estimate", about)
+        yield found[name]
+    synthetic, best = found["synthetic_accuracy"], found["real_accuracy"]
+    if best.value:
+        quotient = synthetic.value / best.value
+        error = None
+        if synthetic.error is not None and best.error is not None and synthetic.value:
+            error = quotient * ((synthetic.error / synthetic.value) ** 2 + (best.error / best.value) ** 2) ** 0.5
+        yield Metric("usefulness", quotient, error, synthetic.n, "", "estimate", about)
+
+
+def _by_class(inputs: Inputs) -> Dataset:
+    """Samples of the model, as many of each class."""
+    model, classes = inputs.model, inputs.examples.spec.classes
+    if model is None or not getattr(model.config, "conditional", False):
+        raise UsageError("usefulness needs samples with classes: give some with --samples, or a model that was trained "
+                         "with --conditional")
+    each = max(1, inputs.draw // len(classes))
+    parts = [draw(model, each, derive_seed(inputs.seed, name), label) for label, name in enumerate(classes)]
+    return replace(parts[0], examples=torch.cat([part.examples for part in parts]),
+                   labels=torch.cat([part.labels for part in parts if part.labels is not None]))
+
+
+def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
+    """(N,) bool: which examples of `test` a classifier gets right that is trained on `data`."""
+    assert test.labels is not None
+    name = classifying(data.spec.kind)[0]
+    device = torch.device("cpu") if inputs.model is None else inputs.model.device
+    model: Model = new_model(name, data.spec, inputs.seed)
+    settings = trained_settings(name, len(data)).model_copy(update={"seed": inputs.seed})
+    model = trained(model, data, settings, inputs, device).to(device)
+    with torch.no_grad():
+        guesses = torch.cat([model.classify(batch).argmax(1).cpu() for batch in batches(test, device=device)])
+    return guesses == test.labels
+
+
+def pick(data: Dataset, places: Tensor) -> Dataset:
+    """The examples of these numbers (N,), in this order."""
+    return replace(data, examples=data.examples[places], labels=None if data.labels is None else data.labels[places])
+
+
+def _prepared(data: Dataset) -> Tensor:
+    """The examples as a model sees them, binarised ones drawn."""
+    return torch.cat([batch.x for batch in batches(data)])
+
+
+def _order(count: int, *names: Any) -> Tensor:
+    return torch.randperm(count, generator=generator(*names))
