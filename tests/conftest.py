@@ -89,8 +89,12 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, Path]:
+    """A file of each kind; see `make_small_data`."""
+    return make_small_data(tmp_path_factory.mktemp("data"))
+
+
+def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters."""
-    folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)

@@ -1,5 +1,6 @@
 """`gencli sample RUN`: draw new examples, or decode codes."""
 
+import itertools
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +22,8 @@ def sample(
                                                 "encode'; - is stdin) instead of drawing.")] = None,
     shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
                                                                              "are the whole.")] = None,
+    shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of so many examples into "
+                                                   "the folder -o; run again, it goes on where it stopped.")] = None,
     set: options.Set = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -31,17 +34,33 @@ def sample(
     """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
     from gencli import device as devices
     from gencli import inference, runs, streams
+    from gencli.tensors import sha256
 
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the examples to a file with -o FILE")
-    numbers = _shard(shard, number)
+    if shard_size and (latents or output in (None, "-")):
+        raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents out")
+    numbers = _shard(shard, number, shard_size or 1)
     card = runs.read_card(run)
     registry.require(card.family, "sample")
     # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
     total = None if latents else len(numbers)
     meta = {"family": card.family, "seed": seed}
-    with streams.open_writer(output, card.spec, format=format, total=total, start=numbers.start, meta=meta) as writer:
+
+    def open_writer(path: str | None, part: range) -> streams.Writer:
+        return streams.open_writer(path, card.spec, format=format, total=None if latents else len(part),
+                                   start=part.start, meta=meta)
+
+    opened: streams.Writer | streams.Shards
+    if shard_size and output:
+        format = (format or "tar").lower().removeprefix(".")
+        about = {"model": sha256(runs.model_path(run)), "number": number, "shard size": shard_size, "format": format,
+                 "seed": seed, "label": label, "prompt": prompt, "set": sorted(set or ())}
+        opened = streams.Shards(output, numbers, shard_size, format, open_writer, about)
+    else:
+        opened = open_writer(output, numbers)
+    with opened as writer:
         model, _ = runs.load_model(run, devices.pick(device))
         with devices.memory_explained("use a larger machine or --device cpu"), console.progress("sample") as progress:
             if latents:
@@ -50,8 +69,11 @@ def sample(
                 batches = inference.decode(model, codes, seed, **given)
             else:
                 given = options.parse_set(set, model.sample)
-                batches = inference.sample(model, numbers, seed, class_number(card, label), tokens(card, prompt),
-                                           **given)
+                condition = class_number(card, label), tokens(card, prompt)
+                parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
+                total = sum(map(len, parts))
+                batches = itertools.chain.from_iterable(
+                    inference.sample(model, part, seed, *condition, **given) for part in parts)
             done = 0
             for batch in batches:
                 writer.write(batch)
@@ -61,7 +83,8 @@ def sample(
         console.result({"samples": done, "output": output, "seed": seed}, "")
 
 
-def _shard(text: str | None, number: int) -> range:
+def _shard(text: str | None, number: int, unit: int) -> range:
+    """The numbers of a part of `number` examples, in whole units."""
     from gencli.inference import shard
 
     if text is None:
@@ -69,7 +92,8 @@ def _shard(text: str | None, number: int) -> range:
     part, _, parts = text.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 2/8")
-    return shard(number, int(part), int(parts))
+    units = shard(-(-number // unit), int(part), int(parts))
+    return range(units.start * unit, min(units.stop * unit, number))
 
 
 def class_number(card: Any, label: str | None) -> int | None:

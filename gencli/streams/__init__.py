@@ -20,8 +20,9 @@ bytes depend on the examples alone: no times, no owners, and nothing of the batc
 
 from gencli.streams.codes import Codes, read_codes
 from gencli.streams.formats import quantize
+from gencli.streams.shards import Shards
 from gencli.streams.tar import TarReader, parse_record, read_tar
 from gencli.streams.writers import CodeWriter, Writer, open_code_writer, open_writer
 
-__all__ = ["CodeWriter", "Codes", "TarReader", "Writer", "open_code_writer", "open_writer", "parse_record", "quantize",
-           "read_codes", "read_tar"]
+__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "open_code_writer", "open_writer", "parse_record",
+           "quantize", "read_codes", "read_tar"]

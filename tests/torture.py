@@ -1,0 +1,276 @@
+"""Crash tests in any number; the test command runs a few of each, this all that there is time for:
+
+    OMP_NUM_THREADS=1 python -m tests.torture --trials 300 [--only kills,signals]
+
+Commands run in forked processes, so that torch is imported once and a process can be killed at any moment. Every trial
+is a function of its seed. What went wrong is printed, and the exit code is 1.
+"""
+
+import argparse
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from conftest import SMALL, make_small_data
+
+from gencli import app, publish, runs
+from gencli.errors import GencliError
+
+SAME = ("model.safetensors", "metrics.jsonl")  # what an interrupted run has to have in common with an unbroken one
+STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
+MORE = [  # settings that have a state of their own to carry over
+    [], ["--ema", "0.9"], ["--schedule", "cosine", "--warmup", "5"], ["--grad-clip", "1", "--weight-decay", "0.01"]]
+VALIDATED = ["--validation", "0.2", "--validate-every", "6", "--patience", "50"]
+
+
+class Child:
+    """A command in a process of its own; what it says goes to a file."""
+
+    def __init__(self, folder: Path, args: list[str], prepare: Callable[[], None] = lambda: None):
+        self.said = folder / f"{len(list(folder.glob('said-*')))}".join(("said-", ".txt"))
+        self.began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                out = os.open(self.said, os.O_WRONLY | os.O_CREAT)
+                os.dup2(out, 1)
+                os.dup2(out, 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # those of the parent may be captured
+                os.chdir(folder)
+                torch.set_num_threads(1)
+                prepare()
+                app.main(args)
+            except SystemExit as leave:
+                code = leave.code
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    def wait(self) -> int:
+        """The exit code; below 0: the signal that ended it."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.took = time.monotonic() - self.began
+        return code
+
+    def send(self, number: int, after: float) -> int:
+        """Send it a signal after so many seconds; its exit code."""
+        time.sleep(after)
+        os.kill(self.pid, number)
+        return self.wait()
+
+
+def expect(code: int, expected: tuple[int, ...], child: Child) -> None:
+    assert code in expected, f"exit code {code}, expected {expected}: {child.said.read_text()[-2000:]}"
+    assert "Traceback" not in child.said.read_text(), child.said.read_text()
+
+
+def command(family: str, kind: str, data: dict[str, Path], run: str, *more: str) -> list[str]:
+    return ["train", family, str(data[kind]), "-o", run, "--steps", "40", "--batch-size", "8", "--log-every", "3",
+            "--preview-every", "9", "-q", *SMALL[family, kind], *more]
+
+
+class Cases:
+    """Trainings of every family in turn, each with the unbroken run to compare with."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.data = folder, make_small_data(folder)
+        self._whole: dict[tuple[str, ...], tuple[Path, float]] = {}
+
+    def get(self, trial: int, chance: random.Random) -> tuple[list[str], Path, float]:
+        """Arguments, the folder of the unbroken run, and the seconds that it took."""
+        family, kind = list(SMALL)[trial % len(SMALL)]
+        scored = runs.registry.family(family).load().likelihood is not None
+        more = [*chance.choice(MORE), *(VALIDATED if scored and chance.random() < 0.5 else [])]
+        args = command(family, kind, self.data, "run", *more)
+        if tuple(args) not in self._whole:
+            whole = self.folder / f"whole-{len(self._whole)}"
+            assert app.run([*args, "-o", str(whole)]) == 0  # here, so that what is imported is so in every child
+            began = time.monotonic()
+            assert app.run([*args, "-o", str(whole), "--overwrite"]) == 0
+            self._whole[tuple(args)] = whole, time.monotonic() - began
+        return args, *self._whole[tuple(args)]
+
+
+def compare(found: Path, whole: Path) -> None:
+    for name in SAME:
+        assert (found / name).read_bytes() == (whole / name).read_bytes(), f"{found / name} differs from {whole / name}"
+    assert not list(found.rglob("*.gencli-tmp")), "orphans are left"
+    runs.load_model(found)
+
+
+# --- trials: (number of the trial, folder, cases, source of chance)
+
+
+def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """kill -9 at uniformly random moments, at least three times: in the end the same bytes as without."""
+    args, whole, took = cases.get(trial, chance)
+    every = chance.choice(["2", "5", "13", f"{took / 10:.3f}s"])
+    for _ in range(chance.randint(3, 5)):
+        child = Child(folder, [*args, "--checkpoint-every", every, "--resume"])
+        expect(child.send(signal.SIGKILL, chance.uniform(0, took)), (0, -signal.SIGKILL), child)
+        if (folder / "run/model.safetensors").exists():
+            runs.load_model(folder / "run")
+    child = Child(folder, [*args, "--checkpoint-every", every, "--resume"])
+    expect(child.wait(), (0,), child)
+    compare(folder / "run", whole)
+
+
+def signals(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """A signal, or two, at a random moment: the exit code of the table, and `--resume` gives the same bytes."""
+    args, whole, took = cases.get(trial, chance)
+    for _ in range(2):
+        number = chance.choice(list(STOPS))
+        child = Child(folder, [*args, "--resume"])
+        twice = chance.random() < 0.3
+        time.sleep(chance.uniform(0.01, took))
+        os.kill(child.pid, number)
+        if twice:
+            os.kill(child.pid, number)
+        expect(child.wait(), (0, STOPS[number]), child)
+    child = Child(folder, [*args, "--resume"])
+    expect(child.wait(), (0,), child)
+    compare(folder / "run", whole)
+
+
+def writers(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """Two commands on one run at once: one works, the other leaves with 8 and names it, or finds the work done."""
+    args, whole, took = cases.get(trial, chance)
+    first = Child(folder, [*args, "--resume"])
+    time.sleep(chance.uniform(0, took / 2))
+    second = Child(folder, [*args, "--resume", *(["--wait"] if trial % 5 == 0 else [])])
+    codes = [first.wait(), second.wait()]
+    assert sorted(codes) in ([0, 0], [0, 8]), (codes, first.said.read_text(), second.said.read_text())
+    if 8 in codes:
+        loser, winner = (first, second) if codes[0] == 8 else (second, first)
+        assert f"process {winner.pid} on" in loser.said.read_text(), loser.said.read_text()
+    compare(folder / "run", whole)
+
+
+def saves(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """One call to the operating system fails, or is the last: exit code 7, or death; `--resume` gives the same bytes.
+
+    Trial i fails call i, so that with enough trials every call of a training is failed.
+    """
+    args, whole, _ = cases.get(0 if trial % 2 else 3, random.Random(0))
+    args = [*args, "--checkpoint-every", "15"]
+    how = chance.choice(["ENOSPC", "EIO", "kill"])
+
+    def closed() -> None:
+        door, calls = publish.system, 0
+
+        def system(call: Callable, *arguments: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == trial // 2 + 1:
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise publish.DiskError(getattr(errno, how), os.strerror(getattr(errno, how)))
+            return door(call, *arguments)
+
+        publish.system = system
+
+    child = Child(folder, args, closed)
+    code = child.wait()
+    expect(code, (-signal.SIGKILL, 0) if how == "kill" else (7, 0), child)
+    if code == 7:
+        assert len(child.said.read_text().splitlines()) == 1, child.said.read_text()
+    child = Child(folder, [*args, "--resume"])
+    expect(child.wait(), (0,), child)
+    compare(folder / "run", whole)
+
+
+def disks(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """A disk that is full at some moment: exit code 7 in one line; with room again, the same bytes."""
+    args, whole, _ = cases.get(trial, chance)
+    with small_disk(folder / "disk") as disk:
+        used = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
+        (disk / "ballast").write_bytes(bytes(max(0, DISK - chance.randint(0, 2 * used + 8192))))
+        child = Child(folder, [*args, "--checkpoint-every", "5", "-o", "disk/run"])
+        code = child.wait()
+        expect(code, (0, 7), child)
+        if code == 7:
+            (line,) = child.said.read_text().splitlines()
+            assert "no space left" in line, line
+            (disk / "ballast").unlink()
+            child = Child(folder, [*args, "--checkpoint-every", "5", "-o", "disk/run", "--resume"])
+            expect(child.wait(), (0,), child)
+        compare(disk / "run", whole)
+
+
+DISK = 16 * 2**20
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A disk of 16 MiB, where mounting one is allowed; PermissionError elsewhere."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", place], capture_output=True).returncode:
+        raise PermissionError("mounting a small disk is not allowed here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+TRIALS = {function.__name__: function for function in (kills, signals, writers, saves, disks)}
+
+
+def run_trials(name: str, numbers: range, folder: Path, cases: Cases) -> None:
+    """Trials by number, each in a folder of its own, which is left there only if it fails."""
+    for trial in numbers:
+        place = folder / f"{name}-{trial}"
+        place.mkdir()
+        TRIALS[name](trial, place, cases, random.Random(f"{name} {trial}"))
+        shutil.rmtree(place)
+
+
+def main() -> None:
+    import fuzz  # of tests/
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=20, help="trials of each kind")
+    parser.add_argument("--mutations", type=int, default=2000, help="mutated files of each kind")
+    parser.add_argument("--only", default=",".join([*TRIALS, "files"]), help="kinds of trials")
+    options = parser.parse_args()
+    failed = 0
+    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    cases = Cases(folder)
+    for name in options.only.split(","):
+        began, bad = time.monotonic(), 0
+        if name == "files":
+            found = fuzz.run(options.mutations, folder, say=print)
+            bad, count = len(found), options.mutations * len(fuzz.KINDS)
+        else:
+            count = options.trials
+            for trial in range(count):
+                try:
+                    run_trials(name, range(trial, trial + 1), folder, cases)
+                except PermissionError as error:
+                    print(f"{name}: {error}")
+                    break
+                except (AssertionError, GencliError, OSError) as error:
+                    bad += 1
+                    print(f"{name} {trial}: {error}", flush=True)
+        failed += bad
+        print(f"{name}: {count} trials, {bad} failed, {time.monotonic() - began:.0f} s", flush=True)
+    if not failed:
+        shutil.rmtree(folder)
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
