@@ -18,8 +18,6 @@ from gencli.data.table import Rows
 from gencli.errors import DataError
 
 _EXAMPLES, _LABELS = ("x", "images", "data", "arr_0"), ("y", "labels")
-_UNREADABLE = (ValueError, OSError, EOFError, KeyError, MemoryError, OverflowError, SyntaxError, zlib.error,
-               zipfile.BadZipFile, NotImplementedError, struct.error)
 
 
 def from_array(array: np.ndarray, name: str, reading: Reading, labels: np.ndarray | None = None,
@@ -81,7 +79,7 @@ def load_npy(data: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name} is not a .npy file")
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
-    except _UNREADABLE as error:
+    except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise _unreadable(name, error) from error
 
 
@@ -103,13 +101,13 @@ def read_npz(path: Path, reading: Reading) -> Parts:
         raise DataError(f"{path} is not a .npz file")
     try:
         archive = np.load(io.BytesIO(data), allow_pickle=False)
-    except _UNREADABLE as error:
+    except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise _unreadable(str(path), error) from error
 
     def array(key: str) -> np.ndarray:
         try:
             return archive[key]
-        except _UNREADABLE as error:
+        except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
             raise _unreadable(f"{path}: {key}", error) from error
 
     def part(suffix: str) -> Callable[[], Raw] | None:

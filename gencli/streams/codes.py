@@ -5,7 +5,6 @@ import io
 import math
 import re
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ def _array_codes(file: BinaryIO, name: str, block: int) -> Iterator[Codes]:
     try:
         loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
         arrays = {"codes": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise DataError(f"{name} cannot be read as arrays: {error}") from error
     if "codes" not in arrays:
         raise DataError(f"{name} holds {', '.join(arrays) or 'nothing'}; expected an array called codes")
@@ -114,7 +113,7 @@ def _tar_codes(file: BinaryIO, name: str) -> Iterator[_Row]:
             raise DataError(f"{name}: {key} is an example, not a code; codes come from `gencli encode`")
         try:
             code = np.load(io.BytesIO(files["npy"]), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:
             raise DataError(f"{name}: {key}.npy cannot be read: {error}") from error
         record = parse_record(files.get("json", b"{}"), f"{name}: {key}.json")
         record.pop("index", None)

@@ -59,7 +59,7 @@ class Shards(AbstractContextManager["Shards"]):
             publish_text(self._folder / _ABOUT, json.dumps(self._about, indent=2) + "\n")
         due = [part for part in self._parts if not self._path(part).exists()]
         self._due = iter(due)
-        self.missing = []
+        self.missing: list[range] = []
         for part in due:
             if self.missing and self.missing[-1].stop == part.start:
                 part = range(self.missing.pop().start, part.stop)
