@@ -4,8 +4,6 @@ import io
 import math
 import re
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -126,7 +126,7 @@ def _refuse_words(rows: list[list[str]], columns: list[str], features: list[int]
     """A column in which no cell is a number is not a mistake in a line but a column of another kind."""
     for i in features:
         cells = [row[i] for row in rows if i < len(row)]
-        if all(_number(cell) is None for cell in cells):
+        if cells and all(_number(cell) is None for cell in cells):
             raise DataError(f"{name}: column {columns[i]!r} holds words ({cells[0]!r}), not numbers; "
                             f"take it out, or make it the class with --label {columns[i]}")
 
