@@ -140,7 +140,8 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
 NUMBERS = [struct.pack(f"{order}{size}", value) for order in "<>" for size, most in (("I", 2**32), ("Q", 2**64))
            for value in (0, 1, most // 2 - 1, most // 2, most - 1, 2**24, 65537)]
 WORDS = [b"[" * 5000, b'{"a":' * 3000, b"9" * 5000, b"1e999", b"-1", b"NaN", b"null", b"../../etc/x", b"/abs",
-         b"\0" * 600, b'"', b"}", b",", b"\n", b"\xff\xfe", b"1" + b"0" * 18, b"0x7f", b"true", b"''", b"a = [", b"[[a]]\n"]
+         b"\0" * 600, b'"', b"}", b",", b"\n", b"\xff\xfe", b"1" + b"0" * 18, b"0x7f", b"true", b"''", b"a = [",
+         b"[[a]]\n"]
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:

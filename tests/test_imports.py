@@ -38,7 +38,7 @@ FORBIDDEN = {  # layer -> prefixes that it must not import
     "errors": ("gencli.",),
     **{name: ("gencli.commands", "gencli.app", "gencli.families", "gencli.console")
        for name in ("trainer", "runs", "streams", "metrics", "data", "registry", "inference", "device", "publish",
-                    "tensors", "stopping")},
+                    "tensors", "stopping", "limits")},
     "commands": ("gencli.app", "gencli.families."),
 }
 

@@ -14,6 +14,7 @@ from gencli.data.pictures import PictureArray
 from gencli.data.raw import Parts, Raw, Reading, read_bytes, whole
 from gencli.data.table import Rows
 from gencli.errors import DataError
+from gencli.limits import check_archive
 
 _EXAMPLES, _LABELS = ("x", "images", "data", "arr_0"), ("y", "labels")
 
@@ -101,12 +102,16 @@ def read_npz(path: Path, reading: Reading) -> Parts:
         archive = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise _unreadable(str(path), error) from error
+    check_archive(archive.zip, len(data), str(path))
 
     def array(key: str) -> np.ndarray:
         try:
-            return archive[key]
+            found = archive[key]
         except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
             raise _unreadable(f"{path}: {key}", error) from error
+        if not isinstance(found, np.ndarray):
+            raise DataError(f"{path}: {key} is no array")
+        return found
 
     def part(suffix: str) -> Callable[[], Raw] | None:
         examples = next((key + suffix for key in _EXAMPLES if key + suffix in archive), None)

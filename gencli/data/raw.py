@@ -4,11 +4,8 @@ A reader is a function `(path, reading) -> Parts`. Parts are named "train", "tes
 names its splits, else there is one, "all". They are read only when they are called for.
 """
 
-import gzip
 import hashlib
-import lzma
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset, DataSettings
 from gencli.errors import DataError
+from gencli.limits import PACKED, unpack
 from gencli.model import AnySpec, ImageSpec, VectorSpec
 from gencli.rng import generator
 
@@ -146,20 +144,14 @@ def fingerprint(*contents: Tensor | bytes | None) -> str:
     return digest.hexdigest()
 
 
-_UNPACK = {".gz": gzip.decompress, ".xz": lzma.decompress}
-
-
 def read_bytes(path: Path) -> bytes:
     """A file's bytes, unpacked if it is named .gz or .xz; DataError if that cannot be done."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if unpack := _UNPACK.get(path.suffix.lower()):
-        try:
-            data = unpack(data)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{path} is damaged or cut short: {error}") from error
+    if path.suffix.lower() in PACKED:
+        data = unpack(data, path.suffix.lower(), str(path))
     if not data:
         raise DataError(f"{path} is empty")
     return data
@@ -168,4 +160,4 @@ def read_bytes(path: Path) -> bytes:
 def unpacked_name(path: Path) -> str:
     """The name of a file without .gz or .xz, in lower case."""
     name = path.name.lower()
-    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in _UNPACK else name
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in PACKED else name

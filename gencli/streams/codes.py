@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DataError
+from gencli.limits import check_archive
 from gencli.streams.formats import stack_codes
 from gencli.streams.tar import TAR_BLOCK, parse_record, read_tar
 
@@ -84,8 +85,15 @@ class _Joined(io.RawIOBase):
 
 def _array_codes(file: BinaryIO, name: str, block: int) -> Iterator[Codes]:
     try:
-        loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        arrays = {"codes": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        data = file.read()
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"codes": loaded}
+        else:
+            check_archive(loaded.zip, len(data), name)
+            arrays = {key: np.asarray(array) for key, array in loaded.items()}  # what is no array becomes bytes
+    except DataError:
+        raise
     except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise DataError(f"{name} cannot be read as arrays: {error}") from error
     if "codes" not in arrays:
@@ -95,9 +103,11 @@ def _array_codes(file: BinaryIO, name: str, block: int) -> Iterator[Codes]:
         raise DataError(f"{name}: expected as many rows in each array, and at least one; found {sizes}")
     if arrays["codes"].dtype.kind not in "fiub":
         raise DataError(f"{name}: codes are numbers; found {arrays['codes'].dtype}")
-    codes, labels = _tensor(arrays.pop("codes")), arrays.pop("labels", None)
+    codes, numbers = _tensor(arrays.pop("codes")), arrays.pop("labels", None)
     columns = {key: torch.from_numpy(array) for key, array in arrays.items() if array.dtype.kind in "fiub"}
-    labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    if numbers is not None and numbers.dtype.kind not in "iub":
+        raise DataError(f"{name}: labels are whole numbers; found {numbers.dtype}")
+    labels = None if numbers is None else torch.from_numpy(numbers.astype(np.int64))
     for i in range(0, len(codes), block):
         part = slice(i, i + block)
         yield Codes(codes[part], None if labels is None else labels[part], {k: v[part] for k, v in columns.items()})

@@ -1,0 +1,43 @@
+"""How much is believed of what others wrote: a file that unpacks to far more than it holds is refused, unread."""
+
+import gzip
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+from gencli.errors import DataError
+
+_LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; what it may grow by beyond that (gzip: by 1,032)
+_READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+PACKED = frozenset(_READERS)  # endings of packed files
+
+
+def unpack(data: bytes, ending: str, name: str) -> bytes:
+    """The content of a .gz or .xz; DataError if it is damaged, or a bomb."""
+    most = _most(len(data))
+    try:
+        with _READERS[ending](BytesIO(data)) as file:
+            content = file.read(most + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{name} is damaged or cut short: {error}") from error
+    if len(content) > most:
+        raise _bomb(name, most)
+    return content
+
+
+def check_archive(archive: zipfile.ZipFile, packed: int, name: str) -> None:
+    """DataError if the members of an archive of `packed` bytes say that they unpack to too much."""
+    most = _most(packed)
+    if sum(member.file_size for member in archive.infolist()) > most:
+        raise _bomb(name, most)
+
+
+def _most(packed: int) -> int:
+    return max(_LEAST, _RATIO * packed)
+
+
+def _bomb(name: str, most: int) -> DataError:
+    return DataError(f"{name} unpacks to more than {most >> 20} MiB; unpack it yourself if you trust it")
