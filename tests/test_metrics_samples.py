@@ -47,9 +47,9 @@ def fidelity_frechet(x, y):
 
 
 def test_frechet_distance_is_that_of_torch_fidelity():
-    assert frechet_distance(REFERENCE, SAMPLES) == pytest.approx(fidelity_frechet(REFERENCE, SAMPLES), rel=1e-8)
+    assert frechet_distance(REFERENCE, SAMPLES)[0] == pytest.approx(fidelity_frechet(REFERENCE, SAMPLES), rel=1e-8)
     one, two = REFERENCE.float(), SAMPLES.float()
-    assert frechet_distance(one, two) == pytest.approx(fidelity_frechet(one.double(), two.double()), rel=1e-5)
+    assert frechet_distance(one, two)[0] == pytest.approx(fidelity_frechet(one.double(), two.double()), rel=1e-5)
 
 
 def with_moments(x, mean, root):
@@ -67,8 +67,8 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     x = with_moments(normal(50, 3, seed=3), m1, turn @ torch.diag(s1))
     y = with_moments(normal(70, 3, seed=4), m2, turn @ torch.diag(s2))
     expected = float((s1 - s2).square().sum() + (m1 - m2).square().sum())
-    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-10)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(x, y)[0] == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(x, x)[0] == pytest.approx(0, abs=1e-10)
 
 
 def test_frechet_distance_with_fewer_examples_than_features_and_constant_features():
@@ -79,13 +79,42 @@ def test_frechet_distance_with_fewer_examples_than_features_and_constant_feature
     inner = torch.linalg.eigvalsh(root @ s1 @ root.T)
     cross = inner[inner > 1e-9].sqrt().sum()
     expected = (x.mean(0) - y.mean(0)).square().sum() + s1.trace() + root.square().sum() - 2 * cross
-    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-9)
+    assert frechet_distance(x, y)[0] == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("smallest", [1, 1e-3, 1e-6, 1e-9, 0])
+def test_frechet_distance_of_any_condition(smallest):
+    """Axis-aligned Gaussians with deviations from 1 down to `smallest`, in closed form; quick or careful."""
+    s1 = torch.linspace(1, smallest, 8).double()
+    s2 = torch.linspace(2, smallest, 8).double()
+    x, y = normal(100, 8), normal(200, 8, seed=1)
+    white = [with_moments(z, torch.zeros(8), torch.eye(8).double()) for z in (x, y)]
+    turn = torch.linalg.qr(normal(8, 8)).Q
+    expected = float((s1 - s2).square().sum())
+    assert frechet_distance(white[0] * s1 @ turn, white[1] * s2 @ turn)[0] == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("features", [3, 60])  # 60 examples of 60 features: singular
+def test_error_of_the_frechet_distance_is_the_jackknife(features):
+    x, y = normal(60, features), 1.3 * normal(50, features, seed=1) + 0.3
+    variance = 0.0
+    for left, estimates in ((60, [frechet_distance(x[torch.arange(60) != i], y)[0] for i in range(60)]),
+                            (50, [frechet_distance(x, y[torch.arange(50) != i])[0] for i in range(50)])):
+        variance += (left - 1) * np.var(estimates)
+    assert frechet_distance(x, y)[1] == pytest.approx(math.sqrt(variance), rel=0.2)
+
+
+def test_error_of_the_frechet_distance_is_the_spread_of_repetitions():
+    values, errors = zip(*(frechet_distance(normal(400, 5, seed=i), normal(300, 5, seed=1000 + i) * 0.7 + 0.2)
+                           for i in range(200)), strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
 def test_frechet_distance_takes_many_examples_block_by_block(monkeypatch):
-    monkeypatch.setattr("gencli.metrics.distances._QR_ROWS", 100)
+    monkeypatch.setattr("gencli.metrics.distances._ROWS", 100)
+    monkeypatch.setattr("gencli.metrics.distances._COLUMNS", 3)
     x, y = normal(901, 4), normal(503, 4, seed=1) * 1.2
-    assert frechet_distance(x, y) == pytest.approx(fidelity_frechet(x, y), rel=1e-8)
+    assert frechet_distance(x, y)[0] == pytest.approx(fidelity_frechet(x, y), rel=1e-8)
 
 
 # --- kernel distance

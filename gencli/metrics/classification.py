@@ -10,8 +10,10 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from gencli.metrics import Column, Figure, Found, Inputs, Metric
 from gencli.metrics.estimates import blocks, mean, protocol
+from gencli.rng import generator
 
 _BINS = 15
+_ROUNDS = 50  # of the bootstrap
 
 
 def classification(inputs: Inputs) -> Iterator[Found]:
@@ -35,8 +37,10 @@ def classification(inputs: Inputs) -> Iterator[Found]:
     yield Column("confidence", confidence, cost=False)
     yield mean("accuracy", right, "", "exact", about)
     yield _worst(right, data.labels, data.spec.classes, about)
-    yield Metric("calibration_error", calibration_error(confidence, right), None, len(data), "", "estimate",
-                 {**about, "bins": _BINS})
+    resampled = [calibration_error(confidence[chosen], right[chosen])
+                 for chosen in torch.randint(len(data), (_ROUNDS, len(data)), generator=generator(inputs.seed, "ece"))]
+    yield Metric("calibration_error", calibration_error(confidence, right), float(torch.tensor(resampled).std()),
+                 len(data), "", "estimate", {**about, "bins": _BINS})
     matrix = confusion(guess, data.labels, len(data.spec.classes))
     yield Figure("confusion", draw_matrix(matrix, data.spec.classes),
                  "Of each class (row), the share that is taken for each (column), in percent.")

@@ -23,6 +23,7 @@ from gencli.streams import quantize
 
 _FOUND = 0.2  # a class or cluster counts as covered from this part of its share in the reference
 _CLUSTERS = 20
+_ROUNDS = 100  # of the bootstrap
 
 
 def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> Dataset:
@@ -93,10 +94,10 @@ def _classes(shown: Tensor, known: Tensor, labels: Tensor, classes: tuple[str, .
              about: dict[str, Any]) -> Iterator[Metric]:
     """Which classes the samples show, from log-probabilities of samples (M, K) and reference (N, K)."""
     seen = shown.argmax(1)
-    coverage, shares, smallest = _coverage(seen, labels, len(classes))
+    coverage, error, shares, smallest = _coverage(seen, labels, len(classes), about["seed"])
     about = {**about, "classifier_accuracy": float((known.argmax(1) == labels).double().mean()),
              "shares": dict(zip(classes, shares, strict=True))}
-    yield Metric("class_coverage", coverage, None, len(seen), "of classes", "estimate",
+    yield Metric("class_coverage", coverage, error, len(seen), "of classes", "estimate",
                  {**about, "covered_from": _FOUND})
     yield mean("smallest_class_share", seen == smallest, "of samples", "estimate",
                {**about, "class": classes[smallest]})
@@ -109,14 +110,22 @@ def _clusters(samples: Tensor, reference: Tensor, about: dict[str, Any], seed: i
     centres = lloyd(some, plus_plus(some, max(2, min(_CLUSTERS, len(some) // 10)), generator(seed, "centres")))
     seen, known = (torch.cat([distances.argmin(1) for _, distances in squared_distances(x, centres)])
                    for x in (samples, reference))
-    coverage, shares, _ = _coverage(seen, known, len(centres))
-    return Metric("cluster_coverage", coverage, None, len(seen), "of clusters", "estimate",
+    coverage, error, shares, _ = _coverage(seen, known, len(centres), seed)
+    return Metric("cluster_coverage", coverage, error, len(seen), "of clusters", "estimate",
                   {**about, "clusters": len(centres), "shares": shares, "covered_from": _FOUND})
 
 
-def _coverage(seen: Tensor, known: Tensor, count: int) -> tuple[float, list[float], int]:
-    """Share of the classes of `known` (N,) that have their part of `seen` (M,); the shares; the smallest of them."""
+def _coverage(seen: Tensor, known: Tensor, count: int, seed: int) -> tuple[float, float, list[float], int]:
+    """Share of the classes of `known` (N,) that have their part of `seen` (M,), its bootstrap error, the shares of all
+    classes, and the number of the smallest."""
     shares, expected = (torch.bincount(x, minlength=count) / len(x) for x in (seen, known))
     present = expected > 0
-    covered = (shares >= _FOUND * expected)[present]
-    return float(covered.double().mean()), shares.tolist(), int(torch.where(present, shares, 2.0).argmin())
+
+    def coverage(shares: Tensor) -> Tensor:
+        return (shares >= _FOUND * expected)[..., present].double().mean(-1)
+
+    drawn = torch.multinomial(shares, _ROUNDS * len(seen), True, generator=generator(seed, "coverage"))
+    rounds = drawn.view(_ROUNDS, -1) + count * torch.arange(_ROUNDS)[:, None]
+    resampled = torch.bincount(rounds.flatten(), minlength=_ROUNDS * count).view(_ROUNDS, count) / len(seen)
+    return (float(coverage(shares)), float(coverage(resampled).std()), shares.tolist(),
+            int(torch.where(present, shares, 2.0).argmin()))

@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 BARE = """
 import typer
@@ -196,6 +200,75 @@ def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
                f"scikit-learn in batches of {peer_size}")
 
 
+def metrics(count: int = 10_000, dimensions: int = 2048, rounds: int = 2) -> None:
+    """Distances between two sets of features against torch-fidelity, for what both have; the rest by our time alone."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    from gencli.metrics.distances import frechet_distance, kernel_distance, manifold_metrics
+
+    x, y = _features(count, dimensions, 0), _features(count, dimensions, 1)
+
+    def frechet() -> None:
+        found["frechet"] = frechet_distance(x, y)
+
+    def peers_frechet() -> None:
+        statistics = fid_features_to_statistics(x), fid_features_to_statistics(y)
+        found["peer's frechet"] = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+    def kernel() -> None:
+        found["kernel"] = kernel_distance(x, y)[0]
+
+    def peers_kernel() -> None:
+        found["peer's kernel"] = kid_features_to_metric(x, y, verbose=False)["kernel_inception_distance_mean"]
+
+    def manifold() -> None:
+        found.update({metric.name: metric.value for metric in manifold_metrics(x, y, {})})
+
+    def peers_manifold() -> None:
+        found.update({f"peer's {name}": value for name, value in prc_features_to_metric(y, x, verbose=False).items()})
+
+    found: dict[str, float] = {}
+    total: tuple[list[float], list[float]] = ([], [])
+    for what, ours, theirs in (("Frechet distance", frechet, peers_frechet),
+                               ("kernel distance", kernel, peers_kernel),
+                               ("precision and recall, ours with density and coverage", manifold, peers_manifold)):
+        a, b = alternate(ours, theirs, rounds)
+        report(f"{what}, {count} x {dimensions}", a, b, "s", "torch-fidelity")
+        for side, times in zip(total, (a, b), strict=True):
+            side.append(median(times))
+    print(f"all together: {sum(total[0]):.1f} s, torch-fidelity: {sum(total[1]):.1f} s, "
+          f"ratio {sum(total[0]) / sum(total[1]):.3f}")
+    print(found)
+
+
+def metrics_memory(count: int = 50_000, dimensions: int = 2048) -> None:
+    """Peak memory of all distances between two sets of 50,000 x 2,048 features, in a process of its own."""
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            f"from speed import _features, distances_alone; distances_alone({count}, {dimensions})\n"
+            f"import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+    begin = time.perf_counter()
+    peak = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    print(f"distances of {count} x {dimensions}: peak {int(peak) / 1024:.0f} MiB, {time.perf_counter() - begin:.0f} s")
+
+
+def distances_alone(count: int, dimensions: int) -> None:
+    """All metrics of `distances`, once."""
+    from gencli.metrics.distances import distances
+
+    distances(_features(count, dimensions, 0), _features(count, dimensions, 1), {})
+
+
+def _features(count: int, dimensions: int, seed: int) -> "torch.Tensor":
+    """(N, D) like those of a network: not negative, of falling variance, a little apart by seed."""
+    import torch
+
+    source = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, dimensions + 1) ** -0.5
+    return (torch.randn(count, dimensions, generator=source).add_(0.1 * seed).clamp_(min=0)).mul_(scale)
+
+
 def memory() -> None:
     """Peak memory of `sample` to a tar on stdout, for 10,000 and for 100,000 examples."""
     with tempfile.TemporaryDirectory() as folder:
@@ -233,4 +306,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
-        {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory}[name]()
+        {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory,
+         "metrics": metrics, "metrics_memory": metrics_memory}[name]()
