@@ -10,10 +10,11 @@ import torch
 import typer
 from typer.core import TyperGroup
 
-from gencli import errors, registry, streams
+from gencli import errors, metrics, registry, streams
 from gencli.app import app
 from gencli.data.known import KNOWN
 from gencli.data.readers import READERS
+from gencli.metrics.features import spaces as feature_spaces
 from gencli.model import Batch, ImageSpec, TextSpec, VectorSpec
 
 ROOT = Path(__file__).parent.parent
@@ -111,6 +112,18 @@ def test_families():
         assert [verb for verb in registry.VERBS if verb not in family.can] == re.findall(r"`(\w+)`", cells[4])
         assert ("log_prob" in family.can) == (cells[2] != "none")
         assert re.findall(r"--(\w+)", cells[4]) == [word for word in ("label", "prompt") if word in family.can]
+
+
+def test_metrics_and_feature_spaces():
+    families, spaces = (rows(part) for part in section("What is measured").split("Samples are compared in"))
+    built_in = {family.name: family for family in metrics.metric_families().values() if family.summary}
+    assert {cells[0].strip("`"): "(on request)" not in cells[2] for cells in families} == {
+        name: family.default for name, family in built_in.items()}
+    table = {cells[0].strip("`"): set(cells[1].split(", ")) for cells in spaces}
+    kinds = {kind for family in built_in.values() for kind in family.kinds}
+    found = {space: {kind for kind in kinds if space in feature_spaces(kind)} for space in table if ":" not in space}
+    assert found == {space: of for space, of in table.items() if ":" not in space}
+    assert set().union(*map(feature_spaces, kinds)) == set(found)
 
 
 def test_data():
