@@ -1,8 +1,8 @@
 """Restricted Boltzmann machine: Smolensky 1986; trained by contrastive divergence (Hinton 2002).
 
 `--chain pcd` keeps its Gibbs chains from step to step (Tieleman 2008, "Training Restricted Boltzmann Machines using
-Approximations to the Likelihood Gradient"), `--chain cd` starts them at the data. The loss is the gap of free energies
-F(data) - F(chains): its gradient is that of (P)CD, so the trainer's Adam, weight decay, schedule and moving average
+Approximations to the Likelihood Gradient"), `--chain cd` starts them at the data. The loss is the gap of mean energies
+between data and chains: its gradient is that of (P)CD, so the trainer's Adam, weight decay, schedule and moving average
 apply as for any family. Visible units are centred at the mean of the data and hidden units at the activity they start
 with (Montavon & Mueller 2012): the same models, but Adam would move the weights of all hidden units together, and the
 chains could not follow.
@@ -97,20 +97,16 @@ class RBM(Model):
 
     # --- the two conditional distributions and the marginal
 
-    def _upward(self) -> tuple[Tensor, Tensor]:
-        """Weights (D, H) and biases (H,) by which the hidden units see v as it is."""
-        weight = self.visible.scale_weight(self.weight)
+    def _links(self) -> "_Links":
+        weight = _rounded(self.weight)
+        up = _rounded(self.visible.scale_weight(weight))
         # `mv` and not `@`, which autocast would round: this is added to every example alike.
-        return weight, self.bias - torch.mv(weight.T, self.visible.mean)
-
-    def _downward(self, h: Tensor) -> Tensor:
-        """What hidden units (B, H) add to the biases of the visible ones, (B, D)."""
-        return h @ self.weight.T - ACTIVITY * self.weight.sum(1)
+        up_bias = self.bias - torch.mv(self.visible.scale_weight(self.weight).T, self.visible.mean)
+        return _Links(up, up_bias, weight.T, -ACTIVITY * self.weight.sum(1))
 
     def hidden_logits(self, v: Tensor) -> Tensor:
         """v (B, D) -> logits of p(h|v), (B, H)."""
-        weight, bias = self._upward()
-        return v @ weight + bias
+        return self._links().logits(v)
 
     def free_energy(self, v: Tensor) -> Tensor:
         """F(v) = -log sum_h exp(-E(v, h)) in nats, v (B, D) in the units of the visible layer -> (B,)."""
@@ -122,10 +118,12 @@ class RBM(Model):
     @torch.no_grad()
     def gibbs(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
         """Hidden states (M, H) after `steps` steps h -> v -> h."""
-        weight, bias = self._upward()
+        return self._gibbs(h, steps, noise, self._links())
+
+    def _gibbs(self, h: Tensor, steps: int, noise: Rng, links: "_Links") -> Tensor:
         for _ in range(steps):
-            v = self.visible.draw(self._downward(h), noise)
-            h = _bernoulli(v @ weight + bias, noise)
+            v = self.visible.draw(links.shift(h), noise)
+            h = _bernoulli(torch.sigmoid(links.logits(v)), noise)
         return h
 
     # --- train
@@ -142,22 +140,31 @@ class RBM(Model):
         self._chains = state.get("chains", self._chains)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """The gap of mean free energies between data and chains, in nats; moves persistent chains on."""
+        """The gap of mean energies between data and chains, in nats, at p(h|v) for h; moves persistent chains on.
+
+        Where p(h|v) is held fixed, the gradient of the energy is that of the free energy.
+        """
         data = self.visible.standardise(batch.x)
         persistent = self.config.chain == "pcd"
         count = len(self._chains) if persistent else len(data)
-        noise = StepStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
+        noise = _CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
         with torch.no_grad():
-            h = self._chains if persistent else _bernoulli(self.hidden_logits(data), noise)
-            h = self.gibbs(h, self.config.gibbs - 1, noise)
-            v = self.visible.draw(self._downward(h), noise)
-        states = torch.cat([data, v])
-        logits = self.hidden_logits(states).float()
-        free_energy = self._free_energy(states, logits)
-        if persistent:
-            self._chains = _bernoulli(logits[len(data) :].detach(), noise)
-        of_data, of_chains = free_energy[: len(data)].mean(), free_energy[len(data) :].mean()
-        return Loss(of_data - of_chains, free_energy=of_data)
+            links = self._links()
+            h = self._chains if persistent else _bernoulli(torch.sigmoid(links.logits(data)), noise)
+            h = self._gibbs(h, self.config.gibbs - 1, noise, links)
+            states = torch.cat([data, self.visible.draw(links.shift(h), noise)])
+            p = torch.sigmoid(links.logits(states))
+            if persistent:
+                self._chains = _bernoulli(p[len(data) :], noise)
+            # What each state counts: the mean over the data less the mean over the chains.
+            share = torch.cat([data.new_full((len(data), 1), 1 / len(data)), data.new_full((count, 1), -1 / count)])
+            centred = share * (p - ACTIVITY)
+            statistic = (_rounded(states).T @ _rounded(centred)).float()
+            statistic.addr_(self.visible.mean, centred.sum(0), alpha=-1)
+        visible = torch.dot(self.visible.energy(states), share[:, 0])
+        hidden = torch.dot(self.bias, (share * p).sum(0))
+        linked = torch.dot(self.visible.scale_weight(self.weight).flatten(), statistic.flatten())
+        return Loss(visible - hidden - linked)
 
     # --- sample, encode, decode
 
@@ -188,7 +195,7 @@ class RBM(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
         """The mean of p(v|h) for hidden units (B, H), or with `draw` and `rng` a draw from it."""
-        shift = self._downward(code)
+        shift = self._links().shift(code)
         v = self.visible.draw(shift, rng) if draw and rng is not None else self.visible.expect(shift)
         return Batch(self.visible.restore(v).unflatten(1, self.spec.shape))
 
@@ -264,7 +271,8 @@ class RBM(Model):
         """Logarithms of the terms of Z in float64, block by block; None if they are too many."""
         if self.config.hidden <= ENUMERABLE:
             model = self.clone().double()
-            return (h @ model.bias + model.visible.log_partition(model._downward(h))
+            links = model._links()
+            return (h @ model.bias + model.visible.log_partition(links.shift(h))
                     for h in self._states(self.config.hidden))
         if self.spec.size <= ENUMERABLE and isinstance(self.visible, _Bernoulli):
             model = self.clone().double()
@@ -286,8 +294,8 @@ class RBM(Model):
 
     def _reverse_ais(self, data: Tensor, temperatures: int, seed: int) -> LogPartition:
         noise = StepStream(len(data), generator(seed, "reverse ais", device=self.device))
-        h = self.gibbs(_bernoulli(self.hidden_logits(data), noise), 100, noise)
-        v = self.visible.draw(self._downward(h), noise)
+        h = self.gibbs(_bernoulli(torch.sigmoid(self.hidden_logits(data)), noise), 100, noise)
+        v = self.visible.draw(self._links().shift(h), noise)
         log_mean, error = _log_mean(self._anneal(v, _schedule(temperatures)[::-1], noise))
         return LogPartition(self._base_log_partition() - log_mean, error, "estimate")
 
@@ -302,20 +310,44 @@ class RBM(Model):
         -log p*_beta(v) = (1 - beta) E_base(v) + beta (E(v) + E_centre(v)) - sum_j log(1 + exp(beta logit_j(v))), with
         E_centre(v) = ACTIVITY sum_j (logit_j(v) - bias_j)
         """
-        weight, bias = self._upward()
+        links = self._links()
         log_weight = torch.zeros(len(v), dtype=torch.float64, device=v.device)
         for before, after in itertools.pairwise(betas):
-            logits = torch.addmm(bias, v, weight)
+            logits = links.logits(v)
             gain = (F.softplus(after * logits) - F.softplus(before * logits)).sum(1, dtype=torch.float64)
             centre = ACTIVITY * (logits - self.bias).sum(1)
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
-            v = self.visible.draw(self._downward(_bernoulli(after * logits, noise)), noise, after)
+            v = self.visible.draw(links.shift(_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
         return log_weight
 
 
-def _bernoulli(logits: Tensor, noise: Rng) -> Tensor:
-    """Draws of 0 or 1, float32."""
-    return (noise.uniform(logits.shape[1]) < torch.sigmoid(logits)).float()
+@dataclass
+class _Links:
+    """What each layer tells the other, with the weights made ready for many steps."""
+
+    up: Tensor  # (D, H)
+    up_bias: Tensor  # (H,)
+    down: Tensor  # (H, D)
+    down_bias: Tensor  # (D,)
+
+    def logits(self, v: Tensor) -> Tensor:
+        """v (B, D), as it is -> logits of p(h|v), (B, H)."""
+        return (v @ self.up).to(v.dtype) + self.up_bias
+
+    def shift(self, h: Tensor) -> Tensor:
+        """What hidden units (B, H) add to the biases of the visible ones, (B, D)."""
+        return (h @ self.down).to(h.dtype) + self.down_bias
+
+
+def _bernoulli(p: Tensor, noise: Rng) -> Tensor:
+    """Draws of 0 or 1 with probabilities p (B, N), float32."""
+    return noise.uniform(p.shape[1]).lt_(p)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """As autocast gives it to a matrix product, for several of them; 0 and 1 stay what they are."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def _schedule(temperatures: int) -> list[float]:
@@ -334,6 +366,16 @@ def _log_mean(log_weights: Tensor) -> tuple[float, float]:
 
 def _log_sum(blocks: Iterator[Tensor]) -> float:
     return float(torch.logsumexp(torch.stack([torch.logsumexp(block, 0) for block in blocks]), 0))
+
+
+class _CoarseStream(StepStream):
+    """The noise of a training step with uniform numbers of 16 bits, which cost half as much as those of torch."""
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        count = len(self) * math.prod(shape)
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
+        bits = words.random_(-(2**63), None, generator=self.generator).view(torch.int16)[:count]
+        return bits.to(dtype).mul_(2**-16).add_(0.5 + 2**-17).view(len(self), *shape)
 
 
 class _ChainStreams:
@@ -417,7 +459,8 @@ class _Bernoulli(nn.Module):
 
     def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
         logits = self.bias + shift
-        return _bernoulli(logits if beta == 1 else torch.lerp(torch.logit(self.mean), logits, beta), noise)
+        return _bernoulli(torch.sigmoid(logits if beta == 1 else torch.lerp(torch.logit(self.mean), logits, beta)),
+                          noise)
 
 
 class _Gaussian(nn.Module):
