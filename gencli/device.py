@@ -1,13 +1,15 @@
 """Devices, precision, threads and processes: what the machine has and what is used of it."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.modules import module as registration
 
 from gencli.errors import ResourceError, UsageError
 
@@ -109,6 +111,31 @@ class Processes:
         """Leave the group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def room_for(copies: int) -> Iterator[None]:
+    """Within the block no model may be built that needs more memory than the machine has, with `copies` of each weight.
+
+    Raises:
+        ResourceError: as soon as the weights registered so far are too many. None of them need have been written to:
+            the system promises more memory than there is, and ends a process that takes it at its word.
+    """
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    needed = 0
+
+    def count(module: Any, name: str, parameter: Tensor | None) -> None:
+        nonlocal needed
+        needed += 0 if parameter is None else copies * parameter.nbytes
+        if needed > there:
+            raise ResourceError(f"a model of this size needs more than {needed / 2**30:.0f} GiB, and the machine has "
+                                f"{there / 2**30:.0f}; choose a smaller one")
+
+    hook = registration.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

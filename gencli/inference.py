@@ -24,19 +24,23 @@ def shard(n: int, part: int, parts: int) -> range:
 
 @torch.no_grad()
 def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, prompt: Tensor | None = None,
-           **options: Any) -> Iterator[Batch]:
+           frames: int = 0, **options: Any) -> Iterator[Batch]:
     """Examples of these numbers from the endless sequence that (model, seed, label, prompt, options) stands for.
 
     Args:
         label: class number that a conditional model is given.
         prompt: (P,) int64 tokens that a text begins with.
-        options: keyword-only options of the family's `sample`.
+        frames: instead of each example so many states of its making, the last being the example.
+        options: keyword-only options of the family's `sample`, or `film`.
     """
     for block, positions in _blocks(numbers, model.block):
         rng = ExampleStreams(seed, block, "sample", model.device)
         labels = None if label is None else torch.full((len(rng),), label, device=model.device)
         given = Given(labels, None if prompt is None else prompt.to(model.device))
-        yield model.sample(rng, given, **options)[positions.to(model.device)].to("cpu")
+        if frames:
+            yield _in_turn(model.film(rng, frames, given, **options), positions)
+        else:
+            yield model.sample(rng, given, **options)[positions.to(model.device)].to("cpu")
 
 
 @torch.no_grad()
@@ -59,8 +63,8 @@ def encode(model: Model, data: Dataset, seed: int = 0, **options: Any) -> Iterat
 
 
 @torch.no_grad()
-def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, **options: Any) -> Iterator[Batch]:
-    """Codes (B, ...) in blocks of any size -> examples."""
+def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, **options: Any) -> Iterator[Batch]:
+    """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making."""
     expected = tuple(code_shape(model))
     start = 0
     for codes in blocks:
@@ -75,7 +79,11 @@ def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, **options: Any
         for i in range(0, len(filled), model.block):
             part = filled[i : i + model.block]
             rng = ExampleStreams(seed, torch.arange(start + i, start + i + len(part)), "decode", model.device)
-            yield model.decode(part, rng, **options)[: max(0, len(codes) - i)].to("cpu")
+            count = min(len(part), max(0, len(codes) - i))
+            if frames:
+                yield _in_turn(model.film(rng, frames, code=part, **options), torch.arange(count))
+            else:
+                yield model.decode(part, rng, **options)[:count].to("cpu")
         start += len(codes)
 
 
@@ -100,6 +108,11 @@ def interpolate(model: Model, corners: list[Tensor], frames: int, seed: int = 0,
         raise UsageError("a path needs at least two ends; give two examples, two --seeds or --latents with two codes")
     for path in paths:
         yield from decode(model, [path.cpu()], seed, **options)
+
+
+def _in_turn(states: list[Batch], positions: Tensor) -> Batch:
+    """The states of each of these examples, one example after the other."""
+    return Batch(torch.stack([state.x.cpu()[positions] for state in states], dim=1).flatten(0, 1))
 
 
 def _blocks(numbers: range, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -266,11 +266,11 @@ class Model(nn.Module):
 
     @classmethod
     def abilities(cls) -> set[str]:
-        """What the class can do, from the methods it defines: verbs, "decode", "classify" and "log_prob".
+        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
 
         "label" and "prompt", which `Given` is for, cannot be told from a method; the registry lists them.
         """
-        own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob")
+        own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters")
                if getattr(cls, name) is not getattr(Model, name)}
         able = {"train", "evaluate", "export"} | (own - {"prior"})
         if {"prior", "decode"} <= own:
@@ -309,6 +309,13 @@ class Model(nn.Module):
     def sample(self, rng: Rng, given: Given | None = None) -> Batch:
         """B new examples, B = len(rng). Default: decode codes drawn from the prior."""
         return self.decode(self.prior(rng), rng)
+
+    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None) -> list[Batch]:
+        """The making of B examples in `frames` >= 2 states, the last of which is what `sample` gives.
+
+        With `code` (B, *code) that of what `decode` gives.
+        """
+        raise NotImplementedError
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Examples -> codes (B, *code), float."""
@@ -350,6 +357,13 @@ class Model(nn.Module):
         """Log-probabilities of the classes, log p(y|x) in nats, (B, K)."""
         raise NotImplementedError
 
+    def findings(self) -> dict[str, Any]:
+        """What scoring found out about these weights and is dear to find again, as JSON: the model file keeps it."""
+        return {}
+
+    def load_findings(self, found: dict[str, Any]) -> None:
+        """Take up what `findings` gave; ValueError, TypeError or LookupError if it is none of that."""
+
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
@@ -360,6 +374,10 @@ class Model(nn.Module):
         """What `export` writes to ONNX and torch.export. Default: the decoder, from `code` to `x`."""
         code = self.prior(ExampleStreams(0, torch.arange(2)))
         return Graph(_Decoder(self), {"code": code}, ["x"])
+
+    def filters(self) -> Tensor:
+        """What each feature of the model looks for, as weights of an example, (N, *example)."""
+        raise NotImplementedError
 
     @property
     def device(self) -> torch.device:

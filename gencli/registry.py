@@ -66,7 +66,7 @@ _BUILT_IN = (
     Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
            ("image", "vector"), (*VERBS, "log_prob")),
     Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
-           ("image", "vector"), (*VERBS, "log_prob")),
+           ("image", "vector"), (*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
            ("image", "vector"), ("train", "encode", "evaluate", "export", "classify")),
 )

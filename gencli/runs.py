@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Card(BaseModel):
     fingerprint: str = ""  # of the training data
     steps: int = 0
     seed: int = 0
+    findings: dict[str, Any] = {}  # what the model knows of its weights since it was evaluated
     gencli: str = __version__
 
 
@@ -82,7 +83,8 @@ def build(family: str, config: dict[str, Any], spec: AnySpec) -> Model:
 
 
 def model_bytes(model: Model, card: Card) -> bytes:
-    """A model file: the weights, and the card as JSON in the metadata."""
+    """A model file: the weights, and the card, with what the model has found out, as JSON in the metadata."""
+    card = card.model_copy(update={"findings": model.findings()})
     return to_bytes(model.state_dict(), {_KEY: card.model_dump_json()})
 
 
@@ -90,6 +92,28 @@ def save_model(path: str | Path, model: Model, card: Card) -> None:
     """Publish a model file."""
     with publish(path) as file:
         file.write(model_bytes(model, card))
+
+
+def keep_findings(run: str | Path, model: Model, card: Card) -> None:
+    """Publish a loaded model again if it has found out anything since; not if another has taken its place.
+
+    Raises:
+        LockedError: a training holds the run. ResourceError: the file cannot be written.
+    """
+    if model.findings() == card.findings:
+        return
+    path = model_path(run)
+    folder = Run(path.parent)
+    in_run = folder.started and path.name == "model.safetensors"
+    with folder if in_run else nullcontext():
+        there, same = load_model(path)
+        known = there.state_dict()
+        if same != card or not all(torch.equal(known[name], t.cpu()) for name, t in model.state_dict().items()):
+            return
+        if in_run:
+            folder.publish(path.name, model_bytes(model, card))
+        else:
+            save_model(path, model, card)
 
 
 def model_path(run: str | Path) -> Path:
@@ -142,6 +166,10 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
         except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # sizes that no tensor can have
             raise ModelError(f"{path}: no model can be built from its description: {_first_line(error)}") from error
         load_weights(model, path)
+        try:
+            model.load_findings(card.findings)
+        except (ValueError, TypeError, LookupError) as error:
+            raise ModelError(f"{path}: what was found out about the model is damaged: {_first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False), card
 
 

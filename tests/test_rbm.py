@@ -1,12 +1,16 @@
 """The restricted Boltzmann machine against sums over all states, quadrature, and the likelihood's own gradient."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
+from gencli import runs
 from gencli.device import autocast
+from gencli.errors import LockedError
 from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
 from gencli.model import Batch, ImageSpec, VectorSpec
 from gencli.rng import ExampleStreams, StepStream, generator
@@ -87,17 +91,18 @@ def test_the_density_of_gaussian_units_integrates_to_one():
 def test_annealing_finds_the_exact_log_z_both_ways(spec):
     model = machine(spec, hidden=7, size=1.5 if spec is BINARY else 1.0)
     truth = model.log_partition().value
-    found = model.ais(chains=400, temperatures=300, seed=1)
-    assert found.kind == "estimate" and found.error < 0.1
+    found = model.ais(chains=400, temperatures=300, ais_seed=1)
+    assert found.kind == "estimate" and found.error < 0.1 and found.reverse_error < 0.1
     assert abs(found.value - truth) < 4 * found.error
+    assert abs(found.reverse - truth) < 4 * found.reverse_error
     start = model.visible.standardise(model.sample(rng(400), steps=50, draw=True).x)
-    reverse = model._reverse_ais(start, 300, seed=1)
-    assert reverse.error < 0.1 and abs(reverse.value - truth) < 4 * reverse.error
+    reverse, error = model._reverse_ais(start.flatten(1), 300, StepStream(400, generator("reverse")))
+    assert error < 0.1 and abs(reverse - truth) < 4 * error
 
 
 def test_the_error_bar_of_annealing_is_the_spread_over_seeds():
     model = machine(hidden=7, size=1.5)
-    found = [model.ais(chains=50, temperatures=50, seed=seed) for seed in range(60)]
+    found = [model.ais(chains=50, temperatures=50, ais_seed=seed) for seed in range(60)]
     values, errors = np.array([f.value for f in found]), np.array([f.error for f in found])
     assert 0.7 < np.sqrt((errors**2).mean()) / values.std() < 1.4
     assert abs(values.mean() - model.log_partition().value) < 4 * values.std() / np.sqrt(60) + 0.02
@@ -108,20 +113,48 @@ def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
     model = machine(spec, hidden=25, size=0.3)
     x = (torch.rand(3, *spec.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
     calls, ais = [], RBM.ais
-    monkeypatch.setattr(RBM, "ais", lambda self, *args: calls.append(args) or ais(self, *args))
+    monkeypatch.setattr(RBM, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
     first = model.scores(Batch(x), rng(3), temperatures=100)["nll"]
     again = model.scores(Batch(x), rng(3, 9), temperatures=100)["nll"]
     assert torch.equal(first.values, again.values) and len(calls) == 1 and first.kind == "estimate"
     other = model.scores(Batch(x), rng(3), temperatures=1000, chains=200, ais_seed=1)["nll"]
     error = np.hypot(first.protocol["log_z_error"], other.protocol["log_z_error"])
     assert abs(float((first.values - other.values).detach().mean())) < 4 * error + 1e-5
-    log_z, reverse = model.diagnose([Batch(x.repeat(20, 1, 1, 1))])
+    log_z, reverse, from_data = model.diagnose([Batch(x.repeat(20, 1, 1, 1))])
     assert len(calls) == 2, "diagnose tells of the log Z of the scores"
     assert log_z.value == other.protocol["log_z"] and log_z.error == other.protocol["log_z_error"]
-    assert abs(reverse.value - log_z.value) < 5 * np.hypot(log_z.error, reverse.error)
+    for way_back in (reverse, from_data):
+        assert abs(way_back.value - log_z.value) < 5 * np.hypot(log_z.error, way_back.error)
     with torch.no_grad():
         model.bias.add_(1)
     assert model.log_partition(200, 1000, 1).value > log_z.value + 1 and len(calls) == 3
+
+
+def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_states():
+    from gencli.data import DataSettings, load
+
+    data = load("digits", DataSettings(binarize="dynamic"))
+    torch.manual_seed(0)
+    model = RBM(RBMConfig(hidden=16, chains=64), data.spec)
+    settings = TrainSettings(steps=400, batch_size=64, lr=5e-3, schedule="cosine", preview_every=0, precision="fp32")
+    model = Trainer(model, data, settings).run().model
+    truth = model.log_partition()
+    assert truth.kind == "exact"
+    found = model.ais(chains=100, temperatures=3000, ais_seed=0)
+    assert abs(found.value - truth.value) < 0.2 and found.error < 0.1
+    assert abs(found.reverse - truth.value) < 0.2
+
+
+def test_reverse_annealing_from_draws_that_are_none_errs():
+    """The way back is right from exact draws alone, which the data is not where the chains do not mix."""
+    model = machine(hidden=7, size=1.5)
+    truth, noise = model.log_partition().value, StepStream(2000, generator("reverse"))
+    p = torch.softmax(log_joint(model).logsumexp(1), 0)
+    exact = states(8).float()[torch.multinomial(p, 2000, True, generator=torch.Generator().manual_seed(0))]
+    value, error = model._reverse_ais(exact, 30, noise)
+    assert abs(value - truth) < 4 * error + 0.02
+    rarest = states(8).float()[p.argmin()].expand(2000, -1)
+    assert abs(model._reverse_ais(rarest, 3, noise)[0] - truth) > 1
 
 
 def test_samples_have_the_moments_of_the_model():
@@ -194,6 +227,114 @@ def test_a_resumed_run_takes_its_chains_up(gencli, tmp_path, small_data, monkeyp
     gencli("train", "rbm", str(small_data["image"]), "-o", "cut", "--resume", *options)
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def wide_run(gencli, small_data) -> str:
+    """A run with too many units for the sum over all states."""
+    gencli("train", "rbm", str(small_data["image"]), "-o", "wide", "--hidden", "25", "--chains", "16", "--steps", "20",
+           "--batch-size", "16", "--binarize", "threshold", "-q")
+    return "wide"
+
+
+def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, small_data, monkeypatch):
+    calls, ais = [], RBM.ais
+    monkeypatch.setattr(RBM, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
+
+    def nll(*options, model=wide_run):
+        report = gencli("evaluate", model, str(small_data["image"]), "--draw", "0", "--reconstruct", "0", "--json",
+                        *options).json()
+        return next(m["value"] for m in report["metrics"] if m["name"] == "nll")
+
+    weights = runs.load_model(wide_run)[0].state_dict()
+    first = nll("--set", "chains=20", "--set", "temperatures=60")
+    card = runs.read_card(wide_run)
+    assert len(calls) == 1 and card.findings["log_z"]["protocol"]["chains"] == 20
+    assert nll() == first and nll("--set", "temperatures=60") == first and len(calls) == 1, "it is used again"
+    gencli("export", wide_run, "-o", "copy.safetensors")
+    assert nll(model="copy.safetensors") == first and len(calls) == 1
+    model, _ = runs.load_model(wide_run)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights.items())
+    assert nll("--set", "temperatures=90") != first and len(calls) == 2
+    assert runs.read_card(wide_run).findings["log_z"]["protocol"]["temperatures"] == 90
+    again = runs.read_card(wide_run).model_copy(update={"findings": card.findings})
+    assert again == card
+    gencli("train", "rbm", str(small_data["image"]), "-o", wide_run, "--resume", "--steps", "30", "--hidden", "25",
+           "--chains", "16", "--batch-size", "16", "--binarize", "threshold", "-q")
+    assert runs.read_card(wide_run).findings == {}
+    nll("--set", "temperatures=60")
+    assert len(calls) == 3
+
+
+def test_what_was_found_about_a_model_is_not_written_over_another(gencli, wide_run, small_data):
+    model, card = runs.load_model(wide_run)
+    model.log_partition(chains=4, temperatures=5)
+    with torch.no_grad():
+        other = model.clone()
+        other.bias.add_(1)
+    runs.save_model("other.safetensors", other, card)
+    before = Path("other.safetensors").read_bytes()
+    runs.keep_findings("other.safetensors", model, card)
+    assert Path("other.safetensors").read_bytes() == before
+    assert runs.load_model("other.safetensors")[0].findings() == {}, "what is known of other weights is forgotten"
+    with runs.Run(wide_run), pytest.raises(LockedError):
+        runs.keep_findings(wide_run, model, card)
+
+
+def test_damaged_findings_are_one_line(gencli, wide_run):
+    model, card = runs.load_model(wide_run)
+    model.findings = lambda: {"log_z": {"value": 3}}
+    runs.save_model("damaged.safetensors", model, card)
+    error = gencli("sample", "damaged.safetensors", "-n", "1", "-o", "x.png", code=4).stderr
+    assert "found out about the model is damaged" in error and error.count("\n") == 1
+
+
+def test_a_film_shows_the_chain_that_ends_in_the_sample(gencli, small_run, small_data, tmp_path):
+    run = str(small_run("rbm", "image"))
+    gencli("sample", run, "-n", "2", "--film", "5", "--set", "steps=8", "-o", "film.npz")
+    gencli("sample", run, "-n", "2", "--set", "steps=8", "-o", "ends.npz")
+    film, ends = (np.load(tmp_path / name, allow_pickle=False)["images"] for name in ("film.npz", "ends.npz"))
+    assert len(film) == 10 and np.array_equal(film[[4, 9]], ends)
+    assert not np.array_equal(film[0], film[1])
+    gencli("sample", run, "-n", "1", "--film", "5", "-o", "chain.gif")
+    frames = ImageSequence.Iterator(Image.open(tmp_path / "chain.gif"))
+    assert sum(frame.info["duration"] for frame in frames) == 5 * 100  # equal ones may be stored as one
+    error = gencli("sample", str(small_run("gaussian", "image")), "--film", "5", "-o", "x.gif", code=2).stderr
+    assert "cannot film" in error and "rbm" in error and error.count("\n") == 1
+
+
+def test_chains_can_start_at_data(gencli, small_run, small_data, tmp_path):
+    run = str(small_run("rbm", "image"))
+    gencli("encode", run, str(small_data["image"]), "--limit", "3", "-o", "codes.npz")
+    for name, options in {"start": [], "end": ["--set", "steps=9"],
+                          "film": ["--film", "4", "--set", "steps=9"]}.items():
+        gencli("sample", run, "--latents", "codes.npz", *options, "-o", f"{name}.npz")
+    start, end, film = (np.load(tmp_path / f"{name}.npz", allow_pickle=False)["images"]
+                        for name in ("start", "end", "film"))
+    assert len(film) == 12 and np.array_equal(film[3::4], end) and not np.array_equal(start, end)
+
+
+def test_filters_are_a_sheet_of_the_weights(gencli, small_run, tmp_path):
+    gencli("export", str(small_run("rbm", "image")), "-o", "filters.png")
+    sheet = np.asarray(Image.open(tmp_path / "filters.png")).astype(float)
+    assert sheet.shape == (2 * (9 + 2) + 2, 2 * (7 + 2) + 2)
+    model, _ = runs.load_model(small_run("rbm", "image"))
+    first = model.weight[:, 0].detach().view(9, 7).numpy()
+    assert np.allclose(sheet[2:11, 2:9], 127.5 + 127.5 * first / np.abs(first).max(), atol=0.51)
+    for run, sentence in ((small_run("rbm", "vector"), "a model of images"), (small_run("gmm", "image"), "filters")):
+        error = gencli("export", str(run), "-o", "none.png", code=2).stderr
+        assert sentence in error and error.count("\n") == 1 and not (tmp_path / "none.png").exists()
+
+
+def test_more_units_than_memory_are_one_line(gencli, small_data):
+    error = gencli("train", "rbm", str(small_data["image"]), "-o", "run", "--binarize", "fixed", "--hidden", "40000000",
+                   code=7).stderr
+    assert "choose a smaller" in error and error.count("\n") == 1
+
+
+def test_data_of_another_kind_is_one_line(gencli, small_run, small_data):
+    error = gencli("evaluate", str(small_run("rbm", "image")), str(small_data["vector"]), code=3).stderr
+    assert "the model takes" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("options", "code", "sentence"), [

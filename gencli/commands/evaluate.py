@@ -74,6 +74,10 @@ def evaluate(
         "passed": all(result["passed"] for result in results),
     }
     _keep(Path(run), examples, document, console)
+    try:
+        runs.keep_findings(run, model, card)
+    except GencliError as error:
+        console.note(f"what was found out about the model is not kept in it: {error}")
     console.result(document, _table(found))
     failed = [f"{result['requirement']} ({result['reason']})" for result in results if not result["passed"]]
     if failed:

@@ -9,20 +9,22 @@ import torch
 import typer
 from torch import Tensor
 
-from gencli import runs
+from gencli import registry, runs
 from gencli.commands import options
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError
-from gencli.model import Graph
+from gencli.model import Batch, Graph, ImageSpec, Model
 from gencli.publish import publish, publish_text, require_writable
+from gencli.streams import open_writer
 
-_ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md"}
+_ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md", "filters": ".png"}
 
 
 def export(
     run: options.RunArgument,
     output: Annotated[str, typer.Option("-o", "--output", help="FILE.onnx, FILE.pt2 (torch.export), FILE.safetensors "
-                                                               "(one file for gencli) or FILE.md (model card).")],
+                                                               "(one file for gencli), FILE.md (model card) or "
+                                                               "FILE.png (its filters, in families that have them).")],
     format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
                                                help="Format, instead of the ending of --output.")] = None,
     quiet: options.Quiet = False,
@@ -43,6 +45,8 @@ def export(
         from gencli.commands.train import model_card
 
         publish_text(output, model_card(card, {}))
+    elif chosen == "filters":
+        _filters(output, model, card)
     else:
         graph = model.graph()
         content, difference = (_onnx if chosen == "onnx" else _torch_export)(graph)
@@ -54,6 +58,17 @@ def export(
                      f"differs from torch by at most {difference:.2g}")
     if json:
         console.result(document, "")
+
+
+def _filters(output: str, model: Model, card: runs.Card) -> None:
+    """A sheet of the filters, each as bright as can be: 0 is grey, the largest weight black or white."""
+    registry.require(card.family, "filters")
+    if not isinstance(model.spec, ImageSpec):
+        raise UsageError(f"the filters of a model of {model.spec.kind}s are no pictures; it needs a model of images")
+    weights = model.filters()
+    largest = weights.flatten(1).abs().amax(1).clamp(min=torch.finfo(weights.dtype).tiny).view(-1, 1, 1, 1)
+    with open_writer(output, model.spec.model_copy(update={"levels": 256}), format="png", total=len(weights)) as writer:
+        writer.write(Batch(0.5 + 0.5 * weights / largest))
 
 
 def _onnx(graph: Graph) -> tuple[bytes, float]:

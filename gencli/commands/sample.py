@@ -20,6 +20,8 @@ def sample(
     prompt: Annotated[str | None, typer.Option("--prompt", help="What a text begins with.")] = None,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
+    film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
+                                             "so many frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
     shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
                                                                              "are the whole.")] = None,
     shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of so many examples into "
@@ -39,18 +41,20 @@ def sample(
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the examples to a file with -o FILE")
-    if shard_size and (latents or output in (None, "-")):
-        raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents out")
+    if shard_size and (latents or film or output in (None, "-")):
+        raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents and "
+                         "--film out")
     numbers = _shard(shard, number, shard_size or 1)
     card = runs.read_card(run)
-    registry.require(card.family, "sample")
+    registry.require(card.family, "film" if film else "sample")
     # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
-    total = None if latents else len(numbers)
+    frames = film or 1
+    total = None if latents else frames * len(numbers)
     meta = {"family": card.family, "seed": seed}
 
     def open_writer(path: str | None, part: range) -> streams.Writer:
-        return streams.open_writer(path, card.spec, format=format, total=None if latents else len(part),
-                                   start=part.start, meta=meta)
+        return streams.open_writer(path, card.spec, format=format, start=frames * part.start, meta=meta,
+                                   total=None if latents else frames * len(part))
 
     opened: streams.Writer | streams.Shards
     if shard_size and output:
@@ -64,16 +68,16 @@ def sample(
         model, _ = runs.load_model(run, devices.pick(device))
         with devices.memory_explained("use a larger machine or --device cpu"), console.progress("sample") as progress:
             if latents:
-                given = options.parse_set(set, model.decode)
+                given = options.parse_set(set, model.film if film else model.decode)
                 codes = (block.values for block in streams.read_codes(latents, block=model.block))
-                batches = inference.decode(model, codes, seed, **given)
+                batches = inference.decode(model, codes, seed, film or 0, **given)
             else:
-                given = options.parse_set(set, model.sample)
+                given = options.parse_set(set, model.film if film else model.sample)
                 condition = class_number(card, label), tokens(card, prompt)
                 parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
-                total = sum(map(len, parts))
+                total = frames * sum(map(len, parts))
                 batches = itertools.chain.from_iterable(
-                    inference.sample(model, part, seed, *condition, **given) for part in parts)
+                    inference.sample(model, part, seed, *condition, film or 0, **given) for part in parts)
             done = 0
             for batch in batches:
                 writer.write(batch)

@@ -141,19 +141,23 @@ class Settings:
         import torch
 
         from gencli import runs
-        from gencli.device import memory_explained
+        from gencli.device import memory_explained, room_for
         from gencli.rng import derive_seed
 
         torch.manual_seed(derive_seed(self.training.seed, "weights"))
-        with memory_explained("choose a smaller model"):
+        with memory_explained("choose a smaller model"), room_for(self.copies):
             return runs.build(self.family, self.model.model_dump(), self.examples.spec)
+
+    @property
+    def copies(self) -> int:
+        """Numbers held for each weight: itself, its gradient, two of the optimiser, its average."""
+        return 4 + (1 if self.training.ema else 0)
 
     def size(self) -> dict[str, int]:
         """The number of parameters, and the bytes of weights, gradients, optimiser, average and data."""
         parameters = sum(p.numel() for p in self.build().parameters())
-        copies = 4 + (1 if self.training.ema else 0)
         examples = getattr(self.examples.examples, "nbytes", 0)
-        return {"parameters": parameters, "memory": 4 * copies * parameters + examples}
+        return {"parameters": parameters, "memory": 4 * self.copies * parameters + examples}
 
 
 def _prepare(run: "Run", settings: Settings, resume: bool, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ standardised units (Cho et al. 2011). Grey values as Bernoulli means have no lik
 
 log p(x) = -F(x) - log Z. With at most 20 hidden (or binary visible) units log Z is summed over all states, else it is
 estimated by annealed importance sampling (AIS) from the base rates: Salakhutdinov & Murray 2008, "On the Quantitative
-Analysis of Deep Belief Networks".
+Analysis of Deep Belief Networks". It is kept in the model file, and used as long as the weights stay what they are.
 
 Shapes: B batch, D visible and H hidden units, M chains.
 """
@@ -21,13 +21,13 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
@@ -61,14 +61,17 @@ class RBMConfig(FamilyConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of the gradient.")
 
 
-@dataclass(frozen=True)
-class LogPartition:
-    """log Z in nats, the standard error of an estimate, and how it was found."""
+class LogPartition(BaseModel):
+    """log Z in nats and how it was found; of an estimate also the standard error, and that of the way back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     error: float | None = None
     kind: Literal["exact", "estimate"] = "exact"
-    protocol: dict[str, Any] = field(default_factory=dict)
+    reverse: float | None = None  # annealed from the model to the base rates
+    reverse_error: float | None = None
+    protocol: dict[str, Any] = {}
 
 
 class RBM(Model):
@@ -89,11 +92,12 @@ class RBM(Model):
             raise DataError(f"the visible units of an rbm are binary, but the pictures have "
                             f"{spec.levels or 'real'} grey values; add --binarize dynamic (or fixed, or threshold)")
         self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)
-        self.weight = nn.Parameter(0.01 * torch.randn(spec.size, config.hidden))
+        self.weight = nn.Parameter(torch.empty(spec.size, config.hidden))
+        nn.init.normal_(self.weight, std=0.01)
         self.bias = nn.Parameter(torch.full((config.hidden,), math.log(ACTIVITY / (1 - ACTIVITY))))
         chains = config.chains if config.chain == "pcd" else 0
         self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
-        self._log_z: tuple[str, LogPartition] | None = None  # the last one found, and of what
+        self._log_z: tuple[str, LogPartition] | None = None  # the last one found, and a digest of its weights
 
     # --- the two conditional distributions and the marginal
 
@@ -170,10 +174,15 @@ class RBM(Model):
 
     def prior(self, rng: Rng) -> Tensor:
         """Hidden states of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
-        return self._draw_hidden(_ChainStreams(rng), 1000)
+        return self._chain(_ChainStreams(rng), [1000])[-1]
 
-    def _draw_hidden(self, noise: Rng, steps: int) -> Tensor:
-        return self.gibbs((noise.uniform(self.config.hidden) < 0.5).float(), steps, noise)
+    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
+        """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
+        states = [_bernoulli(torch.full((len(noise), self.config.hidden), 0.5, device=self.device)
+                             if code is None else code, noise)]
+        for count in steps:
+            states.append(self.gibbs(states[-1], count, noise))
+        return states
 
     def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
         """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
@@ -183,18 +192,30 @@ class RBM(Model):
         Raises:
             UsageError: `steps` is negative.
         """
+        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
+
+    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
+             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
+        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from coin flips."""
         if steps < 0:
             raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
         noise = _ChainStreams(rng)
-        h = self._draw_hidden(noise, steps)
-        return self.decode(h, noise, draw=isinstance(self.spec, VectorSpec) if draw is None else draw)
+        times = torch.linspace(0, steps, frames).round().long()
+        states = self._chain(noise, times.diff().tolist(), code)
+        drawn = isinstance(self.spec, VectorSpec) if draw is None else draw
+        return [self.decode(h, noise, draw=drawn) for h in states]
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """p(h = 1 | v), (B, H) in [0, 1]."""
         return torch.sigmoid(self.hidden_logits(self.visible.standardise(batch.x)))
 
-    def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
-        """The mean of p(v|h) for hidden units (B, H), or with `draw` and `rng` a draw from it."""
+    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
+        """The mean of p(v|h) for hidden units (B, H), or with `draw` a draw from it.
+
+        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
+        """
+        if steps and rng is not None:
+            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
         shift = self._links().shift(code)
         v = self.visible.draw(shift, rng) if draw and rng is not None else self.visible.expect(shift)
         return Batch(self.visible.restore(v).unflatten(1, self.spec.shape))
@@ -204,10 +225,14 @@ class RBM(Model):
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return (1 - t) * a + t * b
 
+    def filters(self) -> Tensor:
+        """The weights of each hidden unit, (H, *example), as it sees an example."""
+        return self.visible.scale_weight(self.weight).T.unflatten(1, self.spec.shape)
+
     # --- score
 
-    def log_prob(self, batch: Batch, rng: Rng, *, chains: int = 100, temperatures: int = 10_000,
-                 ais_seed: int = 0) -> Tensor:
+    def log_prob(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
+                 ais_seed: int | None = None) -> Tensor:
         """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are."""
         return self._log_prob(batch, self.log_partition(chains, temperatures, ais_seed))
 
@@ -215,8 +240,8 @@ class RBM(Model):
         free_energy = self.free_energy(self.visible.standardise(batch.x)).double()
         return -free_energy - log_z.value - self.visible.log_scale()
 
-    def scores(self, batch: Batch, rng: Rng, *, chains: int = 100, temperatures: int = 10_000,
-               ais_seed: int = 0) -> dict[str, Score]:
+    def scores(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
+               ais_seed: int | None = None) -> dict[str, Score]:
         """`nll` in nats; an estimate where log Z is one, whose error is common to all examples and stands beside it."""
         log_z = self.log_partition(chains, temperatures, ais_seed)
         protocol: dict[str, Any] = {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol}
@@ -225,46 +250,82 @@ class RBM(Model):
         return {"nll": Score(-self._log_prob(batch, log_z), "nats", log_z.kind, protocol=protocol)}
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
-        """`log_z`; of an estimate also `log_z_reverse`, found by annealing the other way.
+        """`log_z`; of an estimate also `log_z_reverse` and `log_z_from_data`, found by annealing the other way.
 
-        AIS tends to miss modes, so its log Z is too small and flatters the model. Chains that start at the data, make
-        100 Gibbs steps and are annealed back to the base rates tend to err to the other side (Burda et al. 2015,
-        arXiv:1412.8566): if both agree, either can be trusted.
+        With few temperatures AIS errs to a smaller log Z, which flatters the model, and its way back to a larger one:
+        `log_z_reverse` starts where the forward runs ended, drawn by their weights (bidirectional Monte Carlo, Grosse
+        et al. 2015, arXiv:1511.02543, with these for exact samples). If they agree the annealing is slow enough.
+
+        Modes that no forward run found are in neither; `log_z_from_data`, which starts at data and 100 Gibbs steps, is
+        then larger by far. It is larger by a little where the chains do not mix: data visits other modes more often.
         """
-        log_z = self._log_z[1] if self._log_z else self.log_partition()
-        found = [Diagnostic("log_z", log_z.value, "nats", log_z.kind, log_z.error, log_z.protocol)]
-        if log_z.kind == "estimate":
-            chains, temperatures = log_z.protocol["chains"], log_z.protocol["temperatures"]
-            x = torch.cat(list(itertools.islice((batch.x for batch in batches), -(-chains // self.block))))[:chains]
-            reverse = self._reverse_ais(self.visible.standardise(x), temperatures, log_z.protocol["ais_seed"])
-            found.append(Diagnostic("log_z_reverse", reverse.value, "nats", "estimate", reverse.error,
-                                    {"chains": len(x), "temperatures": temperatures, "start": "data"}))
+        log_z = self.log_partition()
+        protocol = log_z.protocol
+        found = [Diagnostic("log_z", log_z.value, "nats", log_z.kind, log_z.error, protocol)]
+        if log_z.kind == "exact":
+            return found
+        assert log_z.reverse is not None  # an estimate has it
+        found.append(Diagnostic("log_z_reverse", log_z.reverse, "nats", "estimate", log_z.reverse_error, protocol))
+        chains, temperatures = protocol["chains"], max(1, protocol["temperatures"] // 10)
+        x = torch.cat(list(itertools.islice((batch.x for batch in batches), -(-chains // self.block))))[:chains]
+        noise = StepStream(len(x), generator(protocol["ais_seed"], "from data", device=self.device))
+        h = self.gibbs(_bernoulli(torch.sigmoid(self.hidden_logits(self.visible.standardise(x))), noise), 100, noise)
+        value, error = self._reverse_ais(self.visible.draw(self._links().shift(h), noise), temperatures, noise)
+        found.append(Diagnostic("log_z_from_data", value, "nats", "estimate", error,
+                                {**protocol, "chains": len(x), "temperatures": temperatures, "start": "data"}))
         return found
 
     # --- log Z
 
-    def log_partition(self, chains: int = 100, temperatures: int = 10_000, ais_seed: int = 0) -> LogPartition:
-        """log Z: the exact sum where the states can be enumerated, else by AIS. Found once for the same weights.
+    def findings(self) -> dict[str, Any]:
+        """log Z, if it is known for these weights."""
+        if self._log_z is None or self._log_z[0] != self._digest():
+            return {}
+        weights, log_z = self._log_z
+        return {"log_z": {"weights": weights, **log_z.model_dump()}}
+
+    def load_findings(self, found: dict[str, Any]) -> None:
+        """Take log Z up; it is used while the weights are the same."""
+        if "log_z" in found:
+            log_z = dict(found["log_z"])
+            self._log_z = log_z.pop("weights"), LogPartition(**log_z)
+
+    def _digest(self) -> str:
+        """Of everything that log Z is a function of."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in self.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def log_partition(self, chains: int | None = None, temperatures: int | None = None,
+                      ais_seed: int | None = None) -> LogPartition:
+        """log Z: the exact sum where the states can be enumerated, else by AIS.
+
+        The one that is known for these weights, if it was found as asked; else it is found now, and kept.
 
         Args:
-            chains: independent runs M, over which the weights are averaged.
-            temperatures: steps from the base rates to the model, close to each other towards its end.
-            ais_seed: of the noise of the runs, which are the same for all examples.
+            chains: independent runs M, over which the weights are averaged; 100 if nothing is known.
+            temperatures: steps from the base rates to the model, close to each other towards its end; 10,000.
+            ais_seed: of the noise of the runs, which are the same for all examples; 0.
 
         Raises:
             UsageError: too few chains or temperatures.
         """
-        if chains < 2 or temperatures < 1:
-            raise UsageError(f"chains={chains}, temperatures={temperatures}: AIS needs at least 2 chains, for its "
-                             f"error bar, and 1 temperature")
-        key = hashlib.blake2b(repr((chains, temperatures, ais_seed)).encode())
-        for tensor in self.state_dict().values():
-            key.update(tensor.cpu().numpy().tobytes())
-        if self._log_z is None or self._log_z[0] != key.hexdigest():
-            enumerable = self._enumerate()
-            self._log_z = key.hexdigest(), (self.ais(chains, temperatures, ais_seed) if enumerable is None else
-                                            LogPartition(_log_sum(enumerable)))
-        return self._log_z[1]
+        given = {"chains": chains, "temperatures": temperatures, "ais_seed": ais_seed}
+        asked = {name: value for name, value in given.items() if value is not None}
+        options = {"chains": 100, "temperatures": 10_000, "ais_seed": 0} | asked
+        if options["chains"] < 2 or options["temperatures"] < 1:
+            raise UsageError(f"chains={options['chains']}, temperatures={options['temperatures']}: AIS needs at least "
+                             f"2 chains, for its error bar, and 1 temperature")
+        weights = self._digest()
+        if self._log_z is not None and self._log_z[0] == weights:
+            known = self._log_z[1]
+            if known.kind == "exact" or asked.items() <= known.protocol.items():
+                return known
+        enumerable = self._enumerate()
+        found = self.ais(**options) if enumerable is None else LogPartition(value=_log_sum(enumerable))
+        self._log_z = weights, found
+        return found
 
     @torch.no_grad()
     def _enumerate(self) -> Iterator[Tensor] | None:
@@ -284,28 +345,34 @@ class RBM(Model):
         for part in torch.arange(2**units, device=self.device).split(4096):
             yield (part[:, None] >> torch.arange(units, device=self.device) & 1).double()
 
-    def ais(self, chains: int, temperatures: int, seed: int) -> LogPartition:
-        """log Z by annealing M chains from the base rates to the model, with its standard error."""
-        noise = StepStream(chains, generator(seed, "ais", device=self.device))
+    def ais(self, chains: int, temperatures: int, ais_seed: int) -> LogPartition:
+        """log Z by annealing M chains from the base rates to the model, and back from where they ended."""
+        noise = StepStream(chains, generator(ais_seed, "ais", device=self.device))
         v = self.visible.draw(torch.zeros(chains, self.spec.size, device=self.device), noise, 0.0)
-        log_mean, error = _log_mean(self._anneal(v, _schedule(temperatures), noise))
-        return LogPartition(self._base_log_partition() + log_mean, error, "estimate",
-                            {"method": "AIS", "chains": chains, "temperatures": temperatures, "ais_seed": seed})
+        log_weight, v = self._anneal(v, _schedule(temperatures), noise)
+        log_mean, error = _log_mean(log_weight)
+        # Systematic resampling: as many copies of each end as its weight says, to within one.
+        places = (torch.arange(chains, device=self.device) + noise.uniform()[0]) / chains
+        ends = torch.searchsorted(torch.softmax(log_weight, 0).cumsum(0), places.double()).clamp(max=chains - 1)
+        reverse, reverse_error = self._reverse_ais(v[ends], temperatures, noise)
+        return LogPartition(value=self._base_log_partition() + log_mean, error=error, kind="estimate",
+                            reverse=reverse, reverse_error=reverse_error,
+                            protocol={"method": "AIS", "chains": chains, "temperatures": temperatures,
+                                      "ais_seed": ais_seed})
 
-    def _reverse_ais(self, data: Tensor, temperatures: int, seed: int) -> LogPartition:
-        noise = StepStream(len(data), generator(seed, "reverse ais", device=self.device))
-        h = self.gibbs(_bernoulli(torch.sigmoid(self.hidden_logits(data)), noise), 100, noise)
-        v = self.visible.draw(self._links().shift(h), noise)
-        log_mean, error = _log_mean(self._anneal(v, _schedule(temperatures)[::-1], noise))
-        return LogPartition(self._base_log_partition() - log_mean, error, "estimate")
+    def _reverse_ais(self, v: Tensor, temperatures: int, noise: Rng) -> tuple[float, float]:
+        """log Z and its standard error by annealing draws v (M, D) of the model to the base rates."""
+        log_weight, _ = self._anneal(v, _schedule(temperatures)[::-1], noise)
+        log_mean, error = _log_mean(log_weight)
+        return self._base_log_partition() - log_mean, error
 
     def _base_log_partition(self) -> float:
         """log Z at temperature 0: the visible units at their base rates, every hidden unit either way."""
         return self.visible.base_log_partition() + self.config.hidden * math.log(2)
 
     @torch.no_grad()
-    def _anneal(self, v: Tensor, betas: list[float], noise: Rng) -> Tensor:
-        """Importance weights log p*_last / p*_first of chains v (M, D) led through p*_beta, (M,) float64.
+    def _anneal(self, v: Tensor, betas: list[float], noise: Rng) -> tuple[Tensor, Tensor]:
+        """Chains v (M, D) led through p*_beta: importance weights log p*_last / p*_first (M,) float64, and their ends.
 
         -log p*_beta(v) = (1 - beta) E_base(v) + beta (E(v) + E_centre(v)) - sum_j log(1 + exp(beta logit_j(v))), with
         E_centre(v) = ACTIVITY sum_j (logit_j(v) - bias_j)
@@ -318,7 +385,7 @@ class RBM(Model):
             centre = ACTIVITY * (logits - self.bias).sum(1)
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
             v = self.visible.draw(links.shift(_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
-        return log_weight
+        return log_weight, v
 
 
 @dataclass
