@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from gencli import runs
+from gencli.data import DataSettings, load
 from gencli.device import autocast
 from gencli.errors import LockedError
 from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
@@ -34,6 +35,8 @@ def machine(spec=BINARY, hidden=5, size=1.0, **options):
             parameter.normal_(0, size, generator=random)
         if spec is TABLE:
             model.visible.log_deviation.mul_(0.2).sub_(0.3)
+            model.visible.centre.copy_(torch.tensor(TABLE.mean))
+            model.visible.scale.copy_(torch.tensor(TABLE.scale))
         else:
             model.visible.mean.uniform_(0.2, 0.8, generator=random)
     return model
@@ -131,8 +134,6 @@ def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
 
 
 def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_states():
-    from gencli.data import DataSettings, load
-
     data = load("digits", DataSettings(binarize="dynamic"))
     torch.manual_seed(0)
     model = RBM(RBMConfig(hidden=16, chains=64), data.spec)
@@ -332,13 +333,29 @@ def test_more_units_than_memory_are_one_line(gencli, small_data):
     assert "choose a smaller" in error and error.count("\n") == 1
 
 
+def test_grey_pictures_have_gaussian_units_and_no_bits(gencli, small_data, tmp_path):
+    gencli("train", "rbm", str(small_data["image"]), "-o", "grey", "--hidden", "6", "--chains", "16", "--steps", "300",
+           "--batch-size", "32", "--lr", "5e-3", "-q")
+    model, _ = runs.load_model(tmp_path / "grey")
+    x = load(str(small_data["image"]), split="train").examples.flatten(1).numpy() / 255
+    assert np.allclose(model.visible.centre, x.mean(0), atol=1e-6)
+    assert np.allclose(model.visible.scale, x.std(0), atol=1e-6)
+    report = gencli("evaluate", "grey", str(small_data["image"]), "--draw", "0", "--json").json()
+    found = {metric["name"]: metric for metric in report["metrics"]}
+    assert found["nll"]["protocol"]["density"] and found["nll"]["kind"] == "exact" and "bpd" not in found
+    base = float(np.log(x.std(0)).sum()) + 63 / 2 * np.log(2 * np.pi * np.e)  # of independent pixels
+    assert found["nll"]["value"] < base - 5, "it has found the two classes"
+    gencli("sample", "grey", "-n", "40", "-o", "grey.npz")
+    drawn = np.load(tmp_path / "grey.npz", allow_pickle=False)["images"].reshape(40, -1) / 255
+    assert np.abs(drawn.mean(0) - x.mean(0)).max() < 0.25
+
+
 def test_data_of_another_kind_is_one_line(gencli, small_run, small_data):
     error = gencli("evaluate", str(small_run("rbm", "image")), str(small_data["vector"]), code=3).stderr
     assert "the model takes" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("options", "code", "sentence"), [
-    ([], 3, "add --binarize dynamic"),
     (["--binarize", "fixed", "--hidden", "0"], 2, "--hidden"),
     (["--binarize", "fixed", "--chain", "dbn"], 2, "--chain"),
 ])

@@ -7,8 +7,9 @@ apply as for any family. Visible units are centred at the mean of the data and h
 with (Montavon & Mueller 2012): the same models, but Adam would move the weights of all hidden units together, and the
 chains could not follow.
 
-Visible units are Bernoulli for binary data and Gaussian, with a learned deviation each, for rows of a table in
-standardised units (Cho et al. 2011). Grey values as Bernoulli means have no likelihood: grey pictures are refused.
+Visible units are Bernoulli for binary data and Gaussian, with a learned deviation each, in standardised units for rows
+of a table and grey or coloured pictures (Cho et al. 2011). The latter have a density of their values in [0, 1] as they
+are; grey values as Bernoulli means would have no likelihood.
 
 log p(x) = -F(x) - log Z. With at most 20 hidden (or binary visible) units log Z is summed over all states, else it is
 estimated by annealed importance sampling (AIS) from the base rates: Salakhutdinov & Murray 2008, "On the Quantitative
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from gencli.errors import DataError, UsageError
+from gencli.errors import UsageError
 from gencli.model import (
     AnySpec,
     Batch,
@@ -88,9 +89,6 @@ class RBM(Model):
     def __init__(self, config: RBMConfig, spec: AnySpec):
         super().__init__(config, spec)
         assert not isinstance(spec, TextSpec)  # `kinds` has none
-        if isinstance(spec, ImageSpec) and spec.levels != 2:
-            raise DataError(f"the visible units of an rbm are binary, but the pictures have "
-                            f"{spec.levels or 'real'} grey values; add --binarize dynamic (or fixed, or threshold)")
         self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)
         self.weight = nn.Parameter(torch.empty(spec.size, config.hidden))
         nn.init.normal_(self.weight, std=0.01)
@@ -539,24 +537,35 @@ class _Gaussian(nn.Module):
 
     def __init__(self, spec: ImageSpec | VectorSpec):
         super().__init__()
-        assert isinstance(spec, VectorSpec)
         self.bias = nn.Parameter(torch.zeros(spec.size))
         self.log_deviation = nn.Parameter(torch.zeros(spec.size))
         self.register_buffer("mean", torch.zeros(spec.size), persistent=False)
-        self.register_buffer("centre", torch.tensor(spec.mean), persistent=False)
-        self.register_buffer("scale", torch.tensor(spec.scale), persistent=False)
+        self.register_buffer("centre", torch.zeros(spec.size))
+        self.register_buffer("scale", torch.ones(spec.size))
+        self._picture = isinstance(spec, ImageSpec)
+        self._count, self._sum, self._squares = 0, *torch.zeros(2, spec.size, dtype=torch.float64)
 
     def accumulate(self, batch: Batch) -> None:
-        """Nothing to gather: the Spec has mean and scale."""
+        """Add up B examples and their squares."""
+        x = batch.x.flatten(1).double()
+        self._count += len(x)
+        self._sum += x.sum(0).cpu()
+        self._squares += x.square().sum(0).cpu()
 
     def finish(self) -> bool:
-        return False
+        """Standardised units are those of the training data; a pixel that hardly varies has those of a grey level."""
+        mean = self._sum / self._count
+        deviation = (self._squares / self._count - mean.square()).clamp(min=0).sqrt()
+        self.centre.copy_(mean)
+        self.scale.copy_(deviation.clamp(min=1 / 255) if self._picture else deviation.where(deviation > 0, 1.0))
+        return True
 
     def standardise(self, x: Tensor) -> Tensor:
-        return (x - self.centre) / self.scale
+        return (x.flatten(1) - self.centre) / self.scale
 
     def restore(self, v: Tensor) -> Tensor:
-        return self.centre + self.scale * v
+        x = self.centre + self.scale * v
+        return x.clamp(0, 1) if self._picture else x
 
     def log_scale(self) -> float:
         return float(self.scale.double().log().sum())
