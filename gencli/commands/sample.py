@@ -49,7 +49,7 @@ def sample(
     registry.require(card.family, "film" if film else "sample")
     # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
     frames = film or 1
-    total = None if latents else frames * len(numbers)
+    total: int | None = None
     meta = {"family": card.family, "seed": seed}
 
     def open_writer(path: str | None, part: range) -> streams.Writer:
