@@ -422,3 +422,16 @@ def test_names():
 def test_tables(name, label, shape):
     data = load(f"{DATA}/tabular/{name}:all", DataSettings(label=label))
     assert data.examples.shape == shape and len(data.spec.classes) == len(data.labels.unique()) > 1
+
+
+def test_classes_that_a_model_does_not_know(tmp_path):
+    for name, labels in (("known", ["a", "b"]), ("mixed", ["new", "b"])):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((8, 4, 4), np.uint8), y=np.array(labels * 4))
+    spec = load(str(tmp_path / "known.npz"), split="all").spec
+    mixed = str(tmp_path / "mixed.npz")
+    with pytest.raises(DataError, match="class 'new' is none of the model's"):
+        load(mixed, split="all", like=spec)
+    data = load(mixed, split="all", like=spec, other_classes=True)
+    assert data.spec.classes == ("a", "b", "new") and data.labels.tolist() == [2, 1] * 4
+    unlabelled = load(mixed, split="all", like=spec.model_copy(update={"classes": ()}), other_classes=True)
+    assert unlabelled.spec.classes == ("b", "new") and unlabelled.labels.tolist() == [1, 0] * 4

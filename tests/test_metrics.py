@@ -117,6 +117,8 @@ def test_text_is_weighted_by_its_tokens():
     assert metrics["perplexity"].value == pytest.approx(math.exp(ratio))
     assert metrics["perplexity"].error == pytest.approx(math.exp(ratio) * math.sqrt(variance))
     assert metrics["bpc"].value == pytest.approx(ratio / math.log(2))
+    (column,) = measure(["likelihood"], given(Known(data.spec), data)).columns
+    assert torch.equal(column.values, totals / lengths) and column.unit == "nats/token"
 
 
 @pytest.mark.parametrize(("lines", "characters"), [(False, 3 + 2 + 3 + 2 + 3 + 3 + 2 + 3 + 3), (True, 6 + 9 + 4)])

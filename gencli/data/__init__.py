@@ -32,7 +32,7 @@ def known() -> dict[str, str]:
 def load(source: str, settings: DataSettings = DataSettings(), *, split: Split | None = None,
          like: AnySpec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
-         notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
+         other_classes: bool = False, notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
     """Read examples.
 
     Args:
@@ -47,6 +47,7 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
         data_root: the folder of known sets; default GENCLI_DATA, then the user's cache.
         limit: read this many examples at most.
         stdin: the stream that "-" reads; default standard input.
+        other_classes: take in classes that `like` does not have (anomalies, say); they come after its own.
         notify: takes sentences for the user.
 
     Raises:
@@ -69,6 +70,9 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
         like = train.spec(settings, class_names(labels or ()))
     elif like.kind != chosen.kind:
         raise DataError(f"{name} holds {chosen.describe()}; the model takes {describe_spec(like)}")
+    elif other_classes:
+        new = [label for label in class_names(labels or ()) if label not in like.classes]
+        like = like.model_copy(update={"classes": (*like.classes, *new)})
     data = chosen.fit(like, reading, limit)
     data.name, data.split = name, wanted
     data.protocol = {"split": wanted, **({"holdout": settings.holdout} if "all" in parts and wanted != "all" else {}),

@@ -22,7 +22,7 @@ def likelihood(inputs: Inputs) -> Iterator[Found]:
     assert model is not None
     scores = collect(model, data, seed=inputs.seed, options=inputs.options, progress=inputs.progress)
     for name, score in scores.items():
-        yield Column(name, score.values, score.unit)
+        yield Column(name, score.values if score.weight is None else score.values / score.weight, score.unit)
     metrics = [_metric(name, score, data, inputs.seed) for name, score in scores.items()]
     yield from metrics
     yield from _bits(metrics, scores, data)
