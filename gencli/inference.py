@@ -24,19 +24,21 @@ def shard(n: int, part: int, parts: int) -> range:
 
 @torch.no_grad()
 def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, prompt: Tensor | None = None,
-           frames: int = 0, **options: Any) -> Iterator[Batch]:
-    """Examples of these numbers from the endless sequence that (model, seed, label, prompt, options) stands for.
+           known: Tensor | None = None, mask: Tensor | None = None, frames: int = 0,
+           **options: Any) -> Iterator[Batch]:
+    """Examples of these numbers from the endless sequence that (model, seed, what is given, options) stands for.
 
     Args:
         label: class number that a conditional model is given.
         prompt: (P,) int64 tokens that a text begins with.
+        known: (*example), an example of which a part is kept; `mask`, (*example) bool, is true there.
         frames: instead of each example so many states of its making, the last being the example.
         options: keyword-only options of the family's `sample`, or `film`.
     """
     for block, positions in _blocks(numbers, model.block):
         rng = ExampleStreams(seed, block, "sample", model.device)
         labels = None if label is None else torch.full((len(rng),), label, device=model.device)
-        given = Given(labels, None if prompt is None else prompt.to(model.device))
+        given = Given(labels, *(None if t is None else t.to(model.device) for t in (prompt, known, mask)))
         if frames:
             yield _in_turn(model.film(rng, frames, given, **options), positions)
         else:

@@ -155,6 +155,8 @@ class Given:
 
     labels: Tensor | None = None  # (B,) int64
     prompt: Tensor | None = None  # (P,) int64 tokens, the same for every example
+    known: Tensor | None = None  # (*example), an example of which a part is kept, the same for all of them
+    mask: Tensor | None = None  # (*example) bool, true where `known` is kept
 
 
 @dataclass

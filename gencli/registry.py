@@ -31,7 +31,8 @@ class Family:
     path: str  # "module:Class"
     summary: str = ""
     kinds: tuple[str, ...] = ()
-    can: tuple[str, ...] = ()  # verbs, then abilities: "label", "prompt" (sample), "log_prob", "classify" (evaluate)
+    # Verbs, then abilities: "label", "prompt", "complete" (sample), "log_prob", "classify" (evaluate).
+    can: tuple[str, ...] = ()
     source: str = "gencli"
 
     def about(self) -> str:
@@ -65,6 +66,8 @@ _BUILT_IN = (
            ("image", "vector"), (*VERBS, "log_prob")),
     Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
            ("image", "vector"), (*VERBS, "log_prob")),
+    Family("pixelcnn", "gencli.families.pixelcnn:PixelCNN", "Autoregressive model of pixels (van den Oord 2016)",
+           ("image",), (*VERBS, "log_prob", "label", "complete")),
     Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
            ("image", "vector"), (*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",

@@ -80,6 +80,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gmm", "vector"): ["--components", "3"],
     ("rbm", "image"): ["--hidden", "4", "--chains", "10", "--binarize", "dynamic"],
     ("rbm", "vector"): ["--hidden", "4", "--chains", "10"],
+    ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],
     ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
     ("classifier", "image"): ["--width", "4", "--features", "8"],

@@ -61,7 +61,7 @@ def test_the_registry_tells_the_truth(family, kind):
     cls = family.load()
     assert set(family.kinds) == set(cls.kinds)
     can = cls.abilities() - {"decode"}
-    assert can == set(family.can) - {"label", "prompt"}
+    assert can == set(family.can) - {"label", "prompt", "complete"}
     assert ("log_prob" in can) == (cls.likelihood is not None)
 
 

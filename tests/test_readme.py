@@ -111,7 +111,8 @@ def test_families():
         family = built_in[cells[0].strip("`")]
         assert [verb for verb in registry.VERBS if verb not in family.can] == re.findall(r"`(\w+)`", cells[4])
         assert ("log_prob" in family.can) == (cells[2] != "none")
-        assert re.findall(r"--(\w+)", cells[4]) == [word for word in ("label", "prompt", "film") if word in family.can]
+        abilities = ("label", "prompt", "film", "complete")
+        assert re.findall(r"--(\w+)", cells[4]) == [word for word in abilities if word in family.can]
 
 
 def test_metrics_and_feature_spaces():

@@ -18,6 +18,11 @@ def sample(
     format: options.Format = None,
     label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="What a text begins with.")] = None,
+    complete: Annotated[str | None, typer.Option("--complete", metavar="PICTURE", help="Keep a part of this picture "
+                                                 "and draw the rest; with --keep-rows or --mask.")] = None,
+    keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Keep what is white in this "
+                                                                               "picture.")] = None,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
@@ -44,6 +49,8 @@ def sample(
     if shard_size and (latents or film or output in (None, "-")):
         raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents and "
                          "--film out")
+    if latents and (label, prompt, complete) != (None, None, None):
+        raise UsageError("--latents says all about an example; leave --label, --prompt and --complete out")
     numbers = _shard(shard, number, shard_size or 1)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
@@ -73,7 +80,7 @@ def sample(
                 batches = inference.decode(model, codes, seed, film or 0, **given)
             else:
                 given = options.parse_set(set, model.film if film else model.sample)
-                condition = class_number(card, label), tokens(card, prompt)
+                condition = class_number(card, label), tokens(card, prompt), *partial(card, complete, keep_rows, mask)
                 parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
                 total = frames * sum(map(len, parts))
                 batches = itertools.chain.from_iterable(
@@ -124,3 +131,15 @@ def tokens(card: Any, prompt: str | None) -> Any:
     from gencli.data.text import tokenize
 
     return torch.as_tensor(tokenize(prompt, card.spec), dtype=torch.int64)
+
+
+def partial(card: Any, complete: str | None, keep_rows: int | None, mask: str | None) -> tuple[Any, Any]:
+    """The picture to complete and which of it is kept; None, None if there is none."""
+    if complete is None:
+        if keep_rows is not None or mask is not None:
+            raise UsageError("--keep-rows and --mask say what is kept of a picture: add --complete PICTURE")
+        return None, None
+    registry.require(card.family, "complete")
+    from gencli.data.partial import partial_picture
+
+    return partial_picture(complete, card.spec, keep_rows, mask)

@@ -45,18 +45,18 @@ def to_noise(logits: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
 
     `place` (...,), uniform in (0, 1), is the place inside each token's interval.
     """
-    p, token = _floored(logits), tokens[..., None]
+    p, token = floored(logits), tokens[..., None]
     place = place * (1 - 2 * _MARGIN) + _MARGIN
     share = p.gather(-1, token)[..., 0]
     return torch.special.ndtri(p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - place))
 
 
-def _floored(logits: Tensor) -> Tensor:
+def floored(logits: Tensor) -> Tensor:
     """(..., V) logits -> probabilities, none below the floor."""
     return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
 
 
-def _choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
+def choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
     """The tokens (B,) in whose intervals of the cumulative distributions of p (B, V) the numbers u (B,) lie."""
     if top_k or top_p < 1:
         ranked, token = p.sort(dim=-1, descending=True, stable=True)
@@ -142,7 +142,7 @@ class AutoregressiveText(Model):
             going = going & ~u[:, t].isnan()
             if not going.any():
                 break
-            token = _choose(_floored(logits / temperature), u[:, t], top_k, top_p)
+            token = choose(floored(logits / temperature), u[:, t], top_k, top_p)
             x[:, len(prompt) + t] = token.where(going, 0)
             lengths += going
             if self.spec.lines:
