@@ -133,7 +133,7 @@ def read_card(run: str | Path) -> Card:
     """The card of a model, without its weights.
 
     Raises:
-        ModelError: the file is missing, damaged or none of gencli's.
+        ModelError: the file is missing, damaged, none of gencli's, or of a family that is not installed.
     """
     path = model_path(run)
     metadata = read_metadata(path)
@@ -143,20 +143,21 @@ def read_card(run: str | Path) -> Card:
         content = json.loads(metadata[_KEY])
         if content.get("format", FORMAT) > FORMAT:
             raise ModelError(f"{path} has format {content['format']}, this gencli reads up to {FORMAT}; upgrade gencli")
-        return Card.model_validate(content)
+        card = Card.model_validate(content)
     except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: its description is damaged ({_first_line(error)})") from error
+    if card.family not in registry.families():
+        raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
+    return card
 
 
 def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Card]:
     """A trained model in evaluation mode on `device`, and its card.
 
     Raises:
-        ModelError: the file is missing, damaged, of an unknown family, or its weights do not fit its configuration.
+        ModelError: as `read_card`, or its weights do not fit its configuration.
     """
     path, card = model_path(run), read_card(run)
-    if card.family not in registry.families():
-        raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
     with verified(path, _noted(path)):
         try:
             with _no_larger_than(path):
