@@ -151,6 +151,12 @@ def read_card(run: str | Path) -> Card:
     return card
 
 
+def identity(run: str | Path) -> str:
+    """What tells a model from others, in hex: its weights and card, whatever was found out about it since."""
+    card = read_card(run).model_copy(update={"findings": {}})
+    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: card.model_dump_json()})).hexdigest()
+
+
 def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Card]:
     """A trained model in evaluation mode on `device`, and its card.
 

@@ -247,7 +247,7 @@ def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, s
                         *options).json()
         return next(m["value"] for m in report["metrics"] if m["name"] == "nll")
 
-    weights = runs.load_model(wide_run)[0].state_dict()
+    weights, identity = runs.load_model(wide_run)[0].state_dict(), runs.identity(wide_run)
     first = nll("--set", "chains=20", "--set", "temperatures=60")
     card = runs.read_card(wide_run)
     assert len(calls) == 1 and card.findings["log_z"]["protocol"]["chains"] == 20
@@ -259,10 +259,10 @@ def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, s
     assert nll("--set", "temperatures=90") != first and len(calls) == 2
     assert runs.read_card(wide_run).findings["log_z"]["protocol"]["temperatures"] == 90
     again = runs.read_card(wide_run).model_copy(update={"findings": card.findings})
-    assert again == card
+    assert again == card and runs.identity(wide_run) == identity
     gencli("train", "rbm", str(small_data["image"]), "-o", wide_run, "--resume", "--steps", "30", "--hidden", "25",
            "--chains", "16", "--batch-size", "16", "--binarize", "threshold", "-q")
-    assert runs.read_card(wide_run).findings == {}
+    assert runs.read_card(wide_run).findings == {} and runs.identity(wide_run) != identity
     nll("--set", "temperatures=60")
     assert len(calls) == 3
 

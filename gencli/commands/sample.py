@@ -41,7 +41,6 @@ def sample(
     """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
     from gencli import device as devices
     from gencli import inference, runs, streams
-    from gencli.tensors import sha256
 
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
@@ -66,7 +65,7 @@ def sample(
     opened: streams.Writer | streams.Shards
     if shard_size and output:
         format = (format or "tar").lower().removeprefix(".")
-        about = {"model": sha256(runs.model_path(run)), "number": number, "shard size": shard_size, "format": format,
+        about = {"model": runs.identity(run), "number": number, "shard size": shard_size, "format": format,
                  "seed": seed, "label": label, "prompt": prompt, "set": sorted(set or ())}
         opened = streams.Shards(output, numbers, shard_size, format, open_writer, about)
     else:
