@@ -10,6 +10,8 @@ A third party adds a family with
 
 import importlib
 import os
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -43,12 +45,18 @@ class Family:
         """Import the class of the family; ModelError names the plugin if that fails."""
         module, _, attribute = self.path.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+            with redirect_stdout(sys.stderr):  # what a plugin prints is no result
+                found = getattr(importlib.import_module(module), attribute)
+                from gencli.model import Model
+
+            if not (isinstance(found, type) and issubclass(found, Model)):
+                raise TypeError("it is no gencli.model.Model")
+        except (Exception, SystemExit) as error:
             raise ModelError(
                 f"family {self.name!r} ({self.path} from {self.source}) cannot be loaded: "
                 f"{type(error).__name__}: {error}; repair or uninstall it"
             ) from error
+        return found
 
 
 _BUILT_IN = (

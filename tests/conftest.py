@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,18 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("GENCLI_CACHE", str(Path(os.environ.get("TMPDIR", "/tmp")) / f"gencli-test-cache-{os.getuid()}"))
+
+
+def offline(event: str, arguments: tuple) -> None:
+    """An audit hook: nothing in the tests may ask the network for anything."""
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        place = arguments[1] if event == "socket.connect" else arguments[0]
+        host = place[0] if isinstance(place, tuple) else place  # a path, of a socket in the file system
+        if host not in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()) and "/" not in str(host):
+            raise AssertionError(f"the network was asked for {place}")
+
+
+sys.addaudithook(offline)
 
 
 @pytest.fixture(scope="session")
