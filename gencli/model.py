@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, Rng
@@ -229,6 +229,14 @@ class FamilyConfig(BaseModel):
     """The options of a family: each field becomes one of `gencli train FAMILY`, with its help, range and default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _believable(cls, value: Any) -> Any:
+        """No network is ten million units wide or deep: such a number would fill the memory before anything says so."""
+        if isinstance(value, int) and value > 10**7:
+            raise ValueError("expected at most 10,000,000")
+        return value
 
 
 @dataclass

@@ -144,7 +144,7 @@ def read_card(run: str | Path) -> Card:
         if content.get("format", FORMAT) > FORMAT:
             raise ModelError(f"{path} has format {content['format']}, this gencli reads up to {FORMAT}; upgrade gencli")
         card = Card.model_validate(content)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: its description is damaged ({_first_line(error)})") from error
     if card.family not in registry.families():
         raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
