@@ -88,7 +88,7 @@ def test_a_bit_of_a_checkpoint_flips(name, place, interrupted, gencli, small_dat
     interrupted(25)
     flip(tmp_path / "run/checkpoints/step-21" / name, place)
     done = gencli(*args(small_data, "--resume"))
-    noticed = "step-21 is damaged" in done.stderr or "metrics.jsonl is not what it was" in done.stderr  # its sum flipped
+    noticed = "step-21 is damaged" in done.stderr or "metrics.jsonl is not what it was" in done.stderr
     assert noticed and len(done.stderr.splitlines()) == 1
     the_same(tmp_path / "run", whole)
 

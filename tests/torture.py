@@ -1,6 +1,6 @@
 """Crash tests in any number; the test command runs a few of each, this all that there is time for:
 
-    OMP_NUM_THREADS=1 python -m tests.torture --trials 300 [--only kills,signals]
+    OMP_NUM_THREADS=1 python tests/torture.py --trials 300 [--only kills,signals]
 
 Commands run in forked processes, so that torch is imported once and a process can be killed at any moment. Every trial
 is a function of its seed. What went wrong is printed, and the exit code is 1.
