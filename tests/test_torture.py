@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -28,7 +26,7 @@ def cases(tmp_path_factory) -> torture.Cases:
     return torture.Cases(tmp_path_factory.mktemp("cases"))
 
 
-COUNTS = {"kills": 20, "signals": 10, "writers": 5, "saves": 16, "disks": 3}
+COUNTS = {"kills": 5, "signals": 4, "writers": 2, "saves": 6, "disks": 1}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -42,7 +40,7 @@ def test_trials(name, cases, tmp_path):
 @pytest.mark.parametrize("name", fuzz.KINDS)
 def test_mutated_files(name, cases, tmp_path, capfd):
     cases.get(0, random.Random(0))  # a model to mutate
-    assert fuzz.fuzz(name, 500, cases.folder) == []
+    assert fuzz.fuzz(name, 200, cases.folder) == []
 
 
 def test_the_second_signal_leaves_at_once(cases, tmp_path):
@@ -198,13 +196,5 @@ def test_any_story_ends_well(cases):
     Story.cases = cases
     with warnings.catch_warnings(action="ignore"):
         run_state_machine_as_test(Story, settings=settings(
-            max_examples=6, stateful_step_count=8, deadline=None, derandomize=True, database=None,
+            max_examples=2, stateful_step_count=6, deadline=None, derandomize=True, database=None,
             suppress_health_check=list(HealthCheck)))
-
-
-def test_the_long_size_runs(tmp_path):
-    program = Path(__file__).with_name("torture.py")
-    done = subprocess.run([sys.executable, program, "--trials", "1", "--mutations", "5", "--only", "signals,files"],
-                          capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(program.parent.parent), "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and "signals: 1 trials, 0 failed" in done.stdout, done.stdout + done.stderr
