@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli.errors import ResourceError, UsageError
-
-Precision = Literal["auto", "fp32", "bf16"]
+from gencli.settings import Precision
 
 
 def pick(name: str = "auto") -> torch.device:

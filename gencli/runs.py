@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli import __version__, registry
-from gencli.data.dataset import DataSettings
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import AnySpec, Model
 from gencli.publish import alive, append, publish, publish_folder, publish_text, remove, sweep, sync, write
+from gencli.settings import DataSettings
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
 
 FORMAT = 1

@@ -126,7 +126,7 @@ def test_samples_flow_into_evaluate(gencli, small_run, small_data):
                     stdin=tar).json()
     (frechet,) = [m for m in report["metrics"] if m["name"] == "frechet_distance"]
     assert set(frechet) == {"name", "value", "error", "n", "unit", "kind", "protocol"} and frechet["value"] > 0
-    assert set(report) == {"model", "data", "metrics", "requirements", "passed"}
+    assert set(report) == {"model", "samples", "data", "metrics", "requirements", "passed"}
 
 
 def test_a_cut_stream_is_noticed(gencli, small_run, small_data):

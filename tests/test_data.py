@@ -319,9 +319,9 @@ def test_text_fits_a_model(tmp_path):
 
 
 @pytest.mark.parametrize(("source", "like", "message"), [
-    ("shakespeare", ImageSpec(channels=1, height=8, width=8), "holds text; the model takes pictures of 1x8x8"),
-    ("digits", VectorSpec(columns=("a",), mean=(0,), scale=(1,)), "holds pictures; the model takes rows of 1 numbers"),
-    ("digits", TextSpec(vocabulary=("<unk>", "<end>", "a"), length=3), "holds pictures; the model takes text"),
+    ("shakespeare", ImageSpec(channels=1, height=8, width=8), "holds text; expected pictures of 1x8x8"),
+    ("digits", VectorSpec(columns=("a",), mean=(0,), scale=(1,)), "holds pictures; expected rows of 1 numbers"),
+    ("digits", TextSpec(vocabulary=("<unk>", "<end>", "a"), length=3), "holds pictures; expected text"),
 ])
 def test_kinds_that_do_not_fit(source, like, message):
     with pytest.raises(DataError, match=message):

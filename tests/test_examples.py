@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_readme import command
 
 from gencli import registry
 
@@ -51,7 +54,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 5
+    assert len(scripts) == 6
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -99,6 +102,27 @@ def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):
     script(tmp_path, "job-array.sh", str(digits), "slurm", NUMBER="20", SLURM_ARRAY_TASK_ID="2",
            SLURM_ARRAY_TASK_COUNT="3")
     assert (tmp_path / "slurm/part-2.tar").read_bytes() == (tmp_path / "job-array/part-2.tar").read_bytes()
+
+
+def test_a_gate_opens_and_closes(tmp_path, digits):
+    first = script(tmp_path, "gate.sh", str(digits), "digits:test", "first", REQUIRE="elbo<=9999 psnr>=0")
+    assert first.stdout + first.stderr == ""
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {"result.json", "report.html", "summary.md",
+                                                                      "junit.xml"}
+    closed = script(tmp_path, "gate.sh", str(digits), "digits:test", "closed", "first/result.json",
+                    REQUIRE="elbo<=1 psnr>=0", code=5)
+    assert len(closed.stderr.splitlines()) == 1 and "elbo<=1 " in closed.stderr
+    failed, *others = json.loads((tmp_path / "closed/result.json").read_text())["requirements"]
+    assert len(others) > 5 and not failed["passed"] and all(result["passed"] for result in others)
+
+
+def test_the_workflow_calls_what_exists():
+    text = (EXAMPLES / "github-gate.yml").read_text().replace("\\\n", " ")
+    lines = re.findall(r"^\s*(?:run: )?gencli (.*?)(?: > .*)?$", text, re.M)
+    assert [line.split()[0] for line in lines] == ["train", "evaluate"]
+    for line in lines:
+        made, rest = command([word for word in shlex.split(line) if word != "$compare"])
+        made.make_context("gencli", rest)
 
 
 def test_the_settings_file_is_taken(tmp_path):

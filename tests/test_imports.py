@@ -38,7 +38,7 @@ FORBIDDEN = {  # layer -> prefixes that it must not import
     "errors": ("gencli.",),
     **{name: ("gencli.commands", "gencli.app", "gencli.families", "gencli.console")
        for name in ("trainer", "runs", "streams", "metrics", "data", "registry", "inference", "device", "publish",
-                    "tensors", "stopping", "limits")},
+                    "tensors", "stopping", "limits", "reports", "settings")},
     "commands": ("gencli.app", "gencli.families."),
 }
 
@@ -66,7 +66,8 @@ def test_typers_private_parts_are_left_alone(path):
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["families"], ["families", "--json"], ["train", "--help"],
-                                  ["sample", "--help"]], ids=" ".join)
+                                  ["sample", "--help"], ["encode", "--help"], ["interpolate", "--help"],
+                                  ["evaluate", "--help"]], ids=" ".join)
 def test_listing_imports_no_torch(args):
     code = f"import sys; from gencli.app import run; sys.exit(run({args}) or 10 * ('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

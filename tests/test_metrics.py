@@ -1,4 +1,4 @@
-"""Likelihood, reconstruction, requirements: against closed forms and a model whose numbers are known."""
+"""Likelihood, reconstruction: against closed forms and a model whose numbers are known."""
 
 import math
 
@@ -11,7 +11,6 @@ from gencli.metrics import Column, Figure, Inputs, Metric, MetricFamily, measure
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import likelihood
 from gencli.metrics.reconstruction import reconstruction
-from gencli.metrics.requirements import check_requirements, parse_requirement
 from gencli.model import Batch, Diagnostic, FamilyConfig, ImageSpec, Model, Score, TextSpec, VectorSpec
 
 IMAGE = ImageSpec(channels=1, height=2, width=2, levels=2)
@@ -167,33 +166,6 @@ def test_reconstruction():
 def test_records_are_json_even_of_what_was_not_measured():
     assert Metric("a", math.nan, math.inf, 3, "nats").record() == {
         "name": "a", "value": None, "error": None, "n": 3, "unit": "nats", "kind": "estimate", "protocol": {}}
-
-
-# --- requirements
-
-
-@pytest.mark.parametrize(("text", "passed"), [
-    ("elbo<=200", True), ("elbo <= 190.5", True), ("elbo<190.5", False), ("elbo>=190.5", True), ("elbo>190.5", False),
-    ("elbo==190.5", True), ("elbo<=1.9e2", False), ("  elbo>-1 ", True)])
-def test_requirements_hold_or_not(text, passed):
-    (result,) = check_requirements([text], [Metric("elbo", 190.5, 1.0, 10, "nats")])
-    assert result["passed"] is passed
-    assert result["requirement"] == text and result["metric"] == "elbo" and result["value"] == 190.5
-
-
-def test_what_was_not_measured_fails():
-    metrics = [Metric("elbo", math.nan, None, 10, "nats"), Metric("iw_bound", 1, None, 10, "nats")]
-    results = check_requirements(["elbo<=1", "iw_bond<=2"], metrics)
-    assert [r["passed"] for r in results] == [False, False]
-    assert results[0] == {"requirement": "elbo<=1", "metric": "elbo", "value": None, "passed": False,
-                          "reason": "elbo is nan"}
-    assert "did you mean 'iw_bound'?" in results[1]["reason"]
-
-
-@pytest.mark.parametrize("text", ["elbo", "elbo=200", "elbo<=", "<=200", "elbo<=many", "elbo<=nan", "elbo<=2 3", ""])
-def test_requirements_of_another_form(text):
-    with pytest.raises(UsageError, match="NAME OPERATOR NUMBER"):
-        parse_requirement(text)
 
 
 # --- the registry

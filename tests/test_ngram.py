@@ -9,14 +9,13 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from gencli.data import load
-from gencli.data.dataset import DataSettings
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.families.ngram import NGram, NGramConfig
 from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given, TextSpec
 from gencli.rng import ExampleStreams, generator
 from gencli.runs import Card, Run, load_model, save_model
-from gencli.settings import TrainSettings
+from gencli.settings import DataSettings, TrainSettings
 from gencli.trainer import Trainer
 
 V, END = 6, TextSpec.END

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import torch
-
-from gencli import device as devices
-from gencli import inference, registry, runs, streams
+from gencli import registry
 from gencli.commands import options
-from gencli.commands.reading import load_for
 from gencli.console import Console
-from gencli.data.dataset import DataSettings
 from gencli.errors import UsageError
+from gencli.settings import DataSettings
 
 
 @options.with_settings(("Data", DataSettings))
@@ -33,6 +29,12 @@ def encode(
     given: dict[str, Any],
 ) -> None:
     """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'sample RUN --latents -' reads."""
+    import torch
+
+    from gencli import device as devices
+    from gencli import inference, runs, streams
+    from gencli.commands.reading import load_for
+
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")

@@ -1,37 +1,59 @@
 """`gencli evaluate RUN DATA`: numbers with error bars, and a gate for CI."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gencli import device as devices
-from gencli import metrics, runs
+from gencli import metrics
 from gencli.commands import options
-from gencli.commands.reading import load_for
 from gencli.console import Console, Table
-from gencli.data.dataset import Dataset, DataSettings
-from gencli.errors import GencliError, RequirementError, ResourceError
-from gencli.metrics.requirements import check_requirements, parse_requirement
-from gencli.metrics.samples import draw as draw_samples
-from gencli.publish import publish_text
+from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
+from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
+from gencli.publish import publish, publish_text
+from gencli.settings import DataSettings
+
+if TYPE_CHECKING:
+    from gencli.data.dataset import Dataset
+    from gencli.runs import Card
 
 
 @options.with_settings(("Data", DataSettings))
 def evaluate(
-    run: options.RunArgument,
-    data: options.DataArgument,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", show_default=False, help="A run directory or a "
+                                              ".safetensors file; none where --samples alone are measured.")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", show_default=False, help="Held-out examples: a path, - "
+                                               "for a tar on stdin, or a known name; NAME:test picks a split.")] = None,
     samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
                                                 "of 'gencli sample' on stdin. Default: the model's own.")] = None,
     draw: Annotated[int, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none.")] = 1000,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
+    measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Families of metrics; "
+                                                 f"all that fit of {', '.join(metrics.metric_families())}.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
-                                                 "classifier (trained on the labelled training data, cached) or "
-                                                 "columns.")] = None,
+                                                 "columns, log-mel, inception, classifier (trained on the labelled "
+                                                 "training data, once) or classifier:RUN.")] = None,
+    scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
+                                               "label, likelihood or bound.")] = None,
+    anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS", help="Classes that are "
+                                                  "anomalies: how well each score tells them (AUROC).")] = None,
     require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if "
                                                       "this is not met or not measured. May be repeated.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A --require holds only if it does all over the 95% "
+                                                    "interval.")] = False,
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="JSON", help="Exit with 5 if a number is "
+                                                 "significantly worse than in this earlier result of --json.")] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", metavar="PERCENT", help="By how much of the earlier value a "
+                                           "number may be worse.")] = "0%",
+    junit: Annotated[str | None, typer.Option("--junit", metavar="XML", help="Report: requirements as test cases, for "
+                                                                             "CI systems.")] = None,
+    markdown: Annotated[str | None, typer.Option("--markdown", metavar="MD", help="Report: a summary for the page of a "
+                                                                                  "CI job.")] = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="HTML", help="Report: one page with numbers, pictures "
+                                                                            "and curves.")] = None,
     set: options.Set = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
@@ -45,47 +67,74 @@ def evaluate(
     *,
     given: dict[str, Any],
 ) -> None:
-    """Measure a model on held-out data: likelihood or bound, reconstruction, and how its samples compare."""
+    """Measure a model on held-out data, or samples alone: likelihood or bound, reconstruction, samples against data."""
+    # What can be wrong with the options is told before anything is read.
     console = Console(quiet, verbose, json)
-    requirements = [parse_requirement(text).text for text in require or ()]  # a typing error is told at once
-    model, card = runs.load_model(run, devices.pick(device))
-    chosen = options.parse_set(set, model.scores)
-    reading = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
-    split: Literal["all", "test"] = "all" if Path(data).is_file() else "test"
-    examples = load_for(card, data, given, console, split, limit=limit, **reading)
-    wanted = metrics.needed(None, examples.spec.kind, model)
-    with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
+    if data is None:
+        run, data = None, run
+    if data is None or (run is None and samples is None):
+        raise UsageError("evaluate measures a model, 'gencli evaluate RUN DATA', or samples alone, 'gencli evaluate "
+                         f"--samples SAMPLES DATA'; given was {f'only {data}' if data else 'neither'}")
+    if set and run is None:
+        raise UsageError("--set sets options of a model, and none is given: write 'gencli evaluate RUN DATA'")
+    names = [metrics.metric_family(name).name for name in measured.split(",")] if measured else None
+    share = parse_tolerance(tolerance)
+    rules = [*(parse_requirement(text, strict) for text in require or ()),
+             *(read_baseline(baseline, share) if baseline else ())]
+    if share and baseline is None:
+        raise UsageError(f"--tolerance {tolerance} is about a comparison: name the earlier result with --baseline JSON")
+    if junit and not rules:
+        raise UsageError(f"--junit {junit} lists requirements: give some with --require or --baseline")
+
+    from gencli import device as devices
+    from gencli import runs
+    from gencli.commands.reading import load_for
+    from gencli.metrics.anomalies import anomalies as told_by
+    from gencli.metrics.samples import draw as draw_samples
+
+    reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
+    with ExitStack() as stack:
+        # Reports are opened first, so that a place that cannot be written is noticed before anything is measured.
+        paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
+        files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
+        stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
+        progress = stack.enter_context(console.progress("evaluate"))
+        model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
+        chosen = options.parse_set(set, model.scores) if model else {}
+        split: Literal["all", "test"] = "all" if card is None or Path(data).is_file() else "test"
+        examples = load_for(card, data, given, console, split, limit=limit, other_classes=bool(anomalies), **reading)
+        wanted = metrics.needed(names, examples.spec.kind, model)
         drawn: Dataset | None = None
         if samples:
-            drawn = load_for(card, samples, given, console, "all", skip_bad=skip_bad)
-        elif draw and "samples" in wanted and "sample" in model.abilities():
+            drawn = load_for(card, samples, given, console, "all", like=examples.spec, skip_bad=skip_bad)
+        elif draw and model and "samples" in wanted and "sample" in model.abilities():
             drawn = draw_samples(model, draw, seed)
-        training = _training_data(card, given, console, reading) if "training" in wanted and drawn else None
-        found = metrics.measure(None, metrics.Inputs(
-            examples, model, drawn, training, seed, chosen, features, reconstruct, download, progress,
-            console.warn)).metrics
-    results = check_requirements(requirements, found)
-    document = {
-        "model": {"path": run, "family": card.family, "steps": card.steps, "trained_on": card.data},
-        "data": {"name": examples.name, "split": examples.split, "n": len(examples), "skipped": examples.skipped,
-                 "fingerprint": examples.fingerprint},
-        "metrics": [metric.record() for metric in found],
-        "requirements": results,
-        "passed": all(result["passed"] for result in results),
-    }
-    _keep(Path(run), examples, document, console)
-    try:
-        runs.keep_findings(run, model, card)
-    except GencliError as error:
-        console.note(f"what was found out about the model is not kept in it: {error}")
-    console.result(document, _table(found))
-    failed = [f"{result['requirement']} ({result['reason']})" for result in results if not result["passed"]]
+        training = _training_data(card, given, console, reading) if card and drawn and "training" in wanted else None
+        inputs = metrics.Inputs(examples, model, drawn, training, seed, chosen, features, reconstruct, download,
+                                progress, console.warn)
+        results = metrics.measure(names, inputs)
+        if anomalies:
+            results.add(told_by(results.columns, examples, anomalies.split(","), seed))
+        document = _document(run, card, inputs, results, check(rules, results.metrics))
+        for report, file in files.items():
+            file.write(_report(report, document, inputs, results, run).encode())
+    if run and Path(run).is_dir():
+        _keep(Path(run), document, results, console)
+    if run and model and card:
+        try:
+            runs.keep_findings(run, model, card)
+        except GencliError as error:
+            console.note(f"what was found out about the model is not kept in it: {error}")
+    console.result(document, _table(results.metrics))
+    failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
     if failed:
-        raise RequirementError(f"{len(failed)} of {len(results)} requirements not met: {'; '.join(failed)}")
+        raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
 
 
-def _training_data(card: runs.Card, given: dict[str, Any], console: Console, reading: dict[str, Any]) -> Dataset | None:
+def _training_data(card: "Card", given: dict[str, Any], console: Console, reading: dict[str, Any]) -> "Dataset | None":
     """What the model was trained on, for the nearest training examples; None, with a note, if it is not here."""
+    from gencli.commands.reading import load_for
+
     try:
         return load_for(card, card.data, given, console, "train", **reading)
     except GencliError as error:
@@ -93,15 +142,50 @@ def _training_data(card: runs.Card, given: dict[str, Any], console: Console, rea
         return None
 
 
-def _keep(run: Path, data: Dataset, document: dict[str, Any], console: Console) -> None:
-    """Put the result into the run's eval/ folder, if RUN is a directory that can be written."""
-    if not run.is_dir():
-        return
+def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, results: metrics.Results,
+              requirements: list[dict[str, Any]]) -> dict[str, Any]:
+    """What --json prints, and what reports are made of."""
+    examples, samples = inputs.examples, inputs.samples
+    return {
+        "model": card and {"path": run, "family": card.family, "steps": card.steps, "trained_on": card.data},
+        "samples": samples and {"name": samples.name, "n": len(samples), "fingerprint": samples.fingerprint},
+        "data": {"name": examples.name, "split": examples.split, "n": len(examples), "skipped": examples.skipped,
+                 "fingerprint": examples.fingerprint},
+        "metrics": [metric.record() for metric in results.metrics],
+        "requirements": requirements,
+        "passed": all(result["passed"] for result in requirements),
+    }
+
+
+def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results: metrics.Results,
+            run: str | None) -> str:
+    """The text of a report; what the page shows beside the numbers is made here."""
+    from gencli.reports.exhibits import collect
+    from gencli.reports.html import html
+    from gencli.reports.junit import junit
+    from gencli.reports.markdown import markdown
+    from gencli.reports.scores import scores
+
+    if name == "scores":
+        return scores(results.columns, inputs.examples)
+    if name == "html":
+        return html(document, collect(inputs, results, run))
+    return {"junit": junit, "markdown": markdown}[name](document)
+
+
+def _keep(run: Path, document: dict[str, Any], results: metrics.Results, console: Console) -> None:
+    """Put the result and its figures into the run's eval/ folder, if that can be written."""
     import json
 
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data.name}-{data.split}").strip("-")
+    from torchvision.transforms.functional import to_pil_image
+
+    data = document["data"]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data['name']}-{data['split']}").strip("-")
     try:
         publish_text(run / "eval" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+        for figure in results.figures:
+            with publish(run / "eval" / f"{name}-{figure.name}.png") as file:
+                to_pil_image(figure.image).save(file, "png")
     except ResourceError as error:
         console.note(f"the result is not kept: {error}")
 

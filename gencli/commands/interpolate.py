@@ -1,23 +1,14 @@
 """`gencli interpolate RUN A B`: a path between examples, seeds or codes."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor
 
-from gencli import device as devices
-from gencli import inference, registry, runs, streams
+from gencli import registry
 from gencli.commands import options
-from gencli.commands.reading import settings_for
 from gencli.console import Console
-from gencli.data import load
-from gencli.data.dataset import DataSettings
-from gencli.data.text import tokenize
-from gencli.errors import DataError, UsageError
-from gencli.model import Batch, Model, TextSpec
-from gencli.rng import ExampleStreams
+from gencli.errors import UsageError
+from gencli.settings import DataSettings
 
 
 @options.with_settings(("Data", DataSettings))
@@ -44,6 +35,10 @@ def interpolate(
     given: dict[str, Any],
 ) -> None:
     """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or whatever 'gencli sample' writes."""
+    from gencli import device as devices
+    from gencli import inference, runs, streams
+    from gencli.commands.reading import code_of, settings_for
+
     console = Console(quiet, verbose, json)
     if sum(source is not None and source != [] for source in (examples, seeds, latents)) != 1:
         raise UsageError("interpolate goes between examples A B, or --seeds 3,9, or --latents CODES: give one of them")
@@ -60,7 +55,8 @@ def interpolate(
         elif latents:
             corners = [code for block in streams.read_codes(latents) for code in block.values]
         else:
-            corners = [_code(model, example, settings_for(card, given), data_root, seed) for example in examples or ()]
+            settings = settings_for(card, given)
+            corners = [code_of(model, example, settings, data_root, seed) for example in examples or ()]
         done = 0
         for batch in inference.interpolate(model, corners, frames, seed, **options.parse_set(set, model.decode)):
             writer.write(batch)
@@ -74,21 +70,3 @@ def _numbers(text: str) -> list[int]:
     if not all(part.strip().isdigit() for part in parts):
         raise UsageError(f"--seeds {text}: expected whole numbers with commas, such as 3,9")
     return [int(part) for part in parts]
-
-
-def _code(model: Model, example: str, settings: DataSettings, data_root: str | None, seed: int) -> Tensor:
-    """The code of one example: a file, an element of a data set, or for a text model the text."""
-    source, mark, number = example.rpartition("#")
-    if not (mark and number.isdigit()):
-        source, number = example, "0"
-    if isinstance(model.spec, TextSpec) and not mark and not Path(source).exists():
-        tokens = tokenize(example, model.spec) + [TextSpec.END] * model.spec.lines
-        batch = Batch(torch.tensor([tokens]), lengths=torch.tensor([len(tokens)]))
-    else:
-        data = load(source, settings, split="all", like=model.spec, data_root=data_root)
-        if int(number) >= len(data):
-            raise DataError(f"{example}: {source} has {len(data)} examples, numbered from 0")
-        batch = data.batch(torch.tensor([int(number)]))
-    with torch.no_grad():
-        rng = ExampleStreams(seed, torch.zeros(1, dtype=torch.int64), "encode", model.device)
-        return model.encode(batch.to(model.device), rng)[0].cpu()

@@ -17,10 +17,11 @@ from gencli.errors import DataError, ModelError, ResourceError, StoppedError, Us
 from gencli.publish import require_writable
 
 if TYPE_CHECKING:
-    from gencli.data.dataset import Dataset, DataSettings
+    from gencli.data.dataset import Dataset
     from gencli.model import FamilyConfig, Model
     from gencli.runs import Run
-    from gencli.trainer import Outcome, TrainSettings
+    from gencli.settings import DataSettings, TrainSettings
+    from gencli.trainer import Outcome
 
 
 class _Families(LazyGroup):
@@ -43,8 +44,7 @@ def _group() -> None:
 
 def _command(family: registry.Family) -> Any:
     """The function of `gencli train FAMILY`."""
-    from gencli.data.dataset import DataSettings
-    from gencli.settings import TrainSettings
+    from gencli.settings import DataSettings, TrainSettings
 
     cls = family.load()
 

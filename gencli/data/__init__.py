@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
-from gencli.data.dataset import Contiguous, Dataset, DataSettings, Shuffled
+from gencli.data.dataset import Contiguous, Dataset, Shuffled
 from gencli.data.known import KNOWN, data_folder, read_known
 from gencli.data.raw import Parts, Raw, Reading, class_names, describe_spec
 from gencli.data.readers import from_tar, read_path
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.model import AnySpec, TextSpec
+from gencli.settings import DataSettings
 
 __all__ = ["Contiguous", "DataSettings", "Dataset", "Shuffled", "known", "load"]
 
@@ -69,7 +70,7 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
             raise UsageError(f"--binarize is for pictures; {name} holds {chosen.describe()}")
         like = train.spec(settings, class_names(labels or ()))
     elif like.kind != chosen.kind:
-        raise DataError(f"{name} holds {chosen.describe()}; the model takes {describe_spec(like)}")
+        raise DataError(f"{name} holds {chosen.describe()}; expected {describe_spec(like)}")
     elif other_classes:
         new = [label for label in class_names(labels or ()) if label not in like.classes]
         like = like.model_copy(update={"classes": (*like.classes, *new)})

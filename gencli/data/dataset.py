@@ -4,32 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gencli.model import AnySpec, Batch, ImageSpec
 from gencli.rng import ExampleStreams, Rng, StepStream, derive_seed, generator
-
-
-class DataSettings(BaseModel):
-    """How data is read. Each field is an option of every command that reads data, and travels inside the model file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: int | None = Field(None, ge=1, description="Pictures: resize the short side to SIZE and crop to a square. "
-                                                    "Default: as they are; if sizes differ, that of the smallest.")
-    channels: Literal[1, 3] | None = Field(None, description="Pictures: 1 greyscale, 3 RGB. Default: as they are.")
-    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
-        None, description="Pictures: fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew "
-                          "for each step; threshold: 1 where grey >= 128.")
-    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples kept for the test split where the data "
-                                                        "names no splits.")
-    lines: bool = Field(False, description="Text: one example a line, instead of one document.")
-    unit: Literal["characters", "bytes", "words"] = Field("characters", description="Text: what a token is.")
-    length: int | None = Field(None, ge=1, description="Text: tokens of a passage of a document (default 2048), or of "
-                                                      "the longest line (longer ones are cut).")
-    label: str | None = Field(None, description="Tables: name of the column that holds the class, or its number "
-                                                       "from 1.")
 
 
 @dataclass

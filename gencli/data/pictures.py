@@ -20,10 +20,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gencli.data.dataset import Dataset, DataSettings
+from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.model import ImageSpec
+from gencli.settings import DataSettings
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}
 IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are decoded when a batch asks for them

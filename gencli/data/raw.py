@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset, DataSettings
+from gencli.data.dataset import Dataset
 from gencli.errors import DataError
 from gencli.limits import PACKED, unpack
 from gencli.model import AnySpec, ImageSpec, VectorSpec
 from gencli.rng import generator
+from gencli.settings import DataSettings
 
 
 @dataclass(frozen=True)

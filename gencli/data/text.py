@@ -8,10 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset, DataSettings
+from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading
 from gencli.errors import DataError
 from gencli.model import TextSpec
+from gencli.settings import DataSettings
 
 PASSAGE = 2048  # tokens of a passage of a document where the user says nothing
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")  # words, space and punctuation: together the whole text

@@ -1,56 +1,232 @@
-"""`--require 'elbo<=200'`: what a metric must be for `evaluate` to pass."""
+"""The gate: what metrics must be for `evaluate` to pass, by limits and by an earlier result.
 
+    --require 'elbo<=200'                       a limit
+    --baseline base.json --tolerance 2%         no worse than an earlier document of `evaluate --json`
+
+Every rule gives a result {"requirement", "metric", "value", "error", "limit", "passed", "reason"}. What is missing, not
+finite or not comparable fails.
+"""
+
+import json
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from gencli.errors import UsageError, did_you_mean
+from pydantic import BaseModel, ValidationError
+
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.metrics import Metric
+from gencli.metrics.meanings import meaning
+
+CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*(\S+)\s*")
+# What may differ between two results that are compared: where the data lay, the noise, and what was found on the way.
+_FREE = {"data", "seed", "bandwidth", "class", "classifier_accuracy", "column", "shares"}
+
+
+class Rule(Protocol):
+    """Something that a metric must fulfil."""
+
+    @property
+    def name(self) -> str:
+        """The metric it is about."""
+
+    @property
+    def text(self) -> str:
+        """The rule in words, as reports list it."""
+
+    @property
+    def limit(self) -> float:
+        """The last value that fulfils it."""
+
+    def judge(self, metric: Metric) -> tuple[bool, str]:
+        """Whether a finite metric of that name fulfils it, and why (not)."""
+
+
+def check(rules: Iterable[Rule], metrics: Iterable[Metric]) -> list[dict[str, Any]]:
+    """The result of each rule, in order."""
+    found = {metric.name: metric for metric in metrics}
+    results = []
+    for rule in rules:
+        metric = found.get(rule.name)
+        if metric is None:
+            passed, reason = False, f"{rule.name} was not measured{did_you_mean(rule.name, found)}"
+        elif not math.isfinite(metric.value):
+            passed, reason = False, f"{rule.name} could not be measured: it is {metric.value}"
+        else:
+            passed, reason = rule.judge(metric)
+        record = metric.record() if metric else {"value": None, "error": None}
+        results.append({"requirement": rule.text, "metric": rule.name, "value": record["value"],
+                        "error": record["error"], "limit": rule.limit, "passed": passed, "reason": reason})
+    return results
+
+
+def shown(value: float, error: float | None) -> str:
+    """`84.32 ± 0.21`: the error to two digits, the value to as many places."""
+    if not error or not math.isfinite(error):
+        return f"{value:.5g}"
+    places = 1 - math.floor(math.log10(error))
+    if 0 <= places <= 6:
+        return f"{value:.{places}f} ± {error:.{places}f}"
+    digits = max(2, math.floor(math.log10(abs(value) or error)) + places + 1)
+    return f"{value:.{digits}g} ± {error:.2g}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Limits
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """`name operator limit`; `text` is what the user wrote."""
+    """`name operator limit`; `text` is what the user wrote.
+
+    `strict`: the limit must hold all over the 95% interval, so that an estimate without an error bar fails.
+    """
 
     text: str
     name: str
     operator: str
     limit: float
+    strict: bool = False
 
-    def check(self, metrics: Iterable[Metric]) -> dict[str, Any]:
-        """{"requirement", "metric", "value", "passed", "reason"}; what was not measured fails."""
-        found = {metric.name: metric for metric in metrics}
-        result = {"requirement": self.text, "metric": self.name, "value": None, "passed": False}
-        if self.name not in found:
-            return {**result, "reason": f"{self.name} was not measured{did_you_mean(self.name, found)}"}
-        value = found[self.name].value
-        if not math.isfinite(value):
-            return {**result, "reason": f"{self.name} is {value}"}
-        passed = _HOLDS[self.operator](value, self.limit)
-        reason = f"{self.name} is {value:.6g}" + ("" if passed else f", expected {self.operator} {self.limit:g}")
-        return {**result, "value": value, "passed": passed, "reason": reason}
+    def judge(self, metric: Metric) -> tuple[bool, str]:
+        found = f"{self.name} is {shown(metric.value, metric.error)}"
+        ends = [metric.value]
+        if self.strict:
+            if metric.error is None and metric.kind != "exact":
+                return False, f"{found} and has no error bar, which --strict decides on"
+            reach = CONFIDENCE * (metric.error or 0)
+            ends = [metric.value - reach, metric.value + reach]
+        if all(_HOLDS[self.operator](end, self.limit) for end in ends):
+            return True, found
+        interval = f", 95% within {ends[0]:.6g} to {ends[1]:.6g}" if self.strict else ""
+        return False, f"{found}{interval}, expected {self.operator} {self.limit:g}"
 
 
-def parse_requirement(text: str) -> Requirement:
+def parse_requirement(text: str, strict: bool = False) -> Requirement:
     """`elbo<=200` -> a Requirement; UsageError if it has another form."""
     match = _FORM.fullmatch(text)
     try:
         if match and math.isfinite(limit := float(match[3])):
-            return Requirement(text, match[1], match[2], limit)
+            return Requirement(text.strip(), match[1], match[2], limit, strict)
     except ValueError:
         pass
     raise UsageError(f"requirement {text!r} is not understood; expected NAME OPERATOR NUMBER with one of "
                      f"{', '.join(_HOLDS)}, e.g. 'elbo<=200'")
 
 
-def check_requirements(texts: Iterable[str], metrics: Iterable[Metric]) -> list[dict[str, Any]]:
-    """The result of each requirement, in order."""
-    metrics = list(metrics)
-    return [parse_requirement(text).check(metrics) for text in texts]
+# ---------------------------------------------------------------------------------------------------------------------
+# An earlier result
+
+
+class _Record(BaseModel):
+    """What is read of a metric in a document; see `Metric`."""
+
+    name: str
+    value: float | None
+    error: float | None = None
+    protocol: dict[str, Any] = {}
+
+
+class _Document(BaseModel):
+    metrics: list[_Record]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric is not worse than before.
+
+    It is worse if it lies further in the bad direction than `tolerance`, percent of the earlier value, and further than
+    chance explains: two-sided z-test at 95% on the two error bars. An estimate without an error bar is never found
+    worse, as chance cannot be told; numbers that were measured in different ways are not compared but fail.
+    """
+
+    name: str
+    before: float
+    error: float | None
+    protocol: Mapping[str, Any]
+    tolerance: float
+    source: str
+
+    @property
+    def text(self) -> str:
+        most = f"at most {self.tolerance:.3g}%" if self.tolerance else "no"
+        return f"{self.name} {most} worse than in {self.source}"
+
+    @property
+    def limit(self) -> float:
+        return self.before + self._worse * abs(self.before) * self.tolerance / 100
+
+    @property
+    def _worse(self) -> int:
+        """The sign of a change for the worse."""
+        return 1 if meaning(self.name).better == "less" else -1
+
+    def judge(self, metric: Metric) -> tuple[bool, str]:
+        found = f"{self.name} is {shown(metric.value, metric.error)}, was {shown(self.before, self.error)}"
+        for key in sorted((self.protocol.keys() | metric.protocol.keys()) - _FREE):
+            then, now = self.protocol.get(key), metric.protocol.get(key)
+            if then != now:
+                return False, f"{found}, but cannot be compared: {key} is {_brief(now)}, was {_brief(then)}"
+        worse = (metric.value - self.before) * self._worse
+        if worse <= 0:
+            return True, found
+        share = 100 * worse / abs(self.before) if self.before else math.inf
+        found += f": {share:.3g}% worse"
+        if share <= self.tolerance:
+            return True, found
+        if metric.kind != "exact" and None in (metric.error, self.error):
+            return True, f"{found}, but without error bars chance cannot be told; limit it with --require"
+        if worse <= CONFIDENCE * math.hypot(metric.error or 0, self.error or 0):
+            return True, f"{found}, which is within the error bars"
+        return False, found
+
+
+def read_baseline(path: str, tolerance: float = 0.0) -> list[Comparison]:
+    """A comparison for every metric of an earlier document that can get worse.
+
+    Args:
+        path: what `evaluate --json` printed.
+        tolerance: in percent.
+
+    Raises:
+        DataError: it cannot be read, or holds nothing to compare with.
+    """
+    try:
+        document = _Document.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"--baseline {path}: {error.strerror}; expected what 'evaluate --json' printed") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"--baseline {path} is no result of 'gencli evaluate --json': "
+                        f"{f'{where}: ' if where else ''}{first['msg']}") from error
+    rules = [Comparison(record.name, record.value, record.error, record.protocol, tolerance, Path(path).name)
+             for record in document.metrics
+             if record.value is not None and meaning(record.name).better]
+    if not rules:
+        raise DataError(f"--baseline {path} holds no metric that could get worse; nothing would be compared")
+    return rules
+
+
+def parse_tolerance(text: str) -> float:
+    """`2%` -> 2.0; UsageError if it has another form."""
+    try:
+        value = float(text.removesuffix("%"))
+        if text.endswith("%") and 0 <= value < math.inf:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"--tolerance {text}: expected a share of the earlier value in percent, such as 2%")
+
+
+def _brief(value: Any) -> str:
+    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

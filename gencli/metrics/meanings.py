@@ -1,0 +1,109 @@
+"""What numbers are called in full, what they say, and which way is better: one table, for reports and for the gate."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a number is to a reader.
+
+    Attributes:
+        title: its name in full.
+        topic: the heading it stands under.
+        better: which way is better; None where neither is, so that nothing is a regression.
+        says: one sentence for a reader who does not know it.
+    """
+
+    title: str
+    topic: str
+    better: Literal["less", "more"] | None
+    says: str
+
+
+# The first one measured of a topic stands for it at the head of a report.
+_TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = {
+    "Likelihood": {
+        "nll": ("Negative log-likelihood", "less", "How surprised the model is by an example it has not seen."),
+        "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
+        "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
+        "perplexity": ("Perplexity", "less", "Among how many equally likely tokens the model hesitates, on average."),
+        "bpc": ("Bits per character", "less", "To how many bits the model would compress a character."),
+        "bpd": ("Bits per dimension", "less", "To how many bits the model would compress one number of an example."),
+        "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
+        "kl": ("KL term", None, "The part of the ELBO that is spent on the code: what the code tells."),
+        "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
+        "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
+    },
+    "Classification": {
+        "accuracy": ("Accuracy", "more", "Share of the examples whose class is recognised."),
+        "class_nll": ("Cross-entropy", "less", "How surprised the classifier is by the true class."),
+        "calibration_error": ("Calibration error", "less", "How far the probabilities that are given lie from how "
+                                                           "often they are right."),
+        "worst_class_accuracy": ("Accuracy of the worst class", "more", "The same in the class that does worst."),
+    },
+    "Reconstruction": {
+        "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
+        "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
+    },
+    "Samples against data": {
+        "frechet_distance": ("Fréchet distance", "less", "How far the samples as a whole lie from real examples."),
+        "kernel_distance": ("Kernel distance", "less", "The same by another measure, without bias; near 0 is ideal."),
+        "coverage": ("Coverage", "more", "Share of the real examples with a sample nearby: the variety that is kept."),
+        "precision": ("Precision", "more", "Share of the samples that look real."),
+        "recall": ("Recall", "more", "Share of the real examples that the samples reach."),
+        "density": ("Density", "more", "How thickly real examples lie around the samples; 1 is what real data has."),
+        "inception_score": ("Inception score", "more", "How clearly each sample is of a class, and of how many."),
+        "cluster_coverage": ("Clusters covered", "more", "Share of the clusters of real examples that are reached."),
+        "class_coverage": ("Classes covered", "more", "Share of the classes that turn up among the samples."),
+        "smallest_class_share": ("Rarest class", "more", "Share of the samples in the class that is drawn least."),
+    },
+    "Columns": {
+        "column_distance": ("Distance of columns", "less", "How far the values of a column lie from real ones, on "
+                                                           "average over the columns; 0 to 1."),
+        "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),
+        "correlation_difference": ("Difference of correlations", "less", "How differently columns hang together."),
+    },
+    "Texts": {
+        **{f"distinct_{n}": (f"Distinct runs of {n} words" if n > 1 else "Distinct words", None,
+                             "Share of those in the samples that are different ones; low, they repeat themselves.")
+           for n in (1, 2, 3, 4, 8)},
+        **{f"copied_{n}": (f"Copied runs of {n} words" if n > 1 else "Copied words", None,
+                           "Share of those in the samples that stand in the training data.") for n in (1, 2, 3, 4, 8)},
+    },
+    "Usefulness": {
+        "usefulness": ("Usefulness", "more", "Accuracy of a classifier that learnt from samples, over the next one."),
+        "synthetic_accuracy": ("Accuracy, learnt from samples", "more", "Tested on real examples."),
+        "real_accuracy": ("Accuracy, learnt from data", None, "From as many real examples."),
+        "two_sample_accuracy": ("Two-sample test", "less", "How often a classifier tells samples from data; 0.5 is "
+                                                           "chance, the ideal."),
+    },
+    "Variety": {
+        "support_size": ("Support", "more", "How many different examples the model draws, by the birthday paradox."),
+    },
+    "Parzen window": {
+        "parzen_nll": ("Parzen window estimate", None, "Misleading; see the control below it."),
+        "parzen_nll_training": ("The same of training examples", None, "What real examples in place of samples give."),
+        "parzen_nll_kmeans": ("The same of cluster centres", None, "Centres of clusters often beat all models: the "
+                                                                   "estimate rewards no good samples."),
+    },
+    "Memorisation": {
+        "nearest_training_ratio": ("Distance to training data, relative", None,
+                                   "Samples to their nearest training example, over the same for unseen examples; "
+                                   "far below 1, the samples are copies."),
+        "nearest_training_distance": ("Distance to training data", None,
+                                      "From a sample to its nearest training example."),
+    },
+}
+
+OTHER = "Further numbers"
+MEANINGS = {name: Meaning(title, topic, better, says) for topic, names in _TABLE.items()
+            for name, (title, better, says) in names.items()}
+
+
+def meaning(name: str) -> Meaning:
+    """What the metric of that name means; of one that nobody described, its name."""
+    if name.startswith("auroc_"):
+        return Meaning(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
+                       "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
+    return MEANINGS.get(name) or Meaning(name.replace("_", " ").capitalize(), OTHER, None, "")

@@ -1,0 +1,79 @@
+"""One self-contained page: numbers, requirements, pictures and curves; no scripts, nothing from elsewhere."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from gencli import __version__
+from gencli.metrics.meanings import MEANINGS, OTHER, meaning
+from gencli.metrics.requirements import shown
+from gencli.reports import charts, subject, verdict
+from gencli.reports.exhibits import Exhibit
+from gencli.reports.page import PAGE, STYLE
+
+_HEADLINES = 4  # numbers at the head of the page
+_ORDER = {name: position for position, name in enumerate(MEANINGS)}
+
+
+def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
+    """The document as a page, with the exhibits after its numbers. Whatever the user named is escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    # A chart is serialised XML, in which every text is escaped already.
+    environment.filters["drawing"] = Markup
+    shared = _shared(document["metrics"])
+    metrics = [_row(metric, shared) for metric in document["metrics"]]
+    topics = {row["means"].topic: [other for other in metrics if other["means"].topic == row["means"].topic]
+              for row in sorted(metrics, key=_rank)}
+    if OTHER in topics:
+        topics[OTHER] = topics.pop(OTHER)  # last
+    return environment.from_string(PAGE).render(
+        style=Markup(STYLE), document=document, title=subject(document), verdict=verdict(document), topics=topics,
+        headlines=_headlines(topics), requirements=[_requirement(result) for result in document["requirements"]],
+        shared={name: _text(value) for name, value in shared.items()}, exhibits=exhibits,
+        version=__version__)
+
+
+def _row(metric: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """A metric as the page lists it: its protocol is what not all of them have in common."""
+    value, _, error = ("not measured" if metric["value"] is None else
+                       shown(metric["value"], metric["error"])).partition(" ± ")
+    own = {name: _text(entry) for name, entry in metric["protocol"].items() if name not in shared}
+    return {**metric, "value": value, "error": error, "protocol": own, "means": meaning(metric["name"])}
+
+
+def _headlines(topics: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The first numbers of the topics that can be better or worse: one of each, then a second one."""
+    judged = [sorted((row for row in rows if row["means"].better), key=_rank)
+              for rows in topics.values()]
+    chosen = [rows[place] for place in (0, 1) for rows in reversed(judged) if place < len(rows)]
+    return sorted(chosen[:_HEADLINES], key=_rank)
+
+
+def _rank(row: dict[str, Any]) -> int:
+    return _ORDER.get(row["name"], len(_ORDER))
+
+
+def _requirement(result: dict[str, Any]) -> dict[str, Any]:
+    drawing = ""
+    if result["value"] is not None:
+        drawing = charts.limit(result["value"], result["error"], result["limit"], result["passed"])
+    return {**result, "drawing": drawing}
+
+
+def _shared(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the protocols of all metrics say alike."""
+    if not metrics:
+        return {}
+    first, *others = (metric["protocol"] for metric in metrics)
+    return {name: value for name, value in first.items() if all(name in p and p[name] == value for p in others)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,28 @@
+"""A table of one row for each example: what it costs, e.g. to find anomalies."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from gencli.data.dataset import Dataset
+from gencli.errors import UsageError
+from gencli.metrics import Column
+
+
+def scores(columns: Sequence[Column], data: Dataset) -> str:
+    """CSV with the columns `example` (its number from 0), `label` where the data has some, and a column for each.
+
+    Raises:
+        UsageError: nothing that was measured has a number for each example.
+    """
+    if not columns:
+        raise UsageError("--scores: nothing that was measured has a number for each example; add --metrics likelihood")
+    lines = {"example": [str(i) for i in range(len(data))]}
+    if data.labels is not None and data.spec.classes:
+        lines["label"] = [data.spec.classes[label] for label in data.labels.tolist()]
+    lines |= {column.name: [repr(value) for value in column.values.tolist()] for column in columns}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(lines)
+    writer.writerows(zip(*lines.values(), strict=True))
+    return out.getvalue()
