@@ -5,7 +5,8 @@ whichever others are wanted. So a seed gives the same bits however many are aske
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.model import Batch, Given, Model, TextSpec
+from gencli.model import AudioSpec, Batch, Given, Model, TextSpec, join
 from gencli.rng import ExampleStreams
 
 
@@ -22,37 +23,64 @@ def shard(n: int, part: int, parts: int) -> range:
     return range(n * (part - 1) // parts, n * part // parts)
 
 
-@torch.no_grad()
-def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, prompt: Tensor | None = None,
-           known: Tensor | None = None, mask: Tensor | None = None, frames: int = 0,
-           **options: Any) -> Iterator[Batch]:
-    """Examples of these numbers from the endless sequence that (model, seed, what is given, options) stands for.
+def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
+           frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None, **options: Any) -> Iterator[Batch]:
+    """Examples of these numbers from the endless sequence that (model, seed, label, given, options) stands for.
 
     Args:
         label: class number that a conditional model is given.
-        prompt: (P,) int64 tokens that a text begins with.
-        known: (*example), an example of which a part is kept; `mask`, (*example) bool, is true there.
+        given: what else the examples are conditioned on; of `source` example i has number i, from the start again
+            after the last.
         frames: instead of each example so many states of its making, the last being the example.
+        watch: sees every piece as it is made, where examples are made in pieces (`Model.stream`).
         options: keyword-only options of the family's `sample`, or `film`.
     """
-    for block, positions in _blocks(numbers, model.block):
+    for pieces in _generated(model, numbers, seed, label, given, frames, options):
+        parts = []
+        for part in pieces:
+            watch(part)
+            parts.append(part)
+        yield parts[0] if len(parts) == 1 else join(parts)
+
+
+def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
+           **options: Any) -> Iterator[Batch]:
+    """The examples of `sample`, one after the other, in pieces (1, ...) as they are made."""
+    for pieces in _generated(model, numbers, seed, label, given, 0, options):
+        others = []
+        for part in pieces:
+            yield part[:1]
+            others.append(part[1:])
+        if len(others[0]):
+            rest = others[0] if len(others) == 1 else join(others)
+            yield from (rest[i : i + 1] for i in range(len(rest)))
+
+
+@torch.no_grad()
+def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int,
+               options: dict[str, Any]) -> Iterator[Iterator[Batch]]:
+    """Block by block the wanted examples, in pieces."""
+    given = given or Given()
+    for block, positions in _blocks(numbers, model.at_once(**options)):
         rng = ExampleStreams(seed, block, "sample", model.device)
-        labels = None if label is None else torch.full((len(rng),), label, device=model.device)
-        given = Given(labels, *(None if t is None else t.to(model.device) for t in (prompt, known, mask)))
+        own = replace(given, **{name: value.to(model.device) for name in ("prompt", "known", "mask")
+                                if (value := getattr(given, name)) is not None},
+                      labels=None if label is None else torch.full((len(block),), label, device=model.device),
+                      source=None if given.source is None else given.source[block % len(given.source)].to(model.device))
         if frames:
-            yield _in_turn(model.film(rng, frames, given, **options), positions)
+            yield iter([_in_turn(model.film(rng, frames, own, **options), positions)])
         else:
-            yield model.sample(rng, given, **options)[positions.to(model.device)].to("cpu")
+            yield (part[positions.to(model.device)].to("cpu") for part in model.stream(rng, own, **options))
 
 
 @torch.no_grad()
 def encode(model: Model, data: Dataset, seed: int = 0, **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
     """Blocks of (codes (B, ...), examples, reconstruction error (B,) or None), on the CPU.
 
-    The reconstruction error is the mean squared error of decoding the code again; None for text, for a model that does
-    not decode, and where the option asks for something that is no code.
+    The reconstruction error is the mean squared error of decoding the code again; None where the example always comes
+    back, for a model that does not decode, and where the option asks for something that is no code.
     """
-    decodes = "decode" in model.abilities() and not isinstance(model.spec, TextSpec) and not options
+    decodes = "decode" in model.abilities() and not model.lossless and not options
     for block, positions in _blocks(range(len(data)), model.block):
         inside = block.clamp(max=len(data) - 1)  # the last block is filled up with its last example
         rng = ExampleStreams(seed, inside, "encode", model.device)
@@ -67,19 +95,18 @@ def encode(model: Model, data: Dataset, seed: int = 0, **options: Any) -> Iterat
 @torch.no_grad()
 def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, **options: Any) -> Iterator[Batch]:
     """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making."""
-    expected = tuple(code_shape(model))
-    start = 0
+    expected = () if isinstance(model.spec, TextSpec | AudioSpec) else tuple(code_shape(model))
+    size, start = model.at_once(**options), 0
     for codes in blocks:
-        fits = codes.dim() == len(expected) + 1 and (
-            isinstance(model.spec, TextSpec) or tuple(codes.shape[1:]) == expected)
-        if not fits:
+        # What is of variable length has codes of variable length, at which the model itself looks.
+        if expected and tuple(codes.shape[1:]) != expected:
             raise DataError(f"a code has shape {tuple(codes.shape[1:])}, but the model's have {expected}; "
                             f"make codes with 'gencli encode' and the same model")
         # Filled up to the full block, so that an example does not depend on how many come with it.
-        missing = -len(codes) % model.block
+        missing = -len(codes) % size
         filled = torch.cat([codes, codes[-1:].expand(missing, *codes.shape[1:])]).to(model.device)
-        for i in range(0, len(filled), model.block):
-            part = filled[i : i + model.block]
+        for i in range(0, len(filled), size):
+            part = filled[i : i + size]
             rng = ExampleStreams(seed, torch.arange(start + i, start + i + len(part)), "decode", model.device)
             count = min(len(part), max(0, len(codes) - i))
             if frames:

@@ -8,12 +8,13 @@ is `examples/plugin/`. Everything a command needs to know about a family is said
 | image   | (B, C, H, W) | float in [0, 1]; `levels=2`: 0 or 1; `levels=256`: k / 255           |
 | vector  | (B, D)       | float, in the units of the data                                     |
 | text    | (B, T)       | int64 token numbers, with `lengths` (B,); positions past the end: 0 |
+| audio   | (B, T)       | float in [-1, 1], with `lengths` (B,); positions past the end: 0    |
 | code    | (B, ...)     | float; NaN past the end of a code of variable length                |
 """
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -96,7 +97,43 @@ class TextSpec(Spec):
         return self.length
 
 
-AnySpec = Annotated[ImageSpec | VectorSpec | TextSpec, Field(discriminator="kind")]
+class AudioSpec(Spec):
+    """A recording of one channel: (T,) in [-1, 1], T samples at `rate` Hz.
+
+    `levels`: 256 mu-law levels (ITU-T G.711), k = 0..255, or 65536 linear ones, 16 bits: (k - 32768) / 32768.
+    """
+
+    kind: Literal["audio"] = "audio"
+    rate: int = Field(ge=1, description="Samples a second.")
+    length: int = Field(ge=1, description="Samples of the longest example.")
+    levels: Literal[256, 65536] = 256
+
+    @property
+    def shape(self) -> tuple[int]:
+        return (self.length,)
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        """Samples in [-1, 1] -> int64 levels k of the same shape."""
+        if self.levels == 256:
+            from torchaudio.functional import mu_law_encoding  # takes a second to import
+
+            return mu_law_encoding(x, 256)
+        return (x * 32768).round().long().clamp(-32768, 32767) + 32768
+
+    def from_levels(self, k: Tensor) -> Tensor:
+        """Levels -> float32 samples; `to_levels` gives the same levels back."""
+        if self.levels == 256:
+            from torchaudio.functional import mu_law_decoding
+
+            return mu_law_decoding(k, 256).float()
+        return (k - 32768).float() / 32768
+
+
+AnySpec = Annotated[ImageSpec | VectorSpec | TextSpec | AudioSpec, Field(discriminator="kind")]
 _SPEC_ADAPTER: TypeAdapter[AnySpec] = TypeAdapter(AnySpec)
 
 
@@ -116,7 +153,7 @@ class Batch:
     Attributes:
         x: the examples, laid out as in the table above.
         labels: (B,) int64 class numbers, or None.
-        lengths: (B,) int64 tokens of each text, or None.
+        lengths: (B,) int64 tokens of each text or samples of each recording, or None.
         fresh: False if the batch continues the one before it (contiguous text), so that state may be carried over.
     """
 
@@ -139,6 +176,16 @@ class Batch:
         return replace(self, **part)
 
 
+def join(pieces: list[Batch]) -> Batch:
+    """Pieces of B examples of variable length, one after the other -> the examples, filled up with 0.
+
+    Every piece has lengths (B,); an example goes on in the next piece if it fills this one.
+    """
+    lengths = torch.stack([piece.lengths for piece in pieces if piece.lengths is not None]).sum(0)
+    x = torch.cat([piece.x for piece in pieces], dim=1)[:, : int(lengths.max())]
+    return replace(pieces[0], x=x, lengths=lengths)
+
+
 class Loss:
     """What a player minimises: `total`, a scalar, and named parts for the log (scalars, detached)."""
 
@@ -154,9 +201,10 @@ class Given:
     """What a sample is conditioned on; a command fills in what the user gave."""
 
     labels: Tensor | None = None  # (B,) int64
-    prompt: Tensor | None = None  # (P,) int64 tokens, the same for every example
+    prompt: Tensor | None = None  # (P,) int64 tokens or float samples, the same for every example
     known: Tensor | None = None  # (*example), an example of which a part is kept, the same for all of them
     mask: Tensor | None = None  # (*example) bool, true where `known` is kept
+    source: Batch | None = None  # B examples to be made again in the model's way, e.g. from their spectrograms
 
 
 @dataclass
@@ -267,6 +315,8 @@ class Model(nn.Module):
     # What `log_prob` is, and whether it is a density of continuous numbers, which has no bits per dimension.
     likelihood: ClassVar[Literal["exact", "bound", "estimate"] | None] = None
     density: ClassVar[bool] = False
+    # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
+    lossless: ClassVar[bool] = False
 
     def __init__(self, config: FamilyConfig, spec: AnySpec):
         super().__init__()
@@ -327,6 +377,14 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
+        """What `sample` gives, in pieces as they are made (see `join`). Default: one piece."""
+        yield self.sample(rng, given, **options)
+
+    def at_once(self, **options: Any) -> int:
+        """How many examples `sample` and `decode` compute at once with these options. Default: `block`."""
+        return self.block
+
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Examples -> codes (B, *code), float."""
         raise NotImplementedError
@@ -341,7 +399,7 @@ class Model(nn.Module):
         Default: spherical, for codes with a standard normal prior: a straight line would pass closer to the origin than
         any draw does (White 2016, arXiv:1609.04468). A code that is shorter is filled up from the longer one.
         """
-        a, b = _fill(a, b), _fill(b, a)
+        a, b = fill(a, b), fill(b, a)
         angle = torch.acos(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1))
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device).view(-1, *[1] * a.dim())
         if torch.sin(angle) < 1e-4:  # (nearly) parallel: the arc is a straight line
@@ -398,7 +456,7 @@ class Model(nn.Module):
         return copy.deepcopy(self).requires_grad_(False)
 
 
-def _fill(code: Tensor, other: Tensor) -> Tensor:
+def fill(code: Tensor, other: Tensor) -> Tensor:
     """`code` at least as long as `other` in its first dimension, numbers that are not there taken from `other`."""
     if code.shape[:1] < other.shape[:1]:
         code = torch.cat([code, other[len(code) :]])

@@ -33,7 +33,7 @@ class Family:
     path: str  # "module:Class"
     summary: str = ""
     kinds: tuple[str, ...] = ()
-    # Verbs, then abilities: "label", "prompt", "complete" (sample), "log_prob", "classify" (evaluate).
+    # Verbs, then abilities: "label", "prompt", "complete", "given" (sample), "log_prob", "classify" (evaluate).
     can: tuple[str, ...] = ()
     source: str = "gencli"
 
@@ -80,6 +80,8 @@ _BUILT_IN = (
            ("image", "vector"), (*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
            ("image", "vector"), ("train", "encode", "evaluate", "export", "classify")),
+    Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
+           ("audio",), (*VERBS, "log_prob", "label", "prompt", "given")),
 )
 
 

@@ -25,9 +25,16 @@ class DataSettings(BaseModel):
     lines: bool = Field(False, description="Text: one example a line, instead of one document.")
     unit: Literal["characters", "bytes", "words"] = Field("characters", description="Text: what a token is.")
     length: int | None = Field(None, ge=1, description="Text: tokens of a passage of a document (default 2048), or of "
-                                                      "the longest line (longer ones are cut).")
+                                                      "the longest line (longer ones are cut). Sound: samples of an "
+                                                      "example (default one second); longer recordings become several.")
     label: str | None = Field(None, description="Tables: name of the column that holds the class, or its number "
-                                                       "from 1.")
+                                                       "from 1. Sound: number of the part of the file name, between "
+                                                       "underscores, that is the class (default 1).")
+    rate: int | None = Field(None, ge=1, description="Sound: samples a second. Default: as they are; if rates differ, "
+                                                     "the lowest.")
+    levels: Literal[256, 65536] = Field(256, description="Sound: 256 mu-law levels, or all 65536 of 16 bits.")
+    trim: float | None = Field(None, gt=0, description="Sound: cut off beginning and end where they are quieter than "
+                                                       "the loudest part by more than TRIM dB.")
 
 
 class TrainSettings(BaseModel):

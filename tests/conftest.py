@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 os.environ.setdefault("GENCLI_CACHE", str(Path(os.environ.get("TMPDIR", "/tmp")) / f"gencli-test-cache-{os.getuid()}"))
 
@@ -98,6 +99,8 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
+    ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
+                           "--length", "120"],
 }
 
 
@@ -108,7 +111,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 
 def make_small_data(folder: Path) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters."""
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
+    and a folder of 96 recordings of 90 to 150 samples, tones of two pitches."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -117,7 +121,12 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
     np.savez(folder / "rows.npz", x=rows.astype(np.float32), y=labels)
     (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
-    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt"}
+    (folder / "sounds").mkdir()
+    for i, length in enumerate(random.integers(90, 151, 96)):
+        tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
+        soundfile.write(folder / "sounds" / f"{i % 2}_{i}.wav", tone, 8000)
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
+            "audio": folder / "sounds"}
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from gencli.app import app
 from gencli.data.known import KNOWN
 from gencli.data.readers import READERS
 from gencli.metrics.features import spaces as feature_spaces
-from gencli.model import Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.model import AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -111,7 +111,7 @@ def test_families():
         family = built_in[cells[0].strip("`")]
         assert [verb for verb in registry.VERBS if verb not in family.can] == re.findall(r"`(\w+)`", cells[4])
         assert ("log_prob" in family.can) == (cells[2] != "none")
-        abilities = ("label", "prompt", "film", "complete")
+        abilities = ("label", "prompt", "given", "film", "complete")
         assert re.findall(r"--(\w+)", cells[4]) == [word for word in abilities if word in family.can]
 
 
@@ -134,8 +134,9 @@ def test_data():
 
 
 SPECS = [ImageSpec(channels=1, height=2, width=2), VectorSpec(columns=("a",), mean=(0.0,), scale=(1.0,)),
-         TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1)]
-EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]]))]
+         TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1), AudioSpec(rate=8000, length=1)]
+EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]])),
+            Batch(torch.zeros(1, 1))]
 
 
 @pytest.mark.parametrize("cells", rows(section("Output")), ids=lambda cells: cells[0].strip("`"))

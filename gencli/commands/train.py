@@ -242,14 +242,14 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
 
 
 def _preview(folder: Path, model: "Model", step: int) -> None:
-    """A sheet of 64 pictures, or 4 texts, or 64 rows; nothing of a model that draws no examples."""
+    """A sheet of 64 pictures, 4 texts or recordings, or 64 rows; nothing of a model that draws no examples."""
     from gencli.inference import sample
     from gencli.streams import open_writer
 
     if "sample" not in model.abilities():
         return
-    ending = {"image": "png", "text": "txt", "vector": "csv"}[model.spec.kind]
-    count = 4 if ending == "txt" else 64
+    ending = {"image": "png", "text": "txt", "vector": "csv", "audio": "wav"}[model.spec.kind]
+    count = 4 if ending in ("txt", "wav") else 64
     with open_writer(str(folder / f"step-{step}.{ending}"), model.spec, total=count) as writer:
         for batch in sample(model, range(count)):
             writer.write(batch)

@@ -17,7 +17,7 @@ from gencli.data.known import KNOWN, data_folder, read_known
 from gencli.data.raw import Parts, Raw, Reading, class_names, describe_spec
 from gencli.data.readers import from_tar, read_path
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.model import AnySpec, TextSpec
+from gencli.model import AnySpec, AudioSpec, TextSpec
 from gencli.settings import DataSettings
 
 __all__ = ["Contiguous", "DataSettings", "Dataset", "Shuffled", "known", "load"]
@@ -57,7 +57,8 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
     """
     if isinstance(like, TextSpec):
         settings = settings.model_copy(update={"lines": like.lines, "unit": like.unit})
-        like = like.model_copy(update={"length": settings.length or like.length})  # a model of text has no length
+    if isinstance(like, TextSpec | AudioSpec):  # a model of text or sound has no length
+        like = like.model_copy(update={"length": settings.length or like.length})
     name, wanted = _parse(source)
     wanted = wanted or split or "train"
     reading = Reading(name, settings, skip_bad)
@@ -83,6 +84,8 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
     if data.skipped:
         data.protocol["skipped"] = data.skipped
         notify(f"{name}: {data.skipped} unreadable examples left out")
+    for note in data.notes:
+        notify(f"{name}: {note}")
     return data
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gencli.model import AnySpec, Batch, ImageSpec
+from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec
 from gencli.rng import ExampleStreams, Rng, StepStream, derive_seed, generator
 
 
@@ -19,16 +19,18 @@ class Dataset:
         split: "train", "test" or "all".
         spec: what one example is.
         examples: N examples before binarisation. Images (N, C, H, W) uint8, or float32 in [0, 1] where levels is None;
-            vectors (N, D) float32; text (N, T) int32 or less, padded with 0. A Tensor, or anything with `len` that
-            gives such a tensor for an index tensor (pictures too many to hold in memory).
+            vectors (N, D) float32; text (N, T) int32 or less, padded with 0; audio (N, T) levels, uint8 or int32.
+            A Tensor, or anything with `len` that gives such a tensor for an index tensor (pictures too many to hold
+            in memory).
         labels: (N,) int64 or None.
-        lengths: (N,) int64, text only.
+        lengths: (N,) int64, text and audio only.
         document: (T,) all tokens of a document in order, where the text is one; else None.
         fingerprint: hex digest of what was read, the same wherever the data lies.
         skipped: unreadable examples left out on request.
         drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
         protocol: what was done to the data (split, size, channels, binarisation...), for the records of `evaluate`.
         offset: the number of the first example in the split this is a part of; a fixed draw belongs to that number.
+        notes: sentences for the user about what had to be done to the data.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset:
     drawn: Literal["fixed", "dynamic"] | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
     offset: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -64,7 +67,10 @@ class Dataset:
             return Batch(x, labels)
         lengths = self.lengths[indices]
         longest = int(lengths.max()) if len(lengths) else 0
-        return Batch(x[:, :longest].long(), labels, lengths.to(device, non_blocking=True))
+        x, lengths = x[:, :longest].long(), lengths.to(device, non_blocking=True)
+        if isinstance(self.spec, AudioSpec):
+            x = self.spec.from_levels(x).where(torch.arange(longest, device=x.device) < lengths[:, None], 0.0)
+        return Batch(x, labels, lengths)
 
     def _pixels(self, x: Tensor, levels: int | None, indices: Tensor, rng: Rng | None) -> Tensor:
         """(B, C, H, W) raw -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""

@@ -1,4 +1,4 @@
-"""Data sets that are known by name: two that come along, and those of torchvision in the user's data folder."""
+"""Data sets that are known by name: those that come along, and those of torchvision in the user's data folder."""
 
 import os
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from gencli.data import arrays, readers
+from gencli.data.audio import Recordings, field_of_name
 from gencli.data.raw import Parts, Raw, Reading
 from gencli.errors import DataError
 
@@ -60,9 +61,26 @@ def _cifar(name: str) -> Callable[[Path, Reading], Parts | None]:
     return find
 
 
+def _fsdd(root: Path, reading: Reading) -> Parts | None:
+    """The customary split: of each digit and speaker, recordings 0 to 4 are for the test."""
+    folder = next((path for path in (root / "fsdd/recordings", root / "recordings") if path.is_dir()), None)
+    if folder is None:
+        return None
+
+    def part(test: bool) -> Raw:
+        files = sorted(path for path in folder.glob("*_*_*.wav") if (int(path.stem.split("_")[2]) < 5) == test)
+        if not files:
+            raise DataError(f"{folder} holds no recordings of the kind 0_jackson_12.wav")
+        return Recordings(reading.name, [(str(path), path) for path in files], field_of_name(files, reading))
+
+    return {"train": lambda: part(False), "test": lambda: part(True)}
+
+
 KNOWN: dict[str, Known] = {
     "digits": Known("10,000 + 2,000 MNIST digits, 28x28 grey, 10 classes (comes along)", _embedded("digits")),
     "shakespeare": Known("1.1 MB of Shakespeare's plays, one document (comes along)", _embedded("shakespeare.txt.xz")),
+    "spoken-digits": Known("90 + 30 of fsdd's spoken digits, 6 speakers, 8 kHz, 10 classes (comes along)",
+                           _embedded("spoken-digits")),
     "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
                    _idx("MNIST", "mnist", "mnist/MNIST"), "MNIST"),
     "fashion-mnist": Known("60,000 + 10,000 articles of clothing, 28x28 grey, 10 classes",
@@ -71,6 +89,7 @@ KNOWN: dict[str, Known] = {
                     _idx("KMNIST", "kmnist", "kmnist/KMNIST"), "KMNIST"),
     "binarized-mnist": Known("50,000 + 10,000 + 10,000 MNIST digits, binary (Larochelle & Murray 2011)",
                              _folder("binarized_mnist", "binarized-mnist")),
+    "fsdd": Known("2,700 + 300 spoken digits, 6 speakers, 8 kHz, 10 classes (Free Spoken Digit Dataset)", _fsdd),
     "cifar10": Known("50,000 + 10,000 pictures, 32x32 RGB, 10 classes", _cifar("CIFAR10"), "CIFAR10"),
     "cifar100": Known("50,000 + 10,000 pictures, 32x32 RGB, 100 classes", _cifar("CIFAR100"), "CIFAR100"),
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError
 from gencli.limits import PACKED, unpack
-from gencli.model import AnySpec, ImageSpec, VectorSpec
+from gencli.model import AnySpec, AudioSpec, ImageSpec, VectorSpec
 from gencli.rng import generator
 from gencli.settings import DataSettings
 
@@ -130,6 +130,8 @@ def describe_spec(spec: AnySpec) -> str:
         return f"pictures of {spec.channels}x{spec.height}x{spec.width}"
     if isinstance(spec, VectorSpec):
         return f"rows of {len(spec.columns)} numbers"
+    if isinstance(spec, AudioSpec):
+        return f"recordings at {spec.rate} Hz"
     return f"text in {spec.unit}"
 
 

@@ -9,6 +9,8 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from gencli.data import arrays, table, text
+from gencli.data.audio import ENDINGS as SOUNDS
+from gencli.data.audio import Recordings, field_of_name
 from gencli.data.pictures import ENDINGS, Pictures
 from gencli.data.raw import Parts, Raw, Reader, Reading, read_bytes, unpacked_name, whole
 from gencli.errors import DataError
@@ -30,6 +32,11 @@ def read_text(path: Path, reading: Reading) -> Parts:
     return whole(lambda: text.texts(read_bytes(path), str(path), reading.settings.lines))
 
 
+def read_recording(path: Path, reading: Reading) -> Parts:
+    """One recording."""
+    return whole(lambda: Recordings(str(path), [(str(path), path)]))
+
+
 def read_tar_file(path: Path, reading: Reading) -> Parts:
     """A tar of examples, plain or packed."""
     return whole(lambda: from_tar(io.BytesIO(read_bytes(path)), str(path), reading))
@@ -38,6 +45,7 @@ def read_tar_file(path: Path, reading: Reading) -> Parts:
 # Adding a kind of file is one line here. Endings are those of the unpacked name.
 READERS: dict[str, Reader] = {
     **dict.fromkeys(sorted(ENDINGS), read_picture),
+    **dict.fromkeys(sorted(SOUNDS), read_recording),
     ".npy": arrays.read_npy,
     ".npz": arrays.read_npz,
     ".idx": arrays.read_idx,
@@ -86,11 +94,15 @@ def _contents(folder: Path, reading: Reading) -> Parts:
                    if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
     endings = {path: Path(unpacked_name(path)).suffix for path in files}
     if pictures := [path for path in files if endings[path] in ENDINGS]:
-        return whole(lambda: _pictures(folder, pictures))
-    for kinds in (READERS.keys() - ENDINGS - {".txt"}, {".txt"}):  # a .txt beside a table explains it
+        return whole(lambda: Pictures(str(folder), _named(pictures), _folders(folder, pictures)))
+    if sounds := [path for path in files if endings[path] in SOUNDS]:
+        return whole(lambda: Recordings(str(folder), _named(sounds), _folders(folder, sounds)
+                                        or field_of_name(sounds, reading)))
+    for kinds in (READERS.keys() - ENDINGS - SOUNDS - {".txt"}, {".txt"}):  # a .txt beside a table explains it
         if found := [path for path in files if endings[path] in kinds]:
             return _files(found, folder, reading)
-    raise DataError(f"{folder} holds no data: expected pictures, .txt, .npy, .npz, .csv, .amat, .tar or IDX files")
+    raise DataError(f"{folder} holds no data: expected pictures, recordings, .txt, .npy, .npz, .csv, .amat, .tar or "
+                    "IDX files")
 
 
 def _files(files: list[Path], folder: Path, reading: Reading) -> Parts:
@@ -123,10 +135,15 @@ def _only(parts: Parts, path: Path) -> Callable[[], Raw]:
     return parts["all"]
 
 
-def _pictures(folder: Path, files: list[Path]) -> Pictures:
-    """Sub-folders are classes, if every picture lies in one."""
+def _named(files: list[Path]) -> list[tuple[str, Path]]:
+    """Each file and its name for messages."""
+    return [(str(path), path) for path in files]
+
+
+def _folders(folder: Path, files: list[Path]) -> list[str] | None:
+    """Sub-folders are classes, if every file lies in one."""
     inside = [path.relative_to(folder).parts[0] for path in files if path.parent != folder]
-    return Pictures(str(folder), [(str(path), path) for path in files], inside if len(inside) == len(files) else None)
+    return inside if len(inside) == len(files) else None
 
 
 def _join_texts(files: list[Path], folder: Path, reading: Reading) -> Raw:
@@ -148,10 +165,11 @@ def from_tar(file: BinaryIO, name: str, reading: Reading) -> Raw:
     kinds: set[str] = set()
     for key, files in stream:
         # A picture may come with a text that describes it.
-        ending = next((e for e in (*sorted(e[1:] for e in ENDINGS), "npy", "txt") if e in files), None)
+        ending = next((e for e in (*sorted(e[1:] for e in ENDINGS | SOUNDS), "npy", "txt") if e in files),
+                      None)
         if ending is None:
-            raise DataError(f"{name}: {key} is {', '.join(sorted(files))}; expected png, npy or txt")
-        kinds.add("pictures" if f".{ending}" in ENDINGS else ending)
+            raise DataError(f"{name}: {key} is {', '.join(sorted(files))}; expected png, wav, npy or txt")
+        kinds.add("pictures" if f".{ending}" in ENDINGS else "recordings" if f".{ending}" in SOUNDS else ending)
         if len(kinds) > 1:
             raise DataError(f"{name}: {key} is {ending}, unlike those before; expected one kind of examples")
         members.append((f"{name}: {key}.{ending}", files[ending]))
@@ -168,6 +186,8 @@ def _from_members(name: str, kind: str, members: list[tuple[str, bytes]], labels
                   spec: AnySpec | None, reading: Reading) -> Raw:
     if kind == "pictures":
         return Pictures(name, members, labels)
+    if kind == "recordings":
+        return Recordings(name, members, labels)
     if kind == "txt":
         kept, strings = _readable(members, text.decode, reading)
         return text.Texts(name, strings, labels and [labels[i] for i in kept], len(members) - len(kept))

@@ -38,7 +38,6 @@ from gencli.model import (
     Model,
     Phase,
     Score,
-    TextSpec,
     VectorSpec,
 )
 from gencli.rng import ExampleStreams, Rng
@@ -72,7 +71,7 @@ class Flow(Model):
 
     def __init__(self, config: FlowConfig, spec: AnySpec):
         super().__init__(config, spec)
-        assert not isinstance(spec, TextSpec)  # `kinds` has none
+        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         if config.autoregressive and isinstance(spec, ImageSpec):
             raise UsageError("--autoregressive is for tables; for pictures train the flow without it, or a pixelcnn")
         # Tables are real-valued.

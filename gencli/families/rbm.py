@@ -44,7 +44,6 @@ from gencli.model import (
     Phase,
     Player,
     Score,
-    TextSpec,
     VectorSpec,
 )
 from gencli.rng import Rng, StepStream, generator
@@ -88,7 +87,7 @@ class RBM(Model):
 
     def __init__(self, config: RBMConfig, spec: AnySpec):
         super().__init__(config, spec)
-        assert not isinstance(spec, TextSpec)  # `kinds` has none
+        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)
         self.weight = nn.Parameter(torch.empty(spec.size, config.hidden))
         nn.init.normal_(self.weight, std=0.01)

@@ -28,7 +28,6 @@ from gencli.model import (
     Loss,
     Model,
     Score,
-    TextSpec,
     VectorSpec,
 )
 from gencli.rng import Rng
@@ -61,7 +60,7 @@ class VAE(Model):
 
     def __init__(self, config: VAEConfig, spec: AnySpec):
         super().__init__(config, spec)
-        assert not isinstance(spec, TextSpec)  # `kinds` has none
+        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
         self.observation = _observation(config.likelihood, spec)
         networks = _conv if conv else _mlp

@@ -76,6 +76,7 @@ class AutoregressiveText(Model):
 
     kinds = frozenset({"text"})
     likelihood = "exact"
+    lossless = True
     spec: TextSpec
 
     def reader(self) -> tuple[Read, Advance]:

@@ -12,7 +12,7 @@ from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
 from gencli.metrics import Column, Found, Inputs, Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
-from gencli.model import Model, Score, TextSpec
+from gencli.model import AudioSpec, Model, Score, TextSpec
 from gencli.rng import ExampleStreams
 
 
@@ -63,6 +63,8 @@ def _bits(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> lis
     if isinstance(data.spec, TextSpec):
         return [bits for metric in metrics if metric.name == "nll"
                 for bits in _of_text(metric, scores["nll"], data, data.spec)]
+    if isinstance(data.spec, AudioSpec):
+        return [_scaled(metric, "bpd", 1 / math.log(2), "bits/sample") for metric in metrics if metric.name == "nll"]
     # A density has no bits: its nats hang on the unit of x.
     of_data = [m for m in metrics if m.unit == "nats" and not m.protocol.get("density")
                and (m.name == "nll" or m.kind == "bound")]

@@ -17,7 +17,7 @@ from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import feature_space, features
 from gencli.metrics.neighbours import squared_distances
-from gencli.model import ImageSpec, Model
+from gencli.model import AudioSpec, ImageSpec, Model
 from gencli.rng import generator
 from gencli.streams import quantize
 
@@ -33,6 +33,8 @@ def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> D
     x = torch.cat([pad(batch.x, (0, longest - batch.x.shape[-1])) for batch in drawn])
     labels = None if label is None else torch.full((count,), label)
     lengths = [batch.lengths for batch in drawn if batch.lengths is not None]
+    if isinstance(model.spec, AudioSpec):
+        x = model.spec.to_levels(x)  # as a data set holds them
     if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
         binary = model.spec.levels == 2
         return Dataset("samples", "all", model.spec, quantize(x), labels, drawn="fixed" if binary else None)

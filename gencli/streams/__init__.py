@@ -5,17 +5,19 @@ are one example. A first record, `__gencli__/spec.json`, says what the examples 
 `__gencli__/end.json`, how many there were, so that a cut stream is noticed; other readers skip names in `__`. The
 bytes depend on the examples alone: no times, no owners, and nothing of the batches in which they were computed.
 
-| format | image | vector | text | code | holds all examples in memory |
-|--------|-------|--------|------|------|------------------------------|
-| tar    | .png  | .npy   | .txt | .npy | no                           |
-| folder | .png  | .npy   | .txt |      | no                           |
-| png    | sheet |        |      |      | yes, 8-bit                   |
-| gif    | frames|        |      |      | yes, 8-bit                   |
-| npz    | yes   | yes    |      | yes  | yes                          |
-| npy    | yes   | yes    |      | yes  | yes                          |
-| csv    |       | yes    |      | yes  | codes, as lengths differ     |
-| jsonl  |       | yes    | yes  | yes  | no                           |
-| txt    |       |        | yes  |      | no                           |
+| format | image | vector | text | audio | code | holds all examples in memory |
+|--------|-------|--------|------|-------|------|------------------------------|
+| tar    | .png  | .npy   | .txt | .wav  | .npy | no                           |
+| folder | .png  | .npy   | .txt | .wav  |      | no                           |
+| png    | sheet |        |      |       |      | yes, 8-bit                   |
+| gif    | frames|        |      |       |      | yes, 8-bit                   |
+| npz    | yes   | yes    |      |       | yes  | yes                          |
+| npy    | yes   | yes    |      |       | yes  | yes                          |
+| csv    |       | yes    |      |       | yes  | codes, as lengths differ     |
+| jsonl  |       | yes    | yes  |       | yes  | no                           |
+| txt    |       |        | yes  |       |      | no                           |
+| wav    |       |        |      | yes   |      | no, 16-bit                   |
+| raw    |       |        |      | yes   |      | no, 16-bit little-endian     |
 """
 
 from gencli.streams.codes import Codes, read_codes

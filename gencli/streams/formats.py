@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import struct
 import tarfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gencli.model import AnySpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
 from gencli.publish import write
 from gencli.streams.tar import END_RECORD, SPEC_RECORD, TAR_BLOCK
 
@@ -40,11 +41,13 @@ class Rows:
 class Content:
     """What is written: its kind, and what formats want to know of it."""
 
-    kind: str  # "image", "vector", "text" or "code"
+    kind: str  # "image", "vector", "text", "audio" or "code"
     ending: str  # of one example in a tar or folder
     shape: tuple[int, ...] = ()  # of one example; () where it is not known beforehand
     columns: tuple[str, ...] = ()
     lines: bool = False
+    rate: int = 0  # Hz
+    rewritable: bool = False  # whether the sink is a file, whose beginning may be written again
     header: dict[str, Any] = field(default_factory=dict)
 
     def file(self, value: Any) -> bytes:
@@ -53,6 +56,8 @@ class Content:
             return value.encode()
         if self.ending == "npy":
             return _npy(value)
+        if self.ending == "wav":
+            return _wav_header(self.rate, len(value)) + value.tobytes()
         return _png(_picture(value))
 
 
@@ -67,16 +72,21 @@ def content_of(spec: AnySpec) -> Content:
         return Content("image", "png" if spec.channels in _MODES else "npy", spec.shape, header=header)
     if isinstance(spec, VectorSpec):
         return Content("vector", "npy", spec.shape, spec.columns, header=header)
+    if isinstance(spec, AudioSpec):
+        return Content("audio", "wav", rate=spec.rate, header=header)
     return Content("text", "txt", lines=spec.lines, header=header)
 
 
 def values_of(batch: Batch, spec: AnySpec, eight_bit: bool) -> Sequence[Any] | np.ndarray:
     """The examples of a batch as a format writes them; `eight_bit`: pictures must be bytes."""
     x = batch.x.detach().cpu()
+    lengths = [x.shape[-1]] * len(x) if batch.lengths is None else batch.lengths.tolist()
+    if isinstance(spec, AudioSpec):
+        samples = (x * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")
+        return [example[:length] for example, length in zip(samples, lengths, strict=True)]
     if isinstance(spec, TextSpec):
         from gencli.data.text import detokenize  # here, because readers of data import this module
 
-        lengths = [x.shape[1]] * len(x) if batch.lengths is None else batch.lengths.tolist()
         return [detokenize(tokens[:length], spec) for tokens, length in zip(x, lengths, strict=True)]
     if isinstance(spec, ImageSpec):
         eight_bit = spec.levels in (2, 256) or (eight_bit and spec.channels in _MODES)
@@ -93,6 +103,13 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "png")
     return buffer.getvalue()
+
+
+def _wav_header(rate: int, samples: int | None) -> bytes:
+    """The beginning of a WAV file of one channel of 16 bits; sizes are as large as can be where they are unknown."""
+    size = 0xFFFFFFFF if samples is None else 2 * samples
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", min(36 + size, 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, 1, rate,
+                       2 * rate, 2, 16, b"data", size)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -141,6 +158,7 @@ class Format:
     """Writes rows to a sink: a context manager that gives a binary file, or the folder to fill."""
 
     binary: ClassVar[bool] = True
+    continuous: ClassVar[bool] = False  # examples follow each other without a seam, so that pieces of them can be put
 
     def __init__(self, sink: AbstractContextManager[Any], content: Content, start: int):
         self.sink, self.content, self.start, self.count = sink, content, start, 0
@@ -205,6 +223,30 @@ class _Folder(Format):
             write(self.out / f"{number:06d}.{self.content.ending}", self.content.file(value))
             if record:
                 write(self.out / f"{number:06d}.json", _json(record))
+
+
+class _Sound(Format):
+    """16-bit samples of one recording after the other, without a header; whoever listens hears them as they come."""
+
+    continuous = True
+
+    def put(self, rows: Rows) -> None:
+        for _, value, _ in self._numbered(rows):
+            self.out.write(value.tobytes())
+        self.out.flush()
+
+
+class _Wav(_Sound):
+    """The same as a WAV file. Its length is put into the header where that can be done."""
+
+    def begin(self) -> None:
+        self.out.write(_wav_header(self.content.rate, None))
+
+    def end(self) -> None:
+        if self.content.rewritable:
+            samples = (self.out.tell() - len(_wav_header(0, 0))) // 2
+            self.out.seek(0)
+            self.out.write(_wav_header(self.content.rate, samples))
 
 
 class _Held(Format):
@@ -341,6 +383,7 @@ FORMATS: dict[str, dict[str, type[Format]]] = {
     "image": {"tar": _Tar, "png": _Sheet, "gif": _Gif, "folder": _Folder, "npz": _Npz, "npy": _Npy},
     "vector": {"tar": _Tar, "csv": _Csv, "jsonl": _Jsonl, "folder": _Folder, "npz": _Npz, "npy": _Npy},
     "text": {"tar": _Tar, "txt": _Txt, "jsonl": _Jsonl, "folder": _Folder},
+    "audio": {"tar": _Tar, "wav": _Wav, "raw": _Sound, "folder": _Folder},
     "code": {"tar": _Tar, "npz": _Npz, "npy": _Npy, "csv": _CodeCsv, "jsonl": _Jsonl},
 }
 ON_TERMINAL = {"vector": "csv", "text": "txt", "code": "jsonl"}

@@ -37,6 +37,8 @@ class Shards(AbstractContextManager["Shards"]):
         UsageError: the folder holds something else. ResourceError: it cannot be written.
     """
 
+    continuous = False  # a shard takes whole examples
+
     def __init__(self, folder: str, numbers: range, size: int, format: str,
                  open_writer: Callable[[str, range], Writer], about: dict[str, Any]):
         self._folder, self._open, self._about = Path(folder), open_writer, about

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -37,6 +38,11 @@ class Writer(_Output):
     def __init__(self, to: Format, spec: AnySpec):
         super().__init__(to)
         self.spec = spec
+
+    @property
+    def continuous(self) -> bool:
+        """Whether pieces of one example can be written one by one, and are there to be heard at once."""
+        return self._to.continuous
 
     def write(self, batch: Batch, info: list[dict[str, Any]] | None = None) -> None:
         """Append a batch; `info`: what else is known of each example, plain JSON values, the same names for all."""
@@ -101,7 +107,7 @@ def _open(output: str | None, content: Content, format: str | None, total: int |
     elif _is_device(output):
         sink, usual = _device(output), Path(output).suffix or "tar"
     else:
-        sink = publish(output)
+        sink, content = publish(output), replace(content, rewritable=True)
         usual = "folder" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix or "folder"
     format = (format or usual).lower().removeprefix(".")
     fitting = FORMATS[content.kind]

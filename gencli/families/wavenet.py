@@ -1,0 +1,510 @@
+"""WaveNet: sound sample by sample, from a network of dilated causal convolutions.
+
+van den Oord et al. 2016, arXiv:1609.03499: stacks of convolutions of width 2 whose dilation doubles from layer to
+layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(x_t | x_1 .. x_(t-1), condition).
+
+- 256 mu-law levels have a softmax; 65536 levels a mixture of discretised logistics (Parallel WaveNet, van den Oord et
+  al. 2017, arXiv:1711.10433).
+- Conditions: a class for the whole recording (`--conditional`), and a log-mel spectrogram of it (`--mels`), frame by
+  frame: the model is then a vocoder, and its likelihood that of a recording given its spectrogram.
+- Sampling keeps what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the cost
+  of a sample is linear in the depth and the same for every sample.
+
+Departures: a recording is followed by `tail` samples of silence in training, so that the samples of a model that hears
+whole recordings end as these do. The first layer reads one sample, not two. Frames are repeated, not interpolated.
+"""
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, ModelError, UsageError
+from gencli.layers.autoregressive import inside
+from gencli.layers.levels import Categorical, Levels, LogisticMixture
+from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
+from gencli.rng import Rng
+
+_AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
+_PIECES = 10  # pieces a second in which a recording is generated
+
+
+class WaveNetConfig(FamilyConfig):
+    layers: int = Field(10, ge=1, description="Layers of a stack; their dilations are 1, 2, 4, ...")
+    stacks: int = Field(2, ge=1, description="Stacks of layers, one after the other.")
+    residual: int = Field(64, ge=1, description="Channels of the residual connections and gates.")
+    skip: int = Field(128, ge=1, description="Channels of the skip connections and of the last two layers.")
+    components: int = Field(10, ge=1, description="Logistic distributions of the mixture, where levels are 65536.")
+    conditional: bool = Field(False, description="Learn the recordings of each class; the data must be labelled.")
+    mels: int = Field(0, ge=0, description="Bands of the log-mel spectrogram that the samples are conditioned on; 0: "
+                                           "none.")
+    hop: int = Field(64, ge=1, description="Samples from one frame of the spectrogram to the next.")
+    tail: int = Field(400, ge=0, description="Samples of silence that end a recording in training; sampling stops "
+                                             "after as many.")
+
+
+class WaveNet(Model):
+    """WaveNet (van den Oord et al. 2016): p(x) = prod p(x_t | x_1 .. x_(t-1), condition). Exact likelihood."""
+
+    Config = WaveNetConfig
+    kinds = frozenset({"audio"})
+    likelihood = "exact"
+    lossless = True
+    defaults = {"lr": 2e-3, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
+
+    config: WaveNetConfig
+    spec: AudioSpec
+
+    def __init__(self, config: WaveNetConfig, spec: AudioSpec):
+        super().__init__(config, spec)
+        if config.conditional and not spec.classes:
+            raise UsageError("a conditional wavenet needs labelled data, and this data has no classes; "
+                             "leave --conditional out or give data with labels")
+        self.classes = len(spec.classes) if config.conditional else 0
+        self.dilations = [2**i for _ in range(config.stacks) for i in range(config.layers)]
+        self.levels: Levels = (Categorical(256) if spec.levels == 256
+                               else LogisticMixture(spec.levels, config.components))
+        width, depth = config.residual, len(self.dilations)
+        self.input = nn.Embedding(256, width) if spec.levels == 256 else nn.Linear(1, width)
+        self.gates = _Linears(nn.Linear(2 * width, 2 * width) for _ in self.dilations)  # of [x_(t-d), x_t]
+        self.residuals = _Linears(nn.Linear(width, width) for _ in self.dilations[1:])  # the last has no use
+        self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
+        self.head = nn.Linear(config.skip, config.skip)
+        self.output = nn.Linear(config.skip, self.levels.parameters)
+        if self.classes + config.mels:
+            self.condition = nn.Linear(self.classes + config.mels, depth * 2 * width, bias=False)
+        if config.mels:
+            self.spectrogram = _LogMel(spec.rate, config.hop, config.mels)
+
+    # --- the network over whole recordings
+
+    def _read(self, levels: Tensor, condition: Tensor | None) -> Tensor:
+        """Levels (B, T) and frames (B, frames, D) -> what the skip connections add up to at each place, (B, T, skip).
+
+        Place t knows the levels before t: what is read is shifted by one, and before the beginning all is zero.
+        """
+        x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
+        if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it anew
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        biases = self._biases(condition, levels.shape[1])
+        outputs = []
+        for i, (dilation, gates) in enumerate(zip(self.dilations, self.gates, strict=True)):
+            past = F.pad(x[:, :-dilation], (0, 0, min(dilation, x.shape[1]), 0))
+            h = gates(torch.cat([past, x], dim=-1))  # (B, T, 2 residual)
+            if biases is not None:
+                h = h + biases(i)
+            a, b = h.chunk(2, dim=-1)
+            outputs.append(torch.tanh(a) * torch.sigmoid(b))
+            if i < len(self.residuals):
+                x = x + self.residuals[i](outputs[-1])
+        return self.skip(torch.cat(outputs, dim=-1))
+
+    def _embed(self, levels: Tensor) -> Tensor:
+        """Levels (...,) -> (..., residual)."""
+        if self.spec.levels == 256:
+            return self.input(levels)
+        return self.input(self.spec.from_levels(levels)[..., None].to(self.output.weight.dtype))
+
+    def _biases(self, condition: Tensor | None, length: int) -> "_Biases | None":
+        """What the condition (B, frames, D) adds to the gates of a layer at each of `length` samples."""
+        if condition is None:
+            return None
+        frames = self.condition(condition)  # (B, frames, depth * 2 residual)
+        if self.config.mels:
+            frames = frames.repeat_interleave(self.config.hop, dim=1)[:, :length]
+        return _Biases(frames, 2 * self.config.residual)
+
+    def _out(self, skip: Tensor) -> Tensor:
+        """(..., skip) -> parameters of the distribution over levels (..., P)."""
+        return self.output(F.relu(self.head(F.relu(skip))))
+
+    def forward(self, levels: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Levels (B, T) and frames of the condition (B, frames, D) -> parameters of p(x_t | x_1 .. x_(t-1)), (B, T, P).
+
+        There is one frame where the condition is a class alone, else one for each `hop` samples.
+        """
+        return self._out(self._read(levels, condition))
+
+    def _condition(self, classes: Tensor | None, spectrogram: Tensor | None) -> Tensor | None:
+        """Weights of the classes (B, K) and spectrogram (B, frames, mels) -> (B, frames, K + mels)."""
+        if classes is None or spectrogram is None:
+            return spectrogram if classes is None else classes[:, None]
+        return torch.cat([classes[:, None].expand(-1, spectrogram.shape[1], -1), spectrogram], dim=-1)
+
+    def _heard(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Weights of the classes, and spectrogram, of recordings that are there to be heard."""
+        return self._weights(batch.labels), self.spectrogram(batch.x) if self.config.mels else None
+
+    def _weights(self, labels: Tensor | None) -> Tensor | None:
+        if not self.classes:
+            return None
+        if labels is None:
+            raise DataError("this model knows recordings by their class, and these have none; give labelled data")
+        return F.one_hot(labels, self.classes).to(self.output.weight.dtype)
+
+    # --- train, score
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Mean negative log likelihood in nats per sample, the silence at the end of a recording included."""
+        length = min(batch.x.shape[1] + self.config.tail, self.spec.length)
+        batch = Batch(F.pad(batch.x, (0, length - batch.x.shape[1])), batch.labels, batch.lengths)
+        ends = None if batch.lengths is None else batch.lengths + self.config.tail
+        levels, heard = self.spec.to_levels(batch.x), inside(batch.x, ends)
+        skip = self._read(levels, self._condition(*self._heard(batch)))
+        return Loss(-self.levels.log_prob(self._out(skip[heard]), levels[heard]).mean())
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """Exact log p(x | condition) of every recording, (B,), in nats."""
+        parts = []
+        for part in self._parts(batch):
+            levels = self.spec.to_levels(part.x)
+            nats = self.levels.log_prob(self(levels, self._condition(*self._heard(part))), levels)
+            parts.append(nats.double().where(inside(part.x, part.lengths), 0.0).sum(1))
+        return torch.cat(parts)
+
+    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+        """`nll`: nats of every recording, weighted by its samples, so that the mean is in nats per sample."""
+        given = {"class": True} if self.classes else {}
+        if self.config.mels:
+            given["spectrogram"] = True
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/sample", "exact",
+                             weight=inside(batch.x, batch.lengths).sum(1), protocol={"given": given} if given else {})}
+
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """The batch in parts that the memory has room for."""
+        size = max(1, _AT_ONCE // max(1, batch.x.shape[1]))
+        return (batch[i : i + size] for i in range(0, len(batch), size))
+
+    # --- codes
+
+    def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
+        """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; then noise."""
+        if self.config.mels:
+            raise UsageError("this model speaks a spectrogram and needs one; give it a recording with --given")
+        length = self._length(length)
+        noise = rng.normal(length, dtype=torch.float64)
+        if not self.classes:
+            return noise
+        return torch.cat([F.one_hot(rng.integers(self.classes), self.classes).double(), noise], dim=1)
+
+    def _length(self, length: int | None) -> int:
+        if length is not None and length < 1:
+            raise UsageError(f"length is {length}; expected 1 or more samples")
+        return length or self.spec.length
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, rng: Rng, *, code: Literal["noise", "features"] = "noise") -> Tensor:
+        """Recordings -> codes.
+
+        `noise`: (B, K + T) float64, NaN past the end of a recording: one-hot class if conditional, then the noise that
+        each sample is made of (gencli.layers.levels); that of a vocoder has in front of the noise of each frame its
+        `mels` log-mel bands. `rng` draws the place inside each level's interval.
+        `features`: (B, skip), the mean over the recording of what the skip connections add up to.
+        """
+        if code == "features":
+            return torch.cat([self._features(part) for part in self._parts(batch)])
+        precise = self.clone().double().eval()
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
+        frames, classes = [], []
+        for part, place in zip(self._parts(batch), z.split(max(1, _AT_ONCE // max(1, z.shape[1]))), strict=True):
+            levels = self.spec.to_levels(part.x)
+            weights, spectrogram = self._heard(part)
+            condition = self._condition(weights, spectrogram)
+            parameters = precise(levels, None if condition is None else condition.double())
+            place.copy_(self.levels.to_noise(parameters, levels, place).where(inside(part.x, part.lengths), math.nan))
+            frames += [] if spectrogram is None else [spectrogram.double()]
+            classes += [] if weights is None else [weights.double()]
+        if frames:
+            hop = self.config.hop
+            noise = F.pad(z, (0, -z.shape[1] % hop), value=math.nan).unflatten(1, (-1, hop))  # (B, frames, hop)
+            z = torch.cat([torch.cat(frames).where(~noise[..., :1].isnan(), math.nan), noise], dim=2).flatten(1)
+        return torch.cat([torch.cat(classes), z], dim=1) if classes else z
+
+    def _features(self, part: Batch) -> Tensor:
+        skip = self._read(self.spec.to_levels(part.x), self._condition(*self._heard(part)))
+        heard = inside(part.x, part.lengths)[..., None]
+        return skip.where(heard, 0.0).sum(1) / heard.sum(1)
+
+    def _decoded(self, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A code -> its noise (B, T), weights of the classes, spectrogram."""
+        if code.ndim != 2 or code.shape[1] <= self.classes + self.config.mels:
+            raise DataError(f"a code of shape {tuple(code.shape)}; expected (recordings, numbers), as encode gives it")
+        classes, noise = code.split([self.classes, code.shape[1] - self.classes], dim=1)
+        spectrogram = None
+        if self.config.mels:
+            frame = self.config.mels + self.config.hop
+            frames = F.pad(noise, (0, -noise.shape[1] % frame), value=math.nan).unflatten(1, (-1, frame))
+            spectrogram, noise = frames.split([self.config.mels, self.config.hop], dim=2)
+            spectrogram, noise = spectrogram.nan_to_num(), noise.flatten(1)
+        return noise, classes if self.classes else None, spectrogram
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """The noise along an arc, as that of every code with a normal prior; classes, spectrogram and length along a
+        line."""
+        path = super().interpolate(a, b, frames)
+        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
+        ends = [(~code.isnan()).sum() for code in (a, b)]
+        a, b = fill(a, b), fill(b, a)
+        place = torch.arange(len(a), device=a.device) - self.classes
+        straight = (place < 0) | (place % (self.config.mels + self.config.hop) < self.config.mels)
+        path = ((1 - t) * a + t * b).where(straight, path)
+        return path.where(place + self.classes < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
+
+    # --- generate
+
+    def at_once(self, *, engine: str = "auto", **options: object) -> int:
+        return 1 if self._compiled(engine) else self.block
+
+    def _compiled(self, engine: str) -> bool:
+        """Whether the compiled engine is meant. Raises where it cannot run."""
+        there = importlib.util.find_spec("numba") is not None
+        if engine == "compiled" and self.device.type != "cpu":
+            raise UsageError("engine=compiled runs on the processor; add --device cpu, or use engine=torch")
+        if engine == "compiled" and not there:
+            raise ModelError("engine=compiled needs the package numba: pip install 'gencli[fast]'")
+        return engine == "compiled" or (engine == "auto" and there and self.device.type == "cpu")
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0,
+               engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
+        """Codes -> recordings, computed in float64: a code that `encode` gave becomes the same recording.
+
+        Args:
+            temperature: below 1 prefers likelier levels.
+            engine: torch computes all recordings at once, compiled (numba) one after the other in native code; auto is
+                compiled on a processor where numba is installed.
+        """
+        noise, classes, spectrogram = self._decoded(code.to(self.device).double())
+        pieces = list(self.clone().double()._write(noise, self._condition(classes, spectrogram), None, temperature,
+                                                   engine, ends=False))
+        return replace(join(pieces), labels=classes.argmax(1) if classes is not None else None)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
+               engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
+        """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
+
+        Of the class and with the spectrogram that are given; a class that is not is drawn. The other options are those
+        of `decode`.
+        """
+        return join(list(self._stream(rng, given or Given(), length, temperature, engine)))
+
+    def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
+        return self._stream(rng, given or Given(), **{"length": None, "temperature": 1.0, "engine": "auto", **options})
+
+    def _stream(self, rng: Rng, given: Given, length: int | None, temperature: float, engine: str) -> Iterator[Batch]:
+        spectrogram = None
+        if self.config.mels:
+            if given.source is None:
+                raise UsageError("this model speaks a spectrogram and needs one; give it a recording with --given")
+            spectrogram = self.spectrogram(given.source.x)
+        if spectrogram is None or given.source is None or length is not None:
+            noise = rng.normal(self._length(length), dtype=torch.float64)
+        else:  # as long as what is to be spoken
+            noise = rng.normal(given.source.x.shape[1], dtype=torch.float64)
+            noise = noise.where(inside(noise, given.source.lengths), math.nan)
+        classes = self._weights(given.labels if given.labels is not None or not self.classes
+                                else rng.integers(self.classes))
+        condition = self._condition(classes, spectrogram)
+        labels = classes.argmax(1) if classes is not None else None
+        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends=not self.config.mels):
+            yield replace(piece, labels=labels)
+
+    @torch.no_grad()
+    def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, temperature: float, engine: str,
+               ends: bool) -> Iterator[Batch]:
+        """The prompt (P,), then the recordings of the noise (B, T), piece by piece.
+
+        A recording is over where its noise is NaN and, if it `ends`, with `tail` samples of silence.
+        """
+        if not temperature > 0:
+            raise UsageError(f"temperature={temperature}; expected a number above 0")
+        start = 0 if prompt is None else len(prompt)
+        u = F.pad(torch.special.ndtr(noise).clamp(max=1 - 1e-15), (start, 0), value=0.5)  # (B, P + T)
+        over = u.isnan()
+        levels = torch.zeros_like(u, dtype=torch.int64)
+        if prompt is not None:
+            levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
+        chosen = _compiled_engine if self._compiled(engine) else _TorchEngine
+        run = chosen(self, levels, u.nan_to_num(0.5), condition, start, temperature)
+        piece = max(1, self.spec.rate // _PIECES)
+        for begin in range(0, u.shape[1], piece):
+            end = min(begin + piece, u.shape[1])
+            run(begin, end)
+            if ends and self.config.tail:
+                over[:, start:end] |= self._ended(levels[:, start:end])
+            going = ~over[:, begin:end]
+            x = self.spec.from_levels(levels[:, begin:end]).where(going, 0.0)
+            yield Batch(x, lengths=going.sum(1))
+            if over[:, end - 1].all():
+                break
+
+    def _ended(self, levels: Tensor) -> Tensor:
+        """(B, T) -> bool: places after the first `tail` samples of silence that come after any sound."""
+        silence = levels == self.spec.to_levels(torch.zeros(1, device=levels.device))
+        count, tail = silence.cumsum(1), self.config.tail
+        long = (count - F.pad(count, (tail, 0))[:, : count.shape[1]] == tail) & (~silence).cumsum(1).bool()
+        return F.pad(long, (1, 0))[:, :-1].cummax(1).values
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """One sample: level (B, 1), state (B, places, residual) and, if there is one, condition (B, D) -> parameters
+        (B, P), next state.
+
+        A recording starts with a state of zeros and the level -1, which stands for what is before the beginning.
+        """
+        state = torch.zeros(2, sum(self.dilations), self.config.residual, device=self.device)
+        inputs = {"level": torch.full((2, 1), -1, device=self.device), "state": state}
+        if self.classes + self.config.mels:
+            inputs["condition"] = torch.zeros(2, self.classes + self.config.mels, device=self.device)
+        return Graph(_Step(self), inputs, ["parameters", "next_state"])
+
+
+class _Linears(nn.ModuleList):
+    """A list of linear layers."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[nn.Linear]: ...
+
+        def __getitem__(self, index: int) -> nn.Linear: ...  # type: ignore[override]
+
+
+class _Biases:
+    """What a condition adds to the gates: layer -> (B, T or 1, 2 residual)."""
+
+    def __init__(self, frames: Tensor, width: int):
+        self.frames, self.width = frames, width
+
+    def __call__(self, layer: int) -> Tensor:
+        return self.frames[..., layer * self.width : (layer + 1) * self.width]
+
+
+class _LogMel(nn.Module):
+    """(B, T) -> log-mel spectrogram (B, frames, mels), about in [-1, 1]; frame f is centred in its `hop` samples."""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, rate: int, hop: int, mels: int):
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks  # takes a second to import
+
+        self.hop, self.size = hop, 4 * hop
+        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
+        with warnings.catch_warnings(action="ignore"):  # of bands so narrow that they hold no frequency
+            filters = melscale_fbanks(self.size // 2 + 1, 0.0, rate / 2, mels, rate)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            side = (self.size - self.hop) // 2
+            padded = F.pad(x.float(), (side, side + -x.shape[1] % self.hop + self.hop))
+            frames = padded.unfold(1, self.size, self.hop)[:, : -(-x.shape[1] // self.hop)]
+            power = torch.fft.rfft(frames * self.window.float()).abs().square()
+            return torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / 2.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engines: engine(model, levels (B, T), u (B, T), condition, known, temperature) gives run(begin, end), which fills in
+# the levels of these places, in order, but for the first `known`, which are given. u in (0, 1) is the noise.
+
+
+class _TorchEngine:
+    """All recordings at once, in plain torch, on any device."""
+
+    def __init__(self, model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
+                 temperature: float):
+        self.model, self.levels, self.u, self.known, self.temperature = model, levels, u, known, temperature
+        width = model.config.residual
+        self.rings = [model.output.weight.new_zeros(len(u), dilation, width) for dilation in model.dilations]
+        self.biases = None if condition is None else model.condition(condition).unflatten(2, (-1, 2 * width))
+        self.weights = [(gates.weight.T.contiguous(), gates.bias) for gates in model.gates]
+
+    def __call__(self, begin: int, end: int) -> None:
+        for t in range(begin, end):
+            x = self.model._embed(self.levels[:, t - 1]) if t else torch.zeros_like(self.rings[0][:, 0])
+            skip = self._advance(x, t)
+            if t >= self.known:
+                parameters = self.model._out(skip).double()
+                self.levels[:, t] = self.model.levels.from_uniform(parameters, self.u[:, t], self.temperature)
+
+    def _advance(self, x: Tensor, t: int) -> Tensor:
+        """(B, residual) -> (B, skip); the rings hold what each layer read, for as long as its dilation."""
+        model, outputs = self.model, []
+        bias = None
+        if self.biases is not None:
+            bias = self.biases[:, min(t // model.config.hop, self.biases.shape[1] - 1)]  # (B, depth, 2 residual)
+        for i, (ring, (weight, own)) in enumerate(zip(self.rings, self.weights, strict=True)):
+            place = ring[:, t % ring.shape[1]]
+            h = torch.addmm(own, torch.cat([place, x], dim=1), weight)
+            place.copy_(x)
+            if bias is not None:
+                h = h + bias[:, i]
+            a, b = h.chunk(2, dim=-1)
+            outputs.append(torch.tanh(a) * torch.sigmoid(b))
+            if i < len(model.residuals):
+                x = x + model.residuals[i](outputs[-1])
+        return model.skip(torch.cat(outputs, dim=-1))
+
+
+def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
+                     temperature: float) -> Callable[[int, int], None]:
+    """One recording after the other, in native code."""
+    from gencli.layers.causal_kernel import Kernel  # numba takes a second to import
+
+    width = model.config.residual
+    depth = len(model.dilations)
+    own = torch.stack([gates.bias for gates in model.gates])  # (depth, 2 residual)
+    frames = own[None, None] if condition is None else own + model.condition(condition).unflatten(2, (depth, 2 * width))
+    read = model.input
+    table = torch.stack([read.weight[:, 0], read.bias]) if isinstance(read, nn.Linear) else read.weight
+    last = own.new_zeros(1, width, width)  # the last layer has no residual connection
+    kernel = Kernel(
+        table=table, dilations=model.dilations, hop=model.config.hop, levels=model.spec.levels,
+        gates=torch.stack([gates.weight.T for gates in model.gates]),
+        skips=model.skip.weight.T.unflatten(0, (depth, width)), skip_bias=model.skip.bias,
+        residuals=torch.cat([*(layer.weight.T[None] for layer in model.residuals), last]),
+        residual_biases=torch.cat([*(layer.bias[None] for layer in model.residuals), last[:, 0]]),
+        head=model.head.weight.T, head_bias=model.head.bias,
+        output=model.output.weight.T, output_bias=model.output.bias)
+    runs = [kernel.recording(levels[b], u[b], frames[min(b, len(frames) - 1)], known, temperature)
+            for b in range(len(u))]
+
+    def run(begin: int, end: int) -> None:
+        for one in runs:
+            one(begin, end)
+
+    return run
+
+
+class _Step(nn.Module):
+    """One sample of the network as a module of its own, for export; the state is a line of what each layer read."""
+
+    def __init__(self, model: WaveNet):
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        model = self.model
+        width = model.config.residual
+        x = model._embed(level[:, 0].clamp(min=0)) * (level >= 0).to(state.dtype)
+        bias = None if condition is None else model.condition(condition)
+        outputs, after = [], []
+        for i, (line, gates) in enumerate(zip(state.split(model.dilations, dim=1), model.gates, strict=True)):
+            h = gates(torch.cat([line[:, 0], x], dim=1))
+            after.append(torch.cat([line[:, 1:], x[:, None]], dim=1))
+            if bias is not None:
+                h = h + bias[:, 2 * width * i : 2 * width * (i + 1)]
+            a, b = h.chunk(2, dim=-1)
+            outputs.append(torch.tanh(a) * torch.sigmoid(b))
+            if i < len(model.residuals):
+                x = x + model.residuals[i](outputs[-1])
+        return model._out(model.skip(torch.cat(outputs, dim=-1))), torch.cat(after, dim=1)

@@ -1,0 +1,349 @@
+"""wavenet: causal to the sample, exact in its likelihood and codes, and the same whichever engine generates."""
+
+import io
+import math
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+
+from gencli import inference
+from gencli.errors import DataError, UsageError
+from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _TorchEngine
+from gencli.layers.levels import Categorical, LogisticMixture
+from gencli.model import AudioSpec, Batch, Given, join
+from gencli.rng import ExampleStreams, StepStream, generator
+
+
+def network(levels: int = 256, classes: int = 0, **config) -> WaveNet:
+    """A small network with random weights, large enough for its distributions to differ from place to place."""
+    torch.manual_seed(0)
+    options = {"layers": 3, "stacks": 2, "residual": 6, "skip": 8, "tail": 0, "components": 3, **config}
+    spec = AudioSpec(rate=8000, length=200, levels=levels, classes=tuple(map(str, range(classes))))
+    model = WaveNet(WaveNetConfig(conditional=classes > 0, **options), spec).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    return model.requires_grad_(False)
+
+
+def rng(count: int = 3, purpose: str = "sample") -> ExampleStreams:
+    return ExampleStreams(0, torch.arange(count), purpose)
+
+
+def drawn(model: WaveNet, count: int = 3, length: int = 90) -> Batch:
+    """Recordings of levels drawn uniformly, of lengths that differ."""
+    random = torch.Generator().manual_seed(1)
+    x = model.spec.from_levels(torch.randint(model.spec.levels, (count, length), generator=random))
+    lengths = length - 11 * torch.arange(count)
+    labels = torch.arange(count) % len(model.spec.classes) if model.spec.classes else None
+    return Batch(x.where(torch.arange(length) < lengths[:, None], 0.0), labels, lengths)
+
+
+BOTH = pytest.mark.parametrize("levels", [256, 65536])
+
+
+# --- the network
+
+
+@BOTH
+def test_each_place_sees_its_receptive_field_and_nothing_else(levels):
+    model = network(levels, layers=3, stacks=2).requires_grad_(True).double()
+    seen = []
+    model.input.register_forward_hook(lambda module, given, made: seen.append(made.requires_grad_()))
+    parameters = model(torch.randint(levels, (1, 60), generator=torch.Generator().manual_seed(0)))
+    field = 1 + 2 * (1 + 2 + 4)
+    for t in (0, 1, 5, 14, 15, 16, 40, 59):
+        gradient, = torch.autograd.grad(parameters[0, t].square().sum(), seen, retain_graph=True, allow_unused=True)
+        reached = gradient[0].abs().sum(1).nonzero()[:, 0].tolist()  # place j holds what is read of level j
+        assert reached == list(range(max(0, t - field), t)), t
+
+
+@BOTH
+def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels):
+    model = network(levels, classes=2, layers=4)
+    batch = drawn(model)
+    condition = model._condition(*model._heard(batch))
+    k = model.spec.to_levels(batch.x)
+    whole = model(k, condition)
+    engine = _TorchEngine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
+    step, state = _Step(model), torch.zeros(3, sum(model.dilations), 6)
+    level = torch.full((3, 1), -1)
+    for t in range(k.shape[1]):
+        x = model._embed(k[:, t - 1]) if t else torch.zeros(3, 6)
+        assert torch.allclose(model._out(engine._advance(x, t)), whole[:, t], atol=1e-4)
+        parameters, state = step(level, state, condition[:, 0])
+        assert torch.allclose(parameters, whole[:, t], atol=1e-4), "the exported step"
+        level = k[:, t : t + 1]
+
+
+def naive(model: WaveNet, u: torch.Tensor, condition: torch.Tensor | None, start: torch.Tensor) -> torch.Tensor:
+    """Sampling by a whole pass for every sample: what the engines have to give, without their buffers."""
+    k = torch.cat([start.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
+    for t in range(len(start), k.shape[1]):
+        parameters = model(k[:, : t + 1], condition)[:, -1].double()
+        k[:, t] = model.levels.from_uniform(parameters, u[:, t - len(start)])
+    return k
+
+
+@BOTH
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram"])
+def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
+    model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16)
+    prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
+    source = drawn(model, length=64)
+    labels = torch.tensor([2, 0, 1]) if kind == "classes" else None
+    given = Given(labels, prompt, source if kind == "spectrogram" else None)
+    got = model.sample(rng(), given, length=59, engine=engine)
+    condition = model._condition(model._weights(labels), model.spectrogram(source.x) if kind == "spectrogram" else None)
+    u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
+    expected = naive(model, u, condition, model.spec.to_levels(prompt))
+    assert torch.equal(model.spec.to_levels(got.x), expected) and got.lengths.tolist() == [64] * 3
+    assert len(expected.unique()) > 60
+
+
+def test_an_engine_that_forgets_is_noticed():
+    """What the tests above rest on: buffers that are one place off change the samples."""
+    model = network()
+    u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
+    expected = naive(model, u, None, torch.empty(0, dtype=torch.int64))
+    k = torch.zeros_like(expected)
+    engine = _TorchEngine(model, k, u, None, 0, 1.0)
+    engine(0, 20)
+    engine.rings[-1].copy_(engine.rings[-1].roll(1, dims=1))
+    engine(20, 59)
+    assert torch.equal(k[:, :20], expected[:, :20]) and not torch.equal(k, expected)
+
+
+# --- distributions over levels
+
+
+def test_a_mixture_is_a_distribution_and_its_inverse_is_one():
+    levels = LogisticMixture(65536, 3)
+    parameters = torch.tensor([0.3, -1, 0.5, -0.2, 0.9, 0.1, -3, -6, -20], dtype=torch.float64)
+    k = torch.arange(65536)
+    log_prob = levels.log_prob(parameters.expand(65536, -1), k)
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-9)
+    weight, mean, scale = parameters.chunk(3)
+    edges = (2 * k + 1 - 65536) / 65536
+    cdf = (weight.softmax(0) * torch.sigmoid((edges[:, None] - mean) / scale.clamp(min=-14).exp())).sum(1)
+    cdf[-1] = 1
+    assert torch.allclose(log_prob.exp(), cdf.diff(prepend=torch.zeros(1)), atol=1e-14)
+    for place in (1e-6, 0.5, 1 - 1e-6):
+        z = levels.to_noise(parameters.expand(65536, -1), k, torch.full((65536,), place, dtype=torch.float64))
+        assert torch.equal(levels.from_uniform(parameters.expand(65536, -1), torch.special.ndtr(z)), k)
+
+
+def test_float32_is_enough_for_narrow_bins():
+    parameters = torch.tensor([0.3, -1, 0.5, -0.2, 0.9, 0.1, -3, -6, -9])
+    k = torch.arange(65536)
+    levels = LogisticMixture(65536, 3)
+    exact = levels.log_prob(parameters.double().expand(65536, -1), k)
+    # A difference of logistic functions would give infinity here.
+    assert (levels.log_prob(parameters.expand(65536, -1), k) - exact).abs().max() < 0.02
+
+
+def test_levels_and_noise_determine_each_other():
+    levels, logits = Categorical(256), 6 * torch.randn(256, generator=torch.Generator().manual_seed(0)).double()
+    k = torch.arange(256)
+    for place in (1e-9, 0.5, 1 - 1e-9):
+        z = levels.to_noise(logits.expand(256, -1), k, torch.full((256,), place, dtype=torch.float64))
+        assert torch.equal(levels.from_uniform(logits.expand(256, -1), torch.special.ndtr(z)), k)
+
+
+def test_a_low_temperature_takes_the_likeliest():
+    model = network()
+    cold = model.sample(rng(), length=40, temperature=1e-3, engine="torch")
+    k = model.spec.to_levels(cold.x)
+    assert torch.equal(model(k).argmax(-1), k)
+    assert torch.equal(model.sample(rng(), length=40, temperature=1e-3, engine="compiled").x, cold.x)
+    with pytest.raises(UsageError, match="temperature"):
+        model.sample(rng(), temperature=0.0)
+
+
+# --- likelihood and codes
+
+
+@BOTH
+def test_log_prob_is_the_chain_of_conditionals_up_to_the_end(levels):
+    model = network(levels)
+    batch = drawn(model)
+    k = model.spec.to_levels(batch.x)
+    expected = [sum(model.levels.log_prob(model(k[i : i + 1, : t + 1])[:, -1], k[i : i + 1, t])
+                    for t in range(batch.lengths[i])) for i in range(3)]
+    assert torch.allclose(model.log_prob(batch, rng()), torch.cat(expected).double(), rtol=1e-4)
+    score = model.scores(batch, rng())["nll"]
+    assert score.weight.tolist() == batch.lengths.tolist() and score.unit == "nats/sample"
+
+
+@BOTH
+def test_codes_of_drawn_recordings_are_standard_normal(levels):
+    model = network(levels)
+    batch = model.sample(rng(64), length=200, engine="torch")
+    z = model.encode(batch, rng(64, "encode")).flatten()
+    assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03 and abs((z.abs() > 1.96).double().mean() - 0.05) < 0.01
+
+
+def test_a_conditional_code_names_its_class():
+    model = network(classes=3)
+    batch = drawn(model)
+    code = model.encode(batch, rng())
+    assert torch.equal(code[:, :3], torch.eye(3).double())
+    again = model.decode(code)
+    assert torch.equal(again.x, batch.x) and torch.equal(again.labels, batch.labels)
+    path = model.interpolate(code[0], code[1], 5)
+    assert torch.allclose(path[:, :3], torch.tensor([[1 - t, t, 0] for t in (0, 0.25, 0.5, 0.75, 1)]).double())
+    assert (~path.isnan()).sum(1).tolist() == [93, 90, 88, 85, 82], "lengths on the way"
+    with pytest.raises(DataError, match="give labelled data"):
+        model.log_prob(Batch(batch.x, None, batch.lengths), rng())
+    with pytest.raises(UsageError, match="needs labelled data"):
+        WaveNet(WaveNetConfig(conditional=True), AudioSpec(rate=8000, length=9))
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_a_vocoder_has_its_spectrogram_in_the_code(classes):
+    model = network(classes=classes, mels=5, hop=16)
+    batch = drawn(model)
+    code = model.encode(batch, rng())
+    assert code.shape == (3, classes + 6 * 5 + 6 * 16)
+    assert torch.equal(model.decode(code).x, batch.x)
+    whole = inference.decode(model, [code[:, : classes + 4 * 21]])
+    assert torch.equal(torch.cat([part.x for part in whole]), batch.x[:, :64]), "a code can be cut between frames"
+    with pytest.raises(UsageError, match="--given"):
+        model.sample(rng(), Given(torch.zeros(3, dtype=torch.int64)))
+
+
+def test_the_spectrogram_is_that_of_torchaudio():
+    from torchaudio.transforms import MelSpectrogram
+
+    model = network(mels=5, hop=32)
+    x = drawn(model, length=320).x
+    peer = MelSpectrogram(8000, n_fft=128, hop_length=32, n_mels=5, center=False)
+    expected = torch.log10(peer(F.pad(x, (48, 48))).clamp(min=1e-5)) / 2.5
+    assert torch.allclose(model.spectrogram(x), expected.transpose(1, 2), atol=1e-5)
+    assert model.spectrogram(x[:, :33]).shape == (3, 2, 5)
+
+
+def test_features_do_not_depend_on_what_follows_the_end():
+    model = network()
+    batch = drawn(model)
+    features = model.encode(batch, rng(), code="features")
+    assert features.shape == (3, 8)
+    alone = model.encode(Batch(batch.x[2:, :68], lengths=batch.lengths[2:]), rng(1), code="features")
+    assert torch.allclose(features[2:], alone, atol=1e-5)
+
+
+# --- generation
+
+
+def test_a_recording_ends_with_silence_after_sound():
+    model = network(tail=4)
+    quiet = int(model.spec.to_levels(torch.zeros(1)))
+    k = torch.full((3, 20), quiet)
+    k[1, :3] = 7
+    k[2, 2], k[2, 9] = 7, 7
+    over = model._ended(k)
+    assert over.sum(1).tolist() == [0, 20 - 7, 20 - 7] and over[1, 7:].all()
+
+
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+def test_pieces_are_the_whole(engine, monkeypatch):
+    monkeypatch.setattr("gencli.families.wavenet._PIECES", 200)  # 40 samples a piece
+    model = network(tail=1)
+    model.output.bias[128] += 1.5
+    pieces = list(model.stream(rng(), length=190, engine=engine))
+    whole = model.sample(rng(), length=190, engine=engine)
+    assert torch.equal(join(pieces).x, whole.x) and torch.equal(join(pieces).lengths, whole.lengths)
+    assert len(pieces) > 1 and whole.lengths.unique().numel() > 1 and whole.x.shape[1] == whole.lengths.max()
+    heard = torch.cat([piece.x[0, : int(piece.lengths)]
+                       for piece in inference.stream(model, range(3), length=190, engine=engine)])
+    assert torch.equal(heard, torch.cat([x[:length] for x, length in zip(whole.x, whole.lengths, strict=True)]))
+
+
+def test_training_includes_the_silence_at_the_end():
+    model = network(tail=30)
+    x = Batch(torch.full((2, 50), 0.5), lengths=torch.tensor([50, 20]))
+    nll = -model.levels.log_prob(model(k := model.spec.to_levels(F.pad(x.x, (0, 30)).where(
+        torch.arange(80) < x.lengths[:, None], 0.0))), k)
+    inside = torch.arange(80) < x.lengths[:, None] + 30
+    x = Batch(x.x.where(torch.arange(50) < x.lengths[:, None], 0.0), lengths=x.lengths)
+    found = model.loss(x, StepStream(2, generator(0))).total
+    assert torch.allclose(found, nll[inside].mean(), rtol=1e-5)
+
+
+def test_an_unusable_engine_is_one_line(gencli, small_run, monkeypatch):
+    run = str(small_run("wavenet", "audio"))
+    assert "engine" in gencli("sample", run, "--engine", "cuda", "-o", "a.wav", code=2).stderr
+    other = str(small_run("rnn", "text"))
+    assert "no option is called 'engine'" in gencli("sample", other, "--engine", "torch", "-o", "a.txt", code=2).stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'gencli[fast]'" in gencli("sample", run, "--engine", "compiled", "-o", "a.wav", code=4).stderr
+    gencli("sample", run, "-n", "1", "-o", "a.wav")
+
+
+# --- the command line
+
+
+def test_what_is_streamed_is_what_is_written(gencli, small_run, tmp_path):
+    run = str(small_run("wavenet", "audio"))
+    raw = gencli("sample", run, "-n", "3", "-f", "raw", "-o", "-").stdout
+    wav = gencli("sample", run, "-n", "3", "-f", "wav", "-o", "-").stdout
+    assert wav[44:] == raw and wav[:4] == b"RIFF"
+    with tarfile.open(fileobj=io.BytesIO(gencli("sample", run, "-n", "3").stdout)) as archive:
+        sounds = [archive.extractfile(name).read()[44:] for name in archive.getnames() if name.endswith(".wav")]
+    assert b"".join(sounds) == raw and len(sounds) == 3
+    gencli("sample", run, "-n", "3", "-o", "all.wav", "--engine", "torch")
+    assert (tmp_path / "all.wav").read_bytes()[44:] == raw
+
+
+def test_a_prompt_is_continued(gencli, small_run, tmp_path):
+    run = str(small_run("wavenet", "audio"))
+    x = np.round(0.5 * np.sin(np.arange(300) / 9) * 32768) / 32768
+    soundfile.write(tmp_path / "start.wav", np.stack([x, x], 1), 8000)
+    done = gencli("sample", run, "--prompt", "start.wav", "-n", "2", "--set", "length=50", "-o", "out/")
+    assert "several channels" in done.stderr
+    y, _ = soundfile.read(tmp_path / "out/000001.wav")
+    # An example of the model is 120 samples long, a prompt as long as it is; mu-law has steps of 3 % at most.
+    assert 301 <= len(y) <= 350 and np.abs(y[:300] - x).max() < 0.02
+    (tmp_path / "text.wav").write_text("no sound")
+    assert "text.wav" in gencli("sample", run, "--prompt", "text.wav", "-o", "a.wav", code=3).stderr
+
+
+def test_a_vocoder_speaks_what_it_is_given(gencli, small_data, tmp_path):
+    gencli("train", "wavenet", str(small_data["audio"]), "-o", "run", "--layers", "2", "--stacks", "1", "--residual",
+           "4", "--skip", "4", "--mels", "4", "--hop", "16", "--steps", "3", "--preview-every", "0", "-q")
+    done = gencli("sample", "run", "--given", str(small_data["audio"]), "--set", "engine=torch", "-o", "out/", "-q")
+    lengths = [len(soundfile.read(path)[0]) for path in sorted((tmp_path / "out").glob("*.wav"))]
+    real = [len(soundfile.read(path)[0]) for path in sorted(small_data["audio"].glob("*.wav"))]
+    assert lengths == real and not done.stderr
+    assert "--given" in gencli("sample", "run", "-o", "a.wav", code=2).stderr
+    metrics = gencli("evaluate", "run", str(small_data["audio"]), "--limit", "8", "--draw", "0", "--json").json()
+    nll = next(m for m in metrics["metrics"] if m["name"] == "nll")
+    bits = next(m for m in metrics["metrics"] if m["name"] == "bpd")
+    assert nll["protocol"]["given"] == {"spectrogram": True} and bits["unit"] == "bits/sample"
+    assert bits["value"] == pytest.approx(nll["value"] / math.log(2))
+
+
+def test_a_long_generation_says_how_fast_it_is(gencli, small_run, monkeypatch):
+    run = str(small_run("wavenet", "audio"))
+    assert gencli("sample", run, "-n", "1", "-o", "a.wav").stderr == ""
+    monkeypatch.setattr("gencli.commands.sample._Pace.LONG", 0.0)
+    assert "samples/s" in (said := gencli("sample", run, "-n", "1", "-o", "a.wav").stderr) and "real time" in said
+    assert gencli("sample", str(small_run("gan", "vector")), "-n", "1", "-o", "a.csv").stderr == ""
+
+
+def test_it_learns(tmp_path, gencli):
+    """Noise whose next sample is the last one or its negative has one bit a sample; its levels alone have more."""
+    random = np.random.default_rng(0)
+    (tmp_path / "sounds").mkdir()
+    for i in range(64):
+        x = random.choice([0.1, 0.6]) * np.cumprod(random.choice([-1, 1], 150))
+        soundfile.write(tmp_path / f"sounds/{i}.wav", x, 8000)
+    gencli("train", "wavenet", "sounds", "-o", "run", "--layers", "3", "--stacks", "1", "--residual", "12", "--skip",
+           "24", "--steps", "150", "--lr", "1e-2", "--ema", "0", "--batch-size", "8", "--preview-every", "0", "--tail",
+           "0", "-q")
+    metrics = gencli("evaluate", "run", "sounds", "--draw", "0", "--reconstruct", "0", "--json").json()["metrics"]
+    assert 1 <= next(m["value"] for m in metrics if m["name"] == "bpd") < 1.1
