@@ -93,6 +93,8 @@ def naive(model: WaveNet, u: torch.Tensor, condition: torch.Tensor | None, start
 @pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram"])
 def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16)
+    if levels == 65536:  # intervals so small that float32 sums in another order may end in the next one
+        model = model.double()
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
     source = drawn(model, length=64)
     labels = torch.tensor([2, 0, 1]) if kind == "classes" else None
