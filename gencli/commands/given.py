@@ -1,6 +1,6 @@
 """What samples are conditioned on, from the words of the command line."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gencli import registry
 from gencli.console import Console
@@ -10,12 +10,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.model import Batch, Given
-    from gencli.runs import Card
 
 _WHOLE = 2**40  # samples: more than any recording has
 
 
-def class_number(card: "Card", label: str | None) -> int | None:
+def class_number(card: Any, label: str | None) -> int | None:
     """The number of a class given by name or number.
 
     Raises:
@@ -33,7 +32,7 @@ def class_number(card: "Card", label: str | None) -> int | None:
     raise UsageError(f"--label {label}: the model has no such class{did_you_mean(label, card.spec.classes)}")
 
 
-def read_given(card: "Card", console: Console, prompt: str | None = None, complete: str | None = None,
+def read_given(card: Any, console: Console, prompt: str | None = None, complete: str | None = None,
                keep_rows: int | None = None, mask: str | None = None, source: str | None = None) -> "Given":
     """What the samples are conditioned on beside the class.
 
@@ -66,7 +65,7 @@ def read_given(card: "Card", console: Console, prompt: str | None = None, comple
     return given
 
 
-def _tokens(card: "Card", text: str) -> "Tensor":
+def _tokens(card: Any, text: str) -> "Tensor":
     import torch
 
     from gencli.data.text import tokenize
@@ -74,7 +73,7 @@ def _tokens(card: "Card", text: str) -> "Tensor":
     return torch.as_tensor(tokenize(text, card.spec), dtype=torch.int64)
 
 
-def _recordings(card: "Card", source: str, console: Console) -> "Batch":
+def _recordings(card: Any, source: str, console: Console) -> "Batch":
     """Whole recordings, each in one piece."""
     import torch
 
