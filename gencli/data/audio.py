@@ -15,10 +15,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset, DataSettings
+from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading, read_bytes
 from gencli.errors import DataError, UsageError
 from gencli.model import AudioSpec
+from gencli.settings import DataSettings
 
 ENDINGS = {".wav", ".flac", ".ogg"}
 _FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from gencli.data import load
-from gencli.data.dataset import DataSettings
 from gencli.errors import DataError, UsageError
 from gencli.model import ImageSpec
+from gencli.settings import DataSettings
 
 
 def partial_picture(picture: str, spec: ImageSpec, keep_rows: int | None = None,
