@@ -1,6 +1,7 @@
 """The restricted Boltzmann machine against sums over all states, quadrature, and the likelihood's own gradient."""
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -327,8 +328,9 @@ def test_filters_are_a_sheet_of_the_weights(gencli, small_run, tmp_path):
         assert sentence in error and error.count("\n") == 1 and not (tmp_path / "none.png").exists()
 
 
-def test_more_units_than_memory_are_one_line(gencli, small_data):
-    error = gencli("train", "rbm", str(small_data["image"]), "-o", "run", "--binarize", "fixed", "--hidden", "40000000",
+def test_more_units_than_memory_are_one_line(gencli, small_data, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**18}.__getitem__)  # 1 GiB
+    error = gencli("train", "rbm", str(small_data["image"]), "-o", "run", "--binarize", "fixed", "--hidden", "10000000",
                    code=7).stderr
     assert "choose a smaller" in error and error.count("\n") == 1
 

@@ -408,7 +408,7 @@ class _LogMel(nn.Module):
             padded = F.pad(x.float(), (side, side + -x.shape[1] % self.hop + self.hop))
             frames = padded.unfold(1, self.size, self.hop)[:, : -(-x.shape[1] // self.hop)]
             power = torch.fft.rfft(frames * self.window.float()).abs().square()
-            return torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / 2.5
+            return (torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / 2.5).to(self.filters.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
