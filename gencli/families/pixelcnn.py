@@ -83,8 +83,8 @@ class _Causal(nn.Module):
 class _Gate(torch.autograd.Function):
     """(B, 2F, ...) -> (B, F, ...): sigmoid(b) * tanh(-a / 2), as (1 - 2 sigmoid(a)) * sigmoid(b).
 
-    The gate of van den Oord 2016b but for the scale and sign of a. It overwrites its input, and backward what it saved:
-    training is bound by memory here. A second backward pass is an error of autograd's.
+    The gate of van den Oord 2016b but for the scale and sign of a. It overwrites its input and passes over the memory as
+    seldom as it can: training is bound by memory here.
     """
 
     @staticmethod
@@ -97,11 +97,12 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (y,) = ctx.saved_tensors
         a, b = y.chunk(2, dim=1)
-        of_a, of_b = gradient * b, torch.addcmul(gradient, gradient, a, value=-2)
-        y.addcmul_(y, y, value=-1)  # the slope of the sigmoid is y - y^2
-        a.mul_(of_a).mul_(-2)
-        b.mul_(of_b)
-        return y
+        slope = torch.empty_like(y)
+        of_a, of_b = slope.chunk(2, dim=1)
+        twice = gradient * -2
+        torch.mul(twice, b, out=of_a)
+        torch.addcmul(gradient, twice, a, out=of_b)
+        return torch.ops.aten.sigmoid_backward.grad_input(slope, y, grad_input=slope)
 
 
 def _gate(y: Tensor) -> Tensor:
