@@ -137,6 +137,18 @@ AnySpec = Annotated[ImageSpec | VectorSpec | TextSpec | AudioSpec, Field(discrim
 _SPEC_ADAPTER: TypeAdapter[AnySpec] = TypeAdapter(AnySpec)
 
 
+def alike(a: AnySpec, b: AnySpec) -> bool:
+    """Whether examples of both can be compared: they have one kind and one shape, or for sound one rate."""
+    if isinstance(a, AudioSpec) and isinstance(b, AudioSpec):
+        return a.rate == b.rate
+    return (a.kind, a.shape) == (b.kind, b.shape)
+
+
+def describe(spec: AnySpec) -> str:
+    """What `alike` compares, in words."""
+    return f"recordings at {spec.rate} Hz" if isinstance(spec, AudioSpec) else f"{spec.kind}s of shape {spec.shape}"
+
+
 def parse_spec(data: dict[str, Any]) -> AnySpec:
     """The Spec that `spec.model_dump()` gave; pydantic's ValidationError if it is none."""
     return _SPEC_ADAPTER.validate_python(data)

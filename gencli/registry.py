@@ -79,7 +79,7 @@ _BUILT_IN = (
     Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
            ("image", "vector"), (*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
-           ("image", "vector"), ("train", "encode", "evaluate", "export", "classify")),
+           ("image", "vector", "audio"), ("train", "encode", "evaluate", "export", "classify")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
            ("audio",), (*VERBS, "log_prob", "label", "prompt", "given")),
 )

@@ -11,7 +11,7 @@ from gencli.data.dataset import Dataset
 from gencli.errors import UsageError
 from gencli.metrics import Figure, Inputs, Metric, measure
 from gencli.metrics.classification import calibration_error, confusion, draw_matrix
-from gencli.model import Batch, FamilyConfig, ImageSpec, Model, VectorSpec
+from gencli.model import AudioSpec, Batch, FamilyConfig, ImageSpec, Model, VectorSpec
 from gencli.runs import build
 from gencli.settings import TrainSettings
 from gencli.trainer import Trainer
@@ -56,6 +56,20 @@ def test_softmax_is_logistic_regression():
     with torch.no_grad():
         ours = model.classify(data.batch(torch.arange(600))).exp()
     assert np.abs(ours.numpy() - peer.predict_proba(x)).max() < 2e-3
+
+
+def test_sound_is_heard_whatever_its_length():
+    """Two pitches; a recording longer or shorter than those of the training is cut, or ends with silence."""
+    spec = AudioSpec(rate=8000, length=2000, classes=("low", "high"))
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(80) % 2
+    loudness = 0.2 + 0.8 * torch.rand(80, 1, generator=random)
+    tones = loudness * torch.sin(torch.arange(2000) * (0.3 + 0.9 * labels[:, None]))
+    data = Dataset("tones", "train", spec, spec.to_levels(tones), labels, torch.full((80,), 2000))
+    model = fitted(data, {"width": 4, "features": 8}, steps=120, batch_size=20).eval()
+    with torch.no_grad():
+        for x in (tones, tones[:, :700], torch.cat([tones, tones], dim=1)):
+            assert (model.classify(Batch(x)).argmax(1) == labels).all()
 
 
 def test_codes_and_classes_belong_together():

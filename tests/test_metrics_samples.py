@@ -404,7 +404,7 @@ def test_samples_of_two_of_three_classes(cache):
     assert set(metrics) == {
         "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
         "nearest_training_distance", "nearest_training_ratio", "class_coverage", "smallest_class_share",
-        "inception_score"}
+        "class_agreement", "inception_score"}
     assert metrics["class_coverage"].value == pytest.approx(2 / 3)
     assert metrics["smallest_class_share"].value < 0.05
     assert metrics["smallest_class_share"].protocol["class"] == "none"
@@ -413,7 +413,12 @@ def test_samples_of_two_of_three_classes(cache):
     assert metrics["recall"].value < metrics["precision"].value
     assert by_name(sample_metrics(stripes(9, seed=2), reference))["recall"].protocol["features"] == "pixels"
     whole = by_name(sample_metrics(stripes(100, seed=2), reference, training))
-    assert whole["class_coverage"].value == 1
+    assert whole["class_coverage"].value == 1 and whole["class_agreement"].value > 0.95
+    mistaken = stripes(100, seed=2)
+    mistaken.labels = (mistaken.labels + 1) % 3
+    assert by_name(sample_metrics(mistaken, reference, training))["class_agreement"].value < 0.05
+    mistaken.labels = None
+    assert "class_agreement" not in by_name(sample_metrics(mistaken, reference, training))
     assert whole["frechet_distance"].value < metrics["frechet_distance"].value
 
 

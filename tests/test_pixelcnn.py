@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from gencli import inference, runs
-from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig, _gate
+from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
+from gencli.layers.gate import gate
 from gencli.model import Batch, Given, ImageSpec
 from gencli.rng import ExampleStreams
 
@@ -149,8 +150,8 @@ def test_the_plain_net_has_a_blind_spot_and_the_gated_net_has_none():
 def test_the_gate_has_the_right_gradient():
     y = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     a, b = y.chunk(2, 1)
-    expected, made, weight = torch.sigmoid(b) * torch.tanh(-a / 2), _gate(y + 0), torch.arange(18).view(2, 3, 3)
-    assert torch.allclose(made, expected) and torch.allclose(_gate(y.detach()), expected)
+    expected, made, weight = torch.sigmoid(b) * torch.tanh(-a / 2), gate(y + 0, 1), torch.arange(18).view(2, 3, 3)
+    assert torch.allclose(made, expected) and torch.allclose(gate(y.detach().clone(), 1), expected)
     gradients = [torch.autograd.grad((weight * out).sum(), y)[0] for out in (made, expected)]
     assert torch.allclose(*gradients)
 

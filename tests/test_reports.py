@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_commands import one_line
@@ -240,6 +241,17 @@ def test_a_page_of_rows(report):
 def test_a_page_of_texts(report):
     page, _ = report("ngram", "text")
     assert page.pictures() == [] and sum(tag == "pre" for tag, _ in page.elements) >= 6
+
+
+def test_a_page_of_sounds(report, gencli, small_run, tmp_path):
+    page, _ = report("wavenet", "audio")
+    assert page.says("Samples") and page.says("Unseen recordings") and page.says("Reconstructions")
+    assert len({picture.size for picture in page.pictures()}) == 1, "all spectrograms can be compared"
+    sounds = [attributes["src"] for tag, attributes in page.elements if tag == "audio"]
+    first, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0].removeprefix("data:audio/wav;base64,"))))
+    gencli("sample", str(small_run("wavenet", "audio")), "-n", "1", "-o", "one.wav")
+    expected, _ = soundfile.read(tmp_path / "one.wav")
+    assert rate == 8000 and np.array_equal(first, expected), "the first sample of the seed"
 
 
 def test_all_reports_come_though_the_gate_fails(gencli, small_run, small_data, tmp_path):

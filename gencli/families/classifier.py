@@ -3,7 +3,8 @@
 The discriminative model that generative ones are measured with: its last hidden layer is a feature space, its classes
 say what samples show. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
 arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
-document recognition"); pictures are moved at random by up to `shift` pixels in training.
+document recognition"); pictures are moved at random by up to `shift` pixels in training. Sound is read as the picture
+of its log-mel spectrogram.
 
 It has no density of examples and draws none: p(y|x) alone.
 
@@ -11,6 +12,7 @@ Shapes: B batch, F features, K classes.
 """
 
 import itertools
+import math
 from typing import Literal
 
 import torch
@@ -19,7 +21,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
-from gencli.model import AnySpec, Batch, FamilyConfig, Graph, ImageSpec, Loss, Model, Score, VectorSpec
+from gencli.layers.spectrogram import LogMel
+from gencli.model import AnySpec, AudioSpec, Batch, FamilyConfig, Graph, ImageSpec, Loss, Model, Score, VectorSpec
 from gencli.rng import ExampleStreams, Rng
 
 _LARGEST = 64  # pixels of the longer side that the convolutions see; larger pictures are averaged down
@@ -28,7 +31,7 @@ _SMALLEST = 4  # pixels of the longer side at which halving ends
 
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn"] = Field(
-        "auto", description="Network; softmax: one layer; auto: cnn for pictures, else mlp.")
+        "auto", description="Network; softmax: one layer; auto: cnn for pictures and sound, else mlp.")
     width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 256) or feature maps "
                                                       "of the first layer (cnn, by default 32).")
     depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
@@ -38,43 +41,45 @@ class ClassifierConfig(FamilyConfig):
 
 
 class Classifier(Model):
-    """p(y|x) of labelled pictures and rows.
+    """p(y|x) of labelled pictures, recordings and rows.
 
     Raises:
         UsageError: data without classes; net `cnn` for a table.
     """
 
     Config = ClassifierConfig
-    kinds = frozenset({"image", "vector"})
+    kinds = frozenset({"image", "vector", "audio"})
     defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
     block = 250
     config: ClassifierConfig
-    spec: ImageSpec | VectorSpec
+    spec: ImageSpec | VectorSpec | AudioSpec
 
     def __init__(self, config: ClassifierConfig, spec: AnySpec):
         super().__init__(config, spec)
         if len(spec.classes) < 2:
             raise UsageError(f"classifier needs labelled data of two classes or more, and this data has "
                              f"{len(spec.classes)}; give data with labels (a table: --label COLUMN)")
-        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no other
-        net = config.net if config.net != "auto" else "cnn" if isinstance(spec, ImageSpec) else "mlp"
+        assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec)  # `kinds` has no other
+        net = config.net if config.net != "auto" else "mlp" if isinstance(spec, VectorSpec) else "cnn"
+        self.seen = _Spectrogram(spec) if isinstance(spec, AudioSpec) else nn.Identity()
+        shape = self.seen.shape if isinstance(self.seen, _Spectrogram) else spec.shape
         self.standardise = _Standardise(spec)
-        self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](spec, config)
+        self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
         self.head = nn.Linear(width, len(spec.classes))
         self.shift = config.shift if net == "cnn" else 0
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, ...) -> what the last layer sees, (B, F)."""
-        return self.body(self.standardise(x))
+        return self.body(self.standardise(self.seen(x)))
 
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Cross-entropy in nats."""
-        x, labels = batch.x, _labels(batch)
+        x, labels = self.seen(batch.x), _labels(batch)
         if self.shift:
             x = _moved(x, rng.integers(2 * self.shift + 1, 2), self.shift)
-        features = self.features(x)
+        features = self.body(self.standardise(x))
         if self.config.dropout:
             kept = rng.uniform(features.shape[1]) >= self.config.dropout
             features = features * kept / (1 - self.config.dropout)
@@ -137,13 +142,33 @@ def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
 # Networks: standardised x (B, ...) -> features (B, F), and F
 
 
+class _Spectrogram(nn.Module):
+    """Recordings (B, T) of any length -> pictures (B, 1, bands, frames) in about [0, 1], as long as `spec` says.
+
+    Shorter recordings end with silence.
+    """
+
+    _BANDS = 40
+    _FRAME = 0.016  # seconds
+
+    def __init__(self, spec: AudioSpec):
+        super().__init__()
+        self.mel = LogMel(spec.rate, max(1, round(self._FRAME * spec.rate)), self._BANDS)
+        self.length = spec.length
+        self.shape = 1, self._BANDS, -(-spec.length // self.mel.hop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, max(0, self.length - x.shape[1])))[:, : self.length]
+        return (self.mel(x).transpose(1, 2)[:, None] + 2) / 3
+
+
 class _Standardise(nn.Module):
     """Pictures from [0, 1] to [-1, 1], columns of a table to mean 0 and deviation 1 in the training data."""
 
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, spec: ImageSpec | VectorSpec):
+    def __init__(self, spec: AnySpec):
         super().__init__()
         centre, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
         self.register_buffer("centre", torch.tensor(centre), persistent=False)
@@ -153,26 +178,26 @@ class _Standardise(nn.Module):
         return (x - self.centre) / self.scale
 
 
-def _flat(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
-    return nn.Flatten(), spec.size
+def _flat(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
+    return nn.Flatten(), math.prod(shape)
 
 
-def _mlp(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
-    sizes = [spec.size, *[config.width or 256] * (config.depth - 1), config.features]
+def _mlp(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
+    sizes = [math.prod(shape), *[config.width or 256] * (config.depth - 1), config.features]
     layers = [layer for a, b in itertools.pairwise(sizes)
               for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers), config.features
 
 
-def _cnn(spec: ImageSpec | VectorSpec, config: ClassifierConfig) -> tuple[nn.Module, int]:
-    if not isinstance(spec, ImageSpec):
-        raise ValueError("net cnn fits pictures; this data is a table: use --net mlp")
-    height, width = spec.height, spec.width
+def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
+    if len(shape) != 3:
+        raise ValueError("net cnn fits pictures and sound; this data is a table: use --net mlp")
+    inputs, height, width = shape
     layers: list[nn.Module] = []
     if (factor := -(-max(height, width) // _LARGEST)) > 1:
         layers.append(nn.AvgPool2d(factor, ceil_mode=True))
         height, width = -(-height // factor), -(-width // factor)
-    maps, inputs = config.width or 32, spec.channels
+    maps = config.width or 32
     largest = 4 * maps
     while True:
         halved = 2 if height > _SMALLEST else 1, 2 if width > _SMALLEST else 1

@@ -20,7 +20,7 @@ Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.layers.autoregressive import choose, floored, to_noise
+from gencli.layers.gate import gate
 from gencli.model import AnySpec, Batch, FamilyConfig, Given, Graph, ImageSpec, Loss, Model
 from gencli.rng import Rng
 
@@ -80,38 +81,6 @@ class _Causal(nn.Module):
         return self.see_left(x).add_(self.see_above(x))
 
 
-class _Gate(torch.autograd.Function):
-    """(B, 2F, ...) -> (B, F, ...): sigmoid(b) * tanh(-a / 2), as (1 - 2 sigmoid(a)) * sigmoid(b).
-
-    The gate of van den Oord 2016b but for the scale and sign of a. It overwrites its input and passes over the memory as
-    seldom as it can: training is bound by memory here.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        ctx.save_for_backward(y.sigmoid_())
-        a, b = y.chunk(2, dim=1)
-        return torch.addcmul(b, a, b, value=-2)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (y,) = ctx.saved_tensors
-        a, b = y.chunk(2, dim=1)
-        slope = torch.empty_like(y)
-        of_a, of_b = slope.chunk(2, dim=1)
-        twice = gradient * -2
-        torch.mul(twice, b, out=of_a)
-        torch.addcmul(gradient, twice, a, out=of_b)
-        return torch.ops.aten.sigmoid_backward.grad_input(slope, y, grad_input=slope)
-
-
-def _gate(y: Tensor) -> Tensor:
-    if y.requires_grad:
-        return _Gate.apply(y)
-    a, b = torch.sigmoid(y).chunk(2, dim=1)
-    return torch.addcmul(b, a, b, value=-2)
-
-
 class _GatedLayer(nn.Module):
     """Vertical and horizontal stack, v and h (B, width, H, W): v at row i of x sees the rows above i, h the rest."""
 
@@ -130,8 +99,8 @@ class _GatedLayer(nn.Module):
         if self.classes is not None:
             for_v, for_h = self.of_class(labels)
             of_v, of_h = of_v.add_(for_v), of_h.add_(for_h)
-        v = _gate(of_v)
-        return v, self.residual(_gate(of_h.add_(self.link(v)))).add_(h)
+        v = gate(of_v, dim=1)
+        return v, self.residual(gate(of_h.add_(self.link(v)), dim=1)).add_(h)
 
     def of_class(self, labels: Tensor | None) -> tuple[Tensor, ...]:
         """What a class adds to both stacks, (B, 2 * width, 1, 1); 0 where there are no classes."""
@@ -281,7 +250,7 @@ class _GatedWalk(_Walk):
         v = self.first.above(self.rows.push(self.x.all))
         self.context = []
         for layer, rows, (of_v, of_h) in zip(self.layers, self.v, self.classes, strict=True):
-            v = _gate(layer.vertical(rows.push(v[:, :, 0])) + of_v)
+            v = gate(layer.vertical(rows.push(v[:, :, 0])) + of_v, dim=1)
             self.context.append(_by_pixel(layer.link(v) + of_h + _bias(layer.horizontal)))
 
     def pixel(self, j: int) -> Tensor:

@@ -16,7 +16,6 @@ whole recordings end as these do. The first layer reads one sample, not two. Fra
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +27,9 @@ from torch import Tensor, nn
 
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.layers.autoregressive import inside
+from gencli.layers.gate import gate
 from gencli.layers.levels import Categorical, Levels, LogisticMixture
+from gencli.layers.spectrogram import LogMel
 from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
 from gencli.rng import Rng
 
@@ -81,7 +82,7 @@ class WaveNet(Model):
         if self.classes + config.mels:
             self.condition = nn.Linear(self.classes + config.mels, depth * 2 * width, bias=False)
         if config.mels:
-            self.spectrogram = _LogMel(spec.rate, config.hop, config.mels)
+            self.spectrogram = LogMel(spec.rate, config.hop, config.mels)
 
     # --- the network over whole recordings
 
@@ -93,15 +94,16 @@ class WaveNet(Model):
         x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
         if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it anew
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        biases = self._biases(condition, levels.shape[1])
+        # tanh(a) * sigmoid(b) from a gate that has its own scale and sign of a.
+        scale = torch.tensor([-2.0, 1.0], dtype=x.dtype, device=x.device).repeat_interleave(self.config.residual)
+        biases = self._biases(condition, levels.shape[1], scale)
         outputs = []
         for i, (dilation, gates) in enumerate(zip(self.dilations, self.gates, strict=True)):
             past = F.pad(x[:, :-dilation], (0, 0, min(dilation, x.shape[1]), 0))
-            h = gates(torch.cat([past, x], dim=-1))  # (B, T, 2 residual)
+            h = F.linear(torch.cat([past, x], dim=-1), gates.weight * scale[:, None], gates.bias * scale)
             if biases is not None:
-                h = h + biases(i)
-            a, b = h.chunk(2, dim=-1)
-            outputs.append(torch.tanh(a) * torch.sigmoid(b))
+                h = h + biases(i)  # (B, T, 2 residual)
+            outputs.append(gate(h, dim=-1))
             if i < len(self.residuals):
                 x = x + self.residuals[i](outputs[-1])
         return self.skip(torch.cat(outputs, dim=-1))
@@ -112,11 +114,11 @@ class WaveNet(Model):
             return self.input(levels)
         return self.input(self.spec.from_levels(levels)[..., None].to(self.output.weight.dtype))
 
-    def _biases(self, condition: Tensor | None, length: int) -> "_Biases | None":
-        """What the condition (B, frames, D) adds to the gates of a layer at each of `length` samples."""
+    def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> "_Biases | None":
+        """What the condition (B, frames, D) adds to the gates of a layer at each of `length` samples, scaled."""
         if condition is None:
             return None
-        frames = self.condition(condition)  # (B, frames, depth * 2 residual)
+        frames = self.condition(condition) * scale.repeat(len(self.dilations))  # (B, frames, depth * 2 residual)
         if self.config.mels:
             frames = frames.repeat_interleave(self.config.hop, dim=1)[:, :length]
         return _Biases(frames, 2 * self.config.residual)
@@ -153,9 +155,10 @@ class WaveNet(Model):
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per sample, the silence at the end of a recording included."""
-        length = min(batch.x.shape[1] + self.config.tail, self.spec.length)
-        batch = Batch(F.pad(batch.x, (0, length - batch.x.shape[1])), batch.labels, batch.lengths)
         ends = None if batch.lengths is None else batch.lengths + self.config.tail
+        longest = batch.x.shape[1] + self.config.tail if ends is None else int(ends.max())
+        length = min(longest, self.spec.length)  # no more is computed than is heard
+        batch = Batch(F.pad(batch.x, (0, length - batch.x.shape[1])), batch.labels, batch.lengths)
         levels, heard = self.spec.to_levels(batch.x), inside(batch.x, ends)
         skip = self._read(levels, self._condition(*self._heard(batch)))
         return Loss(-self.levels.log_prob(self._out(skip[heard]), levels[heard]).mean())
@@ -384,31 +387,6 @@ class _Biases:
 
     def __call__(self, layer: int) -> Tensor:
         return self.frames[..., layer * self.width : (layer + 1) * self.width]
-
-
-class _LogMel(nn.Module):
-    """(B, T) -> log-mel spectrogram (B, frames, mels), about in [-1, 1]; frame f is centred in its `hop` samples."""
-
-    window: Tensor
-    filters: Tensor
-
-    def __init__(self, rate: int, hop: int, mels: int):
-        super().__init__()
-        from torchaudio.functional import melscale_fbanks  # takes a second to import
-
-        self.hop, self.size = hop, 4 * hop
-        self.register_buffer("window", torch.hann_window(self.size), persistent=False)
-        with warnings.catch_warnings(action="ignore"):  # of bands so narrow that they hold no frequency
-            filters = melscale_fbanks(self.size // 2 + 1, 0.0, rate / 2, mels, rate)
-        self.register_buffer("filters", filters, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            side = (self.size - self.hop) // 2
-            padded = F.pad(x.float(), (side, side + -x.shape[1] % self.hop + self.hop))
-            frames = padded.unfold(1, self.size, self.hop)[:, : -(-x.shape[1] // self.hop)]
-            power = torch.fft.rfft(frames * self.window.float()).abs().square()
-            return (torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / 2.5).to(self.filters.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from gencli.cache import cached
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, ModelError, StoppedError, UsageError, did_you_mean
 from gencli.metrics import Inputs
-from gencli.model import AnySpec, Batch, ImageSpec, Model, VectorSpec
+from gencli.model import AnySpec, Batch, ImageSpec, Model, VectorSpec, alike, describe
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
 from gencli.tensors import sha256
@@ -166,9 +166,8 @@ def _of_run(name: str, run: str, spec: AnySpec) -> Space:
     card = runs.read_card(run)
     if card.family != name:
         raise UsageError(f"features {name}:{run}: {run} is of family {card.family!r}; give a run of family {name!r}")
-    if (card.spec.kind, card.spec.shape) != (spec.kind, spec.shape):
-        raise UsageError(f"features {name}:{run}: it takes {card.spec.kind}s of shape {card.spec.shape}; "
-                         f"the data has {spec.kind}s of shape {spec.shape}")
+    if not alike(card.spec, spec):
+        raise UsageError(f"features {name}:{run}: it takes {describe(card.spec)}; the data has {describe(spec)}")
     model, _ = runs.load_model(run)
     return Learned(model, name, {"model": sha256(runs.model_path(run))})
 

@@ -56,6 +56,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "inception_score": ("Inception score", "more", "How clearly each sample is of a class, and of how many."),
         "cluster_coverage": ("Clusters covered", "more", "Share of the clusters of real examples that are reached."),
         "class_coverage": ("Classes covered", "more", "Share of the classes that turn up among the samples."),
+        "class_agreement": ("Class agreement", "more", "Share of the samples that show the class they were drawn for."),
         "smallest_class_share": ("Rarest class", "more", "Share of the samples in the class that is drawn least."),
     },
     "Columns": {

@@ -17,7 +17,7 @@ from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import feature_space, features
 from gencli.metrics.neighbours import squared_distances
-from gencli.model import AudioSpec, ImageSpec, Model
+from gencli.model import AudioSpec, ImageSpec, Model, alike, describe
 from gencli.rng import generator
 from gencli.streams import quantize
 
@@ -31,7 +31,8 @@ def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> D
     drawn = list(inference.sample(model, range(count), seed, label))
     longest = max(batch.x.shape[-1] for batch in drawn)
     x = torch.cat([pad(batch.x, (0, longest - batch.x.shape[-1])) for batch in drawn])
-    labels = None if label is None else torch.full((count,), label)
+    classes = [batch.labels for batch in drawn if batch.labels is not None]
+    labels = torch.cat(classes) if classes else None if label is None else torch.full((count,), label)
     lengths = [batch.lengths for batch in drawn if batch.lengths is not None]
     if isinstance(model.spec, AudioSpec):
         x = model.spec.to_levels(x)  # as a data set holds them
@@ -45,9 +46,8 @@ def comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:
     """Samples and held-out examples; DataError if they are not of the same kind and shape."""
     samples, reference = inputs.samples, inputs.examples
     assert samples is not None
-    if (samples.spec.kind, samples.spec.shape) != (reference.spec.kind, reference.spec.shape):
-        raise DataError(f"samples are {samples.spec.kind}s of shape {samples.spec.shape}; {reference.name} has "
-                        f"{reference.spec.kind}s of shape {reference.spec.shape}")
+    if not alike(samples.spec, reference.spec):
+        raise DataError(f"samples are {describe(samples.spec)}; {reference.name} has {describe(reference.spec)}")
     return samples, reference
 
 
@@ -55,8 +55,8 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     """Samples against the held-out examples, in a feature space.
 
     `frechet_distance`, `kernel_distance`, `precision`, `recall`, `density`, `coverage` (gencli.metrics.distances). In
-    a space with classes also `inception_score`, and where those are the classes of the data `class_coverage` and
-    `smallest_class_share`; elsewhere `cluster_coverage`.
+    a space with classes also `inception_score`, and where those are the classes of the data `class_coverage`,
+    `smallest_class_share` and, for samples with labels, `class_agreement`; elsewhere `cluster_coverage`.
 
     Raises:
         DataError: too few samples, samples of another kind or shape, numbers that are not finite.
@@ -73,6 +73,8 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     if shown is not None and known is not None and reference.labels is not None \
             and space.classes == reference.spec.classes:
         yield from _classes(shown, known, reference.labels, space.classes, about)
+        if samples.labels is not None and samples.spec.classes == space.classes:
+            yield mean("class_agreement", shown.argmax(1) == samples.labels, "of samples", "estimate", about)
     else:
         yield _clusters(of_samples, of_reference, about, inputs.seed)
 

@@ -1,39 +1,46 @@
 """What a report shows beside the numbers: samples, reconstructions, nearest neighbours, paths, curves.
 
-Pictures are shown as they are, texts as text, rows of a table as histograms and points.
+Pictures are shown as they are, sound as its spectrogram and to be heard, texts as text, rows of a table as histograms
+and points.
 """
 
 import base64
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from gencli import inference
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
+from gencli.layers.spectrogram import LogMel
 from gencli.metrics import Inputs, Results
-from gencli.model import AnySpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
 from gencli.reports import charts
 from gencli.streams import quantize
+from gencli.streams.formats import content_of, values_of
 
 _SIDE = 160  # pixels of a picture on the page at most
 _SAMPLES, _PAIRS, _EXTREMES, _FRAMES = 48, 12, 12, 9
+_ACROSS = 4  # spectrograms beside each other
 _TEXTS, _CHARACTERS = 6, 800
+_SOUNDS, _HOP, _BANDS = 12, 0.008, 64  # recordings; seconds from one column of a spectrogram to the next, its rows
 _COLUMNS, _POINTS = 12, 400  # of a table
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One or more pictures above each other (data URIs), or a text, with a caption."""
+    """One or more pictures above each other (data URIs), a sound that the picture shows (data URI), or a text."""
 
     caption: str = ""
     pictures: tuple[str, ...] = ()
+    sound: str = ""
     text: str = ""
 
 
@@ -74,7 +81,7 @@ def _samples(inputs: Inputs) -> Iterator[Exhibit]:
     if inputs.samples is not None:
         batch = _first(inputs.samples, _POINTS if isinstance(spec, VectorSpec) else _SAMPLES)
     elif model and "sample" in model.abilities():
-        count = _TEXTS if isinstance(spec, TextSpec) else _SAMPLES
+        count = {"text": _TEXTS, "audio": _SOUNDS}.get(spec.kind, _SAMPLES)
         batch = next(iter(inference.sample(model, range(count), inputs.seed)))
     else:
         return
@@ -84,8 +91,12 @@ def _samples(inputs: Inputs) -> Iterator[Exhibit]:
         yield Exhibit("Samples", f"Columns of the samples and of unseen data; {what}.", legend=("data", "samples"),
                       charts=_table_charts(examples.x, batch.x, spec))
     else:
+        across = _ACROSS if isinstance(spec, AudioSpec) else None
         yield Exhibit("Samples", f"Drawn from the model, {what}." if model else f"Of those given, {what}.",
-                      _tiles(spec, batch))
+                      _tiles(spec, batch), across=across)
+        if isinstance(spec, AudioSpec):
+            yield Exhibit("Unseen recordings", "For comparison, spread over the data.",
+                          _tiles(spec, _spread(inputs.examples, _SOUNDS)), across=across)
 
 
 @torch.no_grad()
@@ -93,18 +104,22 @@ def _reconstructions(inputs: Inputs) -> Iterator[Exhibit]:
     spec, model = inputs.examples.spec, inputs.model
     if isinstance(spec, TextSpec) or model is None or not {"encode", "decode"} <= model.abilities():
         return
-    examples = inputs.examples.subset(_PAIRS if isinstance(spec, ImageSpec) else model.block)
+    examples = inputs.examples.subset({"image": _PAIRS, "audio": _ACROSS}.get(spec.kind, model.block))
     blocks = list(inference.encode(model, examples, inputs.seed))
-    x = torch.cat([batch.x for _, batch, _ in blocks])
-    again = torch.cat([batch.x for batch in inference.decode(model, [codes for codes, _, _ in blocks], inputs.seed)])
+    given = [batch for _, batch, _ in blocks]
+    back = list(inference.decode(model, [codes for codes, _, _ in blocks], inputs.seed))
     if isinstance(spec, VectorSpec):
+        x, again = (torch.cat([batch.x for batch in batches]) for batches in (given, back))
         shown = [Chart(name, charts.scatter([list(zip(x[:, i].tolist(), again[:, i].tolist(), strict=True))], name))
                  for i, name in enumerate(spec.columns[:_COLUMNS])]
         yield Exhibit("Reconstructions", "Unseen examples encoded and decoded again: given (across), come back (up).",
                       charts=shown)
     else:
         yield Exhibit("Reconstructions", "Unseen examples above, and below what comes back from their codes.",
-                      [Tile(pictures=(_picture(a), _picture(b))) for a, b in zip(x, again, strict=True)])
+                      [replace(b, pictures=a.pictures + b.pictures) for a, b in
+                       zip(*([tile for batch in batches for tile in _tiles(spec, batch)] for batches in (given, back)),
+                           strict=True)],
+                      across=_ACROSS if isinstance(spec, AudioSpec) else None)
 
 
 @torch.no_grad()
@@ -113,12 +128,13 @@ def _paths(inputs: Inputs) -> Iterator[Exhibit]:
     if model is None or "interpolate" not in model.abilities() or len(inputs.examples) < 2:
         return
     corners = torch.cat([codes for codes, *_ in inference.encode(model, inputs.examples.subset(6), inputs.seed)])
-    if isinstance(spec, ImageSpec):
+    if isinstance(spec, ImageSpec | AudioSpec):
+        frames = _FRAMES if isinstance(spec, ImageSpec) else _ACROSS
         tiles = [tile for i in range(0, len(corners) - 1, 2)
-                 for batch in inference.interpolate(model, list(corners[i : i + 2]), _FRAMES, inputs.seed)
+                 for batch in inference.interpolate(model, list(corners[i : i + 2]), frames, inputs.seed)
                  for tile in _tiles(spec, batch)]
         yield Exhibit("Interpolation", "From one unseen example to another, through the codes between them.", tiles,
-                      across=_FRAMES)
+                      across=frames)
     elif isinstance(spec, VectorSpec):
         x = torch.cat([batch.x for batch in inference.interpolate(model, list(corners[:2]), 40, inputs.seed)])
         places = torch.linspace(0, 1, len(x)).tolist()
@@ -180,12 +196,33 @@ def _first(data: Dataset, count: int) -> Batch:
     return data.batch(torch.arange(min(count, len(data))))
 
 
+def _spread(data: Dataset, count: int) -> Batch:
+    """Examples at equal distances: files are often sorted by class."""
+    return data.batch(torch.linspace(0, len(data) - 1, min(count, len(data))).long())
+
+
 def _tiles(spec: AnySpec, batch: Batch) -> list[Tile]:
-    if isinstance(spec, TextSpec):
-        lengths = [batch.x.shape[1]] * len(batch) if batch.lengths is None else batch.lengths.tolist()
-        texts = [detokenize(tokens[:length], spec) for tokens, length in zip(batch.x, lengths, strict=True)]
-        return [Tile(text=text[:_CHARACTERS] + "…" * (len(text) > _CHARACTERS)) for text in texts]
-    return [Tile(pictures=(_picture(x),)) for x in batch.x]
+    if isinstance(spec, ImageSpec):
+        return [Tile(pictures=(_picture(x),)) for x in batch.x]
+    lengths = [batch.x.shape[1]] * len(batch) if batch.lengths is None else batch.lengths.tolist()
+    examples = [x[:length] for x, length in zip(batch.x, lengths, strict=True)]
+    if isinstance(spec, AudioSpec):
+        names = [""] * len(batch) if batch.labels is None else [spec.classes[label] for label in batch.labels.tolist()]
+        sounds = [_data_uri("audio/wav", content_of(spec).file(value)) for value in values_of(batch, spec, True)]
+        return [Tile(name, (_spectrogram(x, spec),), sound)
+                for x, name, sound in zip(examples, names, sounds, strict=True)]
+    texts = [detokenize(tokens, spec) for tokens in examples] if isinstance(spec, TextSpec) else []
+    return [Tile(text=text[:_CHARACTERS] + "…" * (len(text) > _CHARACTERS)) for text in texts]
+
+
+def _spectrogram(x: Tensor, spec: AudioSpec) -> str:
+    """The log-mel spectrogram of a recording (T,) as a picture: time goes right, pitch up, loud is bright.
+
+    All are as long as the longest example of `spec`, so that they can be compared.
+    """
+    x = F.pad(x[: spec.length], (0, max(0, spec.length - len(x))))
+    loudness = LogMel(spec.rate, max(1, round(_HOP * spec.rate)), _BANDS)(x[None])[0]  # (frames, bands)
+    return _picture(((loudness.T.flip(0) + 2) / 3).clamp(0, 1)[None], None)
 
 
 def _picture(x: Tensor, side: int | None = _SIDE) -> str:
@@ -196,7 +233,11 @@ def _picture(x: Tensor, side: int | None = _SIDE) -> str:
         image.thumbnail((side, side))
     out = io.BytesIO()
     image.save(out, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return _data_uri("image/png", out.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _table_charts(data: Tensor, samples: Tensor, spec: VectorSpec) -> list[Chart]:

@@ -75,6 +75,7 @@ figure { margin: 0; }
 figure img { display: block; width: 100%; border-radius: .2rem; image-rendering: pixelated; background: var(--rule); }
 figure img + img { margin-top: 2px; }
 .one img { image-rendering: auto; max-width: 100%; width: auto; }
+figure audio { display: block; width: 100%; height: 1.75rem; margin-top: 2px; }
 figcaption { font-size: .75rem; color: var(--soft); text-align: center; font-variant-numeric: tabular-nums; }
 .texts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .texts pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: .875rem/1.5 var(--mono); }
@@ -205,6 +206,7 @@ PAGE = """\
     style="{% if exhibit.across %}grid-template-columns: repeat({{ exhibit.across }}, minmax(0, 1fr)){% endif %}">
     {% for tile in exhibit.tiles %}
     <figure>{% for picture in tile.pictures %}<img src="{{ picture }}" alt="">{% endfor %}
+      {%- if tile.sound %}<audio controls preload="none" src="{{ tile.sound }}"></audio>{% endif %}
       {%- if tile.caption %}<figcaption>{{ tile.caption }}</figcaption>{% endif %}</figure>
     {% endfor %}
   </div>
