@@ -43,6 +43,11 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
         yield parts[0] if len(parts) == 1 else join(parts)
 
 
+def made_from(model: Model, data: Dataset, count: int) -> Given:
+    """What `count` samples are conditioned on where nobody says: the first examples, if the model needs any."""
+    return Given(source=data.batch(torch.arange(min(count, len(data))))) if model.needs_source else Given()
+
+
 def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
            **options: Any) -> Iterator[Batch]:
     """The examples of `sample`, one after the other, in pieces (1, ...) as they are made."""

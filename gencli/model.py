@@ -393,6 +393,11 @@ class Model(nn.Module):
         """What `sample` gives, in pieces as they are made (see `join`). Default: one piece."""
         yield self.sample(rng, given, **options)
 
+    @property
+    def needs_source(self) -> bool:
+        """Whether `sample` makes other examples again, `Given.source`, and cannot do without."""
+        return False
+
     def at_once(self, **options: Any) -> int:
         """How many examples `sample` and `decode` compute at once with these options. Default: `block`."""
         return self.block

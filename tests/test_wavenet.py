@@ -349,3 +349,13 @@ def test_it_learns(tmp_path, gencli):
            "0", "-q")
     metrics = gencli("evaluate", "run", "sounds", "--draw", "0", "--reconstruct", "0", "--json").json()["metrics"]
     assert 1 <= next(m["value"] for m in metrics if m["name"] == "bpd") < 1.1
+
+
+def test_a_vocoder_is_shown_and_measured_on_what_it_makes_again(gencli, small_data, tmp_path):
+    gencli("train", "wavenet", str(small_data["audio"]), "-o", "run", "--mels", "4", "--hop", "16", "--layers", "2",
+           "--stacks", "1", "--residual", "4", "--skip", "4", "--steps", "4", "--preview-every", "4", "-q")
+    assert list((tmp_path / "run/samples").glob("*.wav"))
+    found = gencli("evaluate", "run", str(small_data["audio"]), "--draw", "6", "--html", "r.html", "--json").json()
+    assert {"nll", "frechet_distance"} <= {metric["name"] for metric in found["metrics"]}
+    error = gencli("sample", "run", "-n", "2", "-o", "x.wav", code=2).stderr
+    assert "--given" in error and error.count("\n") == 1

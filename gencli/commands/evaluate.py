@@ -108,7 +108,7 @@ def evaluate(
         if samples:
             drawn = load_for(card, samples, given, console, "all", like=examples.spec, skip_bad=skip_bad)
         elif draw and model and "samples" in wanted and "sample" in model.abilities():
-            drawn = draw_samples(model, draw, seed)
+            drawn = draw_samples(model, draw, examples, seed)
         training = _training_data(card, given, console, reading) if card and drawn and "training" in wanted else None
         inputs = metrics.Inputs(examples, model, drawn, training, seed, chosen, features, reconstruct, download,
                                 progress, console.warn)

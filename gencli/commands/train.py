@@ -4,6 +4,7 @@ import platform
 import sys
 import traceback
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -218,7 +219,8 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
     try:
         with (console.progress(f"train {settings.family}") as progress,
               stop_requests(settings.training.time_limit) as stop):
-            hooks = Hooks(progress, warn, lambda model, step: _preview(run.path / "samples", model, step))
+            preview = partial(_preview, run.path / "samples", settings.examples)
+            hooks = Hooks(progress, warn, preview)
             trainer = Trainer(model, settings.examples, settings.training, run, device, hooks)
             try:
                 outcome = trainer.run(resume, stop)
@@ -241,9 +243,9 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
     return outcome
 
 
-def _preview(folder: Path, model: "Model", step: int) -> None:
+def _preview(folder: Path, examples: "Dataset", model: "Model", step: int) -> None:
     """A sheet of 64 pictures, 4 texts or recordings, or 64 rows; nothing of a model that draws no examples."""
-    from gencli.inference import sample
+    from gencli.inference import made_from, sample
     from gencli.streams import open_writer
 
     if "sample" not in model.abilities():
@@ -251,7 +253,7 @@ def _preview(folder: Path, model: "Model", step: int) -> None:
     ending = {"image": "png", "text": "txt", "vector": "csv", "audio": "wav"}[model.spec.kind]
     count = 4 if ending in ("txt", "wav") else 64
     with open_writer(str(folder / f"step-{step}.{ending}"), model.spec, total=count) as writer:
-        for batch in sample(model, range(count)):
+        for batch in sample(model, range(count), given=made_from(model, examples, count)):
             writer.write(batch)
 
 

@@ -262,6 +262,10 @@ class WaveNet(Model):
 
     # --- generate
 
+    @property
+    def needs_source(self) -> bool:
+        return self.config.mels > 0
+
     def at_once(self, *, engine: str = "auto", **options: object) -> int:
         return 1 if self._compiled(engine) else self.block
 

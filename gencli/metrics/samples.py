@@ -26,9 +26,12 @@ _CLUSTERS = 20
 _ROUNDS = 100  # of the bootstrap
 
 
-def draw(model: Model, count: int, seed: int = 0, label: int | None = None) -> Dataset:
-    """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1."""
-    drawn = list(inference.sample(model, range(count), seed, label))
+def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int | None = None) -> Dataset:
+    """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1.
+
+    A model that makes other examples again is given these.
+    """
+    drawn = list(inference.sample(model, range(count), seed, label, inference.made_from(model, examples, count)))
     longest = max(batch.x.shape[-1] for batch in drawn)
     x = torch.cat([pad(batch.x, (0, longest - batch.x.shape[-1])) for batch in drawn])
     classes = [batch.labels for batch in drawn if batch.labels is not None]

@@ -83,7 +83,8 @@ def _by_class(inputs: Inputs) -> Dataset:
         raise UsageError("usefulness needs samples with classes: give some with --samples, or a model that was trained "
                          "with --conditional")
     each = max(1, inputs.draw // len(classes))
-    parts = [draw(model, each, derive_seed(inputs.seed, name), label) for label, name in enumerate(classes)]
+    parts = [draw(model, each, inputs.examples, derive_seed(inputs.seed, name), label)
+             for label, name in enumerate(classes)]
     return replace(parts[0], examples=torch.cat([part.examples for part in parts]),
                    labels=torch.cat([part.labels for part in parts if part.labels is not None]))
 

@@ -82,7 +82,8 @@ def _samples(inputs: Inputs) -> Iterator[Exhibit]:
         batch = _first(inputs.samples, _POINTS if isinstance(spec, VectorSpec) else _SAMPLES)
     elif model and "sample" in model.abilities():
         count = {"text": _TEXTS, "audio": _SOUNDS}.get(spec.kind, _SAMPLES)
-        batch = next(iter(inference.sample(model, range(count), inputs.seed)))
+        given = inference.made_from(model, inputs.examples, count)
+        batch = next(iter(inference.sample(model, range(count), inputs.seed, given=given)))
     else:
         return
     what = "not picked by hand: the first ones of the seed" if model else "the first ones"
