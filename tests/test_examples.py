@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from test_readme import command
 
 from gencli import registry
@@ -54,7 +55,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 6
+    assert len(scripts) == 7
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -94,6 +95,18 @@ def test_own_pictures(tmp_path):
     assert "elbo" in done.stdout and (tmp_path / "own-pictures/samples.png").stat().st_size > 100
     card = json.loads((tmp_path / "own-pictures/vae/config.json").read_text())
     assert (card["size"], card["channels"]) == (24, 1)
+
+
+def test_speech(tmp_path):
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for i in range(80):
+        tone = 0.5 * np.sin(np.arange(300 + i) * (0.1 + 0.3 * (i % 2)))
+        soundfile.write(recordings / f"{i % 2}_{i}.wav", tone, 8000)
+    done = script(tmp_path, "speech.sh", str(recordings), "out", STEPS="3", NUMBER="8")
+    assert "frechet_distance" in done.stdout
+    assert next((tmp_path / "out").glob("one.*")).stat().st_size > 100
+    assert soundfile.info(tmp_path / "out/between.wav").samplerate == 8000
 
 
 def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):

@@ -172,8 +172,8 @@ def test_codes_have_the_shape_of_the_prior(model, data):
 
 @needs("encode")
 def test_codes_do_not_depend_on_how_many_there_are(model, data):
-    codes = torch.cat([c for c, _, _ in inference.encode(model, data.subset(6))])
-    few = torch.cat([c for c, _, _ in inference.encode(model, data.subset(2))])
+    codes, _, _ = next(inference.encode(model, data.subset(6)))
+    few, _, _ = next(inference.encode(model, data.subset(2)))
     codes = codes[:2, : few.shape[1]] if model.spec.kind in VARIABLE else codes[:2]
     assert torch.allclose(codes, few, rtol=0, atol=1e-5, equal_nan=True)
 

@@ -34,6 +34,7 @@ from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Mod
 from gencli.rng import Rng
 
 _AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
+_TOGETHER = 64  # recordings that plain torch generates at once: each of its operations costs the same for one
 _PIECES = 10  # pieces a second in which a recording is generated
 
 
@@ -58,6 +59,7 @@ class WaveNet(Model):
     kinds = frozenset({"audio"})
     likelihood = "exact"
     lossless = True
+    block = 4  # recordings are long; those that are generated in torch are `_TOGETHER`
     defaults = {"lr": 2e-3, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
 
     config: WaveNetConfig
@@ -267,7 +269,7 @@ class WaveNet(Model):
         return self.config.mels > 0
 
     def at_once(self, *, engine: str = "auto", **options: object) -> int:
-        return 1 if self._compiled(engine) else self.block
+        return 1 if self._compiled(engine) else _TOGETHER
 
     def _compiled(self, engine: str) -> bool:
         """Whether the compiled engine is meant. Raises where it cannot run."""

@@ -128,16 +128,16 @@ def _paths(inputs: Inputs) -> Iterator[Exhibit]:
     spec, model = inputs.examples.spec, inputs.model
     if model is None or "interpolate" not in model.abilities() or len(inputs.examples) < 2:
         return
-    corners = torch.cat([codes for codes, *_ in inference.encode(model, inputs.examples.subset(6), inputs.seed)])
+    corners = [code for codes, *_ in inference.encode(model, inputs.examples.subset(6), inputs.seed) for code in codes]
     if isinstance(spec, ImageSpec | AudioSpec):
         frames = _FRAMES if isinstance(spec, ImageSpec) else _ACROSS
         tiles = [tile for i in range(0, len(corners) - 1, 2)
-                 for batch in inference.interpolate(model, list(corners[i : i + 2]), frames, inputs.seed)
+                 for batch in inference.interpolate(model, corners[i : i + 2], frames, inputs.seed)
                  for tile in _tiles(spec, batch)]
         yield Exhibit("Interpolation", "From one unseen example to another, through the codes between them.", tiles,
                       across=frames)
     elif isinstance(spec, VectorSpec):
-        x = torch.cat([batch.x for batch in inference.interpolate(model, list(corners[:2]), 40, inputs.seed)])
+        x = torch.cat([batch.x for batch in inference.interpolate(model, corners[:2], 40, inputs.seed)])
         places = torch.linspace(0, 1, len(x)).tolist()
         shown = [Chart(name, charts.lines([list(zip(places, x[:, i].tolist(), strict=True))], name))
                  for i, name in enumerate(spec.columns[:_COLUMNS])]

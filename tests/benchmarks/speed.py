@@ -252,6 +252,34 @@ def pixelcnn(batch_size: int = 16, steps: int = 20, rounds: int = 3) -> None:
     report(f"pixelcnn training, {steps * batch_size / median(ours):.0f} pictures/s", ours, theirs, "s", "float32, NCHW")
 
 
+def wavenet(seconds: float = 4, rounds: int = 3) -> None:
+    """One recording at 16 kHz in native code, for two networks, and 64 at once in plain torch; untrained weights.
+
+    The peer is sound itself, which takes a second for 16,000 samples: a ratio below 1 is faster than real time.
+    """
+    import torch
+
+    from gencli.families.wavenet import WaveNet, WaveNetConfig
+    from gencli.model import AudioSpec
+    from gencli.rng import ExampleStreams
+
+    spec = AudioSpec(rate=16000, length=16000)
+    for stacks, residual, skip in ((2, 32, 64), (3, 64, 128)):
+        torch.manual_seed(0)
+        net = WaveNet(WaveNetConfig(stacks=stacks, residual=residual, skip=skip, tail=0), spec).eval()
+        for engine, recordings in (("compiled", 1), ("torch", 1), ("torch", 64)):
+            length = int(16000 * (seconds if engine == "compiled" else 0.05 * seconds))
+
+            def sample(net: WaveNet = net, engine: str = engine, count: int = recordings, length: int = length) -> None:
+                with torch.no_grad():
+                    net.sample(ExampleStreams(0, torch.arange(count)), length=length, engine=engine)
+
+            sample()  # the kernel is compiled
+            ours, _ = alternate(sample, lambda: None, rounds)
+            report(f"wavenet of {10 * stacks} layers, {residual}/{skip} channels, {engine}, {recordings} at once: "
+                   f"{recordings * length / median(ours):.0f} samples/s in sum", ours, [length / 16000], "s", "sound")
+
+
 def metrics(count: int = 10_000, dimensions: int = 2048, rounds: int = 2) -> None:
     """Distances between two sets of features against torch-fidelity, for what both have; the rest by our time alone."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -359,4 +387,4 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory,
-         "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn}[name]()
+         "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
