@@ -40,12 +40,13 @@ class Child:
 
     def __init__(self, folder: Path, args: list[str], prepare: Callable[[], None] = lambda: None):
         self.said = folder / f"{len(list(folder.glob('said-*')))}".join(("said-", ".txt"))
+        self.said.touch()  # it may be killed before it comes to it
         self.began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
-                out = os.open(self.said, os.O_WRONLY | os.O_CREAT)
+                out = os.open(self.said, os.O_WRONLY)
                 os.dup2(out, 1)
                 os.dup2(out, 2)
                 sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # those of the parent may be captured
@@ -252,6 +253,7 @@ def main() -> None:
     for name in options.only.split(","):
         began, bad = time.monotonic(), 0
         if name == "files":
+            cases.get(0, random.Random(0))  # a model to mutate
             found = fuzz.run(options.mutations, folder, say=print)
             bad, count = len(found), options.mutations * len(fuzz.KINDS)
         else:
