@@ -18,6 +18,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from gencli.errors import ModelError, UsageError, did_you_mean
+from gencli.stopping import Signalled
 
 if TYPE_CHECKING:
     from gencli.model import Model
@@ -51,6 +52,8 @@ class Family:
 
             if not (isinstance(found, type) and issubclass(found, Model)):
                 raise TypeError("it is no gencli.model.Model")
+        except Signalled:
+            raise
         except (Exception, SystemExit) as error:
             raise ModelError(
                 f"family {self.name!r} ({self.path} from {self.source}) cannot be loaded: "

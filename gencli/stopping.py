@@ -2,6 +2,7 @@
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,8 +51,13 @@ def stop_requests(time_limit: str | None) -> Iterator[Stop]:
             signal.signal(number, before[number])
 
 
+class Signalled(SystemExit):
+    """A signal ends the process."""
+
+
 def leave_on_signals() -> None:
     """From now on a signal ends the process with its exit code. What is half written is taken back on the way out."""
+    sys.unraisablehook = _overheard
     for number in CODES:
         signal.signal(number, _leave)
 
@@ -59,4 +65,17 @@ def leave_on_signals() -> None:
 def _leave(number: int, _: object) -> NoReturn:
     for later in CODES:  # one is enough; another would disturb the way out
         signal.signal(later, signal.SIG_IGN)
-    raise SystemExit(CODES[signal.Signals(number)])
+    raise Signalled(CODES[signal.Signals(number)])
+
+
+def _overheard(lost: "sys.UnraisableHookArgs") -> None:
+    """A signal that came while an object was deleted, where Python drops exceptions, comes again a moment later."""
+    if not isinstance(lost.exc_value, Signalled):
+        return sys.__unraisablehook__(lost)
+    code = lost.exc_value.code
+
+    def leave(*_: object) -> NoReturn:
+        raise Signalled(code)
+
+    signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)

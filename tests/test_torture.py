@@ -68,6 +68,33 @@ def test_the_second_signal_leaves_at_once(cases, tmp_path):
     assert "Traceback" not in child.said.read_text() and not list(tmp_path.rglob("*.gencli-tmp"))
 
 
+@pytest.mark.parametrize("moment", ["import", "deletion"])
+def test_a_signal_at_a_moment_where_exceptions_are_lost(moment, cases, tmp_path):
+    """While a family is imported, whose errors are reported; while an object is deleted, whose errors are dropped."""
+    class Mortal:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    def prepare() -> None:
+        from gencli import registry
+
+        original = registry.importlib.import_module
+
+        def importing(name: str) -> object:
+            if moment == "import":
+                os.kill(os.getpid(), signal.SIGUSR1)
+            else:
+                Mortal()
+                time.sleep(60)
+            return original(name)
+
+        registry.importlib.import_module = importing
+
+    args, _, _ = cases.get(0, random.Random(0))
+    child = torture.Child(tmp_path, args, prepare)
+    assert child.wait() == 75 and child.said.read_text() == ""
+
+
 @pytest.mark.parametrize(("number", "code"), torture.STOPS.items())
 def test_a_signal_while_sampling(number, code, cases, tmp_path):
     """Nothing half written is left, and finished shards stay."""
