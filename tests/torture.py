@@ -34,6 +34,10 @@ MORE = [  # settings that have a state of their own to carry over
     [], ["--ema", "0.9"], ["--schedule", "cosine", "--warmup", "5"], ["--grad-clip", "1", "--weight-decay", "0.01"]]
 VALIDATED = ["--validation", "0.2", "--validate-every", "6", "--patience", "50"]
 
+# Autograd looks for a GPU once, and its process cannot be forked if it found one. So it looks now: fake tensors, which
+# tests of exporting use, pretend that there is one.
+torch.ones(1, requires_grad=True).backward()
+
 
 class Child:
     """A command in a process of its own; what it says goes to a file."""
@@ -42,10 +46,13 @@ class Child:
         self.said = folder / f"{len(list(folder.glob('said-*')))}".join(("said-", ".txt"))
         self.said.touch()  # it may be killed before it comes to it
         self.began = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until the child is one that a signal ends
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
                 out = os.open(self.said, os.O_WRONLY)
                 os.dup2(out, 1)
                 os.dup2(out, 2)
@@ -60,6 +67,7 @@ class Child:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
     def wait(self) -> int:
         """The exit code; below 0: the signal that ended it."""
