@@ -34,6 +34,7 @@ from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Mod
 from gencli.rng import Rng
 
 _AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
+_SHAPES = 1024  # training has numbers of samples that are multiples: libraries keep memory for every shape they have met
 _TOGETHER = 64  # recordings that plain torch generates at once: each of its operations costs the same for one
 _PIECES = 10  # pieces a second in which a recording is generated
 
@@ -159,11 +160,14 @@ class WaveNet(Model):
         """Mean negative log likelihood in nats per sample, the silence at the end of a recording included."""
         ends = None if batch.lengths is None else batch.lengths + self.config.tail
         longest = batch.x.shape[1] + self.config.tail if ends is None else int(ends.max())
-        length = min(longest, self.spec.length)  # no more is computed than is heard
+        length = min(-(-longest // _SHAPES) * _SHAPES, self.spec.length)  # little more is computed than is heard
         batch = Batch(F.pad(batch.x, (0, length - batch.x.shape[1])), batch.labels, batch.lengths)
         levels, heard = self.spec.to_levels(batch.x), inside(batch.x, ends)
         skip = self._read(levels, self._condition(*self._heard(batch)))
-        return Loss(-self.levels.log_prob(self._out(skip[heard]), levels[heard]).mean())
+        places = heard.flatten().nonzero()[:, 0]
+        filled = F.pad(places, (0, -len(places) % _SHAPES))
+        nats = -self.levels.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
+        return Loss(nats[: len(places)].mean())
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """Exact log p(x | condition) of every recording, (B,), in nats."""
