@@ -291,6 +291,7 @@ FAULTS = {
     "cut.idx": (idx(PIXELS)[:-1], "holds 119 bytes of the 120"),
     "long.idx": (idx(PIXELS) + b"0", "holds 121 bytes of the 120"),
     "huge.idx": (idx(PIXELS)[:4] + b"\xff" * 12, "bytes of the"),
+    "empty.idx": (idx(PIXELS)[:4] + bytes(4) + b"\xff" * 8, r"empty: it announces the shape \(0, 4294967295, "),
     "head.idx": (idx(PIXELS)[:6], "not an IDX file"),
     "labels.idx": (idx(PIXELS.ravel()), "holds 120 labels"),
     "cut.idx.gz": (gzip.compress(idx(PIXELS))[:-20], "damaged or cut short"),

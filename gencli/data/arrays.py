@@ -148,6 +148,8 @@ def load_idx(path: Path) -> np.ndarray:
     shape = struct.unpack_from(f">{data[3]}I", data, 4)
     dtype = np.dtype(_IDX_TYPES[data[2]])
     start, wanted = 4 + 4 * data[3], dtype.itemsize * math.prod(shape)
+    if not wanted:
+        raise DataError(f"{path} is empty: it announces the shape {shape}")
     if len(data) - start != wanted:
         raise DataError(f"{path} holds {len(data) - start} bytes of the {wanted} that it announces; fetch it again")
     array = np.frombuffer(data, dtype, offset=start).reshape(shape)
