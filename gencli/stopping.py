@@ -68,6 +68,23 @@ def _leave(number: int, _: object) -> NoReturn:
     raise Signalled(CODES[signal.Signals(number)])
 
 
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Signals that come meanwhile come at the end: libraries in C drop what is raised in their callbacks."""
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    with suppress(ValueError):  # not the main thread, the only one that signals interrupt
+        for number in CODES:
+            before[number] = signal.signal(number, lambda got, _: came.append(got))
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, before[number])
+        for got in came:
+            signal.raise_signal(got)
+
+
 def _overheard(lost: "sys.UnraisableHookArgs") -> None:
     """A signal that came while an object was deleted, where Python drops exceptions, comes again a moment later."""
     if not isinstance(lost.exc_value, Signalled):

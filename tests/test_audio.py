@@ -1,8 +1,10 @@
 """Sound as data and as output: any file becomes one channel of one rate; what is written is read back."""
 
 import io
+import signal
 import struct
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import soundfile
 import torch
 
 from gencli import streams
-from gencli.data import DataSettings, load
+from gencli.data import DataSettings, audio, load
 from gencli.errors import DataError, UsageError
 from gencli.model import AudioSpec, Batch
 
@@ -45,6 +47,27 @@ def test_sixteen_bits_come_back():
 
 
 # --- reading
+
+
+def test_a_signal_in_a_callback_of_libsndfile_is_not_lost(tmp_path, monkeypatch):
+    """Nor is the recording then called damaged."""
+    class File(io.BytesIO):
+        def readinto(self, buffer) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            return super().readinto(buffer)
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(number)
+
+    path = sound(tmp_path / "a.wav")
+    before = signal.signal(signal.SIGUSR1, stop)
+    try:
+        monkeypatch.setattr(audio, "io", SimpleNamespace(BytesIO=File))
+        with pytest.raises(SystemExit):
+            load(path, split="all")
+        assert signal.getsignal(signal.SIGUSR1) is stop
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_U8"),

@@ -20,6 +20,7 @@ from gencli.data.raw import Raw, Reading, read_bytes
 from gencli.errors import DataError, UsageError
 from gencli.model import AudioSpec
 from gencli.settings import DataSettings
+from gencli.stopping import signals_wait
 
 ENDINGS = {".wav", ".flac", ".ogg"}
 _FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed
@@ -124,6 +125,7 @@ def field_of_name(files: Sequence[Path], reading: Reading) -> list[str] | None:
     return labels if wanted or 1 < len(set(labels)) < len(files) else None
 
 
+@signals_wait()  # libsndfile reads bytes through callbacks
 def _open(source: Source) -> soundfile.SoundFile:
     name, content = source
     data = content if isinstance(content, bytes) else read_bytes(content)
@@ -142,6 +144,7 @@ def _open(source: Source) -> soundfile.SoundFile:
     return file
 
 
+@signals_wait()
 def _decode(source: Source) -> tuple[Tensor, int]:
     """Channels of samples in [-1, 1], (C, T) float32, and their rate in Hz."""
     with _open(source) as file:

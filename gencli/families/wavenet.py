@@ -34,7 +34,7 @@ from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Mod
 from gencli.rng import Rng
 
 _AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
-_SHAPES = 1024  # training has numbers of samples that are multiples: libraries keep memory for every shape they have met
+_SHAPES = 1024  # in training the numbers of samples are multiples: libraries keep memory for every shape they meet
 _TOGETHER = 64  # recordings that plain torch generates at once: each of its operations costs the same for one
 _PIECES = 10  # pieces a second in which a recording is generated
 
