@@ -18,6 +18,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -101,11 +102,11 @@ class WaveNet(Model):
         scale = torch.tensor([-2.0, 1.0], dtype=x.dtype, device=x.device).repeat_interleave(self.config.residual)
         biases = self._biases(condition, levels.shape[1], scale)
         outputs = []
-        for i, (dilation, gates) in enumerate(zip(self.dilations, self.gates, strict=True)):
+        for i, (dilation, gates, bias) in enumerate(zip(self.dilations, self.gates, biases, strict=False)):
             past = F.pad(x[:, :-dilation], (0, 0, min(dilation, x.shape[1]), 0))
             h = F.linear(torch.cat([past, x], dim=-1), gates.weight * scale[:, None], gates.bias * scale)
-            if biases is not None:
-                h = h + biases(i)  # (B, T, 2 residual)
+            if bias is not None:
+                h = h + bias
             outputs.append(gate(h, dim=-1))
             if i < len(self.residuals):
                 x = x + self.residuals[i](outputs[-1])
@@ -117,14 +118,14 @@ class WaveNet(Model):
             return self.input(levels)
         return self.input(self.spec.from_levels(levels)[..., None].to(self.output.weight.dtype))
 
-    def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> "_Biases | None":
-        """What the condition (B, frames, D) adds to the gates of a layer at each of `length` samples, scaled."""
+    def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> Iterator[Tensor | None]:
+        """What the condition (B, frames, D) adds to the gates of each layer, (B, length or 1, 2 residual), scaled."""
         if condition is None:
-            return None
-        frames = self.condition(condition) * scale.repeat(len(self.dilations))  # (B, frames, depth * 2 residual)
-        if self.config.mels:
-            frames = frames.repeat_interleave(self.config.hop, dim=1)[:, :length]
-        return _Biases(frames, 2 * self.config.residual)
+            yield from repeat(None)
+            return
+        frames = self.condition(condition) * scale.repeat(len(self.dilations))
+        for bias in frames.split(2 * self.config.residual, dim=-1):
+            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.config.mels else bias
 
     def _out(self, skip: Tensor) -> Tensor:
         """(..., skip) -> parameters of the distribution over levels (..., P)."""
@@ -387,16 +388,6 @@ class _Linears(nn.ModuleList):
         def __iter__(self) -> Iterator[nn.Linear]: ...
 
         def __getitem__(self, index: int) -> nn.Linear: ...  # type: ignore[override]
-
-
-class _Biases:
-    """What a condition adds to the gates: layer -> (B, T or 1, 2 residual)."""
-
-    def __init__(self, frames: Tensor, width: int):
-        self.frames, self.width = frames, width
-
-    def __call__(self, layer: int) -> Tensor:
-        return self.frames[..., layer * self.width : (layer + 1) * self.width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
