@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.data.dataset import Contiguous, Dataset, Shuffled
-from gencli.device import Processes, autocast, memory_explained, resolve_precision
+from gencli.device import Processes, autocast, keep_memory, memory_explained, resolve_precision
 from gencli.errors import DivergedError, ModelError, StoppedError, UsageError
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
@@ -109,6 +109,7 @@ class Trainer:
         if resume:
             self._load()
         self.model.train()
+        keep_memory()
         with memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
             self._clock = self._saved = time.monotonic()
             for phase, begin, end in self._schedule():

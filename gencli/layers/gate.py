@@ -33,7 +33,6 @@ class _Gate(torch.autograd.Function):
         a, b = y.chunk(2, dim=ctx.dim)
         slope = torch.empty_like(y)
         of_a, of_b = slope.chunk(2, dim=ctx.dim)
-        twice = gradient * -2
-        torch.mul(twice, b, out=of_a)
-        torch.addcmul(gradient, twice, a, out=of_b)
+        torch.addcmul(gradient.new_zeros(()), gradient, b, value=-2, out=of_a)
+        torch.addcmul(gradient, gradient, a, value=-2, out=of_b)
         return torch.ops.aten.sigmoid_backward.grad_input(slope, y, grad_input=slope), None

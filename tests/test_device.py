@@ -1,0 +1,40 @@
+"""What the machine has and what is used of it."""
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from gencli.device import keep_memory
+
+FREED = """
+import sys
+import torch
+from gencli.device import keep_memory
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 >> 20
+
+if sys.argv[1] == "keep":
+    keep_memory()
+before = megabytes()
+x = torch.ones(64 * 2**20, dtype=torch.uint8)
+del x
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
+def test_freed_memory_is_kept_in_training():
+    def held(how: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, check=True).stdout)
+
+    assert held("keep") > 60 and held("give back") < 10
+
+
+def test_other_c_libraries_do_as_they_please(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_memory()
