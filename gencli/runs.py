@@ -38,6 +38,7 @@ from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_by
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
 _LOGS = ("metrics.jsonl", "timings.jsonl")
+_NAMELESS = 10.0  # seconds for which a lock may be held by nobody known
 
 
 class Card(BaseModel):
@@ -266,9 +267,7 @@ class Run:
     def __enter__(self) -> "Run":
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=-1 if self._wait else 0)
-        except Timeout:
-            raise LockedError(f"{self.path} is in use by {self._holder()}; wait for it, or pass --wait") from None
+            self._acquire()
         except OSError as error:
             raise ResourceError(f"cannot write {self.path}: {os.strerror(error.errno or 0)}; "
                                 f"choose another output") from error
@@ -281,17 +280,31 @@ class Run:
         (self.path / ".holder").unlink(missing_ok=True)
         self._lock.release()
 
-    def _holder(self) -> str:
-        """The process that holds the lock. It says so just after it has taken it, which may be now."""
-        for _ in range(20):
+    def _acquire(self) -> None:
+        """Take the lock, or name the process that has it.
+
+        That process says who it is just after it has taken the lock, and no longer just before it gives it back: what
+        names nobody is about to change.
+        """
+        deadline = time.monotonic() + _NAMELESS
+        while True:
             try:
-                pid, host = (self.path / ".holder").read_text().split()
-                if host != socket.gethostname() or alive(int(pid)):
-                    return f"process {pid} on {host}"
-            except (OSError, ValueError):
-                pass
+                self._lock.acquire(timeout=-1 if self._wait else 0)
+                return
+            except Timeout:
+                holder = self._holder()
+                if holder or time.monotonic() > deadline:
+                    raise LockedError(f"{self.path} is in use by {holder or 'another process'}; wait for it, or pass "
+                                      f"--wait") from None
             time.sleep(0.02)
-        return "another process"
+
+    def _holder(self) -> str | None:
+        """The living process that says that it has the lock."""
+        try:
+            pid, host = (self.path / ".holder").read_text().split()
+            return f"process {pid} on {host}" if host != socket.gethostname() or alive(int(pid)) else None
+        except (OSError, ValueError):
+            return None
 
     @property
     def started(self) -> bool:

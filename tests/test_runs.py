@@ -6,11 +6,14 @@ import signal
 import socket
 import struct
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
 from conftest import SMALL
+from filelock import FileLock
 from test_publish import Failing, door, in_child
 
 from gencli import publish, runs
@@ -226,6 +229,25 @@ def test_a_lock_of_a_dead_process_is_taken_over(tmp_path):
     os.waitpid(pid, 0)
     with Run(tmp_path / "run"):
         assert (tmp_path / "run/.holder").read_text() == f"{os.getpid()} {socket.gethostname()}"
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_a_lock_whose_holder_is_not_known_yet_or_no_longer(says, tmp_path):
+    """On a slow disk a process takes long to say who it is; one that ends gives the lock back just after."""
+    run = tmp_path / "run"
+    run.mkdir()
+    lock = FileLock(run / ".lock", thread_local=False)
+
+    def soon() -> None:
+        if says:
+            (run / ".holder").write_text(f"{os.getppid()} {socket.gethostname()}")
+        else:
+            lock.release()
+
+    with lock:
+        Timer(0.6, soon).start()
+        with pytest.raises(LockedError, match=f"process {os.getppid()} on") if says else nullcontext(), Run(run):
+            pass
 
 
 def test_waiting_for_a_lock(tmp_path):
