@@ -66,7 +66,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 def keep_memory() -> None:
     """Have the C library keep what is freed, if it is glibc: training asks for the same again at the next step.
 
-    Pages that the system takes back and hands out anew cost up to a seventh of a step on a processor.
+    Pages that the system takes back and hands out anew cost up to a fifth of the processor time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt and mallopt(_M_MMAP_THRESHOLD, 2**30):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fuzz
 import pytest
+import torch
 import torture
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from gencli.runs import Run
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> torture.Cases:
-    if torture.torch.cuda.is_available():
+    if torch.cuda.is_available():
         pytest.skip("processes that use a GPU cannot be forked; CUDA_VISIBLE_DEVICES= runs these tests")
     return torture.Cases(tmp_path_factory.mktemp("cases"))
 

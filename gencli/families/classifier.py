@@ -21,12 +21,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
-from gencli.layers.spectrogram import LogMel
+from gencli.layers.spectrogram import SpectrogramPicture
 from gencli.model import AnySpec, AudioSpec, Batch, FamilyConfig, Graph, ImageSpec, Loss, Model, Score, VectorSpec
 from gencli.rng import ExampleStreams, Rng
 
 _LARGEST = 64  # pixels of the longer side that the convolutions see; larger pictures are averaged down
 _SMALLEST = 4  # pixels of the longer side at which halving ends
+_HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to the next, bands
 
 
 class ClassifierConfig(FamilyConfig):
@@ -61,8 +62,11 @@ class Classifier(Model):
                              f"{len(spec.classes)}; give data with labels (a table: --label COLUMN)")
         assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec)  # `kinds` has no other
         net = config.net if config.net != "auto" else "mlp" if isinstance(spec, VectorSpec) else "cnn"
-        self.seen = _Spectrogram(spec) if isinstance(spec, AudioSpec) else nn.Identity()
-        shape = self.seen.shape if isinstance(self.seen, _Spectrogram) else spec.shape
+        self.seen: nn.Module = nn.Identity()
+        shape = spec.shape
+        if isinstance(spec, AudioSpec):
+            self.seen = picture = SpectrogramPicture(spec, _HOP, _BANDS)
+            shape = picture.shape
         self.standardise = _Standardise(spec)
         self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
         self.head = nn.Linear(width, len(spec.classes))
@@ -140,26 +144,6 @@ def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks: standardised x (B, ...) -> features (B, F), and F
-
-
-class _Spectrogram(nn.Module):
-    """Recordings (B, T) of any length -> pictures (B, 1, bands, frames) in about [0, 1], as long as `spec` says.
-
-    Shorter recordings end with silence.
-    """
-
-    _BANDS = 40
-    _FRAME = 0.016  # seconds
-
-    def __init__(self, spec: AudioSpec):
-        super().__init__()
-        self.mel = LogMel(spec.rate, max(1, round(self._FRAME * spec.rate)), self._BANDS)
-        self.length = spec.length
-        self.shape = 1, self._BANDS, -(-spec.length // self.mel.hop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, max(0, self.length - x.shape[1])))[:, : self.length]
-        return (self.mel(x).transpose(1, 2)[:, None] + 2) / 3
 
 
 class _Standardise(nn.Module):

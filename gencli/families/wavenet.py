@@ -102,7 +102,7 @@ class WaveNet(Model):
         scale = torch.tensor([-2.0, 1.0], dtype=x.dtype, device=x.device).repeat_interleave(self.config.residual)
         biases = self._biases(condition, levels.shape[1], scale)
         outputs = []
-        for i, (dilation, gates, bias) in enumerate(zip(self.dilations, self.gates, biases, strict=False)):
+        for i, (dilation, gates, bias) in enumerate(zip(self.dilations, self.gates, biases, strict=True)):
             past = F.pad(x[:, :-dilation], (0, 0, min(dilation, x.shape[1]), 0))
             h = F.linear(torch.cat([past, x], dim=-1), gates.weight * scale[:, None], gates.bias * scale)
             if bias is not None:
@@ -121,7 +121,7 @@ class WaveNet(Model):
     def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> Iterator[Tensor | None]:
         """What the condition (B, frames, D) adds to the gates of each layer, (B, length or 1, 2 residual), scaled."""
         if condition is None:
-            yield from repeat(None)
+            yield from repeat(None, len(self.dilations))
             return
         frames = self.condition(condition) * scale.repeat(len(self.dilations))
         for bias in frames.split(2 * self.config.residual, dim=-1):

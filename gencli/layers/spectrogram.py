@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.model import AudioSpec
+
+DECADES = 2.5  # of power, which a spectrogram counts as 1
+
 
 class LogMel(nn.Module):
-    """Sound (B, T) in [-1, 1] -> log-mel spectrogram (B, frames, bands): log10 of the power in a band, divided by 2.5.
+    """Sound (B, T) in [-1, 1] -> log-mel spectrogram (B, frames, bands): log10 of the power in a band, over `DECADES`.
 
-    Frame f is centred in its `hop` samples and sees `size` samples (by default 4 hop) through a Hann window. Silence is
-    -2, loud speech about 1. Bands after Davis & Mermelstein 1980, from 0 to half the rate.
+    Silence is -2, loud speech about 1. Frame f is centred in its `hop` samples and sees `size` samples (by default
+    4 hop) through a Hann window. Bands after Davis & Mermelstein 1980, from 0 to half the rate.
     """
 
     window: Tensor
@@ -33,4 +37,22 @@ class LogMel(nn.Module):
             padded = F.pad(x.float(), (side, side + -x.shape[1] % self.hop + self.hop))
             frames = padded.unfold(1, self.size, self.hop)[:, : -(-x.shape[1] // self.hop)]
             power = torch.fft.rfft(frames * self.window.float()).abs().square()
-            return (torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / 2.5).to(self.filters.dtype)
+            return (torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / DECADES).to(self.filters.dtype)
+
+
+class SpectrogramPicture(nn.Module):
+    """Recordings (B, T) of any length -> pictures (B, 1, bands, frames) in about [0, 1], low bands first.
+
+    A picture has a frame for each `hop` seconds, and all are as long as the longest example of `spec`: shorter
+    recordings end with silence, longer ones are cut.
+    """
+
+    def __init__(self, spec: AudioSpec, hop: float, bands: int):
+        super().__init__()
+        self.mel = LogMel(spec.rate, max(1, round(hop * spec.rate)), bands)
+        self.length = spec.length
+        self.shape = 1, bands, -(-spec.length // self.mel.hop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, max(0, self.length - x.shape[1])))[:, : self.length]
+        return (self.mel(x).transpose(1, 2)[:, None] + 2) / 3

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gencli.layers.spectrogram import DECADES
 from gencli.layers.spectrogram import LogMel as LogMelSpectrogram
 from gencli.metrics import Inputs
 from gencli.metrics.features import Space
@@ -20,8 +21,8 @@ _WINDOW = 0.025  # seconds
 class LogMel(Space):
     """Recordings (B, T) in [-1, 1] -> (B, parts x bands): the mean of the log-mel spectrogram in each part.
 
-    From windows of 25 ms every 10 ms. A recording is cut at its length, so
-    that what follows it does not count.
+    In decades of power, from windows of 25 ms every 10 ms. A recording is cut at its length, so that what follows it
+    does not count.
     """
 
     name = "log-mel"
@@ -42,7 +43,7 @@ class LogMel(Space):
     def _of_one(self, x: Tensor) -> Tensor:
         """(T,) -> (parts x bands,)"""
         bands = self._spectrogram(F.pad(x, (0, max(0, 1 - len(x))))[None]).transpose(1, 2)  # (1, bands, frames)
-        return 2.5 * F.adaptive_avg_pool1d(bands, _PARTS).flatten()  # decades of power
+        return DECADES * F.adaptive_avg_pool1d(bands, _PARTS).flatten()
 
 
 def log_mel(inputs: Inputs) -> Space:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from gencli import inference
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
-from gencli.layers.spectrogram import LogMel
+from gencli.layers.spectrogram import SpectrogramPicture
 from gencli.metrics import Inputs, Results
 from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
 from gencli.reports import charts
@@ -221,9 +220,7 @@ def _spectrogram(x: Tensor, spec: AudioSpec) -> str:
 
     All are as long as the longest example of `spec`, so that they can be compared.
     """
-    x = F.pad(x[: spec.length], (0, max(0, spec.length - len(x))))
-    loudness = LogMel(spec.rate, max(1, round(_HOP * spec.rate)), _BANDS)(x[None])[0]  # (frames, bands)
-    return _picture(((loudness.T.flip(0) + 2) / 3).clamp(0, 1)[None], None)
+    return _picture(SpectrogramPicture(spec, _HOP, _BANDS)(x[None])[0].flip(1).clamp(0, 1), None)
 
 
 def _picture(x: Tensor, side: int | None = _SIDE) -> str:
