@@ -35,7 +35,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of er
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the family; see "
                                                "'gencli families NAME'. May be given several times.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples: of a sorted file no "
+                                                                  "fair sample.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out examples that cannot be read, and count them.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set that is not there.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", envvar="GENCLI_DATA", help="Folder of known data sets.")]
