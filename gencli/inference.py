@@ -14,7 +14,9 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.model import AudioSpec, Batch, Given, Model, TextSpec, join
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.text import TextSpec
+from gencli.model import Batch, Given, Model, join
 from gencli.rng import ExampleStreams
 
 

@@ -15,187 +15,21 @@ is `examples/plugin/`. Everything a command needs to know about a family is said
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
+from gencli.kind import Batch, Spec, join
 from gencli.rng import ExampleStreams, Rng
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What one example is
-
-
-class Spec(BaseModel):
-    """What one example is; known before any weight exists, and stored in the model file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    classes: tuple[str, ...] = Field((), description="Names of the classes, in label order; empty if unlabelled.")
-
-
-class ImageSpec(Spec):
-    """A picture: (C, H, W) in [0, 1]. `levels`: 2 binary, 256 8-bit, None real-valued."""
-
-    kind: Literal["image"] = "image"
-    channels: int = Field(ge=1)
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    levels: int | None = Field(256, ge=2)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
-
-    @property
-    def size(self) -> int:
-        """Numbers in one example."""
-        return self.channels * self.height * self.width
-
-
-class VectorSpec(Spec):
-    """A row of D numbers. `mean` and `scale` (D,) are the training split's, for families that standardise."""
-
-    kind: Literal["vector"] = "vector"
-    columns: tuple[str, ...] = Field(min_length=1)
-    levels: int | None = Field(None, ge=2)
-    mean: tuple[float, ...]
-    scale: tuple[float, ...]
-
-    @property
-    def shape(self) -> tuple[int]:
-        return (len(self.columns),)
-
-    @property
-    def size(self) -> int:
-        return len(self.columns)
-
-
-class TextSpec(Spec):
-    """A text as tokens 0..V-1. Token 0 is `<unk>`; token 1 is `<end>`: it ends a line and starts every text.
-
-    `lines`: an example is one line, complete with its `<end>`. Otherwise an example is a passage of `length` tokens of
-    a document, without an end.
-    """
-
-    kind: Literal["text"] = "text"
-    vocabulary: tuple[str, ...] = Field(min_length=3)
-    unit: Literal["characters", "bytes", "words"] = "characters"
-    length: int = Field(ge=1, description="Tokens of the longest example, `<end>` included.")
-    lines: bool = False
-
-    UNKNOWN: ClassVar[int] = 0
-    END: ClassVar[int] = 1
-
-    @property
-    def shape(self) -> tuple[int]:
-        return (self.length,)
-
-    @property
-    def size(self) -> int:
-        return self.length
-
-
-class AudioSpec(Spec):
-    """A recording of one channel: (T,) in [-1, 1], T samples at `rate` Hz.
-
-    `levels`: 256 mu-law levels (ITU-T G.711), k = 0..255, or 65536 linear ones, 16 bits: (k - 32768) / 32768.
-    """
-
-    kind: Literal["audio"] = "audio"
-    rate: int = Field(ge=1, description="Samples a second.")
-    length: int = Field(ge=1, description="Samples of the longest example.")
-    levels: Literal[256, 65536] = 256
-
-    @property
-    def shape(self) -> tuple[int]:
-        return (self.length,)
-
-    @property
-    def size(self) -> int:
-        return self.length
-
-    def to_levels(self, x: Tensor) -> Tensor:
-        """Samples in [-1, 1] -> int64 levels k of the same shape."""
-        if self.levels == 256:
-            from torchaudio.functional import mu_law_encoding  # takes a second to import
-
-            return mu_law_encoding(x, 256)
-        return (x * 32768).round().long().clamp(-32768, 32767) + 32768
-
-    def from_levels(self, k: Tensor) -> Tensor:
-        """Levels -> float32 samples; `to_levels` gives the same levels back."""
-        if self.levels == 256:
-            from torchaudio.functional import mu_law_decoding
-
-            return mu_law_decoding(k, 256).float()
-        return (k - 32768).float() / 32768
-
-
-AnySpec = Annotated[ImageSpec | VectorSpec | TextSpec | AudioSpec, Field(discriminator="kind")]
-_SPEC_ADAPTER: TypeAdapter[AnySpec] = TypeAdapter(AnySpec)
-
-
-def alike(a: AnySpec, b: AnySpec) -> bool:
-    """Whether examples of both can be compared: they have one kind and one shape, or for sound one rate."""
-    if isinstance(a, AudioSpec) and isinstance(b, AudioSpec):
-        return a.rate == b.rate
-    return (a.kind, a.shape) == (b.kind, b.shape)
-
-
-def describe(spec: AnySpec) -> str:
-    """What `alike` compares, in words."""
-    return f"recordings at {spec.rate} Hz" if isinstance(spec, AudioSpec) else f"{spec.kind}s of shape {spec.shape}"
-
-
-def parse_spec(data: dict[str, Any]) -> AnySpec:
-    """The Spec that `spec.model_dump()` gave; pydantic's ValidationError if it is none."""
-    return _SPEC_ADAPTER.validate_python(data)
-
+__all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
+           "fill", "join"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
-
-
-@dataclass
-class Batch:
-    """B examples.
-
-    Attributes:
-        x: the examples, laid out as in the table above.
-        labels: (B,) int64 class numbers, or None.
-        lengths: (B,) int64 tokens of each text or samples of each recording, or None.
-        fresh: False if the batch continues the one before it (contiguous text), so that state may be carried over.
-    """
-
-    x: Tensor
-    labels: Tensor | None = None
-    lengths: Tensor | None = None
-    fresh: bool = True
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        moved: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t.to(device, non_blocking=True)
-                                 for name in ("x", "labels", "lengths")}
-        return replace(self, **moved)
-
-    def __getitem__(self, index: Any) -> "Batch":
-        part: dict[str, Any] = {name: None if (t := getattr(self, name)) is None else t[index]
-                                for name in ("x", "labels", "lengths")}
-        return replace(self, **part)
-
-
-def join(pieces: list[Batch]) -> Batch:
-    """Pieces of B examples of variable length, one after the other -> the examples, filled up with 0.
-
-    Every piece has lengths (B,); an example goes on in the next piece if it fills this one.
-    """
-    lengths = torch.stack([piece.lengths for piece in pieces if piece.lengths is not None]).sum(0)
-    x = torch.cat([piece.x for piece in pieces], dim=1)[:, : int(lengths.max())]
-    return replace(pieces[0], x=x, lengths=lengths)
 
 
 class Loss:
@@ -330,7 +164,7 @@ class Model(nn.Module):
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: ClassVar[bool] = False
 
-    def __init__(self, config: FamilyConfig, spec: AnySpec):
+    def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()
         self.config = config
         self.spec = spec

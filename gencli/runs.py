@@ -30,7 +30,8 @@ from torch.nn.modules import module as registration
 
 from gencli import __version__, registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
-from gencli.model import AnySpec, Model
+from gencli.kinds import AnySpec
+from gencli.model import Model, Spec
 from gencli.publish import alive, append, publish, publish_folder, publish_text, remove, sweep, sync, write
 from gencli.settings import DataSettings
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
@@ -63,7 +64,7 @@ class Card(BaseModel):
 # Model files
 
 
-def build(family: str, config: dict[str, Any], spec: AnySpec) -> Model:
+def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
     """A new model with fresh weights.
 
     Raises:

@@ -14,7 +14,8 @@ import torch
 from gencli import streams
 from gencli.data import DataSettings, audio, load
 from gencli.errors import DataError, UsageError
-from gencli.model import AudioSpec, Batch
+from gencli.kinds.audio import AudioSpec
+from gencli.model import Batch
 
 
 def tone(samples: int, rate: int = 8000, pitch: float = 440.0) -> np.ndarray:

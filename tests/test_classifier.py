@@ -9,9 +9,12 @@ from sklearn.metrics import confusion_matrix
 from gencli.data import DataSettings, load
 from gencli.data.dataset import Dataset
 from gencli.errors import UsageError
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Figure, Inputs, Metric, measure
 from gencli.metrics.classification import calibration_error, confusion, draw_matrix
-from gencli.model import AudioSpec, Batch, FamilyConfig, ImageSpec, Model, VectorSpec
+from gencli.model import Batch, FamilyConfig, Model
 from gencli.runs import build
 from gencli.settings import TrainSettings
 from gencli.trainer import Trainer

@@ -17,7 +17,9 @@ from PIL import Image
 from gencli.data import DataSettings, known, load, pictures
 from gencli.data.text import detokenize, tokenize
 from gencli.errors import DataError, UsageError
-from gencli.model import ImageSpec, TextSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 
 DATA = Path(os.environ.get("GENCLI_DATA", "/nonexistent"))
 EMBEDDED = Path(pictures.__file__).parent / "embedded"

@@ -16,7 +16,8 @@ from PIL import Image
 
 from gencli.data import DataSettings, load, pictures
 from gencli.errors import DataError, UsageError
-from gencli.model import ImageSpec, TextSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
 COLOURS = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)

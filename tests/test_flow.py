@@ -10,8 +10,10 @@ from torch import nn
 from gencli.data import load
 from gencli.families import flow as flows
 from gencli.families.flow import Flow, FlowConfig
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs, measure
-from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.model import Batch
 from gencli.rng import ExampleStreams, generator
 from gencli.trainer import Trainer
 

@@ -9,7 +9,9 @@ from torch import nn
 
 from gencli.errors import UsageError
 from gencli.families.gan import GAN, GANConfig
-from gencli.model import Batch, Given, ImageSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 
 PLANE = VectorSpec(columns=("x", "y"), mean=(5.0, -1.0), scale=(2.0, 0.5))

@@ -8,7 +8,9 @@ import torch
 from scipy.stats import multivariate_normal
 
 from gencli.families.gaussian import Gaussian, GaussianConfig
-from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch
 from gencli.rng import ExampleStreams
 
 MIX = np.array([[2.0, 0, 0, 0], [1, 0.5, 0, 0], [-3, 2, 0.3, 0], [10, 0, 5, 20]])

@@ -10,7 +10,9 @@ from sklearn.mixture import GaussianMixture
 
 from gencli import runs
 from gencli.families.gmm import GMM, GMMConfig
-from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch
 from gencli.rng import ExampleStreams
 from gencli.trainer import Trainer, TrainSettings
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gencli.errors import DataError
+from gencli.kinds.vector import VectorSpec
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import VectorSpec
 
 
 def test_the_subsample_does_not_depend_on_the_cut_into_batches():

@@ -7,11 +7,14 @@ import torch
 
 from gencli.data.dataset import Dataset
 from gencli.errors import ModelError, UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Column, Figure, Inputs, Metric, MetricFamily, measure, metric_families, metric_family, needed
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import likelihood
 from gencli.metrics.reconstruction import reconstruction
-from gencli.model import Batch, Diagnostic, FamilyConfig, ImageSpec, Model, Score, TextSpec, VectorSpec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Model, Score
 
 IMAGE = ImageSpec(channels=1, height=2, width=2, levels=2)
 

@@ -12,6 +12,9 @@ from sklearn.neighbors import KernelDensity
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Column, Inputs, measure
 from gencli.metrics import features as feature_spaces
@@ -20,7 +23,7 @@ from gencli.metrics.audio import LogMel
 from gencli.metrics.parzen import choose_bandwidth, log_density
 from gencli.metrics.support import support_size
 from gencli.metrics.text import text
-from gencli.model import Batch, FamilyConfig, ImageSpec, Model, TextSpec, VectorSpec
+from gencli.model import Batch, FamilyConfig, Model
 
 
 def normal(*shape, seed=0):

@@ -11,8 +11,9 @@ from scipy.stats import chisquare, kstest
 from gencli.data import load
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.families.ngram import NGram, NGramConfig
+from gencli.kinds.text import TextSpec
 from gencli.metrics import Inputs, measure
-from gencli.model import Batch, Given, TextSpec
+from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, generator
 from gencli.runs import Card, Run, load_model, save_model
 from gencli.settings import DataSettings, TrainSettings

@@ -10,8 +10,9 @@ from PIL import Image
 
 from gencli import inference, runs
 from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
+from gencli.kinds.image import ImageSpec
 from gencli.layers.gate import gate
-from gencli.model import Batch, Given, ImageSpec
+from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
 
 NETS = ["gated", "plain"]

@@ -14,7 +14,9 @@ from gencli.data import DataSettings, load
 from gencli.device import autocast
 from gencli.errors import LockedError
 from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
-from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch
 from gencli.rng import ExampleStreams, StepStream, generator
 from gencli.trainer import Trainer, TrainSettings
 

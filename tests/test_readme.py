@@ -14,8 +14,12 @@ from gencli import errors, metrics, registry, streams
 from gencli.app import app
 from gencli.data.known import KNOWN
 from gencli.data.readers import READERS
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics.features import spaces as feature_spaces
-from gencli.model import AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.model import Batch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,8 @@ from scipy.stats import kstest
 
 from gencli.errors import DataError, UsageError
 from gencli.families.rnn import RNN, RNNConfig
-from gencli.model import Batch, Given, TextSpec
+from gencli.kinds.text import TextSpec
+from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 
 CELLS = ("lstm", "gru", "vanilla")

@@ -10,7 +10,9 @@ from torch.distributions import Normal, kl_divergence
 
 from gencli.errors import UsageError
 from gencli.families.vae import VAE, VAEConfig
-from gencli.model import Batch, ImageSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch
 from gencli.rng import ExampleStreams, StepStream, generator
 from gencli.runs import build
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from gencli import inference
 from gencli.errors import DataError, UsageError
 from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _TorchEngine
+from gencli.kinds.audio import AudioSpec
 from gencli.layers.levels import Categorical, LogisticMixture
-from gencli.model import AudioSpec, Batch, Given, join
+from gencli.model import Batch, Given, join
 from gencli.rng import ExampleStreams, StepStream, generator
 
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gencli.model import AnySpec, Batch, FamilyConfig, Model, Phase
+from gencli.model import Batch, FamilyConfig, Model, Phase, Spec
 from gencli.rng import Rng
 
 
@@ -22,7 +22,7 @@ class Independent(Model):
     kinds = frozenset({"image"})
     likelihood = "exact"
 
-    def __init__(self, config: Config, spec: AnySpec):
+    def __init__(self, config: Config, spec: Spec):
         super().__init__(config, spec)
         if spec.levels is None:
             raise ValueError("independent counts levels, which real-valued pictures lack; give 8-bit or binary ones")

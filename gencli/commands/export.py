@@ -13,7 +13,8 @@ from gencli import registry, runs
 from gencli.commands import options
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError
-from gencli.model import Batch, Graph, ImageSpec, Model
+from gencli.kinds.image import ImageSpec
+from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
 from gencli.streams import open_writer
 

@@ -45,7 +45,8 @@ def read_given(card: Any, console: Console, prompt: str | None = None, complete:
         UsageError: the family cannot do it, or a word is missing.
         DataError: a file cannot be read or does not fit the model.
     """
-    from gencli.model import AudioSpec, Given
+    from gencli.kinds.audio import AudioSpec
+    from gencli.model import Given
 
     given = Given()
     if prompt is not None:

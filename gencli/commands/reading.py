@@ -12,7 +12,8 @@ from gencli.data import load
 from gencli.data.dataset import Dataset
 from gencli.data.text import tokenize
 from gencli.errors import DataError
-from gencli.model import AnySpec, Batch, Model, TextSpec
+from gencli.kinds.text import TextSpec
+from gencli.model import Batch, Model, Spec
 from gencli.rng import ExampleStreams
 from gencli.runs import Card
 from gencli.settings import DataSettings
@@ -28,7 +29,7 @@ def settings_for(card: Card | None, given: dict[str, Any]) -> DataSettings:
 
 
 def load_for(card: Card | None, source: str, given: dict[str, Any], console: Console,
-             split: Literal["train", "test", "all"], like: AnySpec | None = None, **arguments: Any) -> Dataset:
+             split: Literal["train", "test", "all"], like: Spec | None = None, **arguments: Any) -> Dataset:
     """Data that fits a model, or `like`; `split` where `source` names none."""
     like = card.spec if card else like
     return load(source, settings_for(card, given), split=split, like=like, notify=console.note, **arguments)

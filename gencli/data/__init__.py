@@ -17,7 +17,9 @@ from gencli.data.known import KNOWN, data_folder, read_known
 from gencli.data.raw import Parts, Raw, Reading, class_names, describe_spec
 from gencli.data.readers import from_tar, read_path
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.model import AnySpec, AudioSpec, TextSpec
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.text import TextSpec
+from gencli.model import Spec
 from gencli.settings import DataSettings
 
 __all__ = ["Contiguous", "DataSettings", "Dataset", "Shuffled", "known", "load"]
@@ -31,7 +33,7 @@ def known() -> dict[str, str]:
 
 
 def load(source: str, settings: DataSettings = DataSettings(), *, split: Split | None = None,
-         like: AnySpec | None = None, skip_bad: bool = False, download: bool = False,
+         like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
          other_classes: bool = False, notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
     """Read examples.

@@ -18,7 +18,7 @@ from torch import Tensor
 from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading, read_bytes
 from gencli.errors import DataError, UsageError
-from gencli.model import AudioSpec
+from gencli.kinds.audio import AudioSpec
 from gencli.settings import DataSettings
 from gencli.stopping import signals_wait
 

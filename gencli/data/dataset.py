@@ -6,7 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.model import Batch, Spec
 from gencli.rng import ExampleStreams, Rng, StepStream, derive_seed, generator
 
 
@@ -35,7 +37,7 @@ class Dataset:
 
     name: str
     split: str
-    spec: AnySpec
+    spec: Spec
     examples: Tensor
     labels: Tensor | None = None
     lengths: Tensor | None = None

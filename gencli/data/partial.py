@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gencli.data import load
 from gencli.errors import DataError, UsageError
-from gencli.model import ImageSpec
+from gencli.kinds.image import ImageSpec
 from gencli.settings import DataSettings
 
 

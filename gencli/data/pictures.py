@@ -23,7 +23,7 @@ from torch import Tensor
 from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.model import ImageSpec
+from gencli.kinds.image import ImageSpec
 from gencli.settings import DataSettings
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"}

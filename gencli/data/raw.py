@@ -18,8 +18,11 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.limits import PACKED, unpack
-from gencli.model import AnySpec, AudioSpec, ImageSpec, VectorSpec
+from gencli.model import Spec
 from gencli.rng import generator
 from gencli.settings import DataSettings
 
@@ -58,7 +61,7 @@ class Raw(ABC):
         """These examples and then those of `others`, which are of the same class."""
 
     @abstractmethod
-    def spec(self, settings: DataSettings, classes: tuple[str, ...]) -> AnySpec:
+    def spec(self, settings: DataSettings, classes: tuple[str, ...]) -> Spec:
         """The Spec of a model that is trained on these examples."""
 
     @abstractmethod
@@ -94,7 +97,7 @@ class Raw(ABC):
                                 f"{shorten(classes)}")
         return torch.tensor([number[label] for label in self.labels], dtype=torch.int64)
 
-    def _dataset(self, spec: AnySpec, examples: Any, *, protocol: dict[str, Any], **fields: Any) -> Dataset:
+    def _dataset(self, spec: Spec, examples: Any, *, protocol: dict[str, Any], **fields: Any) -> Dataset:
         """A Dataset of fitted examples; `load` fills in what it knows: name, split."""
         labels = self._numbers(spec.classes)
         digest = fields.pop("fingerprint", None) or fingerprint(examples, labels, fields.get("lengths"))
@@ -124,7 +127,7 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
-def describe_spec(spec: AnySpec) -> str:
+def describe_spec(spec: Spec) -> str:
     """What examples of a Spec are, for messages."""
     if isinstance(spec, ImageSpec):
         return f"pictures of {spec.channels}x{spec.height}x{spec.width}"

@@ -14,7 +14,8 @@ from gencli.data.audio import Recordings, field_of_name
 from gencli.data.pictures import ENDINGS, Pictures
 from gencli.data.raw import Parts, Raw, Reader, Reading, read_bytes, unpacked_name, whole
 from gencli.errors import DataError
-from gencli.model import AnySpec, VectorSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Spec
 from gencli.streams import parse_record, read_tar
 
 T = TypeVar("T")
@@ -183,7 +184,7 @@ def from_tar(file: BinaryIO, name: str, reading: Reading) -> Raw:
 
 
 def _from_members(name: str, kind: str, members: list[tuple[str, bytes]], labels: list[str] | None,
-                  spec: AnySpec | None, reading: Reading) -> Raw:
+                  spec: Spec | None, reading: Reading) -> Raw:
     if kind == "pictures":
         return Pictures(name, members, labels)
     if kind == "recordings":

@@ -14,7 +14,7 @@ from gencli.data.dataset import Dataset
 from gencli.data.raw import Parts, Raw, Reading, read_bytes, shorten, whole
 from gencli.data.text import decode
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.model import VectorSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.settings import DataSettings
 
 

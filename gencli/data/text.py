@@ -11,7 +11,7 @@ from torch import Tensor
 from gencli.data.dataset import Dataset
 from gencli.data.raw import Raw, Reading
 from gencli.errors import DataError
-from gencli.model import TextSpec
+from gencli.kinds.text import TextSpec
 from gencli.settings import DataSettings
 
 PASSAGE = 2048  # tokens of a passage of a document where the user says nothing

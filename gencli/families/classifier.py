@@ -21,9 +21,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
-from gencli.layers.spectrogram import SpectrogramPicture
-from gencli.model import AnySpec, AudioSpec, Batch, FamilyConfig, Graph, ImageSpec, Loss, Model, Score, VectorSpec
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Score, Spec
 from gencli.rng import ExampleStreams, Rng
+from gencli.spectrogram import SpectrogramPicture
 
 _LARGEST = 64  # pixels of the longer side that the convolutions see; larger pictures are averaged down
 _SMALLEST = 4  # pixels of the longer side at which halving ends
@@ -55,7 +58,7 @@ class Classifier(Model):
     config: ClassifierConfig
     spec: ImageSpec | VectorSpec | AudioSpec
 
-    def __init__(self, config: ClassifierConfig, spec: AnySpec):
+    def __init__(self, config: ClassifierConfig, spec: Spec):
         super().__init__(config, spec)
         if len(spec.classes) < 2:
             raise UsageError(f"classifier needs labelled data of two classes or more, and this data has "
@@ -65,7 +68,7 @@ class Classifier(Model):
         self.seen: nn.Module = nn.Identity()
         shape = spec.shape
         if isinstance(spec, AudioSpec):
-            self.seen = picture = SpectrogramPicture(spec, _HOP, _BANDS)
+            self.seen = picture = SpectrogramPicture(spec.rate, spec.length, _HOP, _BANDS)
             shape = picture.shape
         self.standardise = _Standardise(spec)
         self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
@@ -152,7 +155,7 @@ class _Standardise(nn.Module):
     centre: Tensor
     scale: Tensor
 
-    def __init__(self, spec: AnySpec):
+    def __init__(self, spec: Spec):
         super().__init__()
         centre, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
         self.register_buffer("centre", torch.tensor(centre), persistent=False)

@@ -26,20 +26,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import (
-    AnySpec,
-    Batch,
-    FamilyConfig,
-    Given,
-    Graph,
-    ImageSpec,
-    Loss,
-    Model,
-    Phase,
-    Score,
-    VectorSpec,
-)
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Score, Spec
 from gencli.rng import ExampleStreams, Rng
 
 _START = 256  # examples that the actnorms are set by
@@ -69,7 +59,7 @@ class Flow(Model):
     config: FlowConfig
     spec: ImageSpec | VectorSpec
 
-    def __init__(self, config: FlowConfig, spec: AnySpec):
+    def __init__(self, config: FlowConfig, spec: Spec):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         if config.autoregressive and isinstance(spec, ImageSpec):

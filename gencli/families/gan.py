@@ -27,7 +27,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.model import Batch, FamilyConfig, Given, ImageSpec, Loss, Model, Phase, Player, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, FamilyConfig, Given, Loss, Model, Phase, Player
 from gencli.rng import Rng
 
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used

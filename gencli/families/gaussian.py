@@ -18,7 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError
-from gencli.model import AnySpec, Batch, FamilyConfig, ImageSpec, Model, Phase, TextSpec, VectorSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, FamilyConfig, Model, Phase, Spec
 from gencli.rng import Rng
 
 
@@ -40,7 +43,7 @@ class Gaussian(Model):
     _mean: Tensor
     _scatter: Tensor
 
-    def __init__(self, config: GaussianConfig, spec: AnySpec):
+    def __init__(self, config: GaussianConfig, spec: Spec):
         super().__init__(config, spec)
         assert not isinstance(spec, TextSpec)  # `kinds` has none
         # float64, or the density of nearly dependent columns would be that of rounding errors.

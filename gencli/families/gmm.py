@@ -23,9 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import AnySpec, Batch, FamilyConfig, Given, ImageSpec, Model, Phase, TextSpec, VectorSpec
+from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
 from gencli.rng import Rng
 
 
@@ -51,7 +54,7 @@ class GMM(Model):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, config: GMMConfig, spec: AnySpec):
+    def __init__(self, config: GMMConfig, spec: Spec):
         super().__init__(config, spec)
         assert not isinstance(spec, TextSpec)  # `kinds` has none
         k, d = config.components, spec.size

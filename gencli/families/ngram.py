@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, to_noise
-from gencli.model import Batch, FamilyConfig, Graph, Phase, TextSpec
+from gencli.model import Batch, FamilyConfig, Graph, Phase
 from gencli.rng import Rng
 
 # Probabilities of one example in memory at once where a text is encoded.

@@ -28,9 +28,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
 from gencli.layers.autoregressive import choose, floored, to_noise
 from gencli.layers.gate import gate
-from gencli.model import AnySpec, Batch, FamilyConfig, Given, Graph, ImageSpec, Loss, Model
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
 
 
@@ -398,7 +399,7 @@ class PixelCNN(Model):
     config: PixelCNNConfig
     spec: ImageSpec
 
-    def __init__(self, config: PixelCNNConfig, spec: AnySpec):
+    def __init__(self, config: PixelCNNConfig, spec: Spec):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec)  # `kinds` has no other
         if spec.levels is None:

@@ -32,20 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.model import (
-    AnySpec,
-    Batch,
-    Diagnostic,
-    FamilyConfig,
-    Given,
-    ImageSpec,
-    Loss,
-    Model,
-    Phase,
-    Player,
-    Score,
-    VectorSpec,
-)
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Score, Spec
 from gencli.rng import Rng, StepStream, generator
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
@@ -85,7 +74,7 @@ class RBM(Model):
     spec: ImageSpec | VectorSpec
     _chains: Tensor
 
-    def __init__(self, config: RBMConfig, spec: AnySpec):
+    def __init__(self, config: RBMConfig, spec: Spec):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)

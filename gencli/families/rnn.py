@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, to_noise
-from gencli.model import Batch, FamilyConfig, Graph, Loss, TextSpec
+from gencli.model import Batch, FamilyConfig, Graph, Loss
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once where a long text is scored or encoded.

@@ -18,18 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.model import (
-    AnySpec,
-    Batch,
-    Diagnostic,
-    FamilyConfig,
-    Given,
-    ImageSpec,
-    Loss,
-    Model,
-    Score,
-    VectorSpec,
-)
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
 from gencli.rng import Rng
 
 
@@ -58,7 +49,7 @@ class VAE(Model):
     config: VAEConfig
     spec: ImageSpec | VectorSpec
 
-    def __init__(self, config: VAEConfig, spec: AnySpec):
+    def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))

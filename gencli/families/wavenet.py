@@ -27,12 +27,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, ModelError, UsageError
+from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
 from gencli.layers.gate import gate
 from gencli.layers.levels import Categorical, Levels, LogisticMixture
-from gencli.layers.spectrogram import LogMel
-from gencli.model import AudioSpec, Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
 from gencli.rng import Rng
+from gencli.spectrogram import LogMel
 
 _AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
 _SHAPES = 1024  # in training the numbers of samples are multiples: libraries keep memory for every shape they meet

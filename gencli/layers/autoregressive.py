@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gencli.errors import DataError, UsageError
-from gencli.model import Batch, Given, Model, Score, TextSpec
+from gencli.kinds.text import TextSpec
+from gencli.model import Batch, Given, Model, Score
 from gencli.rng import Rng
 
 # Tokens (1, T) -> logits of the next token (1, V), state (1, ...).

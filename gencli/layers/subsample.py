@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DataError
-from gencli.model import AnySpec, VectorSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Spec
 from gencli.rng import ExampleStreams
 
 
@@ -36,7 +37,7 @@ class Subsample:
         self._draws, self.examples = draws[chosen], x[chosen]
 
 
-def refuse_constant(spec: AnySpec, constant: Tensor) -> None:
+def refuse_constant(spec: Spec, constant: Tensor) -> None:
     """DataError if one of the columns (D,) of a table is constant: its density would be infinite."""
     places = constant.nonzero().flatten().tolist()
     if places and isinstance(spec, VectorSpec):

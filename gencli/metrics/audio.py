@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencli.layers.spectrogram import DECADES
-from gencli.layers.spectrogram import LogMel as LogMelSpectrogram
 from gencli.metrics import Inputs
 from gencli.metrics.features import Space
 from gencli.model import Batch
+from gencli.spectrogram import DECADES
+from gencli.spectrogram import LogMel as LogMelSpectrogram
 
 _BANDS = 40
 _PARTS = 8  # equal parts of a recording

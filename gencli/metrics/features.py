@@ -26,8 +26,11 @@ from gencli import __version__, registry, runs
 from gencli.cache import cached
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError, ModelError, StoppedError, UsageError, did_you_mean
+from gencli.kinds import alike, describe
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs
-from gencli.model import AnySpec, Batch, ImageSpec, Model, VectorSpec, alike, describe
+from gencli.model import Batch, Model, Spec
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
 from gencli.tensors import sha256
@@ -161,7 +164,7 @@ def feature_space(inputs: Inputs) -> Space:
     return make(inputs)
 
 
-def _of_run(name: str, run: str, spec: AnySpec) -> Space:
+def _of_run(name: str, run: str, spec: Spec) -> Space:
     """The network of a run of a family that classifies."""
     card = runs.read_card(run)
     if card.family != name:
@@ -196,7 +199,7 @@ def trained_settings(name: str, examples: int) -> TrainSettings:
                                        "batch_size": min(settings.batch_size, examples)})
 
 
-def new_model(name: str, spec: AnySpec, seed: int = 0) -> Model:
+def new_model(name: str, spec: Spec, seed: int = 0) -> Model:
     """A model of a family with its defaults and fresh weights, a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))

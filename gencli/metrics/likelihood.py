@@ -10,9 +10,11 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.text import TextSpec
 from gencli.metrics import Column, Found, Inputs, Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
-from gencli.model import AudioSpec, Model, Score, TextSpec
+from gencli.model import Model, Score
 from gencli.rng import ExampleStreams
 
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torchvision.utils import make_grid
 
+from gencli.kinds.image import ImageSpec
 from gencli.metrics import Figure, Found, Inputs
 from gencli.metrics.estimates import protocol
 from gencli.metrics.features import Space, batches, feature_space, features, spaces
 from gencli.metrics.neighbours import nearest, ratio
 from gencli.metrics.samples import comparable
-from gencli.model import ImageSpec
 from gencli.rng import generator
 
 _PAIRS = 16  # shown in the figure

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from gencli.kinds.image import ImageSpec
 from gencli.metrics import Column, Found, Inputs
 from gencli.metrics.estimates import blocks, mean, protocol
-from gencli.model import ImageSpec
 from gencli.rng import ExampleStreams
 
 

@@ -11,13 +11,16 @@ from torch.nn.functional import pad
 from gencli import inference
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError
+from gencli.kinds import alike, describe
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import feature_space, features
 from gencli.metrics.neighbours import squared_distances
-from gencli.model import AudioSpec, ImageSpec, Model, alike, describe
+from gencli.model import Model
 from gencli.rng import generator
 from gencli.streams import quantize
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gencli.data.dataset import Dataset
 from gencli.errors import DataError
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.estimates import protocol
 from gencli.metrics.samples import comparable
-from gencli.model import VectorSpec
 from gencli.rng import generator
 
 _FEW = 20  # values of a column that is compared value by value

@@ -13,9 +13,9 @@ import torch
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
 from gencli.errors import DataError
+from gencli.kinds.text import TextSpec
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.estimates import mean, protocol
-from gencli.model import TextSpec
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ORDERS = (1, 2, 3, 4, 8)

@@ -18,10 +18,14 @@ from torch import Tensor
 from gencli import inference
 from gencli.data.dataset import Dataset
 from gencli.data.text import detokenize
-from gencli.layers.spectrogram import SpectrogramPicture
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs, Results
-from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.model import Batch, Spec
 from gencli.reports import charts
+from gencli.spectrogram import SpectrogramPicture
 from gencli.streams import quantize
 from gencli.streams.formats import content_of, values_of
 
@@ -201,7 +205,7 @@ def _spread(data: Dataset, count: int) -> Batch:
     return data.batch(torch.linspace(0, len(data) - 1, min(count, len(data))).long())
 
 
-def _tiles(spec: AnySpec, batch: Batch) -> list[Tile]:
+def _tiles(spec: Spec, batch: Batch) -> list[Tile]:
     if isinstance(spec, ImageSpec):
         return [Tile(pictures=(_picture(x),)) for x in batch.x]
     lengths = [batch.x.shape[1]] * len(batch) if batch.lengths is None else batch.lengths.tolist()
@@ -220,7 +224,7 @@ def _spectrogram(x: Tensor, spec: AudioSpec) -> str:
 
     All are as long as the longest example of `spec`, so that they can be compared.
     """
-    return _picture(SpectrogramPicture(spec, _HOP, _BANDS)(x[None])[0].flip(1).clamp(0, 1), None)
+    return _picture(SpectrogramPicture(spec.rate, spec.length, _HOP, _BANDS)(x[None])[0].flip(1).clamp(0, 1), None)
 
 
 def _picture(x: Tensor, side: int | None = _SIDE) -> str:

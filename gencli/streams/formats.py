@@ -17,7 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gencli.model import AnySpec, AudioSpec, Batch, ImageSpec, TextSpec, VectorSpec
+from gencli.kinds.audio import AudioSpec
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, Spec
 from gencli.publish import write
 from gencli.streams.tar import END_RECORD, SPEC_RECORD, TAR_BLOCK
 
@@ -66,7 +70,7 @@ def quantize(x: Tensor) -> Tensor:
     return (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def content_of(spec: AnySpec) -> Content:
+def content_of(spec: Spec) -> Content:
     header = {"spec": spec.model_dump(mode="json")}
     if isinstance(spec, ImageSpec):
         return Content("image", "png" if spec.channels in _MODES else "npy", spec.shape, header=header)
@@ -77,7 +81,7 @@ def content_of(spec: AnySpec) -> Content:
     return Content("text", "txt", lines=spec.lines, header=header)
 
 
-def values_of(batch: Batch, spec: AnySpec, eight_bit: bool) -> Sequence[Any] | np.ndarray:
+def values_of(batch: Batch, spec: Spec, eight_bit: bool) -> Sequence[Any] | np.ndarray:
     """The examples of a batch as a format writes them; `eight_bit`: pictures must be bytes."""
     x = batch.x.detach().cpu()
     lengths = [x.shape[-1]] * len(x) if batch.lengths is None else batch.lengths.tolist()

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from gencli.errors import DataError
-from gencli.model import AnySpec, parse_spec
+from gencli.kinds import parse_spec
+from gencli.model import Spec
 
 EXAMPLE_LIMIT = 256 * 2**20  # bytes of one example; more is refused as hostile
 SPEC_RECORD, END_RECORD = "__gencli__/spec.json", "__gencli__/end.json"
@@ -29,7 +30,7 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
     def __init__(self, file: BinaryIO, name: str):
         self.name = name
         self.header: dict[str, Any] = {}
-        self.spec: AnySpec | None = None
+        self.spec: Spec | None = None
         self._rest = self._group(_members(file, name))
         self._first = next(self._rest, None)  # the header, if there is one, has been read after this
 

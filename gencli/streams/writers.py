@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import UsageError
-from gencli.model import AnySpec, Batch
+from gencli.model import Batch, Spec
 from gencli.publish import publish, publish_folder
 from gencli.streams.formats import FORMATS, ON_TERMINAL, Arrays, Content, Format, Rows, content_of, trimmed, values_of
 
@@ -35,7 +35,7 @@ class _Output(AbstractContextManager["_Output"]):
 class Writer(_Output):
     """Takes examples; from `open_writer`."""
 
-    def __init__(self, to: Format, spec: AnySpec):
+    def __init__(self, to: Format, spec: Spec):
         super().__init__(to)
         self.spec = spec
 
@@ -65,7 +65,7 @@ class CodeWriter(_Output):
         self._to.put(Rows([trimmed(value) for value in values], records))
 
 
-def open_writer(output: str | None, spec: AnySpec, *, format: str | None = None, total: int | None = None,
+def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
                 stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> Writer:
     """A writer of examples.
 

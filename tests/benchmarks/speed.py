@@ -260,7 +260,7 @@ def wavenet(seconds: float = 4, rounds: int = 3) -> None:
     import torch
 
     from gencli.families.wavenet import WaveNet, WaveNetConfig
-    from gencli.model import AudioSpec
+    from gencli.kinds.audio import AudioSpec
     from gencli.rng import ExampleStreams
 
     spec = AudioSpec(rate=16000, length=16000)

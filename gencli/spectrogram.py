@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.model import AudioSpec
-
 DECADES = 2.5  # of power, which a spectrogram counts as 1
 
 
@@ -43,15 +41,15 @@ class LogMel(nn.Module):
 class SpectrogramPicture(nn.Module):
     """Recordings (B, T) of any length -> pictures (B, 1, bands, frames) in about [0, 1], low bands first.
 
-    A picture has a frame for each `hop` seconds, and all are as long as the longest example of `spec`: shorter
-    recordings end with silence, longer ones are cut.
+    A picture has a frame for each `hop` seconds, and all stand for `length` samples at `rate` Hz: shorter recordings
+    end with silence, longer ones are cut.
     """
 
-    def __init__(self, spec: AudioSpec, hop: float, bands: int):
+    def __init__(self, rate: int, length: int, hop: float, bands: int):
         super().__init__()
-        self.mel = LogMel(spec.rate, max(1, round(hop * spec.rate)), bands)
-        self.length = spec.length
-        self.shape = 1, bands, -(-spec.length // self.mel.hop)
+        self.mel = LogMel(rate, max(1, round(hop * rate)), bands)
+        self.length = length
+        self.shape = 1, bands, -(-length // self.mel.hop)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, max(0, self.length - x.shape[1])))[:, : self.length]
