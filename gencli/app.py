@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import Exit, TyperException
 
 from gencli import __version__, registry
-from gencli.commands.lazy import LazyGroup
+from gencli.commands._lazy import LazyGroup
 from gencli.console import Console
 from gencli.errors import ClosedPipeError, GencliError, ResourceError, UsageError, did_you_mean
 from gencli.stopping import leave_on_signals
@@ -73,8 +73,9 @@ def run(args: list[str]) -> int:
     """Run the command line; the exit code."""
     console, verbose = Console(), "-v" in args or "--verbose" in args
     try:
-        for clash in registry.clashes():
-            console.warn(clash)
+        for table in registry.TABLES:
+            for clash in table.clashes():
+                console.warn(clash)
         code = app(args, prog_name="gencli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0

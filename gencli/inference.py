@@ -2,22 +2,46 @@
 
 Examples are computed in aligned blocks of `model.block`: example i is always number i % block of block i // block,
 whichever others are wanted. So a seed gives the same bits however many are asked for, and in however many shards.
+
+`options` are keyword-only options of the family's methods. Each method that a function calls gets those that it has;
+`{"decode.steps": 10}` is for one method alone.
 """
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli import registry
+from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
-from gencli.kinds.audio import AudioSpec
-from gencli.kinds.text import TextSpec
 from gencli.model import Batch, Given, Model, join
 from gencli.rng import ExampleStreams
+
+
+def own_options(method: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that a method has."""
+    own = {}
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            for key in (name, f"{method.__name__}.{name}"):
+                if key in options:
+                    own[name] = options[key]
+    return own
+
+
+def _check(options: dict[str, Any], *methods: Callable[..., Any]) -> None:
+    """TypeError if there are options that no method has."""
+    known = {key for method in methods for name in inspect.signature(method).parameters
+             for key in (name, f"{method.__name__}.{name}")}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{' and '.join(method.__name__ for method in methods)} of this model have no option "
+                            f"{name!r}")
 
 
 def shard(n: int, part: int, parts: int) -> range:
@@ -26,18 +50,20 @@ def shard(n: int, part: int, parts: int) -> range:
 
 
 def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
-           frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None, **options: Any) -> Iterator[Batch]:
+           frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None, each: int = 1,
+           **options: Any) -> Iterator[Batch]:
     """Examples of these numbers from the endless sequence that (model, seed, label, given, options) stands for.
 
     Args:
         label: class number that a conditional model is given.
-        given: what else the examples are conditioned on; of `source` example i has number i, from the start again
-            after the last.
+        given: what else the examples are conditioned on; example i is made from number i // each of `condition`, from
+            the start again after the last.
         frames: instead of each example so many states of its making, the last being the example.
         watch: sees every piece as it is made, where examples are made in pieces (`Model.stream`).
-        options: keyword-only options of the family's `sample`, or `film`.
+        each: examples made from one and the same condition.
+        options: of the family's `sample`, or `film`.
     """
-    for pieces in _generated(model, numbers, seed, label, given, frames, options):
+    for pieces in _generated(model, numbers, seed, label, given, frames, each, options):
         parts = []
         for part in pieces:
             watch(part)
@@ -45,15 +71,10 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
         yield parts[0] if len(parts) == 1 else join(parts)
 
 
-def made_from(model: Model, data: Dataset, count: int) -> Given:
-    """What `count` samples are conditioned on where nobody says: the first examples, if the model needs any."""
-    return Given(source=data.batch(torch.arange(min(count, len(data))))) if model.needs_source else Given()
-
-
 def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
-           **options: Any) -> Iterator[Batch]:
+           each: int = 1, **options: Any) -> Iterator[Batch]:
     """The examples of `sample`, one after the other, in pieces (1, ...) as they are made."""
-    for pieces in _generated(model, numbers, seed, label, given, 0, options):
+    for pieces in _generated(model, numbers, seed, label, given, 0, each, options):
         others = []
         for part in pieces:
             yield part[:1]
@@ -64,48 +85,88 @@ def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None
 
 
 @torch.no_grad()
-def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int,
+def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int, each: int,
                options: dict[str, Any]) -> Iterator[Iterator[Batch]]:
     """Block by block the wanted examples, in pieces."""
     given = given or Given()
-    for block, positions in _blocks(numbers, model.at_once(**options)):
+    if model.spec.condition is not None and given.condition is None:
+        raise UsageError(f"this model makes examples from {registry.kind_of(model.spec.condition).plural}; name some "
+                         f"with --given")
+    method = model.film if frames else model.sample
+    _check(options, method)
+    keywords = own_options(method, options)
+    for block, positions in _blocks(numbers, model.at_once(**keywords)):
         rng = ExampleStreams(seed, block, "sample", model.device)
         own = replace(given, **{name: value.to(model.device) for name in ("prompt", "known", "mask")
                                 if (value := getattr(given, name)) is not None},
                       labels=None if label is None else torch.full((len(block),), label, device=model.device),
-                      source=None if given.source is None else given.source[block % len(given.source)].to(model.device))
+                      condition=_condition(model, given.condition, block // each))
         if frames:
-            yield iter([_in_turn(model.film(rng, frames, own, **options), positions)])
+            yield iter([_in_turn(model.film(rng, frames, own, **keywords), positions)])
         else:
-            yield (part[positions.to(model.device)].to("cpu") for part in model.stream(rng, own, **options))
+            yield (part[positions.to(model.device)].to("cpu") for part in model.stream(rng, own, **keywords))
+
+
+def _condition(model: Model, condition: Batch | None, numbers: Tensor) -> Batch | None:
+    """What examples of these numbers are made from, on the device; from the start again after the last."""
+    return None if condition is None else condition[numbers % len(condition)].to(model.device)
+
+
+def conditions_of(model: Model, data: Dataset, count: int) -> Given:
+    """What `count` samples are made from where nobody says: what the first examples of the data are made from."""
+    if model.spec.condition is None:
+        return Given()
+    batch = data.batch(torch.arange(min(count, len(data))))
+    # A vocoder that was trained on recordings alone hears each again.
+    return Given(condition=batch.condition or batch)
 
 
 @torch.no_grad()
-def encode(model: Model, data: Dataset, seed: int = 0, **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
+def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
+           **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
     """Blocks of (codes (B, ...), examples, reconstruction error (B,) or None), on the CPU.
 
-    The reconstruction error is the mean squared error of decoding the code again; None where the example always comes
-    back, for a model that does not decode, and where the option asks for something that is no code.
+    The reconstruction error, with `errors`, is the mean squared error of decoding the code again; None for a model
+    that does not decode.
+
+    Args:
+        options: of the family's `encode` and `decode`.
     """
-    decodes = "decode" in model.abilities() and not model.lossless and not options
+    _check(options, model.encode, model.decode)
+    decodes = errors and "decode" in model.abilities()
     for block, positions in _blocks(range(len(data)), model.block):
         inside = block.clamp(max=len(data) - 1)  # the last block is filled up with its last example
         rng = ExampleStreams(seed, inside, "encode", model.device)
         batch = data.batch(inside, model.device)
-        codes = model.encode(batch, rng, **options)
+        codes = model.encode(batch, rng, **own_options(model.encode, options))
         error = None
         if decodes:
-            error = (model.decode(codes).x - batch.x).square().flatten(1).mean(1)[positions].cpu()
+            if not registry.kind_of(model.spec).variable and codes.shape[1:] != code_shape(model):
+                raise UsageError("what this option asks for is not a code that can be decoded; leave it out, or do not "
+                                 "ask for the reconstruction error")
+            decoded = decode_batch(model, codes, None, batch.condition, options).x
+            error = (decoded - batch.x).square().flatten(1).mean(1)[positions].cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
 
 
 @torch.no_grad()
-def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, **options: Any) -> Iterator[Batch]:
-    """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making."""
-    expected = () if isinstance(model.spec, TextSpec | AudioSpec) else tuple(code_shape(model))
-    size, start = model.at_once(**options), 0
+def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, given: Given | None = None,
+           **options: Any) -> Iterator[Batch]:
+    """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making.
+
+    Args:
+        given: of a model of examples that are made from others, what these codes are to be made from: `condition`, one
+            for each code, or one for all.
+        options: of the family's `decode`, or `film`.
+    """
+    method = model.film if frames else model.decode
+    _check(options, method)
+    own = own_options(method, options)
+    condition = given.condition if given else None
+    # What is of variable length has codes of variable length, at which the model itself looks.
+    expected = () if registry.kind_of(model.spec).variable else tuple(code_shape(model))
+    size, start = model.at_once(**own), 0
     for codes in blocks:
-        # What is of variable length has codes of variable length, at which the model itself looks.
         if expected and tuple(codes.shape[1:]) != expected:
             raise DataError(f"a code has shape {tuple(codes.shape[1:])}, but the model's have {expected}; "
                             f"make codes with 'gencli encode' and the same model")
@@ -114,19 +175,37 @@ def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 
         filled = torch.cat([codes, codes[-1:].expand(missing, *codes.shape[1:])]).to(model.device)
         for i in range(0, len(filled), size):
             part = filled[i : i + size]
-            rng = ExampleStreams(seed, torch.arange(start + i, start + i + len(part)), "decode", model.device)
+            numbers = torch.arange(start + i, start + i + len(part))
+            rng = ExampleStreams(seed, numbers, "decode", model.device)
             count = min(len(part), max(0, len(codes) - i))
             if frames:
-                yield _in_turn(model.film(rng, frames, code=part, **options), torch.arange(count))
+                yield _in_turn(model.film(rng, frames, code=part, **own), torch.arange(count))
             else:
-                yield model.decode(part, rng, **options)[:count].to("cpu")
+                own_condition = _condition(model, condition, numbers)
+                yield decode_batch(model, part, rng, own_condition, options)[:count].to("cpu")
         start += len(codes)
 
 
+def decode_batch(model: Model, codes: Tensor, rng: ExampleStreams | None, condition: Batch | None,
+                 options: dict[str, Any]) -> Batch:
+    """Codes of one block -> examples, made from `condition` in a model that makes them from something."""
+    own = own_options(model.decode, options)
+    if "given" not in inspect.signature(model.decode).parameters:  # it makes examples from nothing, or codes say it all
+        return model.decode(codes, rng, **own)
+    if condition is None:
+        raise UsageError(f"this model makes examples from {_plural(model)} and codes; name some with --given")
+    return model.decode(codes, rng, Given(condition=condition), **own)  # type: ignore[call-arg]
+
+
+def _plural(model: Model) -> str:
+    return registry.kind_of(model.spec.condition).plural if model.spec.condition else "nothing"
+
+
 @torch.no_grad()
-def code_of_seed(model: Model, seed: int) -> Tensor:
+def code_of_seed(model: Model, seed: int, **options: Any) -> Tensor:
     """The code of the first example that `sample` gives for `seed`, (*code)."""
-    return model.prior(ExampleStreams(seed, torch.arange(model.block), "sample", model.device))[0].cpu()
+    own = own_options(model.prior, options)
+    return model.prior(ExampleStreams(seed, torch.arange(model.block), "sample", model.device), **own)[0].cpu()
 
 
 @torch.no_grad()
@@ -136,14 +215,38 @@ def code_shape(model: Model) -> torch.Size:
 
 
 @torch.no_grad()
-def interpolate(model: Model, corners: list[Tensor], frames: int, seed: int = 0, **options: Any) -> Iterator[Batch]:
-    """Examples along a path through codes (*code), `frames` from each to the next, the corners included once."""
-    paths = [model.interpolate(a.to(model.device), b.to(model.device), frames)[(i > 0):]
-             for i, (a, b) in enumerate(itertools.pairwise(corners))]
-    if not paths:
+def code_of(model: Model, batch: Batch, seed: int = 0, **options: Any) -> Tensor:
+    """The code of the first example of a batch, (*code)."""
+    rng = ExampleStreams(seed, torch.zeros(1, dtype=torch.int64), "encode", model.device)
+    return model.encode(batch[:1].to(model.device), rng, **own_options(model.encode, options))[0].cpu()
+
+
+@torch.no_grad()
+def interpolate(model: Model, corners: Sequence[Tensor], frames: int, seed: int = 0, given: Given | None = None,
+                **options: Any) -> Iterator[Batch]:
+    """Examples along a path through codes (*code), `frames` from each to the next, the corners included once.
+
+    What they are made from is the same along the whole path: the first of `given.condition`.
+    """
+    if len(corners) < 2:
         raise UsageError("a path needs at least two ends; give two examples, two --seeds or --latents with two codes")
-    for path in paths:
-        yield from decode(model, [path.cpu()], seed, **options)
+    fixed = Given(condition=given.condition[:1]) if given and given.condition is not None else None
+    for i, (a, b) in enumerate(itertools.pairwise(corners)):
+        path = model.interpolate(a.to(model.device), b.to(model.device), frames)[(i > 0):]
+        yield from decode(model, [path.cpu()], seed, given=fixed, **own_options(model.decode, options))
+
+
+def collect(batches: Sequence[Batch], spec: Any, name: str, labels: Tensor | None = None) -> Dataset:
+    """Examples of a model as a data set, as if they had come out of a pipe and been read again."""
+    kind = registry.kind_of(spec)
+    lengths = None
+    if kind.variable:
+        x, lengths = stack_padded([piece for batch in batches for piece in batch.pieces()])
+    else:
+        x = torch.cat([batch.x for batch in batches])
+    own = [batch.labels for batch in batches if batch.labels is not None]
+    return Dataset(name, "all", spec, labels=torch.cat(own) if own else labels,
+                   **kind.store(Batch(x, lengths=lengths), spec))
 
 
 def _in_turn(states: list[Batch], positions: Tensor) -> Batch:

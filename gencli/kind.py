@@ -1,96 +1,308 @@
-"""The contract of a kind of example: what one example is (`Spec`), and what a batch of them is."""
+"""The contract of a kind of example: how it is read, held, written, measured and shown.
+
+A kind is one file in `gencli/kinds/` with a Spec, its reading options (`KindSettings`), what a reader finds
+(`Examples`), formats of its own and a `Kind`. Everything else asks the kind; nothing outside of it branches on one.
+
+Listing options imports kinds, and must not import torch: a kind's file imports it as `gencli.lazy` says.
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
-from torch import Tensor
+from gencli import registry
+from gencli.dataset import Dataset
+from gencli.errors import UsageError
+from gencli.examples import Examples, KindSettings, Request, Source
+from gencli.format import Format
+from gencli.spec import Batch, Spec
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
-class Spec(BaseModel):
-    """What one example is; known before any weight exists, and stored in the model file.
-
-    A kind's own Spec narrows `kind` to its name, adds what else there is to know, and says `shape`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    classes: tuple[str, ...] = Field((), description="Names of the classes, in label order; empty if unlabelled.")
-    kind: str
-    condition: SerializeAsAny["Spec"] | None = Field(None, description="What an example is made from; None: nothing.")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of one example; of variable length, that of the longest."""
-        raise NotImplementedError
-
-    @property
-    def size(self) -> int:
-        """Numbers in one example."""
-        return math.prod(self.shape)
-
-    @model_serializer(mode="wrap")
-    def _without_empty_condition(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        content = handler(self)
-        if content["condition"] is None:
-            del content["condition"]
-        return content
+    from gencli.rng import Rng
 
 
-@dataclass
-class Batch:
-    """B examples.
+AnySpec = Spec  # where a class has a `Spec` of its own
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a kind says of its examples
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A likelihood in another unit: the mean nats of an example times `factor`, or over `per` of the unit.
 
     Attributes:
-        x: the examples, laid out as in the table above.
-        labels: (B,) int64 class numbers, or None.
-        lengths: (B,) int64 tokens of each text or samples of each recording, or None.
-        condition: what each example is made from, B examples of another Spec, or None.
-        fresh: False if the batch continues the one before it (contiguous text), so that state may be carried over.
+        name: e.g. "bpd".
+        unit: e.g. "bits/dimension".
+        factor: units of the rate for one nat of the reported mean.
+        per: (N,) how much of the unit each example has, where that differs, e.g. its characters.
+        exponential: report exp of the mean instead: a perplexity.
     """
 
-    x: Tensor
-    labels: Tensor | None = None
-    lengths: Tensor | None = None
-    condition: "Batch | None" = None
-    fresh: bool = True
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        return self._each(lambda part: part.to(device, non_blocking=True) if isinstance(part, Tensor)
-                          else part.to(device))
-
-    def __getitem__(self, index: Any) -> "Batch":
-        return self._each(lambda part: part[index])
-
-    def _each(self, change: Callable[[Any], Any]) -> "Batch":
-        parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else change(part)
-                                 for name in ("x", "labels", "lengths", "condition")}
-        return replace(self, **parts)
-
-    def pieces(self) -> list[Tensor]:
-        """The examples one by one, cut at their lengths."""
-        if self.lengths is None:
-            return list(self.x)
-        return [x[:length] for x, length in zip(self.x, self.lengths.tolist(), strict=True)]
+    name: str
+    unit: str
+    factor: float = 1 / math.log(2)
+    per: Tensor | None = None
+    exponential: bool = False
 
 
-def join(pieces: list[Batch]) -> Batch:
-    """Pieces of B examples of variable length, one after the other -> the examples, filled up with 0.
+@dataclass(frozen=True)
+class Tile:
+    """An example on a page: one or more pictures above each other, (C, H, W) in [0, 1]; sound; text.
 
-    Every piece has lengths (B,); an example goes on in the next piece if it fills this one.
+    Attributes:
+        sound: the bytes of a WAV file that the picture shows.
+        natural: whether the picture is shown at its own size, however large.
     """
-    lengths = torch.stack([piece.lengths for piece in pieces if piece.lengths is not None]).sum(0)
-    x = torch.cat([piece.x for piece in pieces], dim=1)[:, : int(lengths.max())]
-    return replace(pieces[0], x=x, lengths=lengths)
+
+    caption: str = ""
+    pictures: tuple[Tensor, ...] = ()
+    sound: bytes = b""
+    text: str = ""
+    natural: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG element (gencli.charts) under a title."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How many examples of a kind are shown, and how.
+
+    Attributes:
+        preview: format of the file that training leaves in samples/, and the examples in it.
+        samples: examples on a page.
+        pairs: examples on a page above what they are compared with.
+        frames: of a path on a page.
+        across: tiles in a row of a page; None: as many as fit.
+    """
+
+    preview: tuple[str, int] = ("tar", 16)
+    samples: int = 48
+    pairs: int = 12
+    frames: int = 9
+    across: int | None = None
+
+
+class Kind:
+    """What the project asks about examples. One object for each kind; it has no state.
+
+    Attributes:
+        name: as specs, the registry and `--kind` have it.
+        plural: what messages call the examples, e.g. "pictures".
+        Spec: what one example is.
+        Settings: how examples are read; each field is an option of every command that reads data.
+        endings: of the files that hold examples, with a dot.
+        single: whether such a file is one example; otherwise it holds many.
+        plain: whether files are plain text: one beside files of other kinds describes them and is no example, and a
+            file with an unknown ending is read as one.
+        variable: whether examples have lengths of their own.
+        numeric: whether the difference of two values means something.
+        peak: the largest difference of two values, for signal-to-noise ratios; None where there is none to speak of.
+        spaces: names of the feature spaces that examples are compared in, the plainest first; none: they are not.
+        learned: whether the features of a trained classifier are the better space, where there are labels.
+        array: the name of the examples in an .npz file.
+        formats: of files that any kind may be written in, and this one can: of "npz", "npy", "jsonl".
+        terminal: the format on a terminal; None: examples are not fit to be read there.
+        shown: how many are shown.
+        whole: options with which an example is read in one piece, whatever the length of the model's examples.
+        conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
+            that gives the Spec of the condition, and a function from a batch of examples to one of conditions.
+    """
+
+    name: ClassVar[str]
+    plural: ClassVar[str]
+    Spec: ClassVar[type[AnySpec]]
+    Settings: ClassVar[type[KindSettings]] = KindSettings
+    endings: ClassVar[tuple[str, ...]] = ()
+    single: ClassVar[bool] = True
+    plain: ClassVar[bool] = False
+    variable: ClassVar[bool] = False
+    numeric: ClassVar[bool] = True
+    peak: ClassVar[float | None] = None
+    spaces: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[bool] = False
+    array: ClassVar[str] = "data"
+    formats: ClassVar[tuple[str, ...]] = ()
+    terminal: ClassVar[str | None] = None
+    shown: ClassVar[Shown] = Shown()
+    whole: ClassVar[Mapping[str, Any]] = {}
+    conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Batch], Batch]]]]] = {}
+
+    # --- reading
+
+    def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
+        """The examples in files, one or more each; `labels` are those of the files."""
+        raise NotImplementedError
+
+    def read_each(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
+        """Examples that came one by one, e.g. as members of a tar. Default: as files."""
+        return self.read(sources, labels, request)
+
+    def claims(self, array: np.ndarray) -> bool:
+        """Whether an array (N, ...) may hold examples of this kind, judged by its shape."""
+        return False
+
+    def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
+                   columns: Sequence[str] | None = None) -> Examples:
+        """The examples of an array that `claims` accepts, or that the user says is of this kind.
+
+        Raises:
+            DataError: another shape, or values that examples cannot have.
+        """
+        raise UsageError(f"--kind {self.name}: {self.plural} are not read from arrays; {name} is one")
+
+    def read_aligned(self, source: Source, request: Request) -> Examples:
+        """The examples of a file whose number n belongs to number n of another file."""
+        raise UsageError(f"{source[0]} is one of {self.plural}, which are not paired line by line")
+
+    def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
+        """The examples in columns of a table, with their names; None if these are not of this kind.
+
+        Default: one column of names of files, relative to the table.
+        """
+        folder = Path(request.name).parent
+        if not (self.single and len(columns) == 1 and all(Path(cell).suffix.lower() in self.endings
+                                                          for cell in columns[0])):
+            return None
+        return self.read_each([(cell, folder / cell) for cell in columns[0]], None, request)
+
+    def labels_of(self, names: Sequence[str], request: Request) -> list[str] | None:
+        """Classes that the names of files tell, where nothing else does."""
+        return None
+
+    def halves(self, examples: Examples, source: Literal["left", "right"]) -> Examples:
+        """Examples of which each holds two: what it is made from on the side `source`, and itself on the other."""
+        raise UsageError(f"--pair {source}: {self.plural} have no sides; it is for pictures that show two")
+
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> AnySpec:
+        """The Spec of what the examples of `spec` are made from, `condition`, of any kind."""
+        kind = registry.kind(condition.kind)
+        return condition.spec(request.settings(kind), ())
+
+    def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with which what examples are made from is read, if it is of this kind too."""
+        return dict(options)
+
+    def match(self, examples: Examples, condition: Examples, request: Request) -> list[tuple[int, str]]:
+        """Examples that do not fit what they are made from, with the reason: (number, reason)."""
+        return []
+
+    def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[AnySpec, dict[str, Any]]:
+        """The Spec to fit data to for a model of `spec`, and the options to read it with, which must suit the model."""
+        return spec, dict(options)
+
+    # --- data set <-> model
+
+    def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
+        """Stored examples, taken from `data` -> the examples as a model wants them.
+
+        Args:
+            batch: stored values, cut to the longest of them; labels and lengths as they will be.
+            numbers: (B,) of the examples in their split.
+            rng: noise of the training step; None: what is drawn belongs to the example.
+        """
+        return batch
+
+    def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
+        """Examples of a model -> the fields of a `Dataset` that holds them as if they had been read from files."""
+        return {"examples": batch.x, "lengths": batch.lengths}
+
+    # --- writing
+
+    def ending(self, spec: Any) -> str:
+        """That of a file with one example, as in a tar or folder."""
+        return "npy"
+
+    def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
+        """Formats of this kind alone, by ending. The format "tar" and folders fit every kind."""
+        return {}
+
+    def values(self, batch: Batch, spec: Any, exact: bool) -> Sequence[Any] | np.ndarray:
+        """The examples of a batch as formats write them; `exact`: in all their digits where the format can."""
+        pieces = batch.pieces() if self.variable else batch.x
+        return [piece.float().numpy() for piece in pieces] if self.variable else batch.x.float().numpy()
+
+    def file(self, value: Any, spec: Any) -> bytes:
+        """One of the `values` as a file."""
+        from gencli.format import npy_bytes
+
+        return npy_bytes(value)
+
+    # --- measuring
+
+    def rates(self, spec: Any, data: Dataset) -> Sequence[Rate]:
+        """What a likelihood of the examples of `data`, in nats, means in other units."""
+        return ()
+
+    def describe(self, spec: Any) -> str:
+        """What examples of a Spec are, in words."""
+        return f"{self.plural} of shape {spec.shape}"
+
+    def alike(self, a: Any, b: Any) -> bool:
+        """Whether examples of two Specs can be compared."""
+        return (a.kind, a.shape) == (b.kind, b.shape)
+
+    def elements_per_second(self, spec: Any) -> float | None:
+        """Elements of an example that a second of it has, where it plays in time."""
+        return None
+
+    # --- showing
+
+    def tiles(self, spec: Any, batch: Batch) -> list[Tile]:
+        """The examples on a page, one by one; [] for a kind that is shown by charts."""
+        return []
+
+    def compare(self, spec: Any, data: Batch, samples: Batch) -> list[Chart]:
+        """Charts of samples beside data, for a kind that has no tiles."""
+        return []
+
+    def correspond(self, spec: Any, examples: Batch, others: Batch) -> list[Chart]:
+        """Charts of examples and their counterparts, for a kind that has no tiles."""
+        return []
+
+    def course(self, spec: Any, path: Batch) -> list[Chart]:
+        """Charts of a path of examples, for a kind that has no tiles."""
+        return []
+
+    # --- the command line
+
+    def parse(self, text: str, spec: Any, role: Literal["prompt", "example"]) -> Batch | None:
+        """One example that the user wrote out on the command line; None if what he wrote is the name of data."""
+        return None
+
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None) -> tuple[Tensor, Tensor]:
+        """An example and which of its values are kept, both (*example), for `sample --complete`.
+
+        Raises:
+            UsageError: examples of this kind have no parts to keep.
+        """
+        raise UsageError(f"--complete: {self.plural} cannot be completed; it is for "
+                         f"{', '.join(kind.plural for kind in _completable())}")
+
+
+def _completable() -> list[Kind]:
+    return [kind for name in registry.kinds if type(kind := registry.kind(name)).partial is not Kind.partial]
+
+
+def alike(a: Spec, b: Spec) -> bool:
+    """Whether examples of two Specs can be compared."""
+    return a.kind == b.kind and registry.kind_of(a).alike(a, b)
+
+
+def describe(spec: Spec) -> str:
+    """What examples of a Spec are, in words."""
+    return registry.kind_of(spec).describe(spec)

@@ -3,13 +3,7 @@
 A family is one file in `gencli/families/` with two classes, a `FamilyConfig` and a `Model`; the smallest complete one
 is `examples/plugin/`. Everything a command needs to know about a family is said here and nowhere else.
 
-| tensor  | layout       | values                                                              |
-|---------|--------------|---------------------------------------------------------------------|
-| image   | (B, C, H, W) | float in [0, 1]; `levels=2`: 0 or 1; `levels=256`: k / 255           |
-| vector  | (B, D)       | float, in the units of the data                                     |
-| text    | (B, T)       | int64 token numbers, with `lengths` (B,); positions past the end: 0 |
-| audio   | (B, T)       | float in [-1, 1], with `lengths` (B,); positions past the end: 0    |
-| code    | (B, ...)     | float; NaN past the end of a code of variable length                |
+`gencli.spec` has the table of what tensors hold, `gencli.kind` the contract of a kind of example.
 """
 
 import copy
@@ -22,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
-from gencli.kind import Batch, Spec, join
 from gencli.rng import ExampleStreams, Rng
+from gencli.spec import Batch, Spec, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
            "fill", "join"]
@@ -50,7 +44,7 @@ class Given:
     prompt: Tensor | None = None  # (P,) int64 tokens or float samples, the same for every example
     known: Tensor | None = None  # (*example), an example of which a part is kept, the same for all of them
     mask: Tensor | None = None  # (*example) bool, true where `known` is kept
-    source: Batch | None = None  # B examples to be made again in the model's way, e.g. from their spectrograms
+    condition: Batch | None = None  # B examples of `spec.condition`, what each sample is made from
 
 
 @dataclass
@@ -150,7 +144,9 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type[FamilyConfig]] = FamilyConfig
+    # Kinds of example that it fits, and of what these may be made from (`spec.condition`).
     kinds: ClassVar[frozenset[str]] = frozenset()
+    conditions: ClassVar[frozenset[str]] = frozenset()
     # Training settings that suit the family where the user says nothing, by name in `trainer.TrainSettings`.
     defaults: ClassVar[dict[str, Any]] = {}
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
@@ -227,11 +223,6 @@ class Model(nn.Module):
         """What `sample` gives, in pieces as they are made (see `join`). Default: one piece."""
         yield self.sample(rng, given, **options)
 
-    @property
-    def needs_source(self) -> bool:
-        """Whether `sample` makes other examples again, `Given.source`, and cannot do without."""
-        return False
-
     def at_once(self, **options: Any) -> int:
         """How many examples `sample` and `decode` compute at once with these options. Default: `block`."""
         return self.block
@@ -241,7 +232,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
-        """Codes -> examples. Without `rng` nothing random is added."""
+        """Codes -> examples. Without `rng` nothing random is added.
+
+        A model of examples that are made from others takes a third argument, `given`, as `sample` does.
+        """
         raise NotImplementedError
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:

@@ -1,136 +1,289 @@
-"""Families by name: the built-in table and entry points of other packages. Nothing is imported until it is used.
+"""Every table of names: families, kinds of example, metrics, feature spaces, readers of files.
 
-A third party adds a family with
+A table has built-in lines and the entry points of other packages; nothing is imported until it is used. A third party
+adds a family with
 
     [project.entry-points."gencli.families"]
     myfamily = "mypackage.myfamily:MyFamily"
 
-`GENCLI_PLUGINS=0` switches such plugins off.
+and likewise a kind (`gencli.kinds`), a group of metrics (`gencli.metrics`), a feature space (`gencli.features`) or a
+reader of files (`gencli.readers`, by their ending). `GENCLI_PLUGINS=0` switches such plugins off.
 """
+
+from __future__ import annotations
 
 import importlib
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from gencli.errors import ModelError, UsageError, did_you_mean
 from gencli.stopping import Signalled
 
 if TYPE_CHECKING:
-    from gencli.model import Model
+    from gencli.kind import Kind
+    from gencli.spec import Spec
 
 VERBS = ("train", "sample", "encode", "interpolate", "evaluate", "export")
 
 
 @dataclass(frozen=True)
-class Family:
-    """What is known of a family without importing it. A plugin's summary, kinds and abilities are known once loaded."""
+class Entry:
+    """A line of a table: what is known of a thing before it is imported."""
 
     name: str
-    path: str  # "module:Class"
+    path: str  # "module:attribute"
     summary: str = ""
-    kinds: tuple[str, ...] = ()
-    # Verbs, then abilities: "label", "prompt", "complete", "given" (sample), "log_prob", "classify" (evaluate).
-    can: tuple[str, ...] = ()
     source: str = "gencli"
 
-    def about(self) -> str:
-        """The summary; that of a plugin is the first line of its class's docstring."""
-        return self.summary or ((self.load().__doc__ or "").strip().splitlines() or [self.name])[0]
+    noun: ClassVar[str] = "entry"
+    base: ClassVar[str] = ""  # "module:Class" that the thing has to be a subclass of
 
-    def load(self) -> "type[Model]":
-        """Import the class of the family; ModelError names the plugin if that fails."""
-        module, _, attribute = self.path.partition(":")
+    def load(self) -> Any:
+        """Import what the line stands for; ModelError names the plugin if that fails."""
         try:
             with redirect_stdout(sys.stderr):  # what a plugin prints is no result
-                found = getattr(importlib.import_module(module), attribute)
-                from gencli.model import Model
-
-            if not (isinstance(found, type) and issubclass(found, Model)):
-                raise TypeError("it is no gencli.model.Model")
+                thing = _attribute(self.path)
+                if self.base and not (isinstance(thing, type) and issubclass(thing, _attribute(self.base))):
+                    raise TypeError(f"it is not a {self.base.replace(':', '.')}")
         except Signalled:
             raise
         except (Exception, SystemExit) as error:
-            raise ModelError(
-                f"family {self.name!r} ({self.path} from {self.source}) cannot be loaded: "
-                f"{type(error).__name__}: {error}; repair or uninstall it"
-            ) from error
-        return found
+            raise ModelError(f"{self.noun} {self.name!r} ({self.path} from {self.source}) cannot be loaded: "
+                             f"{type(error).__name__}: {error}; repair or uninstall it") from error
+        return thing
 
 
-_BUILT_IN = (
-    Family("vae", "gencli.families.vae:VAE", "Variational autoencoder (Kingma & Welling 2014), IWAE",
-           ("image", "vector"), (*VERBS, "log_prob")),
-    Family("gan", "gencli.families.gan:GAN", "Generative adversarial network (Goodfellow 2014), DCGAN, WGAN-GP",
-           ("image", "vector"), (*VERBS, "label")),
-    Family("rnn", "gencli.families.rnn:RNN", "Recurrent language model: vanilla, LSTM, GRU",
-           ("text",), (*VERBS, "log_prob", "prompt")),
-    Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
-           ("text",), (*VERBS, "log_prob", "prompt")),
-    Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
-           ("image", "vector"), (*VERBS, "log_prob")),
-    Family("gmm", "gencli.families.gmm:GMM", "Gaussian mixture by EM (Dempster, Laird & Rubin 1977)",
-           ("image", "vector"), (*VERBS, "log_prob")),
-    Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
-           ("image", "vector"), (*VERBS, "log_prob")),
-    Family("pixelcnn", "gencli.families.pixelcnn:PixelCNN", "Autoregressive model of pixels (van den Oord 2016)",
-           ("image",), (*VERBS, "log_prob", "label", "complete")),
-    Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
-           ("image", "vector"), (*VERBS, "log_prob", "film", "filters")),
-    Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
-           ("image", "vector", "audio"), ("train", "encode", "evaluate", "export", "classify")),
-    Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
-           ("audio",), (*VERBS, "log_prob", "label", "prompt", "given")),
+def _attribute(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class Family(Entry):
+    """A family of models. A plugin's summary, kinds and abilities are known once it is loaded."""
+
+    kinds: tuple[str, ...] = ()
+    # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate).
+    can: tuple[str, ...] = ()
+    noun = "family"
+    base = "gencli.model:Model"
+
+    def describe(self) -> str:
+        """The summary; that of a plugin is the first line of its class's docstring."""
+        return self.summary or ((self.load().__doc__ or "").strip().splitlines() or [self.name])[0]
+
+
+@dataclass(frozen=True)
+class KindEntry(Entry):
+    """A kind of example."""
+
+    noun = "kind"
+    base = "gencli.kind:Kind"
+
+
+@dataclass(frozen=True)
+class MetricGroup(Entry):
+    """A group of metrics: a function of `gencli.metrics.Inputs`.
+
+    Attributes:
+        needs: the Inputs it cannot do without: "model", "samples", "training".
+        uses: those it takes where they are there.
+        can: what the model must be able to do, as in `Family.can`.
+        wants: what the kind of the examples must have: "spaces" (feature spaces), "numeric", "fixed" (one shape for
+            all examples), "classified" (a family that classifies it) or "condition" (each is made from something).
+        kinds: of the examples, for metrics about one kind alone; empty: any.
+        default: whether it is measured where nobody asks for anything else.
+    """
+
+    needs: tuple[str, ...] = ()
+    can: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
+    default: bool = False
+    noun = "metric"
+
+
+@dataclass(frozen=True)
+class FeatureSpace(Entry):
+    """A space that samples are compared in: a function of `gencli.metrics.Inputs` that returns a `Space`.
+
+    Which kinds a built-in one fits, each kind says (`Kind.spaces`); that of a plugin is offered to every kind.
+    """
+
+    noun = "features"
+
+
+@dataclass(frozen=True)
+class Reader(Entry):
+    """A file format that holds examples of any kind: a function (path, request) -> splits. `name` is the ending."""
+
+    noun = "reader"
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Table(Mapping[str, E], Generic[E]):
+    """Entries by name: built-in ones first, in their order, then those of plugins, by name.
+
+    A plugin whose name is taken is left out.
+    """
+
+    def __init__(self, group: str, entry: type[E], *built_in: E):
+        self.group, self._entry, self._built_in = group, entry, built_in
+        self._entries: dict[str, E] | None = None
+        self._clashes: list[str] = []
+
+    def __getitem__(self, name: str) -> E:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def named(self, name: str) -> E:
+        """The entry of that name; UsageError with a suggestion if there is none."""
+        if name not in self:
+            raise UsageError(f"no {self._entry.noun} is called {name!r}{did_you_mean(name, self)}")
+        return self[name]
+
+    def clashes(self) -> list[str]:
+        """A sentence for each plugin that is left out."""
+        self._all()
+        return self._clashes
+
+    def clear(self) -> None:
+        """Forget which plugins are installed."""
+        self._entries = None
+        kind.cache_clear()
+
+    def _all(self) -> dict[str, E]:
+        if self._entries is None:
+            self._entries, self._clashes = {entry.name: entry for entry in self._built_in}, []
+            for plugin in self._plugins():
+                other = self._entries.setdefault(plugin.name, plugin)
+                if other is not plugin:
+                    self._clashes.append(f"plugin {plugin.noun} {plugin.name!r} of {plugin.source} is ignored: "
+                                        f"the name belongs to {other.source}")
+        return self._entries
+
+    def _plugins(self) -> list[E]:
+        if os.environ.get("GENCLI_PLUGINS", "1") == "0":
+            return []
+        points = sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value))
+        return [self._entry(point.name, point.value, source=point.dist.name if point.dist else "plugin")
+                for point in points]
+
+
+kinds = Table("gencli.kinds", KindEntry,
+    KindEntry("image", "gencli.kinds.image:Images", "pictures of one size"),
+    KindEntry("audio", "gencli.kinds.audio:Audio", "recordings of one channel"),
+    KindEntry("vector", "gencli.kinds.vector:Vectors", "rows of a table"),
+    KindEntry("text", "gencli.kinds.text:Texts", "texts as tokens"),
 )
 
+families = Table("gencli.families", Family,
+    Family("vae", "gencli.families.vae:VAE", "Variational autoencoder (Kingma & Welling 2014), IWAE",
+           kinds=("image", "vector"), can=(*VERBS, "log_prob")),
+    Family("gan", "gencli.families.gan:GAN", "Generative adversarial network (Goodfellow 2014), DCGAN, WGAN-GP",
+           kinds=("image", "vector"), can=(*VERBS, "label")),
+    Family("rnn", "gencli.families.rnn:RNN", "Recurrent language model: vanilla, LSTM, GRU",
+           kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+    Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
+           kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+    Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
+           kinds=("image", "vector"), can=(*VERBS, "log_prob")),
+    Family("gmm", "gencli.families.gmm:GMM", "Gaussian mixture by EM (Dempster, Laird & Rubin 1977)",
+           kinds=("image", "vector"), can=(*VERBS, "log_prob")),
+    Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
+           kinds=("image", "vector"), can=(*VERBS, "log_prob")),
+    Family("pixelcnn", "gencli.families.pixelcnn:PixelCNN", "Autoregressive model of pixels (van den Oord 2016)",
+           kinds=("image",), can=(*VERBS, "log_prob", "label", "complete")),
+    Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
+           kinds=("image", "vector"), can=(*VERBS, "log_prob", "film", "filters")),
+    Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
+           kinds=("image", "vector", "audio"), can=("train", "encode", "evaluate", "export", "classify")),
+    Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
+           kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
+)
+
+metrics = Table("gencli.metrics", MetricGroup,
+    MetricGroup("likelihood", "gencli.metrics.likelihood:likelihood",
+                "what the family offers: exact, bound or estimate; bits per dimension, perplexity",
+                needs=("model",), default=True),
+    MetricGroup("classification", "gencli.metrics.classification:classification",
+                "accuracy, calibration, confusion matrix", needs=("model",), can=("classify",), default=True),
+    MetricGroup("reconstruction", "gencli.metrics.reconstruction:reconstruction",
+                "how well examples come back from their codes", needs=("model",), can=("encode", "decode"),
+                wants=("numeric",), default=True),
+    MetricGroup("distribution", "gencli.metrics.distribution:distribution",
+                "Frechet distance (FID) and kernel distance, precision, recall, density, coverage, inception score, "
+                "classes", needs=("samples",), wants=("spaces",), uses=("training",), default=True),
+    MetricGroup("memorisation", "gencli.metrics.memorisation:memorisation",
+                "nearest training example of each sample, against held-out data", needs=("samples", "training"),
+                wants=("spaces",), default=True),
+    MetricGroup("table", "gencli.metrics.table:table",
+                "Kolmogorov-Smirnov or total variation of each column, difference of correlations",
+                needs=("samples",), kinds=("vector",), default=True),
+    MetricGroup("text", "gencli.metrics.text:text",
+                "distinct n-grams of the samples, and the share copied from the training data",
+                needs=("samples",), kinds=("text",), uses=("training",)),
+    MetricGroup("two_sample", "gencli.metrics.classifiers:two_sample",
+                "whether a classifier tells samples from data", needs=("samples",), wants=("classified", "fixed")),
+    MetricGroup("usefulness", "gencli.metrics.classifiers:usefulness",
+                "accuracy of a classifier trained on samples, beside one trained on data",
+                needs=("training",), wants=("classified", "fixed"), uses=("model",)),
+    MetricGroup("support", "gencli.metrics.support:support",
+                "how many different examples the model draws, by the birthday paradox", needs=("samples",),
+                wants=("spaces",)),
+    MetricGroup("parzen", "gencli.metrics.parzen:parzen",
+                "Parzen window estimate, which misleads, beside the control that shows it",
+                needs=("samples", "training"), wants=("spaces", "fixed")),
+)
+
+features = Table("gencli.features", FeatureSpace,
+    FeatureSpace("pixels", "gencli.metrics.features:pixels", "the picture itself"),
+    FeatureSpace("columns", "gencli.metrics.table:columns", "the standardised columns"),
+    FeatureSpace("log-mel", "gencli.metrics.audio:log_mel", "the loudness of 40 bands in 8 parts"),
+    FeatureSpace("inception", "gencli.metrics.inception:inception", "InceptionV3 of torch-fidelity"),
+)
+
+readers = Table("gencli.readers", Reader,
+    Reader("npy", "gencli.data.arrays:read_npy", "one numpy array"),
+    Reader("npz", "gencli.data.arrays:read_npz", "numpy arrays by name"),
+    Reader("idx", "gencli.data.arrays:read_idx", "the format of MNIST"),
+    Reader("amat", "gencli.data.arrays:read_amat", "a row of numbers a line"),
+    Reader("tar", "gencli.data.tars:read_tar_file", "examples in the WebDataset convention"),
+)
+
+TABLES: tuple[Table[Any], ...] = (families, kinds, metrics, features, readers)
+
 
 @cache
-def families() -> dict[str, Family]:
-    """All families by name, built-in ones first. A plugin that takes a built-in name is left out; see `clashes`."""
-    table = {family.name: family for family in _BUILT_IN}
-    for family in _plugins():
-        table.setdefault(family.name, family)
-    return table
+def kind(name: str) -> Kind:
+    """The kind of example of that name; UsageError with a suggestion if there is none."""
+    return kinds.named(name).load()()
 
 
-@cache
-def clashes() -> tuple[str, ...]:
-    """One sentence for each plugin that was left out because its name is taken."""
-    used = {family.name: family for family in _BUILT_IN}
-    sentences = []
-    for family in _plugins():
-        other = used.setdefault(family.name, family)
-        if other is not family:
-            sentences.append(f"plugin family {family.name!r} of {family.source} is ignored: "
-                             f"the name belongs to {other.source}")
-    return tuple(sentences)
-
-
-def _plugins() -> list[Family]:
-    if os.environ.get("GENCLI_PLUGINS", "1") == "0":
-        return []
-    found = entry_points(group="gencli.families")
-    return [Family(e.name, e.value, source=e.dist.name if e.dist else "plugin")
-            for e in sorted(found, key=lambda e: (e.name, e.value))]
-
-
-def family(name: str) -> Family:
-    """The family of that name; UsageError with a suggestion if there is none."""
-    try:
-        return families()[name]
-    except KeyError:
-        raise UsageError(f"no family is called {name!r}{did_you_mean(name, families())}") from None
+def kind_of(spec: Spec) -> Kind:
+    """The kind of the examples of a Spec."""
+    return kind(spec.kind)
 
 
 def require(name: str, ability: str) -> Family:
     """The family of that name if it can do `ability`; else UsageError says what it can and which families can."""
-    wanted = family(name)
+    wanted = families.named(name)
     if wanted.can and ability not in wanted.can:  # a plugin's abilities are not known before it is loaded
-        others = [f.name for f in families().values() if ability in f.can]
+        others = [family.name for family in families.values() if ability in family.can]
         raise UsageError(f"family {name!r} cannot {ability}; it can {', '.join(wanted.can)}; "
                          f"families that can {ability}: {', '.join(others) or 'none'}")
     return wanted

@@ -24,16 +24,16 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
 from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli import __version__, registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
-from gencli.kinds import AnySpec
-from gencli.model import Model, Spec
+from gencli.model import Model
 from gencli.publish import alive, append, publish, publish_folder, publish_text, remove, sweep, sync, write
 from gencli.settings import DataSettings
+from gencli.spec import Spec, parse_spec
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
 
 FORMAT = 1
@@ -50,14 +50,26 @@ class Card(BaseModel):
     format: int = FORMAT
     family: str
     config: dict[str, Any]
-    spec: AnySpec
+    spec: SerializeAsAny[Spec]
     data: str = ""  # what the model was trained on, as on the command line
-    data_settings: DataSettings = DataSettings()
+    data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
     steps: int = 0
     seed: int = 0
     findings: dict[str, Any] = {}  # what the model knows of its weights since it was evaluated
     gencli: str = __version__
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _of_its_kind(cls, spec: Any) -> Any:
+        return parse_spec(spec) if isinstance(spec, dict) else spec
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options with which the training data was read, as far as they are about data of its kinds."""
+        kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
+        names = set(DataSettings.model_fields).union(*(kind.Settings.model_fields for kind in kinds))
+        return {name: value for name, value in self.data_settings.items() if name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,11 +82,16 @@ def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
     Raises:
         UsageError: the configuration does not fit the family, or the family not the data.
     """
-    cls = registry.family(family).load()
+    cls = registry.families.named(family).load()
     if spec.kind not in cls.kinds:
-        fitting = [f.name for f in registry.families().values() if spec.kind in f.kinds]
+        fitting = [f.name for f in registry.families.values() if spec.kind in f.kinds]
         raise UsageError(f"family {family!r} models {', '.join(sorted(cls.kinds))}, but the data is {spec.kind}; "
                          f"families for {spec.kind}: {', '.join(fitting) or 'none'}")
+    if spec.condition and spec.condition.kind not in cls.conditions:
+        fitting = [f.name for f in registry.families.values() if "condition" in f.can and spec.kind in f.kinds]
+        takes = f"takes {', '.join(sorted(cls.conditions))}" if cls.conditions else "makes examples from nothing"
+        raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
+                         f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
     try:
         return cls(cls.Config(**config), spec)
     except ValidationError as error:
@@ -146,9 +163,11 @@ def read_card(run: str | Path) -> Card:
         if content.get("format", FORMAT) > FORMAT:
             raise ModelError(f"{path} has format {content['format']}, this gencli reads up to {FORMAT}; upgrade gencli")
         card = Card.model_validate(content)
+    except UsageError as error:  # a kind that is not installed
+        raise ModelError(f"{path}: {error}; install its plugin") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: its description is damaged ({_first_line(error)})") from error
-    if card.family not in registry.families():
+    if card.family not in registry.families:
         raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
     return card
 
@@ -213,6 +232,32 @@ def _no_larger_than(path: Path) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def model_card(card: Card, values: dict[str, float]) -> str:
+    """README.md of a run: what the model is, how it was made, how to use it. `values`: last logged in training."""
+    family = registry.families.named(card.family)
+    config = "\n".join(f"| {name} | {value} |" for name, value in card.config.items())
+    usage = f"gencli evaluate RUN {card.data}:test --json"
+    if "sample" in family.load().abilities():
+        usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
+    losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
+    return f"""# {card.family} trained on {card.data}
+
+{family.describe()}
+
+| option | value |
+|---|---|
+{config}
+
+- training: {card.steps} steps, seed {card.seed}; every setting is in config.json
+- data: {card.data}, fingerprint {card.fingerprint[:16]}
+{losses}
+
+    {usage}
+
+Made with gencli {card.gencli}.
+"""
 
 
 def _first_line(error: Exception) -> str:

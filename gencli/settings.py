@@ -1,40 +1,43 @@
-"""Settings that are options of the commands: how to train, whatever the family, and how data is read. No torch here."""
+"""Settings: how to train, whatever the family, how data is read, and where their values come from. No torch here.
 
-from typing import Literal
+Flags > environment > --config > preset > defaults.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from gencli.errors import UsageError, did_you_mean
 from gencli.stopping import seconds
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 class DataSettings(BaseModel):
-    """How data is read. Each field is an option of every command that reads data, and travels inside the model file."""
+    """How data is read, whatever its kind. Each field is an option of every command that reads data.
+
+    What a kind adds is in `Kind.Settings`; both travel inside the model file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int | None = Field(None, ge=1, description="Pictures: resize the short side to SIZE and crop to a square. "
-                                                    "Default: as they are; if sizes differ, that of the smallest.")
-    channels: Literal[1, 3] | None = Field(None, description="Pictures: 1 greyscale, 3 RGB. Default: as they are.")
-    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
-        None, description="Pictures: fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew "
-                          "for each step; threshold: 1 where grey >= 128.")
+    kind: str | None = Field(None, description="Kind of the examples, where several could be meant.")
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples kept for the test split where the data "
                                                         "names no splits.")
-    lines: bool = Field(False, description="Text: one example a line, instead of one document.")
-    unit: Literal["characters", "bytes", "words"] = Field("characters", description="Text: what a token is.")
-    length: int | None = Field(None, ge=1, description="Text: tokens of a passage of a document (default 2048), or of "
-                                                      "the longest line (longer ones are cut). Sound: samples of an "
-                                                      "example (default one second); longer recordings become several.")
-    label: str | None = Field(None, description="Tables: name of the column that holds the class, or its number "
-                                                       "from 1. Sound: number of the part of the file name, between "
-                                                       "underscores, that is the class (default 1).")
-    rate: int | None = Field(None, ge=1, description="Sound: samples a second. Default: as they are; if rates differ, "
-                                                     "the lowest.")
-    levels: Literal[256, 65536] = Field(256, description="Sound: 256 mu-law levels, or all 65536 of 16 bits.")
-    trim: float | None = Field(None, gt=0, description="Sound: cut off beginning and end where they are quieter than "
-                                                       "the loudest part by more than TRIM dB.")
+    pair: Literal["left", "right"] | None = Field(
+        None, description="Pictures that show two: the side that the other one is made from.")
+    source: str | None = Field(None, description="Tables: column that the examples are made from.")
+    target: str | None = Field(None, description="Tables: column of the examples, where --source says what they are "
+                                                 "made from.")
+    condition: str | None = Field(None, description="Make each example from a part of itself: downscale=FACTOR or "
+                                                    "mask=SHARE (pictures), mel (sound).")
 
 
 class TrainSettings(BaseModel):
@@ -79,3 +82,85 @@ class TrainSettings(BaseModel):
         if text is not None:
             seconds(text)
         return text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where values come from
+
+# Keys of a run's config.json that say what happened and set nothing.
+_REPORTED = {"family", "data", "argv", "versions", "fingerprint", "parameters", "memory"}
+
+Fields = Mapping[str, FieldInfo]
+Layer = tuple[str, Mapping[str, Any]]  # where values stand, for messages, and the values by field name
+
+
+def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:
+    """The plain type of a field, and its choices if it has any."""
+    annotation: Any = field.annotation
+    if NoneType in get_args(annotation):
+        (annotation,) = (a for a in get_args(annotation) if a is not NoneType)
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0]), get_args(annotation)
+    return annotation, ()
+
+
+def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values of fields from layers, later ones overriding earlier ones; and where each stands.
+
+    Raises:
+        UsageError: a key that is not a field, with a suggestion.
+    """
+    values: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for where, layer in layers:
+        for name, value in layer.items():
+            if name in _REPORTED:
+                continue
+            if name not in fields:
+                raise UsageError(f"{where} sets {name!r}, which is not an option here{did_you_mean(name, fields)}")
+            plain, choices = plain_type(fields[name])
+            values[name] = int(value) if choices and plain is int and str(value).isdigit() else value
+            origin[name] = where
+    return values, origin
+
+
+def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mapping[str, str]) -> Any:
+    """The settings of a model from those of the values that it has; UsageError if one is none."""
+    try:
+        return model(**{name: values[name] for name in model.model_fields if name in values})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:
+            raise UsageError(message) from None
+        name = str(problem["loc"][0])
+        raise UsageError(f"--{name.replace('_', '-')} {problem['input']}: {message} "
+                         f"(from {origin.get(name, 'default')})") from None
+
+
+def environment(fields: Iterable[str]) -> dict[str, Any]:
+    """Values of `GENCLI_NAME` variables for these fields."""
+    return {name: os.environ[f"GENCLI_{name.upper()}"] for name in fields if f"GENCLI_{name.upper()}" in os.environ}
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A --config file: TOML, or JSON such as a run's config.json.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--config {path} is neither TOML nor JSON: {error}") from error
+    return {key.replace("-", "_"): value for key, value in content.items() if value is not None}
+
+
+def without_defaults(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:
+    """Values of a run's config.json without those of `fields` that say nothing: runs of older versions hold the reading
+    options of all kinds of data."""
+    return {name: value for name, value in values.items()
+            if value is not None and not (name in fields and value == fields[name].default)}

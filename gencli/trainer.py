@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gencli.data.dataset import Contiguous, Dataset, Shuffled
+from gencli.data.orders import Contiguous, Shuffled
+from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, keep_memory, memory_explained, resolve_precision
 from gencli.errors import DivergedError, ModelError, StoppedError, UsageError
 from gencli.metrics.estimates import mean

@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from gencli import runs
-from gencli.commands.options import read_config, resolve
-from gencli.data import DataSettings, load
+from gencli.commands._options import read_config, resolve
+from gencli.data import load
 from gencli.errors import DataError, ModelError, ResourceError, UsageError
 from gencli.settings import TrainSettings
 from gencli.streams import open_code_writer, read_codes
@@ -91,11 +91,11 @@ def model(folder: Path) -> bytes:
 
 
 def read_data(path: Path) -> None:
-    load(f"{path}:all", DataSettings(label="c" if path.suffix == ".csv" else None))
+    load(f"{path}:all", dict(label="c" if path.suffix == ".csv" else None))
 
 
 def read_settings(path: Path) -> None:
-    config = runs.registry.family("vae").load().Config
+    config = runs.registry.families.named("vae").load().Config
     resolve((config, TrainSettings, DataSettings), (str(path), read_config(str(path))))
 
 

@@ -12,8 +12,9 @@ import soundfile
 import torch
 
 from gencli import streams
-from gencli.data import DataSettings, audio, load
+from gencli.data import load
 from gencli.errors import DataError, UsageError
+from gencli.kinds import audio
 from gencli.kinds.audio import AudioSpec
 from gencli.model import Batch
 
@@ -74,7 +75,7 @@ def test_a_signal_in_a_callback_of_libsndfile_is_not_lost(tmp_path, monkeypatch)
 @pytest.mark.parametrize(("ending", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_U8"),
                                                  ("wav", "FLOAT"), ("flac", "PCM_16"), ("ogg", "VORBIS")])
 def test_files_of_any_width(tmp_path, ending, subtype):
-    data = load(sound(tmp_path / f"a.{ending}", subtype=subtype), DataSettings(levels=65536), split="all")
+    data = load(sound(tmp_path / f"a.{ending}", subtype=subtype), dict(levels=65536), split="all")
     assert data.spec == AudioSpec(rate=8000, length=8000, levels=65536), "examples of one second"
     batch = data.batch(torch.tensor([0]))
     assert batch.lengths.tolist() == [1000]
@@ -87,7 +88,7 @@ def test_a_rate_is_changed_and_channels_are_mixed_which_is_said_once(tmp_path):
         x = tone(44100, 44100)
         sound(tmp_path / f"{i}.wav", np.stack([x, 0 * x], axis=1), 44100)
     said: list[str] = []
-    data = load(str(tmp_path), DataSettings(rate=8000, levels=65536), split="all", notify=said.append)
+    data = load(str(tmp_path), dict(rate=8000, levels=65536), split="all", notify=said.append)
     assert len(said) == 1 and "3 of 3 recordings have several channels" in said[0]
     x = data.batch(torch.arange(3)).x[0, 100:700].numpy()  # away from the ends, where the filter sees zeros
     assert data.spec.rate == 8000 and np.abs(x - tone(800)[100:700] / 2).max() < 5e-3
@@ -109,14 +110,14 @@ def test_classes_are_folders_or_parts_of_the_name(tmp_path):
         sound(tmp_path / "names" / f"{name}.wav")
     data = load(str(tmp_path / "names"), split="all")
     assert data.spec.classes == ("0", "2", "10") and data.labels.tolist() == [0, 2, 2, 1]
-    speakers = load(str(tmp_path / "names"), DataSettings(label="2"), split="all")
+    speakers = load(str(tmp_path / "names"), dict(label="2"), split="all")
     assert speakers.spec.classes == ("anna", "otto") and speakers.labels.tolist() == [0, 0, 1, 1]
     with pytest.raises(UsageError, match="--label speaker"):
-        load(str(tmp_path / "names"), DataSettings(label="speaker"), split="all")
+        load(str(tmp_path / "names"), dict(label="speaker"), split="all")
 
 
 def test_a_long_recording_becomes_several_that_hold_all_of_it(tmp_path):
-    data = load(sound(tmp_path / "a.wav"), DataSettings(length=300, levels=65536), split="all")
+    data = load(sound(tmp_path / "a.wav"), dict(length=300, levels=65536), split="all")
     batch = data.batch(torch.arange(4))
     assert batch.lengths.tolist() == [300, 300, 300, 100] and not batch.x[3, 100:].any()
     assert np.abs(torch.cat([*batch.x[:3], batch.x[3, :100]]).numpy() - tone(1000)).max() < 1e-4
@@ -124,9 +125,9 @@ def test_a_long_recording_becomes_several_that_hold_all_of_it(tmp_path):
 
 def test_silence_is_cut_off(tmp_path):
     x = np.concatenate([np.zeros(1600), tone(800), np.zeros(160), tone(800), 1e-4 * tone(1600)])
-    data = load(sound(tmp_path / "a.wav", x), DataSettings(trim=40), split="all")
+    data = load(sound(tmp_path / "a.wav", x), dict(trim=40), split="all")
     assert data.lengths.tolist() == [1760]
-    silent = load(sound(tmp_path / "b.wav", np.zeros(500)), DataSettings(trim=40), split="all")
+    silent = load(sound(tmp_path / "b.wav", np.zeros(500)), dict(trim=40), split="all")
     assert silent.lengths.tolist() == [500]
 
 
@@ -135,7 +136,7 @@ def test_what_a_model_of_another_rate_reads(tmp_path):
     like = AudioSpec(rate=8000, length=400)
     assert load(path, like=like, split="all").lengths.tolist() == [400, 100]
     with pytest.raises(UsageError, match="--rate 16000 does not fit a model of 8000 Hz"):
-        load(path, DataSettings(rate=16000), like=like, split="all")
+        load(path, dict(rate=16000), like=like, split="all")
 
 
 def header(rate: int, size: int) -> bytes:
@@ -194,7 +195,7 @@ def test_the_spoken_digits_that_come_along():
 
 
 def test_the_split_of_fsdd(real_data):
-    test = load("fsdd:test", DataSettings(length=20000), data_root=real_data)
+    test = load("fsdd:test", dict(length=20000), data_root=real_data)
     assert len(test) == 300 and torch.bincount(test.labels).tolist() == [30] * 10
     names = sorted(path.name for path in (real_data / "fsdd/recordings").glob("*_[0-4].wav"))
     x, _ = soundfile.read(real_data / "fsdd/recordings" / names[0])
@@ -216,7 +217,7 @@ def batch() -> Batch:
 def test_a_tar_of_recordings_is_read_back(tmp_path):
     with streams.open_writer(str(tmp_path / "a.tar"), SPEC) as writer:
         writer.write(batch())
-    data = load(str(tmp_path / "a.tar"), DataSettings(levels=65536), split="all")
+    data = load(str(tmp_path / "a.tar"), dict(levels=65536), split="all")
     again = data.batch(torch.arange(2))
     assert torch.equal(again.x, batch().x) and again.lengths.tolist() == [1000, 600]
     assert [data.spec.classes[i] for i in data.labels] == ["b", "a"]
@@ -260,4 +261,4 @@ def test_a_stream_is_heard_piece_by_piece(format):
 def test_a_stream_of_unknown_length_can_be_read(tmp_path):
     with open(tmp_path / "a.wav", "wb") as file, streams.open_writer("-", SPEC, format="wav", stdout=file) as writer:
         writer.write(batch())
-    assert load(str(tmp_path / "a.wav"), DataSettings(length=5000), split="all").lengths.tolist() == [1600]
+    assert load(str(tmp_path / "a.wav"), dict(length=5000), split="all").lengths.tolist() == [1600]

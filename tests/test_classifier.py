@@ -6,8 +6,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
 
-from gencli.data import DataSettings, load
-from gencli.data.dataset import Dataset
+from gencli.data import load
+from gencli.dataset import Dataset
 from gencli.errors import UsageError
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
@@ -202,7 +202,7 @@ def test_unlabelled_examples_have_no_accuracy():
 
 def test_mnist_at_a_glance(real_data):
     """A tenth of the data, seen once; the whole training stands in RESULTS.md."""
-    train = load("mnist:train", DataSettings(), data_root=real_data).subset(6400)
+    train = load("mnist:train", dict(), data_root=real_data).subset(6400)
     test = load("mnist:test", like=train.spec, data_root=real_data, limit=1000)
     model = fitted(train, {"width": 16}, steps=50, lr=4e-3, batch_size=128, schedule="cosine", warmup=10)
     metric = measure(["classification"], Inputs(test, model)).metrics[0]

@@ -145,7 +145,7 @@ def test_codes_flow_into_sample(family, kind, gencli, small_run, small_data):
     assert len(keys) == 5
     if kind == "text":
         data = load(str(small_data[kind]), like=load_model(run)[0].spec, split="all")
-        from gencli.data.text import detokenize
+        from gencli.kinds.text import detokenize
 
         texts = [detokenize(tokens, data.spec) for tokens in data.batch(range_tensor(5)).x]
         assert [decoded[key].decode() for key in sorted(keys)] == texts, "the noise code gives the text back"

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from gencli.data import DataSettings, known, load, pictures
-from gencli.data.text import detokenize, tokenize
+from gencli import data
+from gencli.data import known, load
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.text import TextSpec
+from gencli.kinds.text import TextSpec, detokenize, tokenize
 from gencli.kinds.vector import VectorSpec
 
 DATA = Path(os.environ.get("GENCLI_DATA", "/nonexistent"))
-EMBEDDED = Path(pictures.__file__).parent / "embedded"
+EMBEDDED = Path(data.__file__).parent / "embedded"
 
 
 def real(name: str) -> pytest.MarkDecorator:
@@ -74,7 +74,7 @@ def test_shakespeare_is_split_as_nanogpt_splits_it():
 
 
 def test_passages_are_the_document():
-    data = load("shakespeare:test", DataSettings(length=1000))
+    data = load("shakespeare:test", dict(length=1000))
     assert data.examples.shape == (112, 1000) and data.lengths.tolist() == [1000] * 111 + [540]
     assert torch.equal(data.examples.flatten()[: len(data.document)], data.document)
     assert not data.examples[-1, 540:].any()
@@ -165,7 +165,7 @@ def test_splits_are_disjoint_complete_and_always_the_same(tmp_path):
     assert len(test) == 10 and sorted(train + test) == everything == list(range(100))
     assert load(source, split="test").examples[:, 0].tolist() == test
     assert load(f"{source}:train", split="test").examples[:, 0].tolist() == train, "what the source says wins"
-    assert len(load(f"{source}:test", DataSettings(holdout=0.25))) == 25
+    assert len(load(f"{source}:test", dict(holdout=0.25))) == 25
     assert test != list(range(90, 100)), "drawn from everywhere"
 
 
@@ -239,10 +239,10 @@ def test_fingerprint_is_of_the_content_wherever_it_lies(tmp_path):
 
 def test_binarisation():
     grey = load("digits:test", limit=200).examples
-    threshold = load("digits:test", DataSettings(binarize="threshold"), limit=200)
+    threshold = load("digits:test", dict(binarize="threshold"), limit=200)
     assert torch.equal(threshold.examples, (grey >= 128).byte()) and threshold.drawn is None
     for how in ("fixed", "dynamic"):
-        data = load("digits:test", DataSettings(binarize=how), limit=200)
+        data = load("digits:test", dict(binarize=how), limit=200)
         assert data.drawn == how == data.protocol["binarize"] and data.spec.levels == 2
         assert torch.equal(data.examples, grey)
         x = data.batch(torch.arange(200)).x
@@ -254,7 +254,7 @@ def test_binary_data_stays_as_it_is(tmp_path):
     x = np.random.default_rng(0).integers(0, 2, (20, 4, 4))
     for name, array in (("int", x), ("bool", x.astype(bool)), ("float", x.astype(float)), ("grey", x * 255)):
         np.save(tmp_path / f"{name}.npy", array)
-        for settings in (DataSettings(), DataSettings(binarize="dynamic")):
+        for settings in (dict(), dict(binarize="dynamic")):
             data = load(f"{tmp_path}/{name}.npy:all", settings)
             assert data.spec.levels == 2 and data.drawn is None and data.protocol["binarize"] == "as given"
             assert np.array_equal(data.batch(torch.arange(20)).x[:, 0], x)
@@ -264,8 +264,8 @@ def test_binary_data_stays_as_it_is(tmp_path):
 def test_only_pictures_are_binarised(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", np.ones((4, 4)))
-    with pytest.raises(UsageError, match="--binarize is for pictures"):
-        load(source, DataSettings(binarize="fixed"))
+    with pytest.raises(UsageError, match="--binarize is an option for pictures"):
+        load(source, dict(binarize="fixed"))
 
 
 # --- examples that have to fit a model
@@ -285,9 +285,9 @@ def test_pictures_fit_a_model(tmp_path):
 def test_grey_pictures_are_drawn_for_a_binary_model():
     spec = ImageSpec(channels=1, height=28, width=28, levels=2)
     assert load("digits:test", like=spec).drawn == "fixed"
-    assert load("digits:test", DataSettings(binarize="threshold"), like=spec).drawn is None
+    assert load("digits:test", dict(binarize="threshold"), like=spec).drawn is None
     with pytest.raises(UsageError, match="--binarize"):
-        load("digits:test", DataSettings(binarize="fixed"), like=ImageSpec(channels=1, height=28, width=28))
+        load("digits:test", dict(binarize="fixed"), like=ImageSpec(channels=1, height=28, width=28))
 
 
 def test_classes_fit_a_model():
@@ -316,7 +316,7 @@ def test_text_fits_a_model(tmp_path):
     lines = load(f"{tmp_path}/a.txt:all", like=spec)
     assert lines.examples.tolist() == [[2, 3, 1], [0, 3, 1]] and lines.lengths.tolist() == [3, 3]
     assert lines.protocol["cut"] == 1
-    document = load(f"{tmp_path}/a.txt:all", DataSettings(lines=True), like=spec.model_copy(update={"lines": False}))
+    document = load(f"{tmp_path}/a.txt:all", dict(lines=True), like=spec.model_copy(update={"lines": False}))
     assert document.document.tolist() == [2, 3, 0, 0, 3, 2, 0] and document.examples.shape == (3, 3)
 
 
@@ -337,7 +337,7 @@ def test_kinds_that_do_not_fit(source, like, message):
 @pytest.mark.parametrize("text", ["To be, or not to be:\n  that's the question\t!", "über 嗨 🙂 e\u0301\r\n\n", " x"])
 def test_tokens_give_the_text_back(unit, text, tmp_path):
     (tmp_path / "a.txt").write_bytes((text * 40).encode())
-    data = load(f"{tmp_path}/a.txt", DataSettings(unit=unit))
+    data = load(f"{tmp_path}/a.txt", dict(unit=unit))
     tokens = tokenize(text, data.spec)
     assert detokenize(tokens, data.spec) == text and data.spec.UNKNOWN not in tokens
     assert detokenize([*tokens, data.spec.END, 5], data.spec) == text
@@ -353,13 +353,13 @@ def test_what_a_vocabulary_lacks():
 
 def test_words_are_words_space_and_punctuation(tmp_path):
     (tmp_path / "a.txt").write_text("Hey, you  two!?\n" * 20)
-    data = load(f"{tmp_path}/a.txt", DataSettings(unit="words"))
+    data = load(f"{tmp_path}/a.txt", dict(unit="words"))
     assert set(data.spec.vocabulary[2:]) == {"Hey", ",", " ", "you", "  ", "two", "!", "?", "\n"}
 
 
 def test_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfemma\r\n\nbo\nava")
-    data = load(f"{tmp_path}/a.txt:all", DataSettings(lines=True, unit="bytes", length=4))
+    data = load(f"{tmp_path}/a.txt:all", dict(lines=True, unit="bytes", length=4))
     assert [detokenize(row, data.spec) for row in data.examples] == ["emm", "bo", "ava"]
     assert data.document is None and data.lengths.tolist() == [4, 3, 4] and data.protocol["cut"] == 1
 
@@ -368,7 +368,7 @@ def test_a_folder_of_texts_is_one_document(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b" / "c.txt").write_text("two\n")
-    data = load(f"{tmp_path}:all", DataSettings(unit="bytes"))
+    data = load(f"{tmp_path}:all", dict(unit="bytes"))
     assert detokenize(data.document, data.spec) == "one\ntwo\n"
 
 
@@ -412,7 +412,7 @@ def test_a_folder_of_faces():
 
 @real("text/names.txt")
 def test_names():
-    data = load(f"{DATA}/text/names.txt:all", DataSettings(lines=True))
+    data = load(f"{DATA}/text/names.txt:all", dict(lines=True))
     names = (DATA / "text/names.txt").read_text().split("\n")
     assert [detokenize(row, data.spec) for row in data.examples] == names and len(data.spec.vocabulary) == 28
 
@@ -422,7 +422,7 @@ def test_names():
     ("winequality-red.csv", "12", (1599, 11)), ("mammography.csv", "7", (11183, 6)), ("geyser.csv", "kind", (272, 2)),
 ])
 def test_tables(name, label, shape):
-    data = load(f"{DATA}/tabular/{name}:all", DataSettings(label=label))
+    data = load(f"{DATA}/tabular/{name}:all", dict(label=label))
     assert data.examples.shape == shape and len(data.spec.classes) == len(data.labels.unique()) > 1
 
 

@@ -175,7 +175,7 @@ def test_a_model_of_the_plugin_without_it(tmp_path, plugin):
 
 def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
     monkeypatch.syspath_prepend(plugin)
-    registry.families.cache_clear()
+    registry.families.clear()
     random = np.random.default_rng(0)
     chance = np.array([0, 0.1, 0.5, 0.8, 1])
     bits = (random.random((1000, 1, 5)) < chance).astype(np.uint8) * 255
@@ -191,7 +191,7 @@ def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
         gencli("export", "run", "-o", "model.safetensors")
         gencli("sample", "model.safetensors", "-n", "2", "-o", "two.png")
     finally:
-        registry.families.cache_clear()
+        registry.families.clear()
 
     samples = np.load(tmp_path / "samples.npz")["images"].reshape(500, 5) / 255
     assert np.abs(samples.mean(0) - chance).max() < 0.08  # 3.5 standard errors

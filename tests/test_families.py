@@ -11,12 +11,12 @@ import torch
 from conftest import SMALL
 
 from gencli import inference, registry, runs
-from gencli.commands.options import set_options
+from gencli.commands._options import set_options
 from gencli.data import load
 from gencli.model import Model
 from gencli.rng import StepStream, generator
 
-CASES = [(family, kind) for family in registry.families().values() if family.source == "gencli"
+CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
          for kind in family.kinds]
 ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav"}
 VARIABLE = {"text", "audio"}  # kinds whose examples have lengths of their own
@@ -54,7 +54,7 @@ def fresh(family, kind, small_run) -> Model:
 
 
 def test_every_family_and_kind_has_a_small_case():
-    assert {(family.name, kind) for family in registry.families().values() if family.source == "gencli"
+    assert {(family.name, kind) for family in registry.families.values() if family.source == "gencli"
             for kind in family.kinds} == set(SMALL)
 
 
@@ -72,7 +72,7 @@ def test_options_are_documented(family, kind):
     for name, field in cls.Config.model_fields.items():
         assert field.description and field.description.endswith("."), name
         assert name.isidentifier() and name.islower()
-    from gencli.settings import DataSettings, TrainSettings
+    from gencli.settings import TrainSettings
 
     common = set(TrainSettings.model_fields) | set(DataSettings.model_fields)
     assert not common & set(cls.Config.model_fields), "an option of the family hides one of training or data"

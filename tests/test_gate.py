@@ -9,7 +9,7 @@ from test_commands import one_line
 
 from gencli.errors import DataError, UsageError
 from gencli.metrics import Metric
-from gencli.metrics.meanings import MEANINGS
+from gencli.metrics.glossary import MEANINGS
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, shown
 
 

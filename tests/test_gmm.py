@@ -132,7 +132,7 @@ def test_samples_of_a_component_have_its_moments(covariance):
 
 def trained(x, **options):
     """A model trained by the trainer, without files."""
-    from gencli.data.dataset import Dataset
+    from gencli.dataset import Dataset
 
     torch.manual_seed(3)
     model = GMM(GMMConfig(**options), table_spec(x))

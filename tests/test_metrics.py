@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import ModelError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
@@ -18,7 +18,7 @@ from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Column, Inputs, measure
 from gencli.metrics import features as feature_spaces
-from gencli.metrics.anomalies import anomalies, auroc
+from gencli.metrics.anomalies import auroc, aurocs
 from gencli.metrics.audio import LogMel
 from gencli.metrics.parzen import choose_bandwidth, log_density
 from gencli.metrics.support import support_size
@@ -268,14 +268,14 @@ def test_anomalies_by_class():
     data = labelled(200, 0)
     columns = [Column("elbo", data.examples[:, 0].double(), "nats"),
                Column("confidence", -data.examples[:, 0].double(), cost=False)]
-    found = {metric.name: metric.value for metric in anomalies(columns, data, ["y"])}
+    found = {metric.name: metric.value for metric in aurocs(columns, data, ["y"])}
     assert found["auroc_elbo"] == found["auroc_confidence"] > 0.9
-    assert anomalies(columns, data, ["x"])[0].value == pytest.approx(1 - found["auroc_elbo"])
+    assert aurocs(columns, data, ["x"])[0].value == pytest.approx(1 - found["auroc_elbo"])
     for examples, classes, error, sentence in [
             (data, ["z"], UsageError, "has no class 'z'"), (data, ["x", "y"], DataError, "200 of 200"),
             (table(normal(9, 3)), ["x"], DataError, "no labels")]:
         with pytest.raises(error, match=sentence):
-            anomalies(columns, examples, classes)
+            aurocs(columns, examples, classes)
 
 
 # --- audio

@@ -14,16 +14,16 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gencli.cache import cache_folder
 from gencli.data import load
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs, inception, measure
 from gencli.metrics import features as feature_spaces
 from gencli.metrics.distances import distances, frechet_distance, kernel_distance, manifold_metrics
+from gencli.metrics.distribution import inception_score
 from gencli.metrics.features import Pixels, feature_space, features, new_model
 from gencli.metrics.neighbours import nearest, ratio, squared_distances
-from gencli.metrics.samples import inception_score
 from gencli.model import Batch
 from gencli.runs import load_model
 

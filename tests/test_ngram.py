@@ -16,7 +16,7 @@ from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, generator
 from gencli.runs import Card, Run, load_model, save_model
-from gencli.settings import DataSettings, TrainSettings
+from gencli.settings import TrainSettings
 from gencli.trainer import Trainer
 
 V, END = 6, TextSpec.END
@@ -330,7 +330,7 @@ def test_exported_step_is_the_models(order):
 
 
 def test_training_goes_on_from_a_checkpoint_and_averages_nothing(small_data, tmp_path):
-    data = load(str(small_data["text"]), DataSettings(length=32), split="train")
+    data = load(str(small_data["text"]), dict(length=32), split="train")
 
     def train(run: Run | None, resume: bool = False, **settings) -> NGram:
         m = NGram(NGramConfig(order=3), data.spec)
@@ -358,7 +358,7 @@ def test_tiny_shakespeare():
 
 
 def test_bigrams_of_names_are_those_of_makemore(real_data):
-    data = load(str(real_data / "text" / "names.txt"), DataSettings(lines=True), split="all")
+    data = load(str(real_data / "text" / "names.txt"), dict(lines=True), split="all")
     b = data.batch(torch.arange(len(data)))
     m = NGram(NGramConfig(order=2, smoothing="add-k", k=1e-9), data.spec)
     (phase,) = m.phases()

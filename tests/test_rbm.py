@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from gencli import runs
-from gencli.data import DataSettings, load
+from gencli.data import load
 from gencli.device import autocast
 from gencli.errors import LockedError
 from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
@@ -137,7 +137,7 @@ def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
 
 
 def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_states():
-    data = load("digits", DataSettings(binarize="dynamic"))
+    data = load("digits", dict(binarize="dynamic"))
     torch.manual_seed(0)
     model = RBM(RBMConfig(hidden=16, chains=64), data.spec)
     settings = TrainSettings(steps=400, batch_size=64, lr=5e-3, schedule="cosine", preview_every=0, precision="fp32")
@@ -192,7 +192,7 @@ def test_the_loss_has_the_gradient_of_the_likelihood(spec):
 @pytest.mark.parametrize("options", [{"chain": "pcd", "chains": 200}, {"chain": "cd"}], ids=["pcd", "cd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_comes_close_to_the_entropy(options, precision):
-    from gencli.data.dataset import Dataset
+    from gencli.dataset import Dataset
 
     rows = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1], [1, 0, 1, 0, 1, 0, 1, 0]])
     x = rows[torch.arange(300) % 3].unflatten(1, BINARY.shape).to(torch.uint8)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from gencli.data.readers import READERS
 from typer.core import TyperGroup
 
 from gencli import errors, metrics, registry, streams
 from gencli.app import app
 from gencli.data.known import KNOWN
-from gencli.data.readers import READERS
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
@@ -84,7 +84,7 @@ def test_a_command_with_a_mistake_would_not_parse():
 
 def test_every_option_that_is_mentioned_exists():
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
-    lines = [*(["train", family] for family in registry.families()), *([verb] for verb in registry.VERBS[1:])]
+    lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:])]
     known = {name for line in lines for option in command(line)[0].params for name in option.opts}
     assert len(mentioned) > 30 and mentioned - known == set()
 
@@ -108,7 +108,7 @@ def test_exit_codes():
 
 def test_families():
     table = rows(section("Verbs and families").split("Every family has every verb")[1])
-    built_in = {name: family for name, family in registry.families().items() if family.source == "gencli"}
+    built_in = {name: family for name, family in registry.families.items() if family.source == "gencli"}
     assert {cells[0].strip("`"): tuple(cells[1].split(", ")) for cells in table} == {
         name: family.kinds for name, family in built_in.items()}
     for cells in table:

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from test_commands import one_line
 
-from gencli.reports import charts
+from gencli import charts
 from gencli.reports.html import html
 from gencli.reports.junit import junit
 from gencli.reports.markdown import markdown
@@ -173,7 +173,7 @@ def test_a_limit_lies_beyond_the_interval_or_not():
 # --- through the command line
 
 
-def test_scores_find_anomalies(gencli, small_data, tmp_path):
+def test_scores_find_aurocs(gencli, small_data, tmp_path):
     """A model of dark pictures alone finds the bright ones unlikely."""
     pictures, run = np.load(small_data["image"]), "dark"
     np.save(tmp_path / "dark.npy", pictures["x"][pictures["y"] == 0])

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from gencli.errors import DataError, ResourceError, UsageError
-from gencli.kinds.image import ImageSpec
+from gencli.kinds.image import ImageSpec, quantize
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch
-from gencli.streams import open_code_writer, open_writer, quantize, read_codes, read_tar
+from gencli.streams import open_code_writer, open_writer, read_codes, read_tar
 
 GREY = ImageSpec(channels=1, height=5, width=4, classes=("zero", "one", "two"))
 RGB = ImageSpec(channels=3, height=5, width=4)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from gencli.data import load
-from gencli.data.dataset import Contiguous, Shuffled
+from gencli.data.orders import Contiguous, Shuffled
 from gencli.errors import DivergedError, ModelError
 from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
 from gencli.runs import Run

@@ -102,7 +102,7 @@ class Cases:
     def get(self, trial: int, chance: random.Random) -> tuple[list[str], Path, float]:
         """Arguments, the folder of the unbroken run, and the seconds that it took."""
         family, kind = list(SMALL)[trial % len(SMALL)]
-        scored = runs.registry.family(family).load().likelihood is not None
+        scored = runs.registry.families.named(family).load().likelihood is not None
         more = [*chance.choice(MORE), *(VALIDATED if scored and chance.random() < 0.5 else [])]
         args = command(family, kind, self.data, "run", *more)
         if tuple(args) not in self._whole:

@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gencli import metrics
-from gencli.commands import options
+from gencli import metrics, registry
+from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
 from gencli.publish import publish, publish_text
-from gencli.settings import DataSettings
 
 if TYPE_CHECKING:
-    from gencli.data.dataset import Dataset
+    from gencli.dataset import Dataset
     from gencli.runs import Card
 
 
-@options.with_settings(("Data", DataSettings))
+@options.with_fields(*options.reading_panels())
 def evaluate(
     run: Annotated[str | None, typer.Argument(metavar="RUN", show_default=False, help="A run directory or a "
                                               ".safetensors file; none where --samples alone are measured.")] = None,
@@ -32,7 +31,7 @@ def evaluate(
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Families of metrics; "
-                                                 f"all that fit of {', '.join(metrics.metric_families())}.")] = None,
+                                                 f"all that fit of {', '.join(registry.metrics)}.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
                                                  "columns, log-mel, inception, classifier (trained on the labelled "
                                                  "training data, once) or classifier:RUN.")] = None,
@@ -65,7 +64,7 @@ def evaluate(
     verbose: options.Verbose = False,
     json: options.Json = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
 ) -> None:
     """Measure a model on held-out data, or samples alone: likelihood or bound, reconstruction, samples against data."""
     # What can be wrong with the options is told before anything is read.
@@ -77,7 +76,7 @@ def evaluate(
                          f"--samples SAMPLES DATA'; given was {f'only {data}' if data else 'neither'}")
     if set and run is None:
         raise UsageError("--set sets options of a model, and none is given: write 'gencli evaluate RUN DATA'")
-    names = [metrics.metric_family(name).name for name in measured.split(",")] if measured else None
+    names = [registry.metrics.named(name).name for name in measured.split(",")] if measured else None
     share = parse_tolerance(tolerance)
     rules = [*(parse_requirement(text, strict) for text in require or ()),
              *(read_baseline(baseline, share) if baseline else ())]
@@ -88,9 +87,11 @@ def evaluate(
 
     from gencli import device as devices
     from gencli import runs
-    from gencli.commands.reading import load_for
-    from gencli.metrics.anomalies import anomalies as told_by
-    from gencli.metrics.samples import draw as draw_samples
+    from gencli.commands._reading import load_for
+    from gencli.kind import describe
+    from gencli.metrics.anomalies import aurocs
+    from gencli.metrics.distribution import draw as draw_samples
+    from gencli.training import train_quietly
 
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     with ExitStack() as stack:
@@ -100,21 +101,22 @@ def evaluate(
         stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
         progress = stack.enter_context(console.progress("evaluate"))
         model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
-        chosen = options.parse_set(set, model.scores) if model else {}
+        keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
         split: Literal["all", "test"] = "all" if card is None or Path(data).is_file() else "test"
-        examples = load_for(card, data, given, console, split, limit=limit, other_classes=bool(anomalies), **reading)
-        wanted = metrics.needed(names, examples.spec.kind, model)
+        examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies), **reading)
+        wanted = metrics.needed(names, examples.spec, model)
         drawn: Dataset | None = None
         if samples:
-            drawn = load_for(card, samples, given, console, "all", like=examples.spec, skip_bad=skip_bad)
+            drawn = load_for(card, samples, settings, console, "all", like=examples.spec, skip_bad=skip_bad)
         elif draw and model and "samples" in wanted and "sample" in model.abilities():
-            drawn = draw_samples(model, draw, examples, seed)
-        training = _training_data(card, given, console, reading) if card and drawn and "training" in wanted else None
-        inputs = metrics.Inputs(examples, model, drawn, training, seed, chosen, features, reconstruct, download,
-                                progress, console.warn)
+            drawn = draw_samples(model, draw, examples, seed, **keywords)
+        wants_training = "training" in wanted and (drawn or names)
+        training = _training_data(card, settings, console, reading) if card and wants_training else None
+        inputs = metrics.Inputs(examples, model, drawn, training, seed, keywords, features, reconstruct, download,
+                                progress, console.warn, draw, train_quietly)
         results = metrics.measure(names, inputs)
         if anomalies:
-            results.add(told_by(results.columns, examples, anomalies.split(","), seed))
+            results.add(aurocs(results.columns, examples, anomalies.split(","), seed))
         document = _document(run, card, inputs, results, check(rules, results.metrics))
         for report, file in files.items():
             file.write(_report(report, document, inputs, results, run).encode())
@@ -125,18 +127,22 @@ def evaluate(
             runs.keep_findings(run, model, card)
         except GencliError as error:
             console.note(f"what was found out about the model is not kept in it: {error}")
+    if not results.metrics:
+        console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
+                     f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
     console.result(document, _table(results.metrics))
     failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
 
 
-def _training_data(card: "Card", given: dict[str, Any], console: Console, reading: dict[str, Any]) -> "Dataset | None":
+def _training_data(card: "Card", settings: dict[str, Any], console: Console,
+                   reading: dict[str, Any]) -> "Dataset | None":
     """What the model was trained on, for the nearest training examples; None, with a note, if it is not here."""
-    from gencli.commands.reading import load_for
+    from gencli.commands._reading import load_for
 
     try:
-        return load_for(card, card.data, given, console, "train", **reading)
+        return load_for(card, card.data, settings, console, "train", **reading)
     except GencliError as error:
         console.note(f"the training data {card.data} is not here ({error}); nearest training examples are left out")
         return None
@@ -190,7 +196,7 @@ def _keep(run: Path, document: dict[str, Any], results: metrics.Results, console
         console.note(f"the result is not kept: {error}")
 
 
-def _table(found: list[metrics.Metric]) -> Table:
+def _table(measured: list[metrics.Metric]) -> Table:
     rows = [[m.name, f"{m.value:.6g}", "" if m.error is None else f"± {m.error:.2g}", m.unit, m.kind, str(m.n)]
-            for m in found]
+            for m in measured]
     return Table(["metric", "value", "error", "unit", "kind", "n"], rows)

@@ -10,10 +10,9 @@ import typer
 from torch import Tensor
 
 from gencli import registry, runs
-from gencli.commands import options
+from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError
-from gencli.kinds.image import ImageSpec
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
 from gencli.streams import open_writer
@@ -43,9 +42,7 @@ def export(
     if chosen == "safetensors":
         runs.save_model(output, model, card)
     elif chosen == "card":
-        from gencli.commands.train import model_card
-
-        publish_text(output, model_card(card, {}))
+        publish_text(output, runs.model_card(card, {}))
     elif chosen == "filters":
         _filters(output, model, card)
     else:
@@ -64,11 +61,13 @@ def export(
 def _filters(output: str, model: Model, card: runs.Card) -> None:
     """A sheet of the filters, each as bright as can be: 0 is grey, the largest weight black or white."""
     registry.require(card.family, "filters")
-    if not isinstance(model.spec, ImageSpec):
-        raise UsageError(f"the filters of a model of {model.spec.kind}s are no pictures; it needs a model of images")
+    kind = registry.kind_of(model.spec)
+    if "png" not in kind.own_formats(model.spec):
+        raise UsageError(f"the filters of a model of {kind.plural} are not pictures; it needs a model of pictures")
     weights = model.filters()
     largest = weights.flatten(1).abs().amax(1).clamp(min=torch.finfo(weights.dtype).tiny).view(-1, 1, 1, 1)
-    with open_writer(output, model.spec.model_copy(update={"levels": 256}), format="png", total=len(weights)) as writer:
+    spec = model.spec.model_copy(update={"levels": None})
+    with open_writer(output, spec, format="png", total=len(weights)) as writer:
         writer.write(Batch(0.5 + 0.5 * weights / largest))
 
 

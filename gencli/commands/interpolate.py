@@ -5,13 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from gencli import registry
-from gencli.commands import options
+from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.errors import UsageError
-from gencli.settings import DataSettings
 
 
-@options.with_settings(("Data", DataSettings))
+@options.with_fields(*options.reading_panels())
 def interpolate(
     run: options.RunArgument,
     examples: Annotated[list[str] | None, typer.Argument(
@@ -20,6 +19,8 @@ def interpolate(
     seeds: Annotated[str | None, typer.Option("--seeds", help="Go through the first samples of seeds: 3,9.")] = None,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Go through these codes (from "
                                                 "'gencli encode'; - is stdin).")] = None,
+    given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What all examples of the path are made "
+                                              "from: the first of these. Default: what A is made from.")] = None,
     frames: Annotated[int, typer.Option("--frames", min=2, help="Examples from each end to the next, both "
                                                                 "included.")] = 8,
     output: options.Output = None,
@@ -32,12 +33,13 @@ def interpolate(
     verbose: options.Verbose = False,
     json: options.Json = False,
     *,
-    given: dict[str, Any],
+    settings: dict[str, Any],
 ) -> None:
     """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or whatever 'gencli sample' writes."""
     from gencli import device as devices
     from gencli import inference, runs, streams
-    from gencli.commands.reading import code_of, settings_for
+    from gencli.commands._reading import conditions_for, example_of
+    from gencli.model import Given
 
     console = Console(quiet, verbose, json)
     if sum(source is not None and source != [] for source in (examples, seeds, latents)) != 1:
@@ -46,19 +48,23 @@ def interpolate(
         raise UsageError("--json prints a document on stdout; write the path to a file with -o FILE")
     card = runs.read_card(run)
     registry.require(card.family, "interpolate")
-    corners_count = len(examples or ()) if examples else seeds.count(",") + 1 if seeds else None
-    total = None if corners_count is None else max(0, (corners_count - 1) * (frames - 1) + 1)
+    ends = len(examples or ()) if examples else seeds.count(",") + 1 if seeds else None
+    total = None if ends is None else max(0, (ends - 1) * (frames - 1) + 1)
+    fixed = Given(condition=conditions_for(card, given, {}, console, data_root)) if given else Given()
     with streams.open_writer(output, card.spec, format=format, total=total) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
+        methods = [model.decode, *([model.prior] if seeds else [model.encode] if examples else [])]
+        keywords = options.parse_set(set, *methods)
         if seeds:
-            corners = [inference.code_of_seed(model, s) for s in _numbers(seeds)]
+            corners = [inference.code_of_seed(model, s, **keywords) for s in _numbers(seeds)]
         elif latents:
             corners = [code for block in streams.read_codes(latents) for code in block.values]
         else:
-            settings = settings_for(card, given)
-            corners = [code_of(model, example, settings, data_root, seed) for example in examples or ()]
+            batches = [example_of(card, words, settings, console, data_root) for words in examples or ()]
+            corners = [inference.code_of(model, batch, seed, **keywords) for batch in batches]
+            fixed = fixed if given else Given(condition=batches[0].condition)
         done = 0
-        for batch in inference.interpolate(model, corners, frames, seed, **options.parse_set(set, model.decode)):
+        for batch in inference.interpolate(model, corners, frames, seed, fixed, **keywords):
             writer.write(batch)
             done += len(batch)
     if json:

@@ -1,14 +1,14 @@
 """`gencli sample RUN`: draw new examples, or decode codes."""
 
-import itertools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gencli import registry
-from gencli.commands import options
-from gencli.commands.given import class_number, read_given
+from gencli.commands import _options as options
+from gencli.commands._conditions import class_number, read_given
 from gencli.console import Console
 from gencli.errors import UsageError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gencli.model import Batch
 
 
+@options.with_fields(*options.reading_panels("Data of --given"))
 def sample(
     run: options.RunArgument,
     number: Annotated[int | None, typer.Option("-n", "--number", min=1, help="How many examples (default 16, or as "
@@ -30,13 +31,14 @@ def sample(
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Keep what is white in this "
                                                                                "picture.")] = None,
-    source: Annotated[str | None, typer.Option("--given", metavar="DATA", help="Examples that the samples are "
-                                               "conditioned on, e.g. speech for a vocoder.")] = None,
+    given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What the samples are made from, e.g. "
+                                              "label maps, or speech for a vocoder; one sample for each.")] = None,
+    each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given.")] = 1,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
                                              "so many frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
-    shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
+    part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
                                                                              "are the whole.")] = None,
     shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of so many examples into "
                                                    "the folder -o; run again, it goes on where it stopped.")] = None,
@@ -48,10 +50,13 @@ def sample(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     json: options.Json = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
     from gencli import device as devices
-    from gencli import inference, runs, streams
+    from gencli import runs, streams
+    from gencli.sampling import SampleRequest, shard
 
     console = Console(quiet, verbose, json)
     if json and output in (None, "-"):
@@ -59,65 +64,63 @@ def sample(
     if shard_size and (latents or film or output in (None, "-")):
         raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents and "
                          "--film out")
-    if latents and (label, prompt, complete, source) != (None, None, None, None):
-        raise UsageError("--latents says all about an example; leave --label, --prompt, --complete and --given out")
+    if latents and (label, prompt, complete) != (None, None, None):
+        raise UsageError("--latents says all about an example; leave --label, --prompt and --complete out")
+    if each > 1 and not given:
+        raise UsageError(f"--each {each} is about --given: name what the samples are made from")
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
-    number_of_class = class_number(card, label)
-    given = read_given(card, console, prompt, complete, keep_rows, mask, source)
-    number = number or (len(given.source) if given.source else 16)
-    numbers = _shard(shard, number, shard_size or 1)
-    chosen = [*(set or ()), *([f"engine={engine}"] if engine else ())]
-    # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
-    frames = film or 1
-    total: int | None = None
+    class_of_all = class_number(card, label)
+    conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, given)
+    number = number or (each * len(conditions.condition) if conditions.condition else 16)
+    numbers, frames = shard(part, number, shard_size or 1), film or 1
+    pairs = [*(set or ()), *([f"engine={engine}"] if engine else ())]
     meta = {"family": card.family, "seed": seed}
 
-    def open_writer(path: str | None, part: range) -> streams.Writer:
-        return streams.open_writer(path, card.spec, format=format, start=frames * part.start, meta=meta,
-                                   total=None if latents else frames * len(part))
+    def open_writer(path: str | None, own: range) -> streams.Writer:
+        return streams.open_writer(path, card.spec, format=format, start=frames * own.start, meta=meta,
+                                   total=None if latents else frames * len(own))
 
+    # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
     opened: streams.Writer | streams.Shards
     if shard_size and output:
         format = (format or "tar").lower().removeprefix(".")
-        about = {"model": runs.identity(run), "number": number, "shard size": shard_size, "format": format,
-                 "seed": seed, "label": label, "prompt": prompt, "complete": complete, "keep rows": keep_rows,
-                 "mask": mask, "given": source, "set": sorted(chosen)}
-        opened = streams.Shards(output, numbers, shard_size, format, open_writer, about)
+        identity = {"model": runs.identity(run), "number": number, "shard size": shard_size, "format": format,
+                    "seed": seed, "label": label, "prompt": prompt, "complete": complete, "keep rows": keep_rows,
+                    "mask": mask, "given": given, "set": sorted(pairs)}
+        opened = streams.Shards(output, numbers, shard_size, format, open_writer, identity)
     else:
         opened = open_writer(output, numbers)
-    with opened as writer:
+    with (opened as writer, devices.memory_explained("use a larger machine or --device cpu"),
+          console.progress("sample") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
-        with devices.memory_explained("use a larger machine or --device cpu"), console.progress("sample") as progress:
-            pace = _Pace(card.spec)
-            done = 0
+        request = SampleRequest(number, seed, class_of_all, conditions, each, film or 0)
+        request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
+        pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
+        total: int | None = None
+        done = 0
 
-            def watch(piece: "Batch") -> None:
-                pace.add(piece)
-                progress(done, total, pace.values())
+        def watch(piece: "Batch") -> None:
+            pace.add(piece)
+            progress(done, total, pace.values())
 
-            if latents:
-                codes = (block.values for block in streams.read_codes(latents, block=model.block))
-                given_options = options.parse_set(chosen, model.film if film else model.decode)
-                batches = inference.decode(model, codes, seed, film or 0, **given_options)
-            elif writer.continuous:
-                total = len(numbers)
-                batches = inference.stream(model, numbers, seed, number_of_class, given,
-                                           **options.parse_set(chosen, model.sample))
+        if latents:
+            codes = (block.values for block in streams.read_codes(latents, block=model.block))
+            batches = request.decoded(model, codes)
+        elif writer.continuous:
+            total = len(numbers)
+            batches = request.streamed(model, numbers)
+        else:
+            parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
+            total = frames * sum(map(len, parts))
+            batches = request.drawn(model, parts, watch)
+        for batch in batches:
+            writer.write(batch)
+            if writer.continuous:
+                watch(batch)
             else:
-                parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
-                total = frames * sum(map(len, parts))
-                given_options = options.parse_set(chosen, model.film if film else model.sample)
-                batches = itertools.chain.from_iterable(
-                    inference.sample(model, part, seed, number_of_class, given, film or 0, watch, **given_options)
-                    for part in parts)
-            for batch in batches:
-                writer.write(batch)
-                if writer.continuous:
-                    watch(batch)
-                else:
-                    done += len(batch)
-                    progress(done, total, pace.values())
+                done += len(batch)
+                progress(done, total, pace.values())
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
     if json:
@@ -125,16 +128,16 @@ def sample(
 
 
 class _Pace:
-    """How fast sound is made; of other kinds nothing is said."""
+    """How fast examples are made that play in time; of others nothing is said."""
 
     LONG = 5.0  # seconds from which a generation is long enough to speak of
 
-    def __init__(self, spec: Any):
-        self.rate: int = getattr(spec, "rate", 0)
-        self.samples, self.begin = 0, time.monotonic()
+    def __init__(self, rate: float | None):
+        self.rate = rate or 0
+        self.elements, self.begin = 0, time.monotonic()
 
     def add(self, piece: "Batch") -> None:
-        self.samples += piece.x.shape[1] * len(piece) if piece.lengths is None else int(piece.lengths.sum())
+        self.elements += piece.x.shape[1] * len(piece) if piece.lengths is None else int(piece.lengths.sum())
 
     @property
     def seconds(self) -> float:
@@ -142,29 +145,16 @@ class _Pace:
 
     @property
     def long(self) -> bool:
-        return self.rate > 0 and self.samples > 0 and self.seconds > self.LONG
+        return self.rate > 0 and self.elements > 0 and self.seconds > self.LONG
 
     def values(self) -> dict[str, float]:
         """What a progress line shows."""
         if not self.rate:
             return {}
-        speed = self.samples / self.seconds
+        speed = self.elements / self.seconds
         return {"samples/s": speed, "times real time": speed / self.rate}
 
     def __str__(self) -> str:
-        speed = self.samples / self.seconds
-        return (f"{self.samples / self.rate:.1f} s of sound in {self.seconds:.1f} s, {speed:.0f} samples/s, "
+        speed = self.elements / self.seconds
+        return (f"{self.elements / self.rate:.1f} s of sound in {self.seconds:.1f} s, {speed:.0f} samples/s, "
                 f"{speed / self.rate:.2f} times real time")
-
-
-def _shard(text: str | None, number: int, unit: int) -> range:
-    """The numbers of a part of `number` examples, in whole units."""
-    from gencli.inference import shard
-
-    if text is None:
-        return range(number)
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise UsageError(f"--shard {text}: expected I/N with 1 <= I <= N, such as 2/8")
-    units = shard(-(-number // unit), int(part), int(parts))
-    return range(units.start * unit, min(units.stop * unit, number))

@@ -1,28 +1,31 @@
-"""Data: readers of files, folders, streams and known sets, which give a Spec and examples.
+"""Data: files, folders, streams and known sets become a Spec and examples.
 
-    train = load("digits")
+    train = load("digits", {"binarize": "dynamic"})
     test = load("digits:test", like=train.spec)
 
-A kind of file is one line in `readers.READERS`, a known set one in `known.KNOWN`.
+What an example is, and how it is read from a file, is the business of its kind (gencli.kinds).
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
-from gencli.data.dataset import Contiguous, Dataset, Shuffled
+from gencli import registry
+from gencli.data import pairs
+from gencli.data.folders import read_path
 from gencli.data.known import KNOWN, data_folder, read_known
-from gencli.data.raw import Parts, Raw, Reading, class_names, describe_spec
-from gencli.data.readers import from_tar, read_path
+from gencli.data.orders import Contiguous, Shuffled
+from gencli.data.tars import from_tar
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.kinds.audio import AudioSpec
-from gencli.kinds.text import TextSpec
-from gencli.model import Spec
+from gencli.examples import Examples, Request, Splits, class_names
+from gencli.kind import Kind, describe
 from gencli.settings import DataSettings
+from gencli.spec import Spec
 
-__all__ = ["Contiguous", "DataSettings", "Dataset", "Shuffled", "known", "load"]
+__all__ = ["Contiguous", "Dataset", "Shuffled", "known", "load"]
 
 Split = Literal["train", "test", "all"]
 
@@ -32,7 +35,7 @@ def known() -> dict[str, str]:
     return {name: entry.summary for name, entry in KNOWN.items()}
 
 
-def load(source: str, settings: DataSettings = DataSettings(), *, split: Split | None = None,
+def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split | None = None,
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
          other_classes: bool = False, notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
@@ -41,9 +44,9 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
     Args:
         source: a path, the name of a known set, or "-" for a tar stream on stdin; with `:train`, `:test` or `:all`
             behind it, that split.
-        settings: how the data is read.
-        split: the split if `source` names none; default "train". Data that names no splits is cut by
-            `settings.holdout`: examples by a fixed shuffle, a document into its beginning and its end.
+        options: how the data is read, by name: fields of `DataSettings` and of the `Settings` of its kind.
+        split: the split if `source` names none; default "train". Data that names no splits is cut by `holdout`:
+            examples by a fixed shuffle, a document into its beginning and its end.
         like: the Spec of a model that the examples have to fit. Without it the Spec comes from the training split.
         skip_bad: leave unreadable examples out and count them.
         download: fetch a known set that is not there.
@@ -54,32 +57,36 @@ def load(source: str, settings: DataSettings = DataSettings(), *, split: Split |
         notify: takes sentences for the user.
 
     Raises:
-        UsageError: nothing is known by that name; a setting that the kind of data does not have.
+        UsageError: nothing is known by that name; an option that the kind of data does not have; data of which
+            several kinds could be meant.
         DataError: data that is missing, empty, damaged, of the wrong kind or does not fit `like`.
     """
-    if isinstance(like, TextSpec):
-        settings = settings.model_copy(update={"lines": like.lines, "unit": like.unit})
-    if isinstance(like, TextSpec | AudioSpec):  # a model of text or sound has no length
-        like = like.model_copy(update={"length": settings.length or like.length})
     name, wanted = _parse(source)
     wanted = wanted or split or "train"
-    reading = Reading(name, settings, skip_bad)
-    parts = _open(reading, data_root, download, stdin or sys.stdin.buffer, notify)
-    chosen, train, labels = _choose(parts, wanted, settings.holdout, like is not None)
+    options = {key: value for key, value in (options or {}).items() if value is not None}
+    kind = registry.kind_of(like) if like else None
+    if kind and like:
+        like, options = kind.adopt(like, options)
+        options["kind"] = kind.name
+    general = DataSettings(**{key: options.pop(key) for key in DataSettings.model_fields if key in options})
+    request = Request(name, general, options, skip_bad, notify)
+    splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
+    chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
     if not len(chosen):
         raise DataError(f"{name} has too few examples to hold a {wanted} split out; {name}:all is all of it")
+    if general.kind not in (None, chosen.kind):
+        raise DataError(f"{name} holds {chosen.describe()}; expected "
+                        f"{describe(like) if like else registry.kind(general.kind or '').plural}")
+    kind = registry.kind(chosen.kind)
+    request.check(kind, *([registry.kind(chosen.condition.kind)] if chosen.condition else []))
     if like is None:
-        if settings.binarize and chosen.kind != "image":
-            raise UsageError(f"--binarize is for pictures; {name} holds {chosen.describe()}")
-        like = train.spec(settings, class_names(labels or ()))
-    elif like.kind != chosen.kind:
-        raise DataError(f"{name} holds {chosen.describe()}; expected {describe_spec(like)}")
+        like = _spec(kind, train, request, class_names(labels or ()))
     elif other_classes:
         new = [label for label in class_names(labels or ()) if label not in like.classes]
         like = like.model_copy(update={"classes": (*like.classes, *new)})
-    data = chosen.fit(like, reading, limit)
+    data = pairs.fit(chosen, like, request, limit)
     data.name, data.split = name, wanted
-    data.protocol = {"split": wanted, **({"holdout": settings.holdout} if "all" in parts and wanted != "all" else {}),
+    data.protocol = {"split": wanted, **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),
                      **data.protocol}
     if limit is not None and len(data) == limit:
         data.protocol["examples"] = [0, limit]
@@ -100,34 +107,45 @@ def _parse(source: str) -> tuple[str, Split | None]:
     return source, None
 
 
-def _open(reading: Reading, data_root: str | Path | None, download: bool, stdin: BinaryIO,
-          notify: Callable[[str], None]) -> Parts:
-    name = reading.name
+def _open(request: Request, data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Splits:
+    name = request.name
     if name == "-":
-        return {"all": lambda: from_tar(stdin, "stdin", reading)}
+        return pairs.paired({"all": lambda: from_tar(stdin, "stdin", request)}, request)
     if name in KNOWN:
         if os.path.exists(name):
-            notify(f"{name} is the known data set; ./{name} is what lies here under that name")
-        return read_known(reading, data_folder(data_root), download)
+            request.notify(f"{name} is the known data set; ./{name} is what lies here under that name")
+        return pairs.paired(read_known(request, data_folder(data_root), download), request)
     if os.path.exists(name):
-        return read_path(Path(name), reading)
+        return pairs.paired(read_path(Path(name), request), request)
     if Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"{name} does not exist; expected a file, a folder or a known data set")
     raise UsageError(f"no data set and no file is called {name!r}{did_you_mean(name, KNOWN)}")
 
 
-def _choose(parts: Parts, split: Split, holdout: float, spec_is_known: bool) -> tuple[Raw, Raw, list[str] | None]:
+def _choose(splits: Splits, split: Split, holdout: float,
+            spec_is_known: bool) -> tuple[Examples, Examples, list[str] | None]:
     """The wanted examples, those of the training split, which make the Spec unless it is known, and labels of it."""
-    if "all" in parts:
-        everything = parts["all"]()
+    if "all" in splits:
+        everything = splits["all"]()
         train, test = everything.cut(holdout)
         # A rare class may be in the test split alone.
         return {"train": train, "test": test, "all": everything}[split], train, everything.labels
     # Where there is a validation split only, it is the one to test on.
-    names = {"train": "train", "test": "test" if "test" in parts else "valid"}
+    names = {"train": "train", "test": "test" if "test" in splits else "valid"}
     if split == "all":
-        first, *others = (parts[name]() for name in ("train", "valid", "test") if name in parts)
+        first, *others = (splits[name]() for name in ("train", "valid", "test") if name in splits)
         return first.join(others), first, first.labels
-    chosen = parts[names[split]]()
-    train = chosen if split == "train" or spec_is_known else parts["train"]()
+    chosen = splits[names[split]]()
+    train = chosen if split == "train" or spec_is_known else splits["train"]()
     return chosen, train, train.labels
+
+
+def _spec(kind: Kind, train: Examples, request: Request, classes: tuple[str, ...]) -> Spec:
+    """The Spec of a model that is trained on these examples, and of what they are made from."""
+    spec = train.spec(request.settings(kind), classes)
+    if train.condition is not None:
+        condition = kind.condition_spec(train, spec, train.condition, pairs.condition_request(request, train))
+        return spec.model_copy(update={"condition": condition})
+    if request.general.condition:
+        return spec.model_copy(update={"condition": pairs.derived(kind, spec, request)[0]})
+    return spec

@@ -1,4 +1,4 @@
-"""Arrays: .npy, .npz, IDX and .amat files. Two dimensions are rows, three or four are pictures."""
+"""Arrays: .npy, .npz, IDX and .amat files; which kind of examples one holds, the kinds say (`Kind.claims`)."""
 
 import io
 import math
@@ -10,66 +10,47 @@ from pathlib import Path
 
 import numpy as np
 
-from gencli.data.pictures import PictureArray
-from gencli.data.raw import Parts, Raw, Reading, read_bytes, whole
-from gencli.data.table import Rows
+from gencli import registry
 from gencli.errors import DataError
+from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
 from gencli.limits import check_archive
 
-_EXAMPLES, _LABELS = ("x", "images", "data", "arr_0"), ("y", "labels")
+_LABELS = ("y", "labels")
 
 
-def from_array(array: np.ndarray, name: str, reading: Reading, labels: np.ndarray | None = None,
-               columns: Sequence[str] | None = None) -> Raw:
-    """The examples of an array.
+def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarray | Sequence[str] | None = None,
+                columns: Sequence[str] | None = None, kind: str | None = None) -> Examples:
+    """The examples of an array (N, ...) of numbers, of the kind that claims its shape.
 
     Args:
-        array: (N, D) numbers -> rows; (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3 -> pictures: bool or
-            integers 0..255 (binary if none is above 1), or floats in [0, 1].
         labels: (N,) integers or text.
+        columns: names of the columns of (N, D).
+        kind: that of the examples, where it is known.
 
     Raises:
-        DataError: another shape or type, no examples, numbers that are not finite or out of range.
+        DataError: no kind has examples of that shape; no examples; numbers that are not finite or out of range.
+        UsageError: several kinds have.
     """
+    shape = tuple(array.shape)
     if array.dtype.kind not in "buif":
         raise DataError(f"{name} holds {array.dtype} values; expected numbers")
-    if array.ndim not in (2, 3, 4) or not array.size:
-        raise DataError(f"{name} has the shape {_shape(array)}; expected (N, D) rows, or (N, H, W), (N, H, W, C) or "
+    claiming = [other for other in all_kinds() if other.claims(array)] if array.size else []
+    wanted = kind or request.general.kind
+    if wanted and not claiming:
+        claiming = [registry.kind(wanted)]  # it says what it expects
+    chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
+    if chosen is None or not array.size:
+        raise DataError(f"{name} has the shape {shape}; expected (N, D) rows, or (N, H, W), (N, H, W, C) or "
                         "(N, C, H, W) pictures")
-    if labels is not None and labels.shape != array.shape[:1]:
-        raise DataError(f"{name} has {len(array)} examples but labels of the shape {_shape(labels)}")
+    if labels is not None and np.shape(labels) != shape[:1]:
+        raise DataError(f"{name} has {len(array)} examples but labels of the shape {np.shape(labels)}")
     bad = ~np.isfinite(array).reshape(len(array), -1).all(1) if array.dtype.kind == "f" else np.zeros(len(array), bool)
-    if bad.any() and (bad.all() or not reading.skip_bad):
+    if bad.any() and (bad.all() or not request.skip_bad):
         raise DataError(f"{name}: example {bad.argmax()} holds NaN or infinity")
-    if bad.any():
-        array, labels = array[~bad], None if labels is None else labels[~bad]
-    names = None if labels is None else [str(label) for label in labels.tolist()]
-    if array.ndim == 2:
-        return Rows(name, array.astype(np.float64), columns, names, int(bad.sum()))
-    return PictureArray(name, _pixels(array, name), names, int(bad.sum()))
-
-
-def _pixels(array: np.ndarray, name: str) -> np.ndarray:
-    """(N, H, W, C) with C = 1 or 3: uint8 in 0..255, or float32 in [0, 1]."""
-    if array.ndim == 3:
-        array = array[..., None]
-    elif array.shape[-1] not in (1, 3):
-        if array.shape[1] not in (1, 3):
-            raise DataError(f"{name} has the shape {_shape(array)}; expected pictures of 1 or 3 channels, "
-                            "(N, H, W, C) or (N, C, H, W)")
-        array = array.transpose(0, 2, 3, 1)
-    low, high = array.min(), array.max()
-    most = 1 if array.dtype.kind == "f" else 255
-    if low < 0 or high > most:
-        raise DataError(f"{name} holds values from {low:g} to {high:g}; expected pictures with integers 0..255 or "
-                        "floats in [0, 1]")
-    if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
-    return array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1)
-
-
-def _shape(array: np.ndarray) -> str:
-    return str(tuple(array.shape))
+    names = None if labels is None else [str(label) for label in np.asarray(labels)[~bad].tolist()]
+    examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, names, columns)
+    examples.skipped += int(bad.sum())
+    return examples
 
 
 def load_npy(data: bytes, name: str) -> np.ndarray:
@@ -88,12 +69,12 @@ def _unreadable(name: str, error: Exception) -> DataError:
     return DataError(f"{name} is damaged or cut short: {' '.join(str(error).split())}")
 
 
-def read_npy(path: Path, reading: Reading) -> Parts:
+def read_npy(path: Path, request: Request) -> Splits:
     """A .npy file with one array of examples."""
-    return whole(lambda: from_array(load_npy(read_bytes(path), str(path)), str(path), reading))
+    return whole(lambda: examples_of(load_npy(read_bytes(path), str(path)), str(path), request))
 
 
-def read_npz(path: Path, reading: Reading) -> Parts:
+def read_npz(path: Path, request: Request) -> Splits:
     """A .npz file: x (or images, data, arr_0) and perhaps y (or labels), or x_train, y_train, x_test, y_test."""
     data = read_bytes(path)
     if not data.startswith(b"PK"):
@@ -113,11 +94,13 @@ def read_npz(path: Path, reading: Reading) -> Parts:
             raise DataError(f"{path}: {key} is no array")
         return found
 
-    def part(suffix: str) -> Callable[[], Raw] | None:
-        examples = next((key + suffix for key in _EXAMPLES if key + suffix in archive), None)
+    names = ("x", *dict.fromkeys(kind.array for kind in all_kinds()), "arr_0")
+
+    def part(suffix: str) -> Callable[[], Examples] | None:
+        examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
-        return None if examples is None else lambda: from_array(
-            array(examples), f"{path}: {examples}", reading, None if labels is None else array(labels))
+        return None if examples is None else lambda: examples_of(
+            array(examples), f"{path}: {examples}", request, None if labels is None else array(labels))
 
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}
     if "train" in splits and len(splits) > 1:
@@ -125,7 +108,7 @@ def read_npz(path: Path, reading: Reading) -> Parts:
     if read := part(""):
         return whole(read)
     raise DataError(f"{path} holds {', '.join(archive.files) or 'nothing'}; expected an array called "
-                    f"{', '.join(_EXAMPLES)}, or x_train and x_test")
+                    f"{', '.join(names)}, or x_train and x_test")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,40 +139,40 @@ def load_idx(path: Path) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def read_idx(path: Path, reading: Reading) -> Parts:
+def read_idx(path: Path, request: Request) -> Splits:
     """An IDX file of pictures or rows, with the labels that lie beside it under MNIST's names."""
-    return whole(lambda: _idx(path, reading))
+    return whole(lambda: _idx(path, request))
 
 
-def _idx(path: Path, reading: Reading) -> Raw:
+def _idx(path: Path, request: Request) -> Examples:
     array = load_idx(path)
     if array.ndim < 2:
         raise DataError(f"{path} holds {len(array)} labels; give the file of the pictures")
     beside = path.name.replace("images-idx3", "labels-idx1")
     labels = path.with_name(beside)
-    return from_array(array, str(path), reading,
+    return examples_of(array, str(path), request,
                       load_idx(labels) if beside != path.name and labels.is_file() else None)
 
 
-def idx_folder(folder: Path, reading: Reading) -> Parts | None:
+def idx_folder(folder: Path, request: Request) -> Splits | None:
     """The four files of MNIST in a folder, or in <folder>/MNIST/raw and the like; None if they are not there."""
     for raw in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
-        found: Parts = {}
+        splits: Splits = {}
         for split, start in (("train", "train-images"), ("test", "t10k-images"), ("test", "test-images")):
             # Of a file that is there packed and unpacked, the unpacked one comes first.
             if files := sorted(raw.glob(f"{start}*idx3*"), key=lambda path: (len(path.name), path.name)):
-                found[split] = partial(_idx, files[0], reading)
-        if len(found) == 2:
-            return found
+                splits[split] = partial(_idx, files[0], request)
+        if len(splits) == 2:
+            return splits
     return None
 
 
-def read_amat(path: Path, reading: Reading) -> Parts:
+def read_amat(path: Path, request: Request) -> Splits:
     """An .amat text: a row of numbers a line. 784 or 785 columns are a 28x28 picture and perhaps its label."""
-    return whole(lambda: _amat(path, reading))
+    return whole(lambda: _amat(path, request))
 
 
-def _amat(path: Path, reading: Reading) -> Raw:
+def _amat(path: Path, request: Request) -> Examples:
     data = read_bytes(path)
     try:
         try:
@@ -199,6 +182,6 @@ def _amat(path: Path, reading: Reading) -> Raw:
     except ValueError as error:
         raise DataError(f"{path} is not a table of numbers: {str(error).partition(';')[0]}") from error
     if array.shape[1] not in (784, 785):
-        return from_array(array, str(path), reading)
+        return examples_of(array, str(path), request)
     labels = array[:, 784].astype(np.int64) if array.shape[1] == 785 else None
-    return from_array(array[:, :784].reshape(-1, 28, 28), str(path), reading, labels)
+    return examples_of(array[:, :784].reshape(-1, 28, 28), str(path), request, labels)

@@ -1,4 +1,4 @@
-"""Data sets that are known by name: those that come along, and those of torchvision in the user's data folder."""
+"""Data sets that are known by name: those that are included, and those of torchvision in the user's data folder."""
 
 import os
 from collections.abc import Callable
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gencli.data import arrays, readers
-from gencli.data.audio import Recordings, field_of_name
-from gencli.data.raw import Parts, Raw, Reading
+from gencli.data import arrays, folders
 from gencli.errors import DataError
+from gencli.examples import Examples, Request, Splits
 
 
 @dataclass(frozen=True)
@@ -19,36 +18,36 @@ class Known:
     """A data set that is known by name. `find` gives None where its files are not in the data folder."""
 
     summary: str
-    find: Callable[[Path, Reading], Parts | None]
+    find: Callable[[Path, Request], Splits | None]
     torchvision: str | None = None  # the class that can download it
 
 
-def _embedded(name: str) -> Callable[[Path, Reading], Parts]:
+def _embedded(name: str) -> Callable[[Path, Request], Splits]:
     path = Path(str(resources.files("gencli.data") / "embedded" / name))
-    return lambda root, reading: readers.read_path(path, reading)
+    return lambda root, request: folders.read_path(path, request)
 
 
-def _idx(*folders: str) -> Callable[[Path, Reading], Parts | None]:
+def _idx(*names: str) -> Callable[[Path, Request], Splits | None]:
     """torchvision reads only unpacked IDX files; our own reader takes both."""
-    return lambda root, reading: next((parts for folder in folders
-                                       if (parts := arrays.idx_folder(root / folder, reading))), None)
+    return lambda root, request: next((splits for folder in names
+                                       if (splits := arrays.idx_folder(root / folder, request))), None)
 
 
-def _folder(*names: str) -> Callable[[Path, Reading], Parts | None]:
-    return lambda root, reading: next((readers.read_folder(root / name, reading) for name in names
+def _folder(*names: str) -> Callable[[Path, Request], Splits | None]:
+    return lambda root, request: next((folders.read_folder(root / name, request) for name in names
                                        if (root / name).is_dir()), None)
 
 
-def _cifar(name: str) -> Callable[[Path, Reading], Parts | None]:
+def _cifar(name: str) -> Callable[[Path, Request], Splits | None]:
     """CIFAR comes as pickles. torchvision opens them only if their MD5 sums are those of the original files."""
 
-    def find(root: Path, reading: Reading) -> Parts | None:
+    def find(root: Path, request: Request) -> Splits | None:
         import torchvision.datasets as sets
 
-        def part(train: bool) -> Raw:
-            found = getattr(sets, name)(folder, train=train)
-            labels = np.array(found.classes)[np.array(found.targets)]
-            return arrays.from_array(found.data, reading.name, reading, labels)
+        def part(train: bool) -> Examples:
+            data = getattr(sets, name)(folder, train=train)
+            labels = np.array(data.classes)[np.array(data.targets)]
+            return arrays.examples_of(data.data, request.name, request, labels)
 
         for folder in (root, root / name.lower()):
             try:
@@ -61,25 +60,27 @@ def _cifar(name: str) -> Callable[[Path, Reading], Parts | None]:
     return find
 
 
-def _fsdd(root: Path, reading: Reading) -> Parts | None:
+def _fsdd(root: Path, request: Request) -> Splits | None:
     """The customary split: of each digit and speaker, recordings 0 to 4 are for the test."""
     folder = next((path for path in (root / "fsdd/recordings", root / "recordings") if path.is_dir()), None)
     if folder is None:
         return None
 
-    def part(test: bool) -> Raw:
+    def part(test: bool) -> Examples:
         files = sorted(path for path in folder.glob("*_*_*.wav") if (int(path.stem.split("_")[2]) < 5) == test)
         if not files:
             raise DataError(f"{folder} holds no recordings of the kind 0_jackson_12.wav")
-        return Recordings(reading.name, [(str(path), path) for path in files], field_of_name(files, reading))
+        kind, files = folders.of_one_kind(files, folder, request)
+        assert kind is not None
+        return folders.read_files(files, None, kind, request)
 
     return {"train": lambda: part(False), "test": lambda: part(True)}
 
 
 KNOWN: dict[str, Known] = {
-    "digits": Known("10,000 + 2,000 MNIST digits, 28x28 grey, 10 classes (comes along)", _embedded("digits")),
-    "shakespeare": Known("1.1 MB of Shakespeare's plays, one document (comes along)", _embedded("shakespeare.txt.xz")),
-    "spoken-digits": Known("90 + 30 of fsdd's spoken digits, 6 speakers, 8 kHz, 10 classes (comes along)",
+    "digits": Known("10,000 + 2,000 MNIST digits, 28x28 grey, 10 classes (included)", _embedded("digits")),
+    "shakespeare": Known("1.1 MB of Shakespeare's plays, one document (included)", _embedded("shakespeare.txt.xz")),
+    "spoken-digits": Known("90 + 30 of fsdd's spoken digits, 6 speakers, 8 kHz, 10 classes (included)",
                            _embedded("spoken-digits")),
     "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
                    _idx("MNIST", "mnist", "mnist/MNIST"), "MNIST"),
@@ -101,17 +102,17 @@ def data_folder(given: str | Path | None) -> Path:
     return Path(given or os.environ.get("GENCLI_DATA") or cache / "gencli").expanduser()
 
 
-def read_known(reading: Reading, root: Path, download: bool) -> Parts:
+def read_known(request: Request, root: Path, download: bool) -> Splits:
     """A known data set; DataError if its files are not there and may not be, or cannot be, downloaded."""
-    known = KNOWN[reading.name]
-    if parts := known.find(root, reading):
-        return parts
+    known = KNOWN[request.name]
+    if splits := known.find(root, request):
+        return splits
     if known.torchvision and download:
         _download(known.torchvision, root)
-        if parts := known.find(root, reading):
-            return parts
+        if splits := known.find(root, request):
+            return splits
     remedy = "--download fetches it" if known.torchvision else "put its files there"
-    raise DataError(f"{reading.name} is not in {root}; {remedy}, and --data-root or GENCLI_DATA name another folder")
+    raise DataError(f"{request.name} is not in {root}; {remedy}, and --data-root or GENCLI_DATA name another folder")
 
 
 def _download(name: str, root: Path) -> None:

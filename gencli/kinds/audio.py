@@ -1,11 +1,44 @@
-"""Sound."""
+"""Sound: WAV, FLAC and OGG files of any rate, width and number of channels; all become one channel of one rate.
 
-from typing import Literal
+Reading is libsndfile's, resampling torchaudio's. A recording that is longer than an example becomes several, cut one
+after the other, so that every sample is in one of them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from gencli.kind import Spec
+from gencli.dataset import Dataset, stack_padded
+from gencli.errors import DataError, UsageError
+from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
+from gencli.format import Format, Rows
+from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.lazy import Lazy
+from gencli.spec import Batch, Spec
+from gencli.stopping import signals_wait
+
+if TYPE_CHECKING:
+    import numpy as np
+    import soundfile
+    import torch
+    from torch import Tensor
+
+    from gencli.rng import Rng
+else:
+    np, soundfile, torch = Lazy("numpy"), Lazy("soundfile"), Lazy("torch")
+
+_FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed
+_HOP, _BANDS = 0.008, 64  # of the picture of a sound: seconds from a column to the next, rows
+# In a stream whose length was not known when its header was written, sizes are as large as they can be.
+_UNKNOWN = 2**31 - 2**16
 
 
 class AudioSpec(Spec):
@@ -38,3 +71,271 @@ class AudioSpec(Spec):
 
             return mu_law_decoding(k, 256).float()
         return (k - 32768).float() / 32768
+
+
+class AudioSettings(KindSettings):
+    length: int | None = Field(None, ge=1, description="Samples of an example (default one second); longer recordings "
+                                                      "become several.")
+    label: str | None = Field(None, description="Number of the part of the file name, between underscores, that is the "
+                                                "class (default 1).")
+    rate: int | None = Field(None, ge=1, description="Samples a second. Default: as they are; if rates differ, the "
+                                                     "lowest.")
+    levels: Literal[256, 65536] = Field(256, description="256 mu-law levels, or all 65536 of 16 bits.")
+    trim: float | None = Field(None, gt=0, description="Cut off beginning and end where they are quieter than the "
+                                                       "loudest part by more than TRIM dB.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As they are found
+
+
+class Recordings(FileExamples):
+    """Recordings in files, or in the bytes of such files."""
+
+    kind = "audio"
+
+    def spec(self, settings: AudioSettings, classes: tuple[str, ...]) -> AudioSpec:
+        rate = settings.rate or min(self._rates())
+        return AudioSpec(rate=rate, length=settings.length or rate, levels=settings.levels, classes=classes)
+
+    def fit(self, spec: AudioSpec, request: Request, limit: int | None) -> Dataset:
+        settings = request.settings(Audio())
+        if settings.rate not in (None, spec.rate):
+            raise UsageError(f"--rate {settings.rate} does not fit a model of {spec.rate} Hz; leave it out")
+        readable: list[int] = []
+        pieces: list[Tensor] = []
+        numbers: list[int] = []  # of the recordings that the pieces are from
+        mixed = 0
+        wanted = self.head(limit)
+        for i, source in enumerate(wanted.sources):
+            try:
+                sound, rate = _decode(source)
+                x = _trimmed(_resampled(sound.mean(0), rate, spec.rate), spec.rate, settings.trim)
+            except DataError:
+                if not request.skip_bad or (not readable and i == len(wanted) - 1):
+                    raise
+                continue
+            mixed += len(sound) > 1
+            readable.append(i)
+            cut = spec.to_levels(x.clamp(-1, 1)).split(spec.length)
+            pieces += cut
+            numbers += [i] * len(cut)
+        wanted.skipped += len(wanted) - len(readable)
+        silence = int(spec.to_levels(torch.zeros(1)))
+        examples, lengths = stack_padded(pieces, torch.uint8 if spec.levels == 256 else torch.int32, silence)
+        protocol = {"rate": spec.rate, "length": spec.length, "levels": spec.levels, "trim": settings.trim}
+        notes = ((f"{mixed} of {len(readable)} recordings have several channels; each was mixed to one",) if mixed
+                 else ())
+        data = wanted.take(numbers)._dataset(spec, examples, lengths=lengths, protocol=protocol, notes=notes,
+                                             origin=torch.tensor(numbers))
+        return data.subset(limit)
+
+    def _rates(self) -> set[int]:
+        """The rates that occur, in Hz. What cannot be read is an error, or counted, where it is decoded."""
+        rates, bad = set(), None
+        for source in self.sources:
+            try:
+                with _open(source) as file:
+                    rates.add(file.samplerate)
+            except DataError as error:
+                bad = error
+        if not rates and bad:
+            raise bad
+        return rates
+
+
+@signals_wait()  # libsndfile reads bytes through callbacks
+def _open(source: Source) -> soundfile.SoundFile:
+    name, content = source
+    data = bytes_of(content)
+    if not data:
+        raise DataError(f"{name} is empty")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except (soundfile.LibsndfileError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+        raise DataError(f"{name} is damaged or no recording ({reason}); expected a WAV, FLAC or OGG file") from error
+    sizes = re.search(r"data\s*: (\d+) \(should be (\d+)\)", file.extra_info)
+    if sizes and int(sizes[2]) < int(sizes[1]) < _UNKNOWN:
+        raise DataError(f"{name} was cut: it has {sizes[2]} bytes of sound, and says that it had {sizes[1]}")
+    if not file.frames:
+        raise DataError(f"{name} holds no sound")
+    return file
+
+
+@signals_wait()
+def _decode(source: Source) -> tuple[Tensor, int]:
+    """Channels of samples in [-1, 1], (C, T) float32, and their rate in Hz."""
+    with _open(source) as file:
+        try:
+            x = file.read(dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+            raise DataError(f"{source[0]} is damaged or cut short: {error}") from error
+        if len(x) < file.frames:
+            raise DataError(f"{source[0]} was cut: it has {len(x)} samples, and says that it had {file.frames}")
+        if not np.isfinite(x).all():
+            raise DataError(f"{source[0]} holds NaN or infinity")
+        return torch.from_numpy(x.T), file.samplerate
+
+
+def _resampled(x: Tensor, rate: int, wanted: int) -> Tensor:
+    if rate == wanted:
+        return x
+    from torchaudio.functional import resample  # takes a second to import
+
+    return resample(x, rate, wanted)
+
+
+def _trimmed(x: Tensor, rate: int, decibels: float | None) -> Tensor:
+    """(T,) without the quiet frames at the beginning and end; as it is where all is silent."""
+    if decibels is None:
+        return x
+    frame = max(1, round(_FRAME * rate))
+    loudness = torch.nn.functional.pad(x, (0, -len(x) % frame)).view(-1, frame).square().mean(1)
+    loud = (loudness > loudness.max() * 10 ** (-decibels / 10)).nonzero()[:, 0]
+    return x[loud[0] * frame : (loud[-1] + 1) * frame] if len(loud) else x
+
+
+def _itself(spec: AudioSpec, argument: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+    """The recording itself, of which a vocoder sees the log-mel spectrogram alone."""
+    if argument:
+        raise UsageError(f"--condition mel={argument}: expected mel alone; the family says how many bands it sees")
+    return spec.model_copy(update={"classes": ()}), lambda batch: Batch(batch.x, lengths=batch.lengths)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def wav_header(rate: int, samples: int | None) -> bytes:
+    """The beginning of a WAV file of one channel of 16 bits; sizes are as large as can be where they are unknown."""
+    size = 0xFFFFFFFF if samples is None else 2 * samples
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", min(36 + size, 0xFFFFFFFF), b"WAVE", b"fmt ", 16, 1, 1, rate,
+                       2 * rate, 2, 16, b"data", size)
+
+
+class RawSound(Format):
+    """16-bit samples of one recording after the other, without a header; whoever listens hears them as they come."""
+
+    continuous = True
+
+    def put(self, rows: Rows) -> None:
+        for _, value, _ in self._numbered(rows):
+            self.out.write(value.tobytes())
+        self.out.flush()
+
+
+class Wav(RawSound):
+    """The same as a WAV file. Its length is put into the header where that can be done."""
+
+    def begin(self) -> None:
+        self.out.write(wav_header(self._rate, None))
+
+    def end(self) -> None:
+        if self.content.rewritable:
+            samples = (self.out.tell() - len(wav_header(0, 0))) // 2
+            self.out.seek(0)
+            self.out.write(wav_header(self._rate, samples))
+
+    @property
+    def _rate(self) -> int:
+        assert isinstance(self.content.spec, AudioSpec)
+        return self.content.spec.rate
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The kind
+
+
+class Audio(Kind):
+    """Recordings of one channel."""
+
+    name = "audio"
+    plural = "recordings"
+    Spec = AudioSpec
+    Settings = AudioSettings
+    endings = (".flac", ".ogg", ".wav")
+    variable = True
+    spaces = ("log-mel",)
+    shown = Shown(preview=("wav", 4), samples=12, pairs=4, frames=4, across=4)
+    whole: ClassVar[Mapping[str, Any]] = {"length": 2**40}  # samples: more than any recording has
+    conditions = {"mel": _itself}
+
+    # --- reading
+
+    def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
+        return Recordings(sources[0][0] if len(sources) == 1 else request.name, sources, labels)
+
+    def labels_of(self, names: Sequence[str], request: Request) -> list[str] | None:
+        """Classes by a part of the file names, which underscores divide: `0_jackson_12.wav` is of class 0.
+
+        None if the names are not alike in this, or tell no classes apart.
+
+        Raises:
+            UsageError: `--label` names a part that there is not.
+        """
+        parts = [Path(name).stem.split("_") for name in names]
+        count = len(parts[0])
+        alike = count > 1 and all(len(part) == count and all(part) for part in parts)
+        wanted = request.settings(self).label
+        if wanted is not None and not (alike and wanted.isdigit() and 1 <= int(wanted) <= count):
+            raise UsageError(f"--label {wanted}: expected the number of a part of the file names, between underscores; "
+                             f"the first is {Path(names[0]).name}")
+        labels = [part[int(wanted or 1) - 1] for part in parts] if alike else []
+        return labels if wanted or 1 < len(set(labels)) < len(names) else None
+
+    def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[AudioSpec, dict[str, Any]]:
+        """A model of sound has no length of its own."""
+        return spec.model_copy(update={"length": options.get("length") or spec.length}), dict(options)
+
+    # --- data set <-> model
+
+    def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
+        assert isinstance(data.spec, AudioSpec) and batch.lengths is not None
+        x = data.spec.from_levels(batch.x.long())
+        x = x.where(torch.arange(x.shape[1], device=x.device) < batch.lengths[:, None], 0.0)
+        return Batch(x, batch.labels, batch.lengths)
+
+    def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
+        return {"examples": spec.to_levels(batch.x), "lengths": batch.lengths}
+
+    # --- writing
+
+    def ending(self, spec: Any) -> str:
+        return "wav"
+
+    def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
+        return {"wav": Wav, "raw": RawSound}
+
+    def values(self, batch: Batch, spec: Any, exact: bool) -> list[np.ndarray]:
+        return [(x * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2") for x in batch.pieces()]
+
+    def file(self, value: Any, spec: Any) -> bytes:
+        return wav_header(spec.rate, len(value)) + value.tobytes()
+
+    # --- measuring
+
+    def rates(self, spec: Any, data: Dataset) -> Sequence[Rate]:
+        return [Rate("bpd", "bits/sample", 1 / math.log(2))]
+
+    def describe(self, spec: Any) -> str:
+        return f"recordings at {spec.rate} Hz"
+
+    def alike(self, a: Any, b: Any) -> bool:
+        return a.rate == b.rate
+
+    def elements_per_second(self, spec: Any) -> float | None:
+        return spec.rate
+
+    # --- showing
+
+    def tiles(self, spec: Any, batch: Batch) -> list[Tile]:
+        """Spectrograms, all as long as the longest example of `spec`, so that they can be compared; to be heard."""
+        from gencli.spectrogram import SpectrogramPicture
+
+        picture = SpectrogramPicture(spec.rate, spec.length, _HOP, _BANDS)
+        names = [""] * len(batch) if batch.labels is None else [spec.classes[label] for label in batch.labels.tolist()]
+        sounds = [self.file(value, spec) for value in self.values(batch, spec, exact=True)]
+        # Time goes right, pitch up, loud is bright.
+        return [Tile(name, (picture(x[None])[0].flip(1).clamp(0, 1),), sound, natural=True)
+                for x, name, sound in zip(batch.pieces(), names, sounds, strict=True)]

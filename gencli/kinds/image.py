@@ -1,10 +1,54 @@
-"""Pictures."""
+"""Pictures: files of any size and mode, or arrays; all become (C, H, W) of one size.
 
-from typing import Literal
+Decoding is Pillow's: EXIF orientation is applied, transparency lies on white, 16 bits become 8, and a picture of
+another size is scaled (bicubic, with antialiasing) until it covers the wanted size, then cropped to its middle. With
+`--crop` pictures are not scaled, but cut into squares.
+"""
 
-from pydantic import Field
+from __future__ import annotations
 
-from gencli.kind import Spec
+import hashlib
+import io
+import math
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from PIL import Image, ImageOps
+from pydantic import Field, model_validator
+
+from gencli.dataset import Dataset, fingerprint
+from gencli.errors import DataError, UsageError
+from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
+from gencli.format import Format, Held
+from gencli.kind import AnySpec, Kind, Rate, Shown, Tile
+from gencli.lazy import Lazy
+from gencli.spec import Batch, Spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from gencli.rng import Rng
+else:
+    np, torch = Lazy("numpy"), Lazy("torch")
+
+IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are decoded when a batch asks for them
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+_MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
+_EXIF_ORIENTATION = 0x0112
+
+# Above this many pixels Pillow warns that a picture may be meant to fill the memory. Here that is an error.
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+Shape = tuple[int, int, int]  # (C, H, W)
+T = TypeVar("T")
 
 
 class ImageSpec(Spec):
@@ -17,5 +61,660 @@ class ImageSpec(Spec):
     levels: int | None = Field(256, ge=2)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> Shape:
         return self.channels, self.height, self.width
+
+
+class ImageSettings(KindSettings):
+    size: int | None = Field(None, ge=1, description="Resize the short side to SIZE and crop to a square. Default: as "
+                                                    "they are; if sizes differ, that of the smallest.")
+    crop: int | None = Field(None, ge=1, description="Cut each picture into squares of CROP pixels, side by side; what "
+                                                    "is left over at the right and the bottom is left out.")
+    channels: Literal[1, 3] | None = Field(None, description="1 greyscale, 3 RGB. Default: as they are.")
+    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
+        None, description="fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew for each step; "
+                          "threshold: 1 where grey >= 128.")
+
+    @model_validator(mode="after")
+    def _size_or_crop(self) -> Self:
+        if self.size and self.crop:
+            raise ValueError("--size and --crop exclude each other: pictures are scaled, or cut into squares")
+        return self
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# As they are found
+
+
+class PictureExamples(Examples):
+    """What pictures in files and in arrays have in common."""
+
+    kind = "image"
+
+    def describe(self) -> str:
+        return "pictures"
+
+    @abstractmethod
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of each picture that can be read."""
+
+    @abstractmethod
+    def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
+        """Channels (1 or 3), the sizes (H, W) that occur, and levels (2, 256, or None for real values)."""
+
+    @abstractmethod
+    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
+        """The readable examples as (N, *shape), uint8 in 0..255 or float32 in [0, 1], and the pictures they are of.
+
+        `crop`: the squares of each picture, in reading order, instead of the whole of it.
+        """
+
+    def spec(self, settings: ImageSettings, classes: tuple[str, ...]) -> ImageSpec:
+        channels, sizes, levels = self.look()
+        side = settings.crop or settings.size or min(min(size) for size in sizes)
+        whole = len(sizes) == 1 and not settings.size and not settings.crop
+        height, width = next(iter(sizes)) if whole else (side, side)
+        if levels == 2 and sizes != {(height, width)} and not settings.crop:
+            levels = 256  # scaled, black and white blend into grey
+        if settings.binarize:
+            levels = 2
+        return ImageSpec(channels=settings.channels or channels, height=height, width=width, levels=levels,
+                         classes=classes)
+
+    def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
+        settings = request.settings(Images())
+        binarize = settings.binarize
+        if binarize and spec.levels != 2:
+            raise UsageError(f"--binarize {binarize} does not fit a model of pictures with "
+                             f"{spec.levels or 'real'} levels; leave it out")
+        readable, examples, origin = self.head(limit).decode(spec.shape, bool(settings.crop), request.skip_bad)
+        given = spec.levels == 2 and isinstance(examples, torch.Tensor) and is_binary(examples)
+        drawn = None if spec.levels != 2 or given or binarize == "threshold" else binarize or "fixed"
+        levels = 256 if drawn else spec.levels
+        if isinstance(examples, torch.Tensor):
+            examples, digest = to_levels(examples, levels), None
+        else:
+            examples, digest = examples.at(levels), examples.fingerprint()
+        protocol = {"size": f"{spec.height}x{spec.width}", "channels": spec.channels, "levels": spec.levels}
+        if settings.crop:
+            protocol["crop"] = settings.crop
+        if spec.levels == 2:
+            protocol["binarize"] = drawn or ("as given" if given else "threshold")
+        return readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin)
+
+
+class Pictures(FileExamples, PictureExamples):
+    """Pictures in files, or in the bytes of such files; `half`: "left" or "right" of each alone."""
+
+    def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0,
+                 half: Literal["left", "right"] | None = None):
+        super().__init__(name, sources, labels, skipped)
+        self.half = half
+        self.numbers: list[int] | None = None  # of the pictures that could be read, where some could not
+
+    def describe(self) -> str:
+        return "pictures"
+
+    def halves(self, half: Literal["left", "right"]) -> Pictures:
+        """The same half of every picture."""
+        return Pictures(self.name, self.sources, self.labels, self.skipped, half)
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        part = super()._take(indices)
+        part.half = self.half
+        return part
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        whole = super()._join(others)
+        whole.half = self.half
+        return whole
+
+    def identities(self) -> list[Any]:
+        if self.half is None:
+            return super().identities()
+        return [hashlib.sha256(pixels.tobytes()).digest()  # the other half makes equal files rare
+                for pixels in _threaded(lambda source: _whole(source, 3, self.half), self.sources)]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [size for _, size in self._readable(self._header)[1]]
+
+    def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
+        # What cannot be read is not seen here: it is an error, or counted, where it is decoded.
+        headers = self._readable(self._header)[1]
+        modes = {mode for mode, _ in headers}
+        grey = all(mode in _GREY_MODES or mode.startswith("I;16") for mode in modes)
+        return 1 if grey else 3, {size for _, size in headers}, 2 if modes == {"1"} else 256
+
+    def _header(self, source: Source) -> tuple[str, tuple[int, int]]:
+        mode, (height, width) = _header(source)
+        return mode, (height, width if self.half is None else width // 2)
+
+    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
+        if crop:
+            return self._squares(shape, skip_bad)
+        if len(self) * math.prod(shape) > IN_MEMORY:
+            # To leave unreadable ones out, try all now; without that they are errors when a batch asks for them.
+            readable = self._readable(lambda source: _decode(source, shape, self.half).shape)[0] if skip_bad else self
+            views = [(source, self.half, None) for source in readable.sources]
+            return readable, LazyPictures(views, shape), readable._origin()
+        readable, pixels = self._readable(lambda source: _decode(source, shape, self.half), skip_bad)
+        return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
+
+    def _squares(self, shape: Shape, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
+        channels, side, _ = shape
+
+        def size(source: Source) -> tuple[int, int]:
+            # To leave unreadable ones out, decode all; without that they are errors when they are cut.
+            return _whole(source, channels, self.half).shape[1:] if skip_bad else self._header(source)[1]
+
+        readable, sizes = self._readable(size, skip_bad)
+        corners = [[(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
+                   for height, width in sizes]
+        owners = [i for i, places in enumerate(corners) for _ in places]
+        if not owners:
+            raise DataError(f"{self.name}: no picture has {side}x{side} pixels; give a smaller --crop")
+        origin = torch.tensor(owners if readable.numbers is None else [readable.numbers[i] for i in owners])
+        views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.sources, corners, strict=True))
+        if len(owners) * math.prod(shape) > IN_MEMORY:
+            lazy = LazyPictures([(source, self.half, place) for source, places in views for place in places], shape)
+            return readable.take(owners), lazy, origin
+
+        def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
+            pixels = _whole(view[0], channels, self.half)
+            return [pixels[:, y : y + side, x : x + side] for y, x in view[1]]
+
+        squares = [square for part in _threaded(cut, views) for square in part]
+        return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
+
+    def _origin(self) -> Tensor | None:
+        return None if self.numbers is None else torch.tensor(self.numbers)
+
+    def _readable(self, read: Callable[[Source], T], skip_bad: bool = True) -> tuple[Self, list[T]]:
+        """The pictures that can be read, and what `read` makes of them. DataError if none, or `skip_bad` is off."""
+        results = _threaded(lambda source: _caught(read, source), self.sources)
+        bad = [result for result in results if isinstance(result, DataError)]
+        if bad and (not skip_bad or len(bad) == len(self)):
+            raise bad[0]
+        readable = self
+        if bad:
+            numbers = [i for i, result in enumerate(results) if not isinstance(result, DataError)]
+            readable = self.take(numbers)
+            readable.numbers = numbers
+        readable.skipped += len(bad)
+        return readable, [result for result in results if not isinstance(result, DataError)]
+
+
+class PictureArray(PictureExamples):
+    """Pictures in an array (N, H, W, C) with C = 1 or 3: uint8 in 0..255 or float32 in [0, 1]."""
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[str] | None = None, skipped: int = 0):
+        super().__init__(name, labels, skipped)
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        return type(self)(self.name, self.pixels[np.asarray(indices, np.int64)], self._label(indices), self.skipped)
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        parts = [self.pixels, *(other.pixels for other in others)]
+        if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
+            raise DataError(f"{self.name}: the splits hold pictures of different sizes; read them one by one")
+        return type(self)(self.name, np.concatenate(parts), self._join_labels(others),
+                          self.skipped + sum(other.skipped for other in others))
+
+    def identities(self) -> list[Any]:
+        return [hashlib.sha256(picture.tobytes()).digest() for picture in self.pixels]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.pixels.shape[1:3]] * len(self)
+
+    def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
+        _, height, width, channels = self.pixels.shape
+        levels = 2 if is_binary(self.pixels) else 256 if self.pixels.dtype == np.uint8 else None
+        return channels, {(height, width)}, levels
+
+    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor, Tensor | None]:
+        channels, height, width = shape
+        if crop:
+            rows, columns = self.pixels.shape[1] // height, self.pixels.shape[2] // width
+            if not rows * columns:
+                raise DataError(f"{self.name}: no picture has {height}x{width} pixels; give a smaller --crop")
+            squares = self.pixels[:, : rows * height, : columns * width].reshape(
+                len(self), rows, height, columns, width, -1).swapaxes(2, 3).reshape(-1, height, width,
+                                                                                    self.pixels.shape[-1])
+            origin = torch.arange(len(self)).repeat_interleave(rows * columns)
+            cut = type(self)(self.name, squares, self._label(origin.tolist()), self.skipped)
+            return *cut.decode(shape, False, skip_bad)[:2], origin
+        if self.pixels.shape[1:] == (height, width, channels):
+            pixels = self.pixels.transpose(0, 3, 1, 2)
+        elif self.pixels.dtype == np.uint8:
+            grey = self.pixels.shape[-1] == 1
+            pixels = np.stack([_fit(Image.fromarray(x[..., 0] if grey else x), shape) for x in self.pixels])
+        else:
+            pixels = np.stack([_fit_real(x, shape) for x in self.pixels])
+        return self, torch.from_numpy(np.ascontiguousarray(pixels)), None
+
+
+View = tuple[Source, "Literal['left', 'right'] | None", "tuple[int, int] | None"]  # a file, its half, a square's corner
+
+
+class LazyPictures:
+    """Pictures too many to hold in memory: decoded when they are asked for. Behaves as a tensor (N, C, H, W)."""
+
+    def __init__(self, views: Sequence[View], shape: Shape, levels: int | None = 256):
+        self.views, self.example_shape, self.levels = views, shape, levels
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.views), *self.example_shape
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor | LazyPictures:
+        if isinstance(indices, slice):
+            return LazyPictures(self.views[indices], self.example_shape, self.levels)
+        pixels = np.stack(_threaded(self._decode, [self.views[i] for i in indices.tolist()]))
+        return to_levels(torch.from_numpy(pixels), self.levels)
+
+    def select(self, places: Tensor) -> LazyPictures:
+        """The pictures of these numbers, still not decoded."""
+        return LazyPictures([self.views[i] for i in places.tolist()], self.example_shape, self.levels)
+
+    def at(self, levels: int | None) -> LazyPictures:
+        """The same pictures in other levels."""
+        return LazyPictures(self.views, self.example_shape, levels)
+
+    def fingerprint(self) -> str:
+        """That of the files, as the pictures cannot all be decoded."""
+        contents = {name: content for (name, content), _, _ in self.views}
+        return fingerprint(str(self.shape).encode(), *(bytes_of(content) for content in contents.values()))
+
+    def _decode(self, view: View) -> np.ndarray:
+        source, half, corner = view
+        if corner is None:
+            return _decode(source, self.example_shape, half)
+        (channels, height, width), (y, x) = self.example_shape, corner
+        return _whole(source, channels, half)[:, y : y + height, x : x + width]
+
+
+def to_levels(pixels: Tensor, levels: int | None) -> Tensor:
+    """uint8 in 0..255 or float in [0, 1] -> uint8 in 0..levels-1, or float32 in [0, 1] where `levels` is None.
+
+    Two levels are told apart at 128.
+    """
+    if levels is None:
+        return pixels if pixels.is_floating_point() else pixels.float() / 255
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round_().to(torch.uint8)
+    if levels == 2:
+        return (pixels >= 128).to(torch.uint8)
+    return pixels if levels == 256 else (pixels.float() * ((levels - 1) / 255)).round_().to(torch.uint8)
+
+
+def is_binary(pixels: np.ndarray | Tensor) -> bool:
+    """Whether every pixel is black or white."""
+    white = 255 if pixels.dtype in (np.uint8, torch.uint8) else 1
+    return bool(((pixels == 0) | (pixels == white)).all())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+def _threaded(function: Callable[..., T], items: Sequence) -> list[T]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, items))
+
+
+def _caught(function: Callable[..., T], *arguments: Any) -> T | DataError:
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet; what goes wrong with it is a DataError that names it."""
+    name, data = source
+    try:
+        # An open file, not its path: Pillow maps an uncompressed TIFF into memory, and then turns it wrongly.
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file, Image.open(file) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {_MOST_PIXELS:,} pixels")
+            yield image
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture") from error
+    except Exception as error:  # on damaged or hostile bytes Pillow's decoders raise nearly anything
+        raise DataError(f"{name} cannot be read as a picture: {' '.join(str(error).split())}") from error
+
+
+def _header(source: Source) -> tuple[str, tuple[int, int]]:
+    """Mode and (H, W) of a picture, without decoding it."""
+    with _opened(source) as image:
+        width, height = image.size
+        # Without this question Pillow would decode a whole PNG to look behind it; the size of a TIFF is turned already.
+        turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) > 4
+        return image.mode, (width, height) if turned else (height, width)
+
+
+def _decode(source: Source, shape: Shape, half: str | None = None) -> np.ndarray:
+    """(C, H, W) uint8."""
+    with _opened(source) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _fit(_half(image, half), shape)
+
+
+def _whole(source: Source, channels: int, half: str | None) -> np.ndarray:
+    """(C, H, W) uint8 of the picture's own size."""
+    with _opened(source) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _half(image, half)
+        return _fit(image, (channels, image.height, image.width))
+
+
+def _half(image: Image.Image, half: str | None) -> Image.Image:
+    if half is None:
+        return image
+    if image.width % 2:
+        raise ValueError(f"it is {image.width} pixels wide, which two halves of one size cannot be")
+    middle = image.width // 2
+    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
+
+
+def _fit(image: Image.Image, shape: Shape) -> np.ndarray:
+    """A picture of any mode and size -> (C, H, W) uint8."""
+    channels, height, width = shape
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are real numbers without a known range; save them as .npy in [0, 1]")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _fit_real(pixels: np.ndarray, shape: Shape) -> np.ndarray:
+    """(H, W, C) float32 in [0, 1] -> (C, H, W) float32 in [0, 1]."""
+    channels, height, width = shape
+    if channels < pixels.shape[-1]:
+        pixels = pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)  # luma of ITU-R 601, as Pillow's
+    planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(pixels.transpose(2, 0, 1))]
+    fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BICUBIC)) for plane in planes]
+    return np.stack(fitted * (channels // len(fitted))).clip(0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conditions that are derived from a picture
+
+
+def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+    """The picture made smaller by a whole factor, bicubic with antialiasing (as Pillow does it), in 8 bits."""
+    if not factor.isdigit() or int(factor) < 2 or spec.height % int(factor) or spec.width % int(factor):
+        raise UsageError(f"--condition downscale={factor}: expected a whole number of at least 2 that divides "
+                         f"{spec.height} and {spec.width}, such as downscale=2")
+    height, width = spec.height // int(factor), spec.width // int(factor)
+    small = spec.model_copy(update={"height": height, "width": width, "levels": 256, "classes": ()})
+
+    def derive(batch: Batch) -> Batch:
+        x = torch.nn.functional.interpolate(batch.x, (height, width), mode="bicubic", antialias=True)
+        return Batch((x * 255).round_().clamp_(0, 255).div_(255).contiguous(memory_format=torch.channels_last))
+
+    return small, derive
+
+
+def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+    """The picture with a grey rectangle in its middle, whose sides are this share of its own (Pathak et al. 2016)."""
+    try:
+        sides = [round(float(share or 0.5) * side) for side in (spec.height, spec.width)]
+    except ValueError:
+        sides = [0, 0]
+    if not all(0 < part < side for part, side in zip(sides, (spec.height, spec.width), strict=True)):
+        raise UsageError(f"--condition mask={share}: expected the share of the sides that is hidden, between 0 and 1, "
+                         f"such as mask=0.5")
+    top, left = (spec.height - sides[0]) // 2, (spec.width - sides[1]) // 2
+
+    def derive(batch: Batch) -> Batch:
+        x = batch.x.clone()
+        x[:, :, top : top + sides[0], left : left + sides[1]] = 0.5
+        return Batch(x)
+
+    return spec.model_copy(update={"levels": None, "classes": ()}), derive
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def quantize(x: Tensor) -> Tensor:
+    """Pictures in [0, 1] -> uint8: round(255 x), clamped; exact for k / 255."""
+    return (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_pillow(pixels: np.ndarray) -> Image.Image:
+    """(C, H, W) uint8 with C = 1 or 3 -> a picture of Pillow's."""
+    return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
+    buffer = io.BytesIO()
+    to_pillow(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+class Sheet(Held):
+    """A contact sheet, as near to a square as can be; a single picture stays as it is."""
+
+    def end(self) -> None:
+        from torchvision.utils import make_grid  # takes a second to import, for which other formats need not wait
+
+        pictures = torch.from_numpy(self.array)
+        sheet = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=2)
+        self.out.write(png(sheet[: pictures.shape[1]].numpy()))  # it makes three channels of one
+
+
+class Film(Held):
+    """A GIF of the examples, ten a second, without end."""
+
+    def end(self) -> None:
+        first, *others = map(to_pillow, self.array)
+        buffer = io.BytesIO()
+        first.save(buffer, "gif", save_all=True, append_images=others, duration=100, loop=0)
+        self.out.write(buffer.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The kind
+
+
+class Images(Kind):
+    """Pictures of one size."""
+
+    name = "image"
+    plural = "pictures"
+    Spec = ImageSpec
+    Settings = ImageSettings
+    endings = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    peak = 1.0
+    spaces = ("pixels", "inception")
+    learned = True
+    array = "images"
+    formats = ("npz", "npy")
+    shown = Shown(preview=("png", 64), samples=48, pairs=12)
+    conditions = {"downscale": _downscaled, "mask": _masked}
+
+    # --- reading
+
+    def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
+        return Pictures(request.name, sources, labels)
+
+    def claims(self, array: np.ndarray) -> bool:
+        return array.ndim in (3, 4)
+
+    def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
+                   columns: Sequence[str] | None = None) -> Examples:
+        """(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3: bool or integers 0..255 (binary if none is above
+        1), or floats in [0, 1]."""
+        shape = tuple(array.shape)
+        if array.ndim == 3:
+            if array.dtype.kind == "f":
+                request.notify(f"{name} has the shape {shape}, read as {shape[0]} pictures of {shape[1]}x{shape[2]}; "
+                               f"another meaning is said with --kind")
+            array = array[..., None]
+        elif array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
+            array = array.transpose(0, 2, 3, 1)
+        if array.ndim != 4 or array.shape[-1] not in (1, 3):
+            raise DataError(f"{name} has the shape {shape}; expected pictures of 1 or 3 channels, (N, H, W), "
+                            "(N, H, W, C) or (N, C, H, W)")
+        low, high = array.min(), array.max()
+        most = 1 if array.dtype.kind == "f" else 255
+        if low < 0 or high > most:
+            raise DataError(f"{name} holds values from {low:g} to {high:g}; expected pictures with integers 0..255 or "
+                            "floats in [0, 1]")
+        if array.dtype.kind == "f":
+            return PictureArray(name, array.astype(np.float32, copy=False), labels)
+        return PictureArray(name, array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1), labels)
+
+    def halves(self, examples: Examples, source: Literal["left", "right"]) -> Examples:
+        if not isinstance(examples, Pictures):
+            raise UsageError(f"--pair {source}: {examples.name} is not made of picture files")
+        target = examples.halves("right" if source == "left" else "left")
+        target.condition = examples.halves(source)
+        return target
+
+    def match(self, examples: Examples, condition: Examples, request: Request) -> list[tuple[int, str]]:
+        """Sources whose size is another part of the size of their target than that of the others."""
+        if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
+            return []
+        try:
+            pairs = list(zip(examples.sizes(), condition.sizes(), strict=True))
+        except ValueError:  # unreadable ones, which are told, or counted, where they are decoded
+            return []
+        ratios = [(source[0] / target[0], source[1] / target[1]) for target, source in pairs]
+        usual = max(set(ratios), key=ratios.count)
+        return [(i, f"the source has {source[1]}x{source[0]} pixels and its target {target[1]}x{target[0]}; the others "
+                    f"have sources of {usual[1]:g} times the width and {usual[0]:g} times the height")
+                for i, (ratio, (target, source)) in enumerate(zip(ratios, pairs, strict=True))
+                # What a whole factor makes of a size that it does not divide is rounded.
+                if any(abs(part - round(factor * full)) > 1 for part, factor, full in zip(source, usual, target,
+                                                                                          strict=True))]
+
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> AnySpec:
+        if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
+            return super().condition_spec(examples, spec, condition, request)
+        own = condition.spec(ImageSettings(), ())
+        target, source = examples.sizes()[0], condition.sizes()[0]
+        height, width = (max(1, round(side * part / full)) for side, part, full in
+                         zip((spec.height, spec.width), source, target, strict=True))
+        levels = own.levels if (own.height, own.width) == (height, width) else own.levels and 256
+        return own.model_copy(update={"height": height, "width": width, "levels": levels})
+
+    def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name not in ("size", "channels", "binarize")}
+
+    # --- data set <-> model
+
+    def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
+        """Raw pixels -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
+        from gencli.rng import ExampleStreams  # imports torch
+
+        x = batch.x
+        if data.drawn:
+            if rng is None or data.drawn == "fixed":
+                rng = ExampleStreams(0, numbers, "binarize", x.device)
+            # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
+            x = (x > rng.integers(255, *x.shape[1:])).float()
+        elif x.dtype == torch.uint8:
+            x = x.float().div_((data.spec.levels or 256) - 1)  # type: ignore[attr-defined]
+        return Batch(x.contiguous(memory_format=torch.channels_last), batch.labels)
+
+    def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
+        """8 bits as in a file; those of binary pictures are drawn to 0 and 1."""
+        if spec.levels not in (2, 256):
+            return {"examples": batch.x}
+        return {"examples": quantize(batch.x), "drawn": "fixed" if spec.levels == 2 else None}
+
+    # --- writing
+
+    def ending(self, spec: Any) -> str:
+        return "png" if spec.channels in _MODES else "npy"
+
+    def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
+        return {"png": Sheet, "gif": Film} if spec.channels in _MODES else {}
+
+    def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
+        eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in _MODES)
+        return (quantize(batch.x) if eight_bit else batch.x.float()).contiguous().numpy()
+
+    def file(self, value: Any, spec: Any) -> bytes:
+        return png(value) if self.ending(spec) == "png" else super().file(value, spec)
+
+    # --- measuring
+
+    def rates(self, spec: Any, data: Dataset) -> Sequence[Rate]:
+        return [Rate("bpd", "bits/dimension", 1 / (spec.size * math.log(2)))] if spec.levels else []
+
+    def describe(self, spec: Any) -> str:
+        return f"pictures of {spec.channels}x{spec.height}x{spec.width}"
+
+    # --- showing
+
+    def tiles(self, spec: Any, batch: Batch) -> list[Tile]:
+        return [Tile(pictures=(x,)) for x in batch.x]
+
+    # --- the command line
+
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None) -> tuple[Tensor, Tensor]:
+        """A picture and which of it to keep, both (C, H, W): values in [0, 1], and bool.
+
+        Args:
+            source: a picture file of the size and levels of `spec`; what lies outside the kept part does not matter.
+            keep_rows: keep so many rows from the top; or
+            mask: a picture file of the same size, white where the picture is kept and black where it is not.
+
+        Raises:
+            UsageError: not one of `keep_rows` and `mask`, or more rows than there are.
+            DataError: a file that cannot be read or is of the wrong size or levels.
+        """
+        if (keep_rows is None) == (mask is None):
+            raise UsageError("to complete a picture say what of it is kept: --keep-rows N, or --mask FILE")
+        if keep_rows is not None and not 0 <= keep_rows <= spec.height:
+            raise UsageError(f"--keep-rows {keep_rows}: the model's pictures have {spec.height} rows")
+        known = _single(source, spec, spec.channels)
+        if mask is None:
+            keep = torch.zeros(spec.shape, dtype=torch.bool)
+            keep[:, :keep_rows] = True
+        else:
+            keep = _black_or_white(_single(mask, spec, 1), mask, "a mask is").bool().expand(spec.shape)
+        if spec.levels == 2:
+            _black_or_white(known[keep], source, "the model's pictures are")
+        return known, keep
+
+
+def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
+    """The picture in a file, (channels, H, W) in [0, 1], of the height and width of `spec`."""
+    from pathlib import Path
+
+    if not Path(file).is_file():
+        raise DataError(f"{file} is not a picture file; give one")
+    source = (file, Path(file))
+    _, (height, width) = _header(source)
+    if (height, width) != spec.shape[1:]:
+        raise DataError(f"{file} has {height}x{width} pixels (height x width), and the model's pictures have "
+                        f"{spec.height}x{spec.width}; give a picture of that size")
+    return torch.from_numpy(_decode(source, (channels, height, width)).copy()).float() / 255
+
+
+def _black_or_white(x: Tensor, file: str, what: str) -> Tensor:
+    if ((x > 0) & (x < 1)).any():
+        raise DataError(f"{file} has grey pixels, but {what} black and white; cut it at a threshold first")
+    return x

@@ -1,15 +1,15 @@
-"""Metrics: named numbers with error bars, and the families of them by name, imported when they are used.
+"""Metrics: named numbers with error bars, in groups that have a name and are imported when they are used.
 
-A family of metrics is a function of `Inputs` that yields what it found: a `Metric`, a `Column` of one number for each
-example, or a `Figure`. The table below says what each needs; `needed` tells a command what to get ready, and `measure`
-runs those that were asked for, or by default those that fit the data and the model.
+A group is a function of `Inputs` that yields what it measured: a `Metric`, a `Column` of one number for each example,
+a `Figure`, or `Reconstructions` for a report to show. `gencli.registry` says what each needs; `needed` tells a command
+what to get ready, and `measure` runs those that were asked for, or by default those that fit the data and the model.
 
     names = ["likelihood", "distribution"]                             # or None: the default
-    wanted = needed(names, model.spec.kind, model)                     # {"model", "samples"}
+    wanted = needed(names, model.spec, model)                          # {"model", "samples"}
     results = measure(names, Inputs(examples, model, samples, seed=1))
     results.metrics, results.columns, results.figures
 
-A third party adds a family with
+A third party adds a group with
 
     [project.entry-points."gencli.metrics"]
     mymetric = "mypackage.mymetric:mymetric"
@@ -17,22 +17,22 @@ A third party adds a family with
 `GENCLI_PLUGINS=0` switches such plugins off. They are run when they are asked for by name.
 """
 
-import importlib
 import math
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
-from gencli.errors import ModelError, UsageError, did_you_mean
+from gencli import registry
+from gencli.errors import UsageError
+from gencli.registry import MetricGroup
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
-    from gencli.data.dataset import Dataset
+    from gencli.dataset import Dataset
     from gencli.model import Model
+    from gencli.settings import TrainSettings
+    from gencli.spec import Batch, Spec
 
 # What a number is: the quantity itself, a bound on it, or an estimate.
 Kind = Literal["exact", "bound", "estimate"]
@@ -40,12 +40,16 @@ Kind = Literal["exact", "bound", "estimate"]
 Progress = Callable[[int, int], None]
 
 
+# Trains a model on a data set, with these settings on this device. The trainer itself measures with metrics.
+Train = Callable[["Model", "Dataset", "TrainSettings", "device", "Inputs"], "Model"]
+
+
 def silent(done: int, total: int) -> None:
     """The progress nobody watches."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is found
+# What is measured
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,16 @@ class Figure:
     caption: str
 
 
-Found = Metric | Column | Figure
+@dataclass(frozen=True)
+class Reconstructions:
+    """The first of the held-out examples, their codes, and what these decode to, on the CPU."""
+
+    examples: "Batch"
+    codes: "Tensor"
+    decoded: "Batch"
+
+
+Found = Metric | Column | Figure | Reconstructions
 
 
 @dataclass
@@ -122,12 +135,14 @@ class Results:
     metrics: list[Metric] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    reconstructions: list[Reconstructions] = field(default_factory=list)
 
     def add(self, found: Iterable[Found]) -> None:
-        """Take in what a family of metrics yields."""
-        kept: dict[type, list[Any]] = {Metric: self.metrics, Column: self.columns, Figure: self.figures}
+        """Take in what a group of metrics yields."""
+        lists: dict[type, list[Any]] = {Metric: self.metrics, Column: self.columns, Figure: self.figures,
+                                        Reconstructions: self.reconstructions}
         for item in found:
-            kept[type(item)].append(item)
+            lists[type(item)].append(item)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,11 +159,12 @@ class Inputs:
         samples: of the same kind and shape as the examples.
         training: what the model was trained on.
         seed: of everything random; the noise of an example depends on (seed, its number) alone.
-        options: keyword options of the family's `scores`.
+        options: keyword options of the family's methods (`gencli.inference`).
         features: the space that samples are compared in, see `gencli.metrics.features`; None: what suits the data.
         reconstruct: this many examples are encoded and decoded again; None: all.
-        draw: samples that a family of metrics draws for itself, where it needs samples of its own kind.
+        draw: samples that a group of metrics draws for itself, where it needs samples of its own kind.
         download: whether weights that are published elsewhere may be fetched.
+        train: what trains a network to measure with; None: no such network can be trained.
         progress: called with what is done and how much there is.
         notify: takes warnings for the user, a sentence each.
     """
@@ -165,131 +181,71 @@ class Inputs:
     progress: Progress = silent
     notify: Callable[[str], None] = lambda sentence: None
     draw: int = 1000
+    train: Train | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The families of metrics
+# Running them
 
 
-@dataclass(frozen=True)
-class MetricFamily:
-    """What is known of a family of metrics without importing it.
-
-    Attributes:
-        path: "module:function", a function of Inputs.
-        needs: the Inputs it cannot do without: "model", "samples", "training".
-        uses: those it takes where they are there.
-        can: what the model must be able to do, as in `gencli.registry`: "encode", "decode", ...
-        kinds: of the examples.
-        default: whether it is measured where nobody asks for anything else.
-    """
-
-    name: str
-    path: str
-    summary: str = ""
-    needs: tuple[str, ...] = ()
-    can: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ("image", "vector", "audio", "text")
-    uses: tuple[str, ...] = ()
-    default: bool = True
-
-    def load(self) -> Callable[[Inputs], Iterable[Found]]:
-        """Import the function; ModelError if that fails."""
-        module, _, attribute = self.path.partition(":")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except Exception as error:
-            raise ModelError(f"metric {self.name!r} ({self.path}) cannot be loaded: "
-                             f"{type(error).__name__}: {error}; repair or uninstall it") from error
-
-
-_NUMBERS = ("image", "vector", "audio")
-
-_BUILT_IN = (
-    MetricFamily("likelihood", "gencli.metrics.likelihood:likelihood",
-                 "what the family offers: exact, bound or estimate; bits per dimension, perplexity", ("model",)),
-    MetricFamily("classification", "gencli.metrics.classification:classification",
-                 "accuracy, calibration, confusion matrix", ("model",), ("classify",)),
-    MetricFamily("reconstruction", "gencli.metrics.reconstruction:reconstruction",
-                 "how well examples come back from their codes", ("model",), ("encode", "decode"), _NUMBERS),
-    MetricFamily("distribution", "gencli.metrics.samples:distribution",
-                 "Frechet and kernel distance, precision, recall, density, coverage, inception score, classes",
-                 ("samples",), (), _NUMBERS, ("training",)),
-    MetricFamily("memorisation", "gencli.metrics.memorisation:memorisation",
-                 "nearest training example of each sample, against held-out data", ("samples", "training"), (),
-                 _NUMBERS),
-    MetricFamily("table", "gencli.metrics.table:table",
-                 "Kolmogorov-Smirnov or total variation of each column, difference of correlations", ("samples",), (),
-                 ("vector",)),
-    MetricFamily("text", "gencli.metrics.text:text",
-                 "distinct n-grams of the samples, and the share copied from the training data", ("samples",), (),
-                 ("text",), ("training",), default=False),
-    MetricFamily("two_sample", "gencli.metrics.trained:two_sample",
-                 "whether a classifier tells samples from data", ("samples",), (), ("image", "vector"), default=False),
-    MetricFamily("usefulness", "gencli.metrics.trained:usefulness",
-                 "accuracy of a classifier trained on samples, beside one trained on data", ("training",), (),
-                 ("image", "vector"), ("model",), default=False),
-    MetricFamily("support", "gencli.metrics.support:support",
-                 "how many different examples the model draws, by the birthday paradox", ("samples",), (), _NUMBERS,
-                 default=False),
-    MetricFamily("parzen", "gencli.metrics.parzen:parzen",
-                 "Parzen window estimate, which misleads, beside the control that shows it", ("samples", "training"),
-                 (), ("image", "vector"), default=False),
-)
-
-
-@cache
-def metric_families() -> dict[str, MetricFamily]:
-    """All families of metrics by name; a plugin cannot take the name of a built-in one."""
-    plugins = () if os.environ.get("GENCLI_PLUGINS", "1") == "0" else entry_points(group="gencli.metrics")
-    others = {entry.name: MetricFamily(entry.name, entry.value, default=False) for entry in sorted(plugins)}
-    return others | {family.name: family for family in _BUILT_IN}
-
-
-def metric_family(name: str) -> MetricFamily:
-    """The family of metrics of that name; UsageError with a suggestion if there is none."""
-    try:
-        return metric_families()[name]
-    except KeyError:
-        raise UsageError(f"no metric is called {name!r}{did_you_mean(name, metric_families())}") from None
-
-
-def needed(names: Sequence[str] | None, kind: str, model: "Model | None" = None) -> set[str]:
-    """The Inputs that these families (by default those that fit) use: of "model", "samples", "training".
+def needed(names: Sequence[str] | None, spec: "Spec", model: "Model | None" = None) -> set[str]:
+    """The Inputs that these groups (by default those that fit) use: of "model", "samples", "training".
 
     Raises:
-        UsageError: a name that no family of metrics has, or one that does not fit the data or the model.
+        UsageError: a name that no group of metrics has, or one that does not fit the data or the model.
     """
-    return {need for family in _chosen(names, kind, model) for need in (*family.needs, *family.uses)}
+    return {need for group in _chosen(names, spec, model) for need in (*group.needs, *group.uses)}
 
 
 def measure(names: Sequence[str] | None, inputs: Inputs) -> Results:
-    """Run these families of metrics, by default all that fit the data, the model and the inputs that are there.
+    """Run these groups of metrics, by default all that fit the data, the model and the inputs that are there.
 
     Raises:
-        UsageError: as `needed`; an input that is not there for a family that was asked for.
+        UsageError: as `needed`; an input that is not there for a group that was asked for.
         DataError: examples or samples that cannot be measured.
     """
     results = Results()
-    for family in _chosen(names, inputs.examples.spec.kind, inputs.model):
-        missing = [need for need in family.needs if getattr(inputs, need) is None]
+    for group in _chosen(names, inputs.examples.spec, inputs.model):
+        missing = [need for need in group.needs if getattr(inputs, need) is None]
         if not missing:
-            results.add(family.load()(inputs))
+            results.add(group.load()(inputs))
         elif names is not None:
-            raise UsageError(f"metric {family.name!r} needs {' and '.join(missing)}, which are not here")
+            raise UsageError(f"metric {group.name!r} needs {' and '.join(missing)}, which are not here")
     return results
 
 
-def _chosen(names: Sequence[str] | None, kind: str, model: "Model | None") -> Iterator[MetricFamily]:
-    abilities: Collection[str] = model.abilities() if model is not None else ()
+def _chosen(names: Sequence[str] | None, spec: "Spec", model: "Model | None") -> Iterator[MetricGroup]:
     if names is None:
-        for family in metric_families().values():
-            if family.default and kind in family.kinds and set(family.can) <= set(abilities):
-                yield family
+        yield from (group for group in registry.metrics.values() if group.default and not _misfit(group, spec, model))
         return
-    for family in map(metric_family, dict.fromkeys(names)):
-        if kind not in family.kinds:
-            raise UsageError(f"metric {family.name!r} is for {', '.join(family.kinds)}; the data is {kind}")
-        if lacking := [ability for ability in family.can if ability not in abilities]:
-            raise UsageError(f"metric {family.name!r} needs a model that can {' and '.join(lacking)}")
-        yield family
+    for group in map(registry.metrics.named, dict.fromkeys(names)):
+        if reason := _misfit(group, spec, model):
+            raise UsageError(f"metric {group.name!r} {reason}")
+        yield group
+
+
+def _misfit(group: MetricGroup, spec: "Spec", model: "Model | None") -> str:
+    """Why a group of metrics does not fit the data or the model; "" if it does."""
+    kind = registry.kind_of(spec)
+    if group.kinds and kind.name not in group.kinds:
+        return f"is for {', '.join(group.kinds)}; the data is {kind.name}"
+    there = {"spaces": bool(kind.spaces), "numeric": kind.numeric, "fixed": not kind.variable,
+             "classified": any(family_classifies(family, kind.name) for family in registry.families.values()),
+             "condition": spec.condition is not None}
+    reasons = {"spaces": f"needs a feature space, and {kind.plural} have none",
+               "numeric": f"is about differences of values, and {kind.plural} have none that mean anything",
+               "fixed": f"is for examples of one shape; {kind.plural} have lengths of their own",
+               "classified": f"needs a family that classifies {kind.plural}, and there is none",
+               "condition": "is for examples that are made from others; these are not"}
+    for want in group.wants:
+        if not there[want]:
+            return reasons[want]
+    abilities = model.abilities() if model is not None else set()
+    if lacking := [ability for ability in group.can if ability not in abilities]:
+        return f"needs a model that can {' and '.join(lacking)}"
+    return ""
+
+
+def family_classifies(family: registry.Family, kind: str) -> bool:
+    """Whether a family tells the classes of examples of this kind apart."""
+    return "classify" in family.can and kind in family.kinds

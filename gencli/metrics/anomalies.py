@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.metrics import Column, Metric
 from gencli.metrics.estimates import protocol
 
 
-def anomalies(columns: Iterable[Column], data: Dataset, classes: Sequence[str], seed: int = 0) -> list[Metric]:
+def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], seed: int = 0) -> list[Metric]:
     """`auroc_NAME` of every column: the chance that an anomaly has the worse number of a random pair.
 
     Args:

@@ -37,8 +37,7 @@ class LogMel(Space):
         return LogMelSpectrogram(self.rate, max(1, size * 2 // 5), bands, size)
 
     def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        lengths = [batch.x.shape[1]] * len(batch) if batch.lengths is None else batch.lengths.tolist()
-        return torch.stack([self._of_one(x[:length]) for x, length in zip(batch.x, lengths, strict=True)]), None
+        return torch.stack([self._of_one(x) for x in batch.pieces()]), None
 
     def _of_one(self, x: Tensor) -> Tensor:
         """(T,) -> (parts x bands,)"""

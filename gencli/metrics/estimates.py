@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.metrics import Kind, Metric
 from gencli.model import Batch, Model
 

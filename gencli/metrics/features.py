@@ -1,9 +1,7 @@
 """Feature spaces, in which samples are compared with data: a batch of B examples -> features (B, D).
 
-- `pixels`: the numbers of a picture.
-- `columns`: the columns of a table, standardised by the training data.
-- `log-mel`: how loud a recording is in each band, part by part.
-- `inception`: the pool layer of InceptionV3, for numbers that others published.
+- those of the kind of the examples (`Kind.spaces`), such as `pixels`, the numbers of a picture, or `inception`, the
+  pool layer of InceptionV3, for Frechet distances (FID) that others published.
 - the name of a family that classifies: the last hidden layer of its network, trained with its defaults on the labelled
   training data, once; `NAME:RUN` is that of a run.
 
@@ -12,11 +10,7 @@ A third party adds a space with an entry point in the group `gencli.features`: a
 features of data sets.
 """
 
-import importlib
-import os
-from collections.abc import Callable, Iterator
-from functools import cache
-from importlib.metadata import entry_points
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,12 +18,10 @@ from torch import Tensor
 
 from gencli import __version__, registry, runs
 from gencli.cache import cached
-from gencli.data.dataset import Dataset
-from gencli.errors import DataError, ModelError, StoppedError, UsageError, did_you_mean
-from gencli.kinds import alike, describe
-from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
-from gencli.metrics import Inputs
+from gencli.dataset import Dataset
+from gencli.errors import DataError, StoppedError, UsageError, did_you_mean
+from gencli.kind import alike, describe
+from gencli.metrics import Inputs, family_classifies
 from gencli.model import Batch, Model, Spec
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
@@ -43,7 +35,7 @@ class Space:
 
     Attributes:
         name: as it stands in the protocol of metrics.
-        identity: everything the features hang on but the examples, so that they can be kept; None: not worth keeping.
+        identity: everything the features depend on but the examples, so that they can be kept; None: not worth keeping.
         block: examples whose features are computed at once.
         classes: names of what `describe` gives the log-probabilities of.
     """
@@ -68,18 +60,6 @@ class Pixels(Space):
         return batch.x.flatten(1), None
 
 
-class Columns(Space):
-    """(B, D) in the units of the data -> (B, D) with mean 0 and deviation 1 in the training data."""
-
-    name = "columns"
-
-    def __init__(self, spec: VectorSpec):
-        self.mean, self.scale = torch.tensor(spec.mean), torch.tensor(spec.scale)
-
-    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return (batch.x - self.mean) / self.scale, None
-
-
 class Learned(Space):
     """What a model that classifies encodes examples as, and its classes."""
 
@@ -95,48 +75,29 @@ class Learned(Space):
 # ---------------------------------------------------------------------------------------------------------------------
 # Spaces by name
 
-_BUILT_IN = {  # name -> (function of Inputs, kinds of examples)
-    "pixels": ("gencli.metrics.features:pixels", ("image",)),
-    "columns": ("gencli.metrics.features:columns", ("vector",)),
-    "log-mel": ("gencli.metrics.audio:log_mel", ("audio",)),
-    "inception": ("gencli.metrics.inception:inception", ("image",)),
-}
-
-
 def pixels(inputs: Inputs) -> Space:
     """The space `pixels`."""
     return Pixels()
 
 
-def columns(inputs: Inputs) -> Space:
-    """The space `columns`."""
-    assert isinstance(inputs.examples.spec, VectorSpec)
-    return Columns(inputs.examples.spec)
-
-
-@cache
-def _plugins() -> dict[str, str]:
-    if os.environ.get("GENCLI_PLUGINS", "1") == "0":
-        return {}
-    return {entry.name: entry.value for entry in sorted(entry_points(group="gencli.features"))}
-
-
 def classifying(kind: str) -> list[str]:
     """Names of the families that classify examples of this kind."""
-    return [family.name for family in registry.families().values() if "classify" in family.can and kind in family.kinds]
+    return [family.name for family in registry.families.values() if family_classifies(family, kind)]
 
 
 def spaces(kind: str) -> list[str]:
-    """The names of the feature spaces for examples of this kind."""
-    own = [name for name, (_, kinds) in _BUILT_IN.items() if kind in kinds]
-    return [*own, *classifying(kind), *(name for name in _plugins() if name not in _BUILT_IN)]
+    """The names of the feature spaces for examples of this kind: its own, classifiers, those of plugins."""
+    own = registry.kind(kind).spaces
+    plugins = [name for name, space in registry.features.items() if space.source != "gencli" and name not in own]
+    return [*own, *classifying(kind), *plugins]
 
 
 def default_space(inputs: Inputs) -> str:
-    """The space to compare in where the user names none: for pictures a classifier if there are labels to train it."""
+    """The space to compare in where the user names none: a classifier, where that is better and there are labels."""
     spec, training = inputs.examples.spec, inputs.training
-    if isinstance(spec, ImageSpec) and training is not None and training.labels is not None:
-        return classifying(spec.kind)[0]
+    networks = classifying(spec.kind)
+    if registry.kind_of(spec).learned and networks and training is not None and training.labels is not None:
+        return networks[0]
     return spaces(spec.kind)[0]
 
 
@@ -152,16 +113,11 @@ def feature_space(inputs: Inputs) -> Space:
     name, colon, argument = wanted.partition(":")
     known = spaces(spec.kind)
     if name not in known or (colon and name not in classifying(spec.kind)):
-        raise UsageError(f"{spec.kind}s have no features called {wanted!r}{did_you_mean(name, known)}")
+        raise UsageError(f"{registry.kind(spec.kind).plural} have no features called {wanted!r}"
+                         f"{did_you_mean(name, known)}")
     if name in classifying(spec.kind):
         return _of_run(name, argument, spec) if colon else _trained(name, inputs)
-    module, _, attribute = (_BUILT_IN[name][0] if name in _BUILT_IN else _plugins()[name]).partition(":")
-    try:
-        make: Callable[[Inputs], Space] = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        raise ModelError(f"features {name!r} ({module}:{attribute}) cannot be loaded: {type(error).__name__}: {error}; "
-                         f"repair or uninstall it") from error
-    return make(inputs)
+    return registry.features[name].load()(inputs)
 
 
 def _of_run(name: str, run: str, spec: Spec) -> Space:
@@ -192,7 +148,7 @@ def _trained(name: str, inputs: Inputs) -> Space:
 
 def trained_settings(name: str, examples: int) -> TrainSettings:
     """How a network of a family that classifies is trained on so many examples: the family's defaults."""
-    defaults = registry.family(name).load().defaults
+    defaults = registry.families.named(name).load().defaults
     settings = TrainSettings(**{**defaults, "preview_every": 0, "log_every": 10})
     steps = int(settings.epochs * examples // settings.batch_size)
     return settings.model_copy(update={"steps": max(_LEAST_STEPS, steps),
@@ -207,17 +163,20 @@ def new_model(name: str, spec: Spec, seed: int = 0) -> Model:
 
 
 def trained(model: Model, data: Dataset, settings: TrainSettings, inputs: Inputs, device: torch.device) -> Model:
-    """The model trained on the data, in evaluation mode on the CPU."""
-    from gencli.trainer import Hooks, Trainer  # measures losses with metrics itself
+    """The model trained on the data, in evaluation mode on the CPU.
 
-    hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
+    Raises:
+        UsageError: nobody gave the metrics a trainer.
+    """
+    if inputs.train is None:
+        raise UsageError("a network has to be trained to measure this, and nothing here trains: use 'gencli evaluate', "
+                         "or give Inputs a function as `train`")
     try:
         with torch.enable_grad():
-            outcome = Trainer(model, data, settings, device=device, hooks=hooks).run()
+            return inputs.train(model, data, settings, device, inputs).cpu()
     except StoppedError as stop:
         raise StoppedError("stopped while a network to measure with was trained; it is not kept",
                            stop.exit_code) from None
-    return outcome.model.cpu()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,7 +184,7 @@ def trained(model: Model, data: Dataset, settings: TrainSettings, inputs: Inputs
 
 
 def batches(data: Dataset, block: int = 500, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """All examples in order, in blocks of a fixed size: no feature hangs on how many were asked for."""
+    """All examples in order, in blocks of a fixed size: no feature depends on how many were asked for."""
     return (data.batch(indices, device) for indices in torch.arange(len(data)).split(block))
 
 

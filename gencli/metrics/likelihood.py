@@ -6,12 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from gencli.data.dataset import Dataset
-from gencli.data.text import detokenize
-from gencli.kinds.audio import AudioSpec
-from gencli.kinds.text import TextSpec
+from gencli import registry
+from gencli.dataset import Dataset
+from gencli.inference import own_options
 from gencli.metrics import Column, Found, Inputs, Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
 from gencli.model import Model, Score
@@ -22,12 +20,13 @@ def likelihood(inputs: Inputs) -> Iterator[Found]:
     """All scores of the family, for each example and on average, what follows from them, and its diagnoses."""
     model, data = inputs.model, inputs.examples
     assert model is not None
-    scores = collect(model, data, seed=inputs.seed, options=inputs.options, progress=inputs.progress)
+    scores = collect(model, data, seed=inputs.seed, options=own_options(model.scores, dict(inputs.options)),
+                     progress=inputs.progress)
     for name, score in scores.items():
         yield Column(name, score.values if score.weight is None else score.values / score.weight, score.unit)
     metrics = [_metric(name, score, data, inputs.seed) for name, score in scores.items()]
     yield from metrics
-    yield from _bits(metrics, scores, data)
+    yield from _rates(metrics, scores, data)
     yield from _diagnoses(model, data, inputs.seed)
 
 
@@ -60,49 +59,26 @@ def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
     return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight)
 
 
-def _bits(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> list[Metric]:
-    """Bits per dimension of discrete data; perplexity and bits per character of text."""
-    if isinstance(data.spec, TextSpec):
-        return [bits for metric in metrics if metric.name == "nll"
-                for bits in _of_text(metric, scores["nll"], data, data.spec)]
-    if isinstance(data.spec, AudioSpec):
-        return [_scaled(metric, "bpd", 1 / math.log(2), "bits/sample") for metric in metrics if metric.name == "nll"]
-    # A density has no bits: its nats hang on the unit of x.
-    of_data = [m for m in metrics if m.unit == "nats" and not m.protocol.get("density")
+def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
+    """The best likelihood or bound in other units, as the kind of the examples has them."""
+    # A density has no bits: its nats depend on the unit of x.
+    of_data = [m for m in metrics if m.unit.startswith("nats") and not m.protocol.get("density")
                and (m.name == "nll" or m.kind == "bound")]
-    if not data.spec.levels or not of_data:
-        return []
+    if not of_data:
+        return
     best = min(of_data, key=lambda metric: (metric.name != "nll", metric.value))
-    return [_scaled(best, "bpd", 1 / (data.spec.size * math.log(2)), "bits/dimension")]
-
-
-def _of_text(nll: Metric, score: Score, data: Dataset, spec: TextSpec) -> list[Metric]:
-    perplexity = math.exp(min(nll.value, 700.0))  # what a float holds
-    error = None if nll.error is None else perplexity * nll.error
-    per_token = replace(nll, name="perplexity", value=perplexity, error=error, unit="per token",
-                        protocol={**nll.protocol, "from": "nll"})
-    if spec.unit == "characters":
-        return [per_token, _scaled(nll, "bpc", 1 / math.log(2), "bits/character")]
-    per_character = mean("bpc", score.values / math.log(2), "bits/character", nll.kind,
-                         {**nll.protocol, "from": "nll"}, _characters(data, spec))
-    return [per_token, per_character]
-
-
-def _scaled(metric: Metric, name: str, factor: float, unit: str) -> Metric:
-    error = None if metric.error is None else metric.error * factor
-    return replace(metric, name=name, value=metric.value * factor, error=error, unit=unit,
-                   protocol={**metric.protocol, "from": metric.name})
-
-
-def _characters(data: Dataset, spec: TextSpec) -> Tensor:
-    """(N,) characters of every text; the end of a line is one."""
-    counts = []
-    for i in range(0, len(data), 1024):
-        batch = data.batch(torch.arange(i, min(i + 1024, len(data))))
-        lengths = [batch.x.shape[1]] * len(batch) if batch.lengths is None else batch.lengths.tolist()
-        counts += [len(detokenize(tokens[:length], spec)) + spec.lines
-                   for tokens, length in zip(batch.x, lengths, strict=True)]
-    return torch.tensor(counts)
+    about = {**best.protocol, "from": best.name}
+    for rate in registry.kind_of(data.spec).rates(data.spec, data):
+        if rate.exponential:
+            value = math.exp(min(best.value, 700.0))  # what a float holds
+            error = None if best.error is None else value * best.error
+            yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=about)
+        elif rate.per is not None:
+            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, about, rate.per)
+        else:
+            error = None if best.error is None else best.error * rate.factor
+            yield replace(best, name=rate.name, value=best.value * rate.factor, error=error, unit=rate.unit,
+                          protocol=about)
 
 
 def _diagnoses(model: Model, data: Dataset, seed: int) -> list[Metric]:

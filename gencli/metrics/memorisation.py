@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torchvision.utils import make_grid
 
-from gencli.kinds.image import ImageSpec
+from gencli import registry
 from gencli.metrics import Figure, Found, Inputs
+from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import protocol
 from gencli.metrics.features import Space, batches, feature_space, features, spaces
 from gencli.metrics.neighbours import nearest, ratio
-from gencli.metrics.samples import comparable
 from gencli.rng import generator
 
 _PAIRS = 16  # shown in the figure
@@ -33,9 +33,10 @@ def memorisation(inputs: Inputs) -> Iterator[Found]:
     distances, places = nearest(both, (space.describe(batch)[0] for batch in batches(training)))
     about = protocol(training, inputs.seed, features=space.name, training=len(training))
     yield from ratio(distances[: len(samples)], distances[len(samples) :], about)
-    if isinstance(samples.spec, ImageSpec):
-        shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
-        pairs = torch.cat([samples.batch(shown).x, training.batch(places[shown]).x])
+    shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
+    pairs = [picture for data, numbers in ((samples, shown), (training, places[shown]))
+             for tile in registry.kind_of(data.spec).tiles(data.spec, data.batch(numbers)) for picture in tile.pictures]
+    if pairs:
         yield Figure("nearest", make_grid(pairs, len(shown), pad_value=0.5),
                      "The samples nearest to the training data, and below each the training example it is nearest to.")
 

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.layers.kmeans import lloyd
 from gencli.metrics import Found, Inputs
+from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import Space, features
 from gencli.metrics.memorisation import plain_space
 from gencli.metrics.neighbours import squared_distances
-from gencli.metrics.samples import comparable
 from gencli.rng import generator
 
 _VALIDATION = 1000  # training examples that choose the bandwidth

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.metrics import Metric
-from gencli.metrics.meanings import meaning
+from gencli.metrics.glossary import meaning
 
 CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gencli.metrics import Found, Inputs, Kind, Metric
+from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import protocol
 from gencli.metrics.features import features
 from gencli.metrics.memorisation import plain_space
 from gencli.metrics.neighbours import squared_distances
-from gencli.metrics.samples import comparable
 
 _SAME = 0.01  # share of held-out examples with another one that counts as the same
 

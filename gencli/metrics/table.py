@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError
 from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import protocol
-from gencli.metrics.samples import comparable
+from gencli.metrics.features import Space
+from gencli.model import Batch
 from gencli.rng import generator
 
 _FEW = 20  # values of a column that is compared value by value
@@ -53,6 +55,24 @@ def table(inputs: Inputs) -> Iterator[Found]:
     if x.shape[1] > 1:
         yield Metric("correlation_difference", difference, float(torch.tensor(correlations).std()), len(y), "",
                      "estimate", about)
+
+
+class Columns(Space):
+    """(B, D) in the units of the data -> (B, D) with mean 0 and deviation 1 in the training data."""
+
+    name = "columns"
+
+    def __init__(self, spec: VectorSpec):
+        self.mean, self.scale = torch.tensor(spec.mean), torch.tensor(spec.scale)
+
+    def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        return (batch.x - self.mean) / self.scale, None
+
+
+def columns(inputs: Inputs) -> Space:
+    """The space `columns`."""
+    assert isinstance(inputs.examples.spec, VectorSpec)
+    return Columns(inputs.examples.spec)
 
 
 def _rows(data: Dataset) -> Tensor:

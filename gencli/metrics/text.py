@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from gencli.data.dataset import Dataset
-from gencli.data.text import detokenize
+from gencli.dataset import Dataset
 from gencli.errors import DataError
-from gencli.kinds.text import TextSpec
+from gencli.kinds.text import TextSpec, detokenize
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.estimates import mean, protocol
 
@@ -54,10 +53,7 @@ def _words(data: Dataset) -> list[list[str]]:
     assert isinstance(spec, TextSpec)
     found = []
     for part in torch.arange(len(data)).split(1024):
-        batch = data.batch(part)
-        assert batch.lengths is not None
-        found += [_WORD.findall(detokenize(tokens[:length], spec))
-                  for tokens, length in zip(batch.x, batch.lengths.tolist(), strict=True)]
+        found += [_WORD.findall(detokenize(tokens, spec)) for tokens in data.batch(part).pieces()]
     if not found:
         raise DataError(f"{data.name} holds no text to measure; at least one is needed")
     return found

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from gencli import __version__
-from gencli.metrics.meanings import MEANINGS, OTHER, meaning
-from gencli.metrics.requirements import shown
-from gencli.reports import charts, subject, verdict
+from gencli import __version__, charts
+from gencli.metrics.glossary import MEANINGS, OTHER, meaning
+from gencli.metrics.requirements import CONFIDENCE, shown
+from gencli.reports import subject, verdict
 from gencli.reports.exhibits import Exhibit
 from gencli.reports.page import PAGE, STYLE
 
@@ -59,7 +59,8 @@ def _rank(row: dict[str, Any]) -> int:
 def _requirement(result: dict[str, Any]) -> dict[str, Any]:
     drawing = ""
     if result["value"] is not None:
-        drawing = charts.limit(result["value"], result["error"], result["limit"], result["passed"])
+        reach = CONFIDENCE * (result["error"] or 0)
+        drawing = charts.limit(result["value"], reach, result["limit"], result["passed"])
     return {**result, "drawing": drawing}
 
 

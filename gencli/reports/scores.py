@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import UsageError
 from gencli.metrics import Column
 

@@ -1,4 +1,4 @@
-"""Reading codes: from arrays, tables, lines or a tar; the first bytes tell which."""
+"""Codes: written as arrays, tables, lines or a tar, and read from them; the first bytes tell which."""
 
 import csv
 import io
@@ -16,9 +16,43 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DataError
+from gencli.format import Content, Format, Held, npy_bytes, stack
 from gencli.limits import check_archive
-from gencli.streams.formats import stack_codes
+from gencli.streams.formats import COMMON
 from gencli.streams.tar import TAR_BLOCK, parse_record, read_tar
+
+
+class CodeCsv(Held):
+    """Flattened codes `code_0`, `code_1`, ... and what else there is to say of them."""
+
+    binary = False
+
+    def end(self) -> None:
+        codes = self.array.reshape(len(self.array), -1)
+        columns = self.columns
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([*(f"code_{i}" for i in range(codes.shape[1])), *columns])
+        for code, *others in zip(codes, *columns.values(), strict=True):
+            writer.writerow([*map(str, code), *others])
+        self.out.write(text.getvalue().encode())
+
+
+FORMATS: dict[str, type[Format]] = {**{name: COMMON[name] for name in ("tar", "npz", "npy", "jsonl")}, "csv": CodeCsv}
+TERMINAL = "jsonl"
+
+
+def content() -> Content:
+    """Codes as formats see them."""
+    return Content("code", "npy", npy_bytes, "codes", header={"content": "codes"})
+
+
+def trimmed(code: np.ndarray) -> np.ndarray:
+    """A code without the NaN past its end, so that nothing depends on the others of its batch."""
+    if code.ndim == 0:
+        return code
+    used = np.flatnonzero(~np.isnan(code).all(axis=tuple(range(1, code.ndim))))
+    return code[: used[-1] + 1] if len(used) else code[:0]
 
 
 @dataclass
@@ -173,7 +207,7 @@ def _gathered(rows: Iterator[_Row], name: str, block: int) -> Iterator[Codes]:
         try:
             tensors = {key: torch.tensor([math.nan if v is None else v for v in values])
                        for key, values in columns.items() if not any(isinstance(v, str) for v in values)}
-            yield Codes(_tensor(stack_codes(codes)), tensors.pop("label", None), tensors)
+            yield Codes(_tensor(stack(codes)), tensors.pop("label", None), tensors)
         except (ValueError, TypeError) as error:
             raise DataError(f"{name}: the codes have different shapes: {error}") from error
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from gencli.errors import DataError, UsageError
-from gencli.model import Batch
 from gencli.publish import explained, publish_text, sweep, system
+from gencli.spec import Batch
 from gencli.streams.writers import Writer
 
 _ABOUT = "shards.json"

@@ -1,4 +1,10 @@
-"""Reading a tar of examples or codes as it arrives, one example in memory at a time."""
+"""A tar of examples or codes: read as it arrives, one example in memory at a time, and written.
+
+The WebDataset convention (github.com/webdataset): `000000.png` + `000000.json` are one example. A first record,
+`__gencli__/spec.json`, says what the examples are and a last one, `__gencli__/end.json`, how many there were, so that a
+cut stream is noticed; other readers skip names in `__`. The bytes depend on the examples alone: no times, no owners,
+and nothing of the batches in which they were computed.
+"""
 
 import json
 import re
@@ -8,9 +14,9 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
-from gencli.errors import DataError
-from gencli.kinds import parse_spec
-from gencli.model import Spec
+from gencli.errors import DataError, UsageError
+from gencli.format import Format, Rows, json_line
+from gencli.spec import Spec, parse_spec
 
 EXAMPLE_LIMIT = 256 * 2**20  # bytes of one example; more is refused as hostile
 SPEC_RECORD, END_RECORD = "__gencli__/spec.json", "__gencli__/end.json"
@@ -80,8 +86,8 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
         self.header = self.header or header
         try:
             self.spec = parse_spec(header["spec"]) if "spec" in header else None
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+        except (ValidationError, UsageError, AttributeError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise DataError(f"{self.name}: {SPEC_RECORD} does not describe examples: {reason}") from error
 
     def _parse(self, path: str, data: bytes) -> dict[str, Any]:
@@ -108,6 +114,27 @@ def parse_record(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{name} holds {type(record).__name__}; expected a JSON object")
     return record
+
+
+class Tar(Format):
+    """Examples in the WebDataset convention between a header and a trailer."""
+
+    def begin(self) -> None:
+        self._add(SPEC_RECORD, json_line({"format": 1, "start": self.start, **self.content.header}))
+
+    def put(self, rows: Rows) -> None:
+        for number, value, record in self._numbered(rows):
+            self._add(f"{number:06d}.{self.content.ending}", self.content.file(value))
+            self._add(f"{number:06d}.json", json_line({"index": number, **record}))
+
+    def end(self) -> None:
+        self._add(END_RECORD, json_line({"count": self.count}))
+        self.out.write(bytes(2 * TAR_BLOCK))
+
+    def _add(self, name: str, data: bytes) -> None:
+        info = tarfile.TarInfo(name)  # mode 0644, and 0 for every time and owner
+        info.size = len(data)
+        self.out.write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict") + data + bytes(-len(data) % TAR_BLOCK))
 
 
 def _split(path: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any, BinaryIO, Self
 import torch
 from torch import Tensor
 
+from gencli import registry
 from gencli.errors import UsageError
-from gencli.model import Batch, Spec
+from gencli.format import Content, Format, Rows
 from gencli.publish import publish, publish_folder
-from gencli.streams.formats import FORMATS, ON_TERMINAL, Arrays, Content, Format, Rows, content_of, trimmed, values_of
+from gencli.spec import Batch, Spec
+from gencli.streams import codes as coding
+from gencli.streams.formats import COMMON
 
 
 class _Output(AbstractContextManager["_Output"]):
@@ -49,7 +52,8 @@ class Writer(_Output):
         records = [dict(record) for record in info] if info else [{} for _ in range(len(batch))]
         if batch.labels is not None:
             records = [{"label": label, **r} for label, r in zip(batch.labels.tolist(), records, strict=True)]
-        self._to.put(Rows(values_of(batch, self.spec, eight_bit=not isinstance(self._to, Arrays)), records))
+        values = registry.kind_of(self.spec).values(batch.to("cpu"), self.spec, self._to.exact)
+        self._to.put(Rows(values, records))
 
 
 class CodeWriter(_Output):
@@ -62,7 +66,7 @@ class CodeWriter(_Output):
         named = ({} if labels is None else {"label": labels}) | columns
         plain = {name: column.tolist() for name, column in named.items()}
         records = [{name: column[i] for name, column in plain.items()} for i in range(len(values))]
-        self._to.put(Rows([trimmed(value) for value in values], records))
+        self._to.put(Rows([coding.trimmed(value) for value in values], records))
 
 
 def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
@@ -83,40 +87,41 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         UsageError: a format that does not fit, or binary data for a terminal.
         ResourceError: the output cannot be written.
     """
-    content = content_of(spec)
-    return Writer(_open(output, content, format, total, stdout, start, meta), spec)
+    kind = registry.kind_of(spec)
+    content = Content(kind.name, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
+                      () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")})
+    formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
+    return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
 
 
 def open_code_writer(output: str | None, *, format: str | None = None, total: int | None = None,
                      stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> CodeWriter:
     """A writer of codes; arguments and errors are those of `open_writer`."""
-    content = Content("code", "npy", header={"content": "codes"})
-    return CodeWriter(_open(output, content, format, total, stdout, start, meta))
+    return CodeWriter(_open(output, coding.content(), coding.FORMATS, coding.TERMINAL, format, total, stdout, start,
+                            meta))
 
 
-def _open(output: str | None, content: Content, format: str | None, total: int | None, stdout: BinaryIO | None,
-          start: int, meta: dict[str, Any] | None) -> Format:
-    """The format on its sink."""
+def _open(output: str | None, content: Content, formats: Mapping[str, type[Format]], on_terminal: str | None,
+          format: str | None, total: int | None, stdout: BinaryIO | None, start: int,
+          meta: dict[str, Any] | None) -> Format:
+    """One of the formats on its sink."""
     content.header.update({} if total is None else {"total": total}, **({"meta": meta} if meta else {}))
     sink: AbstractContextManager[Any]
     terminal = False
     if output is None or output == "-":
         stream = stdout or sys.stdout.buffer
         sink, terminal = _flushed(stream), stream.isatty()
-        usual = ON_TERMINAL.get(content.kind, "tar") if terminal else "tar"
+        usual = on_terminal or "tar" if terminal else "tar"
     elif _is_device(output):
         sink, usual = _device(output), Path(output).suffix or "tar"
     else:
         sink, content = publish(output), replace(content, rewritable=True)
         usual = "folder" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix or "folder"
     format = (format or usual).lower().removeprefix(".")
-    fitting = FORMATS[content.kind]
-    if content.kind == "image" and content.ending != "png":  # no picture has that many channels
-        fitting = {name: fitting[name] for name in fitting if name not in ("png", "gif")}
-    if format not in fitting:
-        endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in fitting)
-        raise UsageError(f"{content.kind}s cannot be written as {format!r}; formats that fit: {endings}")
-    chosen = fitting[format]
+    if format not in formats:
+        endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in formats)
+        raise UsageError(f"{content.noun}s cannot be written as {format!r}; formats that fit: {endings}")
+    chosen = formats[format]
     if format == "folder":
         if output is None or output == "-" or _is_device(output):
             raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")

@@ -42,14 +42,14 @@ def loop(steps: int = 400, rounds: int = 5) -> None:
     """The trainer against a hand-written loop: VAE mlp, batch 128, bf16, the same settings and moving average."""
     import torch
 
-    from gencli.data import DataSettings, load
+    from gencli.data import load
     from gencli.families.vae import VAE, VAEConfig
     from gencli.model import Batch
     from gencli.rng import StepStream
     from gencli.settings import TrainSettings
     from gencli.trainer import Trainer
 
-    data = load("digits", DataSettings(binarize="dynamic"))
+    data = load("digits", dict(binarize="dynamic"))
 
     def model() -> VAE:
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     import torch
     from torchvision.transforms import v2
 
-    from gencli.data import DataSettings, load
+    from gencli.data import load
     from gencli.model import Batch, Model
     from gencli.rng import StepStream
     from gencli.runs import build
@@ -94,7 +94,7 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     from gencli.trainer import Trainer
 
     batch_size = 128
-    for family, config, settings in (("vae", {}, DataSettings(binarize="dynamic")), ("gan", {}, DataSettings())):
+    for family, config, settings in (("vae", {}, dict(binarize="dynamic")), ("gan", {}, dict())):
         data = load("digits", settings)
         dynamic = settings.binarize is not None
 
@@ -144,11 +144,11 @@ def gmm(components: int = 50, rounds: int = 3) -> None:
     import torch
     from sklearn.mixture import GaussianMixture
 
-    from gencli.data import DataSettings, load
+    from gencli.data import load
     from gencli.families.gmm import GMM, GMMConfig
     from gencli.trainer import Trainer, TrainSettings
 
-    data = load("mnist", DataSettings())
+    data = load("mnist", dict())
     torch.manual_seed(0)
     model = GMM(GMMConfig(components=components, covariance="diagonal"), data.spec)
     Trainer(model, data, TrainSettings(epochs=1, batch_size=1024, preview_every=0)).run()
@@ -180,11 +180,11 @@ def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
     import torch
     from sklearn.neural_network import BernoulliRBM
 
-    from gencli.data import DataSettings, load
+    from gencli.data import load
     from gencli.families.rbm import RBM, RBMConfig
     from gencli.trainer import Trainer, TrainSettings
 
-    data = load("mnist", DataSettings(binarize="threshold"), limit=10_000)
+    data = load("mnist", dict(binarize="threshold"), limit=10_000)
     x = data.batch(torch.arange(len(data))).x.flatten(1).numpy()
 
     def ours() -> None:
@@ -207,13 +207,13 @@ def pixelcnn(batch_size: int = 16, steps: int = 20, rounds: int = 3) -> None:
     """
     import torch
 
-    from gencli.data import DataSettings, load
+    from gencli.data import load
     from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
     from gencli.model import Batch
     from gencli.rng import ExampleStreams, StepStream
     from gencli.trainer import Trainer, TrainSettings
 
-    data = load("digits", DataSettings(binarize="dynamic"))
+    data = load("digits", dict(binarize="dynamic"))
 
     def model() -> PixelCNN:
         torch.manual_seed(0)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from xml.etree import ElementTree
 
-from gencli.metrics.requirements import CONFIDENCE
-
 _WIDTH, _HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 26  # margins
 _MOST_POINTS = 240  # of a line
@@ -62,9 +60,8 @@ def scatter(series: Sequence[Points], title: str) -> str:
     return str(chart)
 
 
-def limit(value: float, error: float | None, bound: float, passed: bool) -> str:
-    """A value with its 95% interval, and the limit it is held against."""
-    reach = CONFIDENCE * (error or 0)
+def limit(value: float, reach: float, bound: float, passed: bool) -> str:
+    """A value, an interval of `reach` to either side of it, and the limit it is held against."""
     low, high = _padded(min(value - reach, bound), max(value + reach, bound), 0.12)
     width, middle = 240, 10
 

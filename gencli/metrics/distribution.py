@@ -6,14 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from gencli import inference
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError
-from gencli.kinds import alike, describe
-from gencli.kinds.audio import AudioSpec
-from gencli.kinds.image import ImageSpec
+from gencli.kind import alike, describe
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distances import distances
@@ -22,30 +19,23 @@ from gencli.metrics.features import feature_space, features
 from gencli.metrics.neighbours import squared_distances
 from gencli.model import Model
 from gencli.rng import generator
-from gencli.streams import quantize
 
 _FOUND = 0.2  # a class or cluster counts as covered from this part of its share in the reference
 _CLUSTERS = 20
 _ROUNDS = 100  # of the bootstrap
 
 
-def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int | None = None) -> Dataset:
+def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int | None = None,
+         **options: Any) -> Dataset:
     """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1.
 
-    A model that makes other examples again is given these.
+    A model that makes examples from others is given what the held-out `examples` are made from.
     """
-    drawn = list(inference.sample(model, range(count), seed, label, inference.made_from(model, examples, count)))
-    longest = max(batch.x.shape[-1] for batch in drawn)
-    x = torch.cat([pad(batch.x, (0, longest - batch.x.shape[-1])) for batch in drawn])
-    classes = [batch.labels for batch in drawn if batch.labels is not None]
-    labels = torch.cat(classes) if classes else None if label is None else torch.full((count,), label)
-    lengths = [batch.lengths for batch in drawn if batch.lengths is not None]
-    if isinstance(model.spec, AudioSpec):
-        x = model.spec.to_levels(x)  # as a data set holds them
-    if isinstance(model.spec, ImageSpec) and model.spec.levels in (2, 256):
-        binary = model.spec.levels == 2
-        return Dataset("samples", "all", model.spec, quantize(x), labels, drawn="fixed" if binary else None)
-    return Dataset("samples", "all", model.spec, x, labels, torch.cat(lengths) if lengths else None)
+    given = inference.conditions_of(model, examples, count)
+    batches = list(inference.sample(model, range(count), seed, label, given,
+                                    **inference.own_options(model.sample, options)))
+    return inference.collect(batches, model.spec, "samples",
+                             None if label is None else torch.full((count,), label))
 
 
 def comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:

@@ -1,4 +1,4 @@
-"""What a classifier says that is trained for it: whether samples can be told from data, and be learnt from."""
+"""What classifiers say that are trained for it: whether samples can be told from data, and be learnt from."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gencli.data.dataset import Dataset
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics.distribution import comparable, draw
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import batches, classifying, new_model, trained, trained_settings
-from gencli.metrics.samples import comparable, draw
 from gencli.model import Model
 from gencli.rng import derive_seed, generator
 
@@ -28,7 +28,7 @@ def two_sample(inputs: Inputs) -> Iterator[Found]:
     if count < 4:
         raise DataError(f"samples: {len(samples)}, held-out examples: {len(reference)}; at least 4 of each are needed "
                         f"to train a classifier on one half and test it on the other")
-    sides = [_prepared(pick(data, _order(len(data), inputs.seed, name)[:count]))
+    sides = [_prepared(data.take(_order(len(data), inputs.seed, name)[:count]))
              for name, data in (("data", reference), ("samples", samples))]
     spec = reference.spec.model_copy(update={"classes": ("data", "samples")})
     halves = []
@@ -60,7 +60,7 @@ def usefulness(inputs: Inputs) -> Iterator[Found]:
     if samples is None or samples.labels is None:
         samples = _by_class(inputs)
     count = min(len(samples), len(training))
-    real = pick(training, _order(len(training), inputs.seed, "real")[:count])
+    real = training.take(_order(len(training), inputs.seed, "real")[:count])
     about = protocol(reference, inputs.seed, examples=count, classifier=classifying(reference.spec.kind)[0])
     found = {}
     for name, data in (("synthetic_accuracy", samples), ("real_accuracy", real)):
@@ -83,7 +83,7 @@ def _by_class(inputs: Inputs) -> Dataset:
         raise UsageError("usefulness needs samples with classes: give some with --samples, or a model that was trained "
                          "with --conditional")
     each = max(1, inputs.draw // len(classes))
-    parts = [draw(model, each, inputs.examples, derive_seed(inputs.seed, name), label)
+    parts = [draw(model, each, inputs.examples, derive_seed(inputs.seed, name), label, **inputs.options)
              for label, name in enumerate(classes)]
     return replace(parts[0], examples=torch.cat([part.examples for part in parts]),
                    labels=torch.cat([part.labels for part in parts if part.labels is not None]))
@@ -100,11 +100,6 @@ def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
     with torch.no_grad():
         guesses = torch.cat([model.classify(batch).argmax(1).cpu() for batch in batches(test, device=device)])
     return guesses == test.labels
-
-
-def pick(data: Dataset, places: Tensor) -> Dataset:
-    """The examples of these numbers (N,), in this order."""
-    return replace(data, examples=data.examples[places], labels=None if data.labels is None else data.labels[places])
 
 
 def _prepared(data: Dataset) -> Tensor:

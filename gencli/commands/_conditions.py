@@ -9,9 +9,7 @@ from gencli.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gencli.model import Batch, Given
-
-_WHOLE = 2**40  # samples: more than any recording has
+    from gencli.model import Given
 
 
 def class_number(card: Any, label: str | None) -> int | None:
@@ -32,53 +30,51 @@ def class_number(card: Any, label: str | None) -> int | None:
     raise UsageError(f"--label {label}: the model has no such class{did_you_mean(label, card.spec.classes)}")
 
 
-def read_given(card: Any, console: Console, prompt: str | None = None, complete: str | None = None,
-               keep_rows: int | None = None, mask: str | None = None, source: str | None = None) -> "Given":
+def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: str | None = None,
+               complete: str | None = None, keep_rows: int | None = None, mask: str | None = None,
+               condition: str | None = None) -> "Given":
     """What the samples are conditioned on beside the class.
 
     Args:
-        prompt: a text, or for sound a file.
-        complete: a picture file to complete; of it is kept what `keep_rows` or `mask` say.
-        source: data to be made again in the model's way.
+        settings: how `condition` is read.
+        prompt: what an example begins with: written out, or data.
+        complete: an example to complete; of it is kept what `keep_rows` or `mask` say.
+        condition: data that samples are made from.
 
     Raises:
         UsageError: the family cannot do it, or a word is missing.
         DataError: a file cannot be read or does not fit the model.
     """
-    from gencli.kinds.audio import AudioSpec
+    from gencli.commands._reading import conditions_for
     from gencli.model import Given
 
     given = Given()
+    kind = registry.kind_of(card.spec)
     if prompt is not None:
         registry.require(card.family, "prompt")
-        sound = isinstance(card.spec, AudioSpec)
-        given.prompt = _recordings(card, prompt, console).x[0] if sound else _tokens(card, prompt)
+        given.prompt = _prompt(card, prompt, console)
     if complete is not None:
         registry.require(card.family, "complete")
-        from gencli.data.partial import partial_picture
-
-        given.known, given.mask = partial_picture(complete, card.spec, keep_rows, mask)
+        given.known, given.mask = kind.partial(complete, card.spec, keep_rows, mask)
     elif keep_rows is not None or mask is not None:
         raise UsageError("--keep-rows and --mask say what is kept of a picture: add --complete PICTURE")
-    if source is not None:
-        registry.require(card.family, "given")
-        given.source = _recordings(card, source, console)
+    if condition is not None:
+        registry.require(card.family, "condition")
+        given.condition = conditions_for(card, condition, settings, console)
+    elif settings:
+        name = next(iter(settings)).replace("_", "-")
+        raise UsageError(f"--{name} says how --given is read: add --given DATA")
     return given
 
 
-def _tokens(card: Any, text: str) -> "Tensor":
+def _prompt(card: Any, words: str, console: Console) -> "Tensor":
+    """What an example begins with, (P, ...)."""
     import torch
 
-    from gencli.data.text import tokenize
+    from gencli.commands._reading import load_for
 
-    return torch.as_tensor(tokenize(text, card.spec), dtype=torch.int64)
-
-
-def _recordings(card: Any, source: str, console: Console) -> "Batch":
-    """Whole recordings, each in one piece."""
-    import torch
-
-    from gencli.commands.reading import load_for
-
-    data = load_for(card, source, {"length": _WHOLE}, console, "all")
-    return data.batch(torch.arange(len(data)))
+    kind = registry.kind_of(card.spec)
+    literal = kind.parse(words, card.spec, "prompt")
+    if literal is None:
+        literal = load_for(card, words, dict(kind.whole), console, "all").batch(torch.zeros(1, dtype=torch.int64))
+    return literal.pieces()[0]

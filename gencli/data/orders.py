@@ -1,0 +1,60 @@
+"""The order in which training reads a data set: a function of (seed, step), so that a resume needs no state of it."""
+
+import torch
+
+from gencli.dataset import Dataset
+from gencli.rng import StepStream, derive_seed, generator
+from gencli.spec import Batch
+
+
+class Shuffled:
+    """Training order of examples: every epoch a permutation that is a function of (seed, epoch) alone."""
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, device: torch.device, rank: int = 0, world: int = 1):
+        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
+        self.rank, self.world = rank, world
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.data) // self.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[Batch, StepStream]:
+        """The batch of a step (this process's share of it) and the noise that goes with it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch))
+            self._epoch = epoch
+        indices = self._order[position * self.batch_size : (position + 1) * self.batch_size][self.rank :: self.world]
+        rng = StepStream(len(indices), generator(self.seed, "step", step, self.rank, device=self.device))
+        return self.data.batch(indices, self.device, rng), rng
+
+
+class Contiguous:
+    """Training order of a document: `batch_size` places read on in parallel, `window` tokens a step (truncated BPTT).
+
+    A batch holds window + 1 tokens: all but the last are input, all but the first are targets; the next batch starts
+    with the token this one ended with. Every epoch the document is cut at other places.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, window: int, seed: int, device: torch.device,
+                 rank: int = 0, world: int = 1):
+        assert data.document is not None
+        self.document = data.document.to(device)
+        self.seed, self.device, self.rank, self.world = seed, device, rank, world
+        # A short document is read by fewer readers, in shorter windows, rather than not at all.
+        self.batch_size = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
+        self.window = min(window, len(self.document) - 1)
+        self.steps_per_epoch = max(1, (len(self.document) // self.batch_size - 1) // self.window)
+
+    def __getitem__(self, step: int) -> tuple[Batch, StepStream]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        stride = len(self.document) // self.batch_size
+        offset = derive_seed(self.seed, "order", epoch) % len(self.document)
+        starts = offset + torch.arange(self.batch_size, device=self.device) * stride + position * self.window
+        starts = starts[self.rank :: self.world]
+        places = starts[:, None] + torch.arange(self.window + 1, device=self.device)  # (B, window + 1)
+        x = self.document[places % len(self.document)].long()
+        rng = StepStream(len(x), generator(self.seed, "step", step, self.rank, device=self.device))
+        lengths = torch.full((len(x),), x.shape[1], device=self.device)
+        return Batch(x, lengths=lengths, fresh=position == 0), rng

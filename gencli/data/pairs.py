@@ -1,0 +1,107 @@
+"""Examples that are made from others: how pairs are told, and how both sides are made to fit.
+
+Pairs come as
+
+- a folder with `source/` and `target/`, whose files have the same names (`gencli.data.folders`);
+- two aligned text files, `source.txt` and `target.txt`, line by line (the same);
+- a tar with `000000.source.png` beside `000000.png` (`gencli.data.tars`);
+- pictures that show both sides: `--pair left` or `right`;
+- columns of a table: `--source COLUMN --target COLUMN`;
+- examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`).
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from gencli import registry
+from gencli.dataset import Dataset
+from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.examples import Examples, Request, Splits, with_condition
+from gencli.kind import Kind
+from gencli.spec import Batch, Spec
+
+
+def paired(splits: Splits, request: Request) -> Splits:
+    """The splits, with `--pair` carried out and what does not fit together refused or left out."""
+    return {name: _checked(read, request) for name, read in splits.items()}
+
+
+def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Examples]:
+    def checked() -> Examples:
+        examples, general = read(), request.general
+        kind = registry.kind(examples.kind)
+        if general.pair:
+            examples = kind.halves(examples, general.pair)
+        if examples.condition is None:
+            if general.source or general.target:
+                raise UsageError(f"--source and --target name columns of a table; {request.name} is not one")
+            return examples
+        if general.condition:
+            raise UsageError(f"--condition {general.condition}: the examples of {request.name} are made from something "
+                             f"already; leave it out")
+        bad = kind.match(examples, examples.condition, request)
+        if not bad:
+            return examples
+        if not request.skip_bad:
+            raise DataError(f"{request.name}: example {bad[0][0]}: {bad[0][1]}; --skip-bad leaves such pairs out")
+        numbers = {number for number, _ in bad}
+        fitting = examples.take([i for i in range(len(examples)) if i not in numbers])
+        fitting.skipped += len(bad)
+        return fitting
+
+    return checked
+
+
+def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> Dataset:
+    """The first `limit` examples as a data set of `spec`, with what they are made from.
+
+    Raises:
+        DataError: they do not fit, or the model takes a condition and they have none.
+    """
+    kind = registry.kind(examples.kind)
+    if examples.condition is None or spec.condition is None:
+        if examples.condition is not None:
+            request.notify(f"{request.name}: what the examples are made from is left out: the model takes nothing")
+        data = examples.fit(spec, request, limit)
+        if request.general.condition and spec.condition is not None:
+            _, derive = derived(kind, spec, request)
+            data = replace(data, derive=derive, protocol={**data.protocol, "condition": request.general.condition})
+        return data
+    if spec.condition.kind != examples.condition.kind:
+        raise DataError(f"the examples of {request.name} are made from {examples.condition.describe()}; expected "
+                        f"{registry.kind_of(spec.condition).describe(spec.condition)}")
+    examples = examples.head(limit)
+    assert examples.condition is not None
+    data = examples.fit(spec, request, None)
+    condition = examples.condition.fit(spec.condition, condition_request(request, examples), None)
+    return with_condition(data, condition, examples.groups(), request.skip_bad).subset(limit)
+
+
+def condition_request(request: Request, examples: Examples) -> Request:
+    """How what the examples are made from is to be read."""
+    assert examples.condition is not None
+    options = request.options
+    if examples.condition.kind == examples.kind:
+        options = registry.kind(examples.kind).for_condition(options)
+    return replace(request, options=options)
+
+
+def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Batch], Batch]]:
+    """The Spec of the condition that `--condition NAME=ARGUMENT` derives from examples, and how."""
+    name, _, argument = (request.general.condition or "").partition("=")
+    if name not in kind.conditions:
+        raise UsageError(f"--condition {name}: {kind.plural} have no such condition"
+                         f"{did_you_mean(name, kind.conditions)}")
+    return kind.conditions[name](spec, argument)
+
+
+def sources(data: Dataset) -> Dataset:
+    """What the examples of a data set are made from, each once, in the order in which they first occur."""
+    if data.condition is None:
+        return data
+    if data.groups is None:
+        return data.condition
+    order = {group: place for place, group in reversed(list(enumerate(data.groups.tolist())))}
+    return data.condition.take(torch.tensor(sorted(order.values())))

@@ -1,0 +1,96 @@
+"""The examples of a tar stream, in WebDataset's convention: `000000.png` or `.npy` or `.txt`, and `000000.json`.
+
+What an example is made from is the file whose ending begins with `source.`: `000000.source.png` beside `000000.png`.
+"""
+
+import io
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from gencli.data.arrays import examples_of, load_npy
+from gencli.errors import DataError
+from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, readable, whole
+from gencli.kind import Kind
+from gencli.spec import Spec
+from gencli.streams import parse_record, read_tar
+
+_SOURCE = "source."
+
+
+def read_tar_file(path: Path, request: Request) -> Splits:
+    """A tar of examples, plain or packed."""
+    return whole(lambda: from_tar(io.BytesIO(read_bytes(path)), str(path), request))
+
+
+def from_tar(file: BinaryIO, name: str, request: Request) -> Examples:
+    """The examples of a tar stream; `name` is what messages call it."""
+    stream = read_tar(file, name)
+    targets, sources = _Members(name, request), _Members(name, request)
+    labels: list[str | None] = []
+    for key, files in stream:
+        targets.add(key, {ending: data for ending, data in files.items() if not ending.startswith(_SOURCE)})
+        if source := {ending.removeprefix(_SOURCE): data for ending, data in files.items()
+                      if ending.startswith(_SOURCE)}:
+            sources.add(key, source)
+        record = parse_record(files.get("json", b"{}"), f"{name}: {key}.json")
+        labels.append(_class(record.get("label"), stream.spec.classes if stream.spec else ()))
+    if not targets.members:
+        raise DataError(f"{name} holds no examples")
+    classes = [label for label in labels if label is not None]
+    examples = targets.examples(classes if len(classes) == len(labels) else None, stream.spec)
+    if sources.members:
+        if len(sources.members) != len(targets.members):
+            raise DataError(f"{name}: {len(sources.members)} of {len(targets.members)} examples have a source; "
+                            f"expected one for each")
+        if len(examples) != len(targets.members):
+            raise DataError(f"{name}: of an example with a source the target cannot be read; repair the stream")
+        examples.condition = sources.examples(None, stream.spec.condition if stream.spec else None)
+    return examples
+
+
+class _Members:
+    """The files of a stream that are examples, all of one kind."""
+
+    def __init__(self, name: str, request: Request):
+        self.name, self.request = name, request
+        self.members: list[tuple[str, bytes]] = []
+        self.kind: Kind | None = None  # None: of arrays, which say themselves what they are
+        wanted = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
+        # Of several files with one key the first of these is the example: a picture may come with a text about it.
+        self._endings = [*(ending for kind in wanted if kind.single for ending in kind.endings), ".npy",
+                         *(ending for kind in wanted if kind.plain for ending in kind.endings)]
+        self._kinds = {ending: [kind for kind in wanted if ending in kind.endings] for ending in self._endings}
+
+    def add(self, key: str, files: dict[str, bytes]) -> None:
+        """Take in the file that is the example, of those with this key."""
+        ending = next((ending for ending in self._endings if ending[1:] in files), None)
+        if ending is None:
+            raise DataError(f"{self.name}: {key} is {', '.join(sorted(files)) or 'a source without a target'}; "
+                            f"expected {', '.join(ending[1:] for ending in self._endings)}")
+        kind = self.request.choose(self._kinds[ending], f"{self.name}: {key}{ending}")
+        if self.members and kind is not self.kind:
+            raise DataError(f"{self.name}: {key} is {ending[1:]}, unlike those before; expected one kind of examples")
+        self.kind = kind
+        self.members.append((f"{self.name}: {key}{ending}", files[ending[1:]]))
+
+    def examples(self, labels: list[str] | None, spec: Spec | None) -> Examples:
+        """All that was taken in."""
+        if self.kind:
+            return self.kind.read_each(self.members, labels, self.request)
+        numbers, values = readable(self.members, lambda member: load_npy(member[1], member[0]), self.request)
+        if len({value.shape for value in values}) > 1:
+            raise DataError(f"{self.name}: the arrays have different shapes")
+        examples = examples_of(np.stack(values), self.name, self.request,
+                               [labels[i] for i in numbers] if labels else None, getattr(spec, "columns", None),
+                               spec.kind if spec else None)
+        examples.skipped += len(self.members) - len(numbers)
+        return examples
+
+
+def _class(label: object, classes: tuple[str, ...]) -> str | None:
+    """The name of a class that is given by name or by number."""
+    if isinstance(label, int) and 0 <= label < len(classes):
+        return classes[label]
+    return None if label is None else str(label)

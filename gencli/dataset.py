@@ -1,0 +1,165 @@
+"""A data set in memory: examples as tensors, ready to be batched on a device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from gencli import registry
+from gencli.lazy import Lazy
+from gencli.spec import Batch, Spec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from gencli.rng import Rng
+else:
+    np, torch = Lazy("numpy"), Lazy("torch")
+
+
+@dataclass
+class Dataset:
+    """N examples of one split.
+
+    Attributes:
+        name: what the user called the data, e.g. "digits" or a path.
+        split: "train", "test" or "all".
+        spec: what one example is.
+        examples: N examples as they are stored; their kind says how (`Kind.load`). Images (N, C, H, W) uint8, or
+            float32 in [0, 1] where levels is None; vectors (N, D) float32; text (N, T) int32 or less, padded with 0;
+            audio (N, T) levels, uint8 or int32. A Tensor, or anything with `len` that gives such a tensor for an index
+            tensor (pictures too many to hold in memory).
+        labels: (N,) int64 or None.
+        lengths: (N,) int64, of kinds whose examples have lengths of their own.
+        condition: what the examples are made from, N examples of `spec.condition`; None if they are made from nothing,
+            or if `derive` makes it.
+        derive: makes the condition of a batch from the batch itself, e.g. small pictures from large ones.
+        groups: (N,) int64, the same number for examples that share a condition: no split may separate them.
+        origin: (N,) int64, which example of the data as it was found each is, or is a piece of; None: that number.
+        document: (T,) all tokens of a document in order, where the text is one; else None.
+        fingerprint: hex digest of what was read, the same wherever the data lies.
+        skipped: unreadable examples left out on request.
+        drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
+        protocol: what was done to the data (split, size, channels, binarisation...), for the records of `evaluate`.
+        offset: the number of the first example in the split this is a part of; a fixed draw belongs to that number.
+        notes: sentences for the user about what had to be done to the data.
+    """
+
+    name: str
+    split: str
+    spec: Spec
+    examples: Tensor
+    labels: Tensor | None = None
+    lengths: Tensor | None = None
+    document: Tensor | None = None
+    fingerprint: str = ""
+    skipped: int = 0
+    drawn: Literal["fixed", "dynamic"] | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+    offset: int = 0
+    notes: tuple[str, ...] = ()
+    condition: Dataset | None = None
+    derive: Callable[[Batch], Batch] | None = None
+    groups: Tensor | None = None
+    origin: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu", rng: Rng | None = None) -> Batch:
+        """The examples of these numbers, (B,) int64, as a model wants them, with their condition.
+
+        `rng` draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
+        with fixed binarisation.
+        """
+        if isinstance(self.examples, torch.Tensor):  # several times faster than indexing by a tensor
+            x = self.examples.index_select(0, indices.to(self.examples.device)).to(device, non_blocking=True)
+        else:
+            x = self.examples[indices].to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
+        lengths = None
+        if self.lengths is not None:
+            lengths = self.lengths[indices]
+            x = x[:, : int(lengths.max()) if len(lengths) else 0]
+            lengths = lengths.to(device, non_blocking=True)
+        batch = registry.kind_of(self.spec).load(self, Batch(x, labels, lengths), indices + self.offset, rng)
+        if self.condition is not None:
+            batch.condition = self.condition.batch(indices, device, rng)
+        elif self.derive is not None:
+            batch.condition = self.derive(batch)
+        return batch
+
+    def on(self, device: torch.device) -> Dataset:
+        """The same data with its examples held on `device`, if they are in memory and fill at most half of the rest."""
+        if device.type != "cuda" or not isinstance(self.examples, torch.Tensor):
+            return self
+        condition = self.condition.on(device) if self.condition else None
+        free, _ = torch.cuda.mem_get_info(device)
+        examples = self.examples.to(device) if 2 * self.examples.nbytes <= free else self.examples
+        return replace(self, examples=examples, condition=condition)
+
+    def span(self, start: int, end: int) -> Dataset:
+        """Examples `start` to `end`, and of a document the same passages."""
+        document = None
+        if self.document is not None and self.lengths is not None:
+            places = torch.cat([torch.zeros(1, dtype=torch.int64), self.lengths.cumsum(0)])
+            document = self.document[places[start] : places[end]]
+        return replace(self._map(lambda part: part[start:end]), document=document, offset=self.offset + start,
+                       condition=self.condition.span(start, end) if self.condition else None,
+                       protocol={**self.protocol, "examples": [start, end]})
+
+    def subset(self, limit: int | None) -> Dataset:
+        """The first `limit` examples; all if None."""
+        return self if limit is None or limit >= len(self) else self.span(0, limit)
+
+    def take(self, places: Tensor) -> Dataset:
+        """The examples of these numbers (M,), in this order; a fixed draw then belongs to the new number."""
+        return replace(self._map(lambda part: part[places] if isinstance(part, torch.Tensor) else part.select(places)),
+                       document=None,
+                       condition=self.condition.take(places) if self.condition else None)
+
+    def hold_out(self, share: float) -> tuple[Dataset, Dataset | None]:
+        """A training part, and the last `share` of the examples for validation (of a document: of its passages).
+
+        Examples that share a condition stay together. None where nothing, or everything, would be for validation.
+        """
+        count = round(len(self) * share)
+        cut = len(self) - count
+        if self.groups is not None:
+            # The groups of the last examples, whole: these may lie anywhere.
+            held = torch.isin(self.groups, self.groups[cut:])
+            return (self.take((~held).nonzero()[:, 0]), self.take(held.nonzero()[:, 0])) if 0 < held.sum() < len(self) \
+                else (self, None)
+        return (self.span(0, cut), self.span(cut, len(self))) if 0 < count < len(self) else (self, None)
+
+    def _map(self, pick: Callable[[Any], Any]) -> Dataset:
+        parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
+                                 for name in ("examples", "labels", "lengths", "groups", "origin")}
+        return replace(self, **parts)
+
+
+def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,
+                 fill: float = 0) -> tuple[Tensor, Tensor]:
+    """Examples (T_i, ...) of different lengths -> (N, T, ...) with `fill` past their ends, and lengths (N,)."""
+    lengths = torch.tensor([len(example) for example in examples])
+    first = examples[0]
+    x = torch.full((len(examples), int(lengths.max()), *first.shape[1:]), fill, dtype=dtype or first.dtype)
+    for row, example in zip(x, examples, strict=True):
+        row[: len(example)] = example
+    return x, lengths
+
+
+def fingerprint(*contents: Tensor | bytes | None) -> str:
+    """sha256 of tensors (type, shape and numbers) and bytes."""
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, torch.Tensor):
+            digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+            digest.update(np.ascontiguousarray(content.numpy()).data)
+        else:
+            digest.update(content or b"none")
+    return digest.hexdigest()

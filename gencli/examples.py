@@ -1,0 +1,324 @@
+"""Examples as they were found in files, before they are cut into splits and made to fit a Spec, and how they are read.
+
+A reader is a function `(path, request) -> Splits`: "train", "test" and perhaps "valid" where the data names its splits,
+else there is one, "all". They are read only when they are called for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gencli import registry
+from gencli.dataset import Dataset, fingerprint
+from gencli.errors import DataError, UsageError
+from gencli.lazy import Lazy
+from gencli.limits import PACKED, unpack
+from gencli.settings import DataSettings
+from gencli.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gencli.kind import Kind
+else:
+    torch = Lazy("torch")
+
+Source = tuple[str, "Path | bytes"]  # a name for messages, and a file or the bytes of one
+T = TypeVar("T")
+
+
+class KindSettings(BaseModel):
+    """How examples of a kind are read. A kind's own subclass has a field for each of its options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Request:
+    """How data is to be read.
+
+    Attributes:
+        name: what the user calls the data.
+        general: the options that any data has.
+        options: options of the kinds that the data may hold, by name; those that are None are not set.
+        skip_bad: leave out examples that cannot be read, and count them.
+        notify: takes sentences for the user about what had to be decided.
+    """
+
+    name: str
+    general: DataSettings = field(default_factory=DataSettings)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    skip_bad: bool = False
+    notify: Callable[[str], None] = lambda sentence: None
+
+    def settings(self, kind: Kind) -> Any:
+        """The options of a kind, checked.
+
+        Raises:
+            UsageError: a value that is none.
+        """
+        own = {name: value for name, value in self.options.items()
+               if name in kind.Settings.model_fields and value is not None}
+        try:
+            return kind.Settings(**own)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            flag = str(problem["loc"][0]).replace("_", "-")
+            raise UsageError(f"--{flag} {problem['input']}: {problem['msg'].removeprefix('Value error, ')}") from None
+
+    def check(self, *kinds: Kind) -> None:
+        """UsageError if there are options of other kinds than these, which the data holds."""
+        owned = {name for kind in kinds for name in kind.Settings.model_fields}
+        for name, value in self.options.items():
+            if value is not None and name not in owned:
+                plurals = [kind.plural for kind in all_kinds() if name in kind.Settings.model_fields]
+                raise UsageError(f"--{name.replace('_', '-')} is an option for {' and '.join(plurals) or 'nothing'}; "
+                                 f"{self.name} holds {' and '.join(kind.plural for kind in kinds)}")
+
+    def choose(self, kinds: Sequence[Kind], what: str) -> Kind | None:
+        """The kind as which to read `what`, of those that claim it: the one that was asked for, or the only one.
+
+        Raises:
+            UsageError: there are several.
+        """
+        for kind in kinds:
+            if kind.name == self.general.kind:
+                return kind
+        if len(kinds) > 1:
+            raise UsageError(f"{what} may be {' or '.join(kind.plural for kind in kinds)}; say which with "
+                             f"{' or '.join(f'--kind {kind.name}' for kind in kinds)}")
+        return kinds[0] if kinds else None
+
+
+def all_kinds() -> list[Kind]:
+    """Every kind of example that is installed."""
+    return [registry.kind(name) for name in registry.kinds]
+
+
+class Examples(ABC):
+    """N examples of one kind. `name` is what messages call them, `labels` the names of their classes.
+
+    `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, name: str, labels: Sequence[str] | None = None, skipped: int = 0):
+        self.name, self.skipped = name, skipped
+        self.labels = None if labels is None else list(labels)
+        self.condition: Examples | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the examples are, for messages, e.g. "pictures"."""
+
+    @abstractmethod
+    def _take(self, indices: Sequence[int]) -> Self:
+        """`take` for the examples alone."""
+
+    @abstractmethod
+    def _join(self, others: Sequence[Self]) -> Self:
+        """`join` for the examples alone."""
+
+    @abstractmethod
+    def identities(self) -> list[Any]:
+        """What tells each example from others, hashable: equal examples have equal keys."""
+
+    @abstractmethod
+    def spec(self, settings: Any, classes: tuple[str, ...]) -> Spec:
+        """The Spec of a model that is trained on these examples."""
+
+    @abstractmethod
+    def fit(self, spec: Any, request: Request, limit: int | None) -> Dataset:
+        """The first `limit` examples, made to fit `spec`, which is of this kind. DataError if they cannot."""
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """The examples of these numbers."""
+        part = self._take(indices)
+        part.condition = self.condition.take(indices) if self.condition else None
+        return part
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """These examples and then those of `others`, which are of the same class."""
+        whole = self._join(others)
+        if self.condition:
+            whole.condition = self.condition.join([other.condition for other in others if other.condition])
+        return whole
+
+    def head(self, limit: int | None) -> Self:
+        """The first `limit` examples; all if None."""
+        return self if limit is None or limit >= len(self) else self.take(range(limit))
+
+    def groups(self) -> list[int] | None:
+        """(N,) the same number for examples that are made from the same thing; None if they are made from nothing."""
+        if self.condition is None:
+            return None
+        numbers: dict[Any, int] = {}
+        return [numbers.setdefault(key, len(numbers)) for key in self.condition.identities()]
+
+    def cut(self, holdout: float) -> tuple[Self, Self]:
+        """Training and test split by a shuffle that depends on nothing but the number of examples.
+
+        Examples that share a condition stay together: of what is shuffled, a group counts as one.
+        """
+        from gencli.rng import generator  # imports torch
+
+        groups = self.groups() or list(range(len(self)))
+        count = max(groups) + 1
+        if count < 2:
+            return self, self.take(())
+        held = min(max(round(count * holdout), 1), count - 1)
+        test = set(torch.randperm(count, generator=generator("holdout"))[:held].tolist())
+        return (self.take([i for i, group in enumerate(groups) if group not in test]),
+                self.take([i for i, group in enumerate(groups) if group in test]))
+
+    def _label(self, indices: Sequence[int]) -> list[str] | None:
+        return None if self.labels is None else [self.labels[i] for i in indices]
+
+    def _join_labels(self, others: Sequence[Examples]) -> list[str] | None:
+        parts = [part.labels for part in (self, *others) if part.labels is not None]
+        return [label for part in parts for label in part] if len(parts) == 1 + len(others) else None
+
+    def _numbers(self, classes: tuple[str, ...]) -> Tensor | None:
+        """(N,) int64, the labels as places in `classes`."""
+        if self.labels is None or not classes:
+            return None
+        number = {label: i for i, label in enumerate(classes)}
+        for label in self.labels:
+            if label not in number:
+                raise DataError(f"{self.name}: class {label!r} is none of the model's or training split's classes: "
+                                f"{shorten(classes)}")
+        return torch.tensor([number[label] for label in self.labels], dtype=torch.int64)
+
+    def _dataset(self, spec: Spec, examples: Any, *, protocol: dict[str, Any], **fields: Any) -> Dataset:
+        """A Dataset of fitted examples; `load` fills in what it knows: name, split."""
+        labels = self._numbers(spec.classes)
+        digest = fields.pop("fingerprint", None) or fingerprint(examples, labels, fields.get("lengths"))
+        return Dataset(self.name, "all", spec, examples, labels, fingerprint=digest, skipped=self.skipped,
+                       protocol=protocol, **fields)
+
+
+class FileExamples(Examples):
+    """Examples that are a file each, or the bytes of one: `sources`."""
+
+    def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0):
+        super().__init__(name, labels, skipped)
+        self.sources = list(sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def describe(self) -> str:
+        return registry.kind(self.kind).plural
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        return type(self)(self.name, [self.sources[i] for i in indices], self._label(indices), self.skipped)
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        sources = [source for part in (self, *others) for source in part.sources]
+        return type(self)(self.name, sources, self._join_labels(others),
+                          self.skipped + sum(part.skipped for part in others))
+
+    def identities(self) -> list[Any]:
+        return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.sources]
+
+
+Splits = dict[str, Callable[[], Examples]]
+
+
+def whole(read: Callable[[], Examples]) -> Splits:
+    """The splits of data that names none."""
+    return {"all": read}
+
+
+def readable(items: Sequence[T], decode: Callable[[T], Any], request: Request) -> tuple[list[int], list[Any]]:
+    """The numbers of the items that can be decoded, and what is in them. DataError if none can, or for the first."""
+    numbers, values = [], []
+    for i, item in enumerate(items):
+        try:
+            values.append(decode(item))
+            numbers.append(i)
+        except DataError:
+            if not request.skip_bad or (not numbers and i == len(items) - 1):
+                raise
+    return numbers, values
+
+
+def class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different labels, if there are any: in the order of their value if all are numbers, else of the alphabet."""
+    names = sorted(set(labels))
+    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names):
+        names.sort(key=float)
+    return tuple(names) if len(names) > 1 else ()
+
+
+def shorten(names: Sequence[str], most: int = 8) -> str:
+    """A list of names for a message."""
+    return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def bytes_of(content: Path | bytes) -> bytes:
+    """The bytes of a source."""
+    return content if isinstance(content, bytes) else read_bytes(content)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if it is named .gz or .xz; DataError if that cannot be done."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if path.suffix.lower() in PACKED:
+        data = unpack(data, path.suffix.lower(), str(path))
+    if not data:
+        raise DataError(f"{path} is empty")
+    return data
+
+
+def unpacked_name(path: Path) -> str:
+    """The name of a file without .gz or .xz, in lower case."""
+    name = path.name.lower()
+    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in PACKED else name
+
+
+def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, skip_bad: bool) -> Dataset:
+    """Examples with what they are made from: pieces of both that stem from the same pair belong together.
+
+    Raises:
+        DataError: an example of one side is not there on the other, and `skip_bad` is off.
+    """
+    places = [_pieces(part) for part in (data, condition)]
+    shared = [piece for piece in places[0] if piece in places[1]]
+    lost = max(map(len, places)) - len(shared)
+    if lost and (not skip_bad or not shared):
+        raise DataError(f"{data.name}: {lost} of {max(map(len, places))} examples have no counterpart of the same "
+                        f"extent in what they are made from; --skip-bad leaves them out")
+    if lost:
+        data, condition = (part.take(torch.tensor([place[piece] for piece in shared]))
+                           for part, place in zip((data, condition), places, strict=True))
+    numbers = torch.tensor([number for number, _ in shared])
+    return replace(data, condition=condition, skipped=data.skipped + lost,
+                   groups=None if groups is None else torch.tensor(groups)[numbers],
+                   fingerprint=fingerprint(data.fingerprint.encode(), condition.fingerprint.encode()))
+
+
+def _pieces(data: Dataset) -> dict[tuple[int, int], int]:
+    """Where each piece of an example lies: (number of the example, number of the piece in it) -> place."""
+    count: dict[int, int] = {}
+    places = {}
+    for place, number in enumerate(range(len(data)) if data.origin is None else data.origin.tolist()):
+        count[number] = count.get(number, -1) + 1
+        places[number, count[number]] = place
+    return places

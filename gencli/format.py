@@ -1,0 +1,150 @@
+"""What a format of files is: examples or codes, one after the other -> bytes. A format is a class."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from gencli.lazy import Lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gencli.spec import Spec
+else:
+    np = Lazy("numpy")
+
+
+@dataclass
+class Rows:
+    """Examples on their way out: a value for each, and a record of what else there is to say of it (label, ...)."""
+
+    values: Sequence[Any] | np.ndarray
+    records: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is written, as far as formats want to know.
+
+    Attributes:
+        noun: "image", "code", ...: the key of a value in a line of JSON.
+        ending: of one value in a tar or folder.
+        file: one value -> the bytes of such a file.
+        array: the name of the values in an .npz file.
+        shape: of one value; () where they differ.
+        spec: of examples; None for codes.
+        header: what the first record of a tar says.
+        rewritable: whether the sink is a file, whose beginning may be written again.
+    """
+
+    noun: str
+    ending: str
+    file: Callable[[Any], bytes]
+    array: str
+    shape: tuple[int, ...] = ()
+    spec: Spec | None = None
+    header: dict[str, Any] = field(default_factory=dict)
+    rewritable: bool = False
+
+
+class Format:
+    """Writes rows to a sink: a context manager that gives a binary file, or the folder to fill.
+
+    Attributes:
+        binary: whether it is unfit for a terminal.
+        continuous: whether examples follow each other without a seam, so that pieces of them can be put.
+        exact: whether real values are written in all their digits, where their kind may round them for show.
+    """
+
+    binary: ClassVar[bool] = True
+    continuous: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+
+    def __init__(self, sink: AbstractContextManager[Any], content: Content, start: int):
+        self.sink, self.content, self.start, self.count = sink, content, start, 0
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.out = stack.enter_context(self.sink)
+            self.begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if error[0] is not None:
+            return self._stack.__exit__(*error)
+        with self._stack:
+            self.end()
+        return None
+
+    def begin(self) -> None:
+        """Write what stands before the first example."""
+
+    def end(self) -> None:
+        """Write what stands after the last example."""
+
+    def put(self, rows: Rows) -> None:
+        """Append examples."""
+        raise NotImplementedError
+
+    def _numbered(self, rows: Rows) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+        """(number in the whole output, value, record) of each."""
+        for value, record in zip(rows.values, rows.records, strict=True):
+            yield self.start + self.count, value, record
+            self.count += 1
+
+
+class Held(Format):
+    """A format that needs all examples at once."""
+
+    def begin(self) -> None:
+        self.blocks: list[Rows] = []
+
+    def put(self, rows: Rows) -> None:
+        self.blocks.append(rows)
+
+    @property
+    def array(self) -> np.ndarray:
+        """(N, ...); values of different lengths are filled up with NaN."""
+        values = [rows.values for rows in self.blocks]
+        if not values:
+            return np.zeros((0, *self.content.shape), np.float32)
+        if all(isinstance(block, np.ndarray) for block in values):
+            return np.concatenate(values)
+        return stack([value for block in values for value in block])
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What else there is to say of the examples, (N,) each, by name."""
+        records = [record for rows in self.blocks for record in rows.records]
+        return {name: np.array([record[name] for record in records]) for name in (records[0] if records else ())}
+
+
+def stack(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays whose lengths may differ -> (N, ...), filled up with NaN."""
+    if len({value.shape for value in values}) == 1:
+        return np.stack(values)
+    longest = max(len(value) for value in values)
+    stacked = np.full((len(values), longest, *values[0].shape[1:]), np.nan, values[0].dtype)
+    for row, value in zip(stacked, values, strict=True):
+        row[: len(value)] = value
+    return stacked
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def json_line(record: dict[str, Any]) -> bytes:
+    """A record as JSON; a number that is not finite becomes null, which JSON has."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode()

@@ -1,0 +1,266 @@
+"""Training a model of a family on data, from settings to a finished run: what `gencli train` does.
+
+    import gencli
+    gencli.train("vae", "digits", "runs/vae", binarize="dynamic", latent=20, steps=2000)
+"""
+
+import platform
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gencli import __version__, inference, registry, runs
+from gencli import device as devices
+from gencli.checkpoints import finished
+from gencli.data import load
+from gencli.dataset import Dataset
+from gencli.device import Processes, memory_explained, room_for
+from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
+from gencli.metrics import Inputs
+from gencli.model import FamilyConfig, Model
+from gencli.presets import read_preset
+from gencli.publish import require_writable
+from gencli.rng import derive_seed
+from gencli.runs import Run
+from gencli.settings import (
+    DataSettings,
+    TrainSettings,
+    environment,
+    read_config,
+    resolve,
+    validated,
+    without_defaults,
+)
+from gencli.stopping import stop_requests
+from gencli.streams import open_writer
+from gencli.trainer import Hooks, Outcome, Trainer
+
+_HINT = "start anew with overwrite (--overwrite)"
+
+
+@dataclass
+class Plan:
+    """A training, fully resolved.
+
+    Attributes:
+        reading: how the data is read: `DataSettings` and the options of its kinds, by name.
+    """
+
+    family: str
+    data: str
+    config: FamilyConfig
+    settings: TrainSettings
+    reading: dict[str, Any]
+    examples: Dataset
+
+    def document(self) -> dict[str, Any]:
+        """What `config.json` holds: a valid --config, and what happened."""
+        return {
+            "family": self.family, "data": self.data,
+            **self.config.model_dump(), **self.settings.model_dump(), **self.reading,
+            "fingerprint": self.examples.fingerprint,
+            "argv": sys.argv[1:],
+            "versions": {"gencli": __version__, "python": platform.python_version(), "torch": torch.__version__},
+        }
+
+    def build(self) -> Model:
+        """The model with fresh weights, a function of the seed."""
+        torch.manual_seed(derive_seed(self.settings.seed, "weights"))
+        with memory_explained("choose a smaller model"), room_for(self.copies):
+            return runs.build(self.family, self.config.model_dump(), self.examples.spec)
+
+    @property
+    def copies(self) -> int:
+        """Numbers held for each weight: itself, its gradient, two of the optimiser, its average."""
+        return 4 + (1 if self.settings.ema else 0)
+
+    def size(self) -> dict[str, int]:
+        """The number of parameters, and the bytes of weights, gradients, optimiser, average and data."""
+        parameters = sum(p.numel() for p in self.build().parameters())
+        examples = getattr(self.examples.examples, "nbytes", 0)
+        return {"parameters": parameters, "memory": 4 * self.copies * parameters + examples}
+
+    def card(self, outcome: Outcome) -> runs.Card:
+        """What the model file says beside the weights."""
+        return runs.Card(family=self.family, config=self.config.model_dump(), spec=outcome.model.spec, data=self.data,
+                         data_settings=self.reading, steps=outcome.step, fingerprint=self.examples.fingerprint,
+                         seed=self.settings.seed)
+
+
+@dataclass
+class Events:
+    """What a training tells whoever started it."""
+
+    note: Callable[[str], None] = lambda sentence: None
+    warn: Callable[[str], None] = lambda sentence: None
+    progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
+
+
+def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False, config: str | None = None,
+         preset: str | None = None, limit: int | None = None, skip_bad: bool = False, download: bool = False,
+         data_root: str | None = None, note: Callable[[str], None] = lambda sentence: None, **settings: Any) -> Plan:
+    """Resolve the settings of a training, and read its data.
+
+    Args:
+        config: a TOML or JSON file of settings; `preset`: the name of those of a published result.
+        limit, skip_bad, download, data_root: as in `gencli.data.load`.
+        settings: options of the family, of training and of reading, by name; those of presets, configs and the
+            environment are overridden by them.
+
+    Raises:
+        UsageError: no such family, an option that there is not, or a value that is none.
+        DataError: the data cannot be read.
+    """
+    entry = registry.families.named(family)
+    cls = entry.load()
+    of_data = dict(DataSettings.model_fields)
+    for kind in registry.kinds:
+        of_data |= registry.kind(kind).Settings.model_fields
+    fields = {**of_data, **TrainSettings.model_fields, **cls.Config.model_fields}
+    run = Run(output) if output is not None else None
+    values, origin = resolve(
+        fields,
+        (f"family {family}", cls.defaults),
+        (f"--preset {preset}", read_preset(family, preset) if preset else {}),
+        (f"{output}/config.json", without_defaults(run.config(), of_data) if run and run.started and resume else {}),
+        (f"--config {config}", without_defaults(read_config(config), of_data) if config else {}),
+        ("the environment", environment(fields)),
+        ("the command line", {name: value for name, value in settings.items() if value is not None}),
+    )
+    model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
+    own = {name: value for name, value in values.items()
+           if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
+    general = validated(DataSettings, own, origin)
+    own |= general.model_dump()
+    examples = load(data, own, split="train", skip_bad=skip_bad, download=download, data_root=data_root, limit=limit,
+                    notify=note)
+    return Plan(family, data, model, training, _reading(own, general, examples), examples)
+
+
+def _reading(values: dict[str, Any], general: DataSettings, examples: Dataset) -> dict[str, Any]:
+    """The options with which data was read, defaults included: the general ones, and those of its kinds."""
+    reading = general.model_dump()
+    for spec in (examples.spec.condition, examples.spec):
+        if spec is not None:
+            own = registry.kind_of(spec).Settings
+            reading |= own(**{name: values[name] for name in own.model_fields if name in values}).model_dump()
+    return reading
+
+
+def train(family: str, data: str, output: str | Path, *, resume: bool = False, overwrite: bool = False,
+          wait: bool = False, device: str = "auto", events: Events = Events(), **settings: Any) -> Outcome:
+    """Fit a model of a family to data and write the run directory `output`.
+
+    Args:
+        resume: go on where the run stopped; start it if there is none; nothing to do if it is finished.
+        overwrite: replace the run.
+        wait: wait until no other process uses the run.
+        settings: options of the family, of training and of reading, and those of `plan`, as on the command line.
+
+    Raises:
+        UsageError, DataError: as `plan`; a run that is there already, or that was trained with another model or data.
+        DivergedError: a loss is not finite. StoppedError: stopped by signal or time limit, after a checkpoint.
+        LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
+    """
+    place = devices.pick(device)
+    processes = Processes(place)
+    run = Run(output, wait)
+    require_writable(run.path / "config.json")  # before data is read
+    resolved = plan(family, data, output, resume=resume, note=events.note, **settings)
+    model = resolved.build()  # before the run: what does not fit leaves no folder behind
+    with run if processes.first else nullcontext():
+        if processes.first:
+            _prepare(run, resolved, resume, overwrite)
+        return _train_and_save(run, resolved, model, place, resume, events, processes)
+
+
+def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
+    """Make the run directory ready: refuse to harm an old run, or to go on with other data or another model."""
+    if run.started and resume:
+        before = run.config()
+        if before.get("fingerprint") != resolved.examples.fingerprint:
+            raise DataError(f"{resolved.data} is not the data that {run.path} was trained on; "
+                            f"give the same data and options, or {_HINT}")
+        changed = [name for name, value in resolved.config.model_dump().items() if before.get(name, value) != value]
+        if changed:
+            raise UsageError(f"--{changed[0].replace('_', '-')} differs from {run.path}, so its weights do not fit; "
+                             f"leave it out, or {_HINT}")
+    elif run.started and not overwrite:
+        raise UsageError(f"{run.path} holds a run already; go on with --resume, or start anew with --overwrite")
+    elif run.started:
+        run.clear()
+
+
+def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device, resume: bool, events: Events,
+                    processes: Processes) -> Outcome:
+    if resume and finished(run, resolved.settings):
+        try:
+            trained, card = runs.load_model(run.path)
+        except ModelError as error:
+            events.warn(f"{error}; it is made again from the last checkpoint")
+        else:
+            events.note(f"{run.path} is finished; nothing to do")
+            return Outcome(trained, card.steps)
+    if processes.first:
+        run.write_config(resolved.document())
+        run.log("gencli " + " ".join(sys.argv[1:]))
+
+    def warn(message: str) -> None:
+        events.warn(message)
+        run.log(f"warning: {message}")
+
+    def publish(outcome: Outcome) -> None:
+        """Write the model and its card into the run."""
+        card = resolved.card(outcome)
+        run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
+        run.publish("README.md", runs.model_card(card, outcome.values).encode())
+
+    def preview(current: Model, step: int) -> None:
+        _preview(run.path / "samples", resolved.examples, current, step)
+
+    try:
+        with stop_requests(resolved.settings.time_limit) as stop:
+            trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
+                              Hooks(events.progress, warn, preview))
+            try:
+                outcome = trainer.run(resume, stop)
+            except StoppedError:  # what there is can be sampled from until the run goes on
+                if processes.first:
+                    publish(Outcome(trainer.state.result.eval(), trainer.state.step))
+                processes.wait()  # a process that leaves early makes torchrun end the others
+                raise
+            if processes.first:
+                publish(outcome)
+            processes.wait()
+    except BaseException as error:
+        if processes.first:
+            with suppress(ResourceError):  # the disk may be what is wrong
+                run.log(str(error) if isinstance(error, StoppedError) else traceback.format_exc())
+        raise
+    processes.close()
+    if processes.first:
+        run.log(f"finished: {outcome.step} steps")
+    return outcome
+
+
+def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
+    """The model trained on the data, in evaluation mode, without a run: for metrics that need a network."""
+    hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
+    return Trainer(model, data, settings, device=device, hooks=hooks).run().model
+
+
+def _preview(folder: Path, examples: Dataset, model: Model, step: int) -> None:
+    """A file of some examples; nothing of a model that draws none."""
+    if "sample" not in model.abilities():
+        return
+    ending, count = registry.kind_of(model.spec).shown.preview
+    with open_writer(str(folder / f"step-{step}.{ending}"), model.spec, total=count) as writer:
+        for batch in inference.sample(model, range(count), given=inference.conditions_of(model, examples, count)):
+            writer.write(batch)
+
