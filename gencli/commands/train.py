@@ -189,8 +189,9 @@ def _loaded(run: "Run") -> "tuple[Model, int]":
 def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any, resume: bool, console: Console,
                     processes: Any) -> "Outcome":
     from gencli import runs
+    from gencli.checkpoints import finished
     from gencli.stopping import stop_requests
-    from gencli.trainer import Hooks, Outcome, Trainer, finished
+    from gencli.trainer import Hooks, Outcome, Trainer
 
     if resume and finished(run, settings.training):
         try:
@@ -226,7 +227,7 @@ def _train_and_save(run: "Run", settings: Settings, model: "Model", device: Any,
                 outcome = trainer.run(resume, stop)
             except StoppedError:  # what there is can be sampled from until the run goes on
                 if processes.first:
-                    publish(Outcome(trainer.kept().eval(), trainer.state["step"]))
+                    publish(Outcome(trainer.state.result.eval(), trainer.state.step))
                 processes.wait()  # a process that leaves early makes torchrun end the others
                 raise
             if processes.first:
