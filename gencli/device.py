@@ -4,8 +4,8 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from torch.nn.modules import module as registration
 
 from gencli.errors import ResourceError, UsageError
 from gencli.settings import Precision
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -61,6 +63,17 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
         return contextlib.nullcontext()
     # The cache of casted weights would outlive an optimiser step if one autocast region held several.
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def compiled(function: Function, attempt: Callable[[Function], object], warn: Callable[[str], None]) -> Function:
+    """`function` by torch.compile if `attempt` succeeds with it, for only a call shows that; else as it is."""
+    try:
+        fast: Any = torch.compile(function)
+        attempt(fast)
+        return fast
+    except Exception as error:  # no C++ compiler, or a function that cannot be traced
+        warn(f"--compile does not work here ({type(error).__name__}); training goes on without")
+        return function
 
 
 def keep_memory() -> None:

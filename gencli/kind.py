@@ -125,7 +125,7 @@ class Kind:
 
     name: ClassVar[str]
     plural: ClassVar[str]
-    Spec: ClassVar[type[AnySpec]]
+    Spec: ClassVar[type[AnySpec]]  # type: ignore[valid-type]
     Settings: ClassVar[type[KindSettings]] = KindSettings
     endings: ClassVar[tuple[str, ...]] = ()
     single: ClassVar[bool] = True

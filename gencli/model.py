@@ -80,33 +80,64 @@ class Diagnostic:
 
 @dataclass
 class Player:
-    """Parameters, what they minimise, and how often they move (1: in every step, 5: in every fifth)."""
+    """Parameters, the loss they minimise, and how often they move (1: in every step of the phase, 5: in every fifth).
 
-    name: str
+    `optimiser(parameters, lr)` makes their optimiser, by default AdamW with `betas` and the user's --weight-decay. The
+    trainer sets the learning rates of its parameter groups in every step, in the ratios they were made with, and calls
+    its `step()` without a closure.
+    """
+
+    name: str  # unique in its phase
     parameters: list[nn.Parameter]
     loss: Callable[[Batch, Rng], Loss]
     every: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     lr_scale: float = 1.0
+    optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+
+    def require_gradients(self, on: bool) -> None:
+        """Whether autograd computes gradients of the parameters."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(on)
 
 
 @dataclass
 class Phase:
     """A part of the training: players that move by gradient, or passes over the data that need none.
 
+    Phases follow one another. Each starts from what the one before would have saved (the moving average with --ema, the
+    best weights with --patience), with new optimisers; warm-up and schedule of the learning rate run over its own
+    steps, and only the parameters of its players need gradients.
+
+    `begin()` is called when the phase starts, e.g. to copy the weights of the layer below into a new one. A resumed run
+    does not call it again. It runs without gradients and writes in place to weights, buffers or `training_state`, for
+    checkpoints hold nothing else; torch's global generator is seeded before it, so that it may draw.
+
     A phase without gradients calls `accumulate(batch)` for every batch of each of its `passes` over the data and
     `finish()` after each pass (counting, EM, closed forms); it returns False to end the phase early. `report()` then
     gives numbers for the log. `passes` None: as many as its share of the steps makes epochs. With a share of 0 a
     phase takes no steps but makes its passes, e.g. to find a start.
+
+    Raises:
+        ValueError: two players share a name, or the phase has both players and `accumulate`, or neither.
     """
 
-    name: str
+    name: str  # unique in the model
     players: list[Player] = field(default_factory=list)
     share: float = 1.0  # of the steps, relative to the other phases
     accumulate: Callable[[Batch], None] | None = None
     finish: Callable[[], bool] | None = None
     report: Callable[[], dict[str, float]] | None = None
     passes: int | None = 1
+    begin: Callable[[], None] | None = None
+    schedule: Literal["constant", "cosine"] | None = None  # of the learning rate, instead of the user's --schedule
+
+    def __post_init__(self) -> None:
+        names = [player.name for player in self.players]
+        if len(set(names)) < len(names):
+            raise ValueError(f"phase {self.name!r}: players need different names, and these are {names}")
+        if bool(self.players) == bool(self.accumulate) or bool(self.accumulate) != bool(self.finish):
+            raise ValueError(f"phase {self.name!r} needs either players or both accumulate and finish")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +178,7 @@ class Model(nn.Module):
     # Kinds of example that it fits, and of what these may be made from (`spec.condition`).
     kinds: ClassVar[frozenset[str]] = frozenset()
     conditions: ClassVar[frozenset[str]] = frozenset()
-    # Training settings that suit the family where the user says nothing, by name in `trainer.TrainSettings`.
+    # Training settings that suit the family where the user says nothing, by name in `settings.TrainSettings`.
     defaults: ClassVar[dict[str, Any]] = {}
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
@@ -184,7 +215,7 @@ class Model(nn.Module):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """How the model trains. Default: one phase, in which all parameters minimise `self.loss`."""
+        """How the model trains; phases have different names. Default: one, in which all parameters minimise `loss`."""
         return [Phase("train", [Player("model", [p for p in self.parameters() if p.requires_grad], self.loss)])]
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:

@@ -6,7 +6,7 @@
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
-      checkpoints/step-N/ raw weights, optimiser, everything to go on; complete or absent
+      checkpoints/step-N/ everything that is needed to go on, see `checkpoints`; complete or absent
 
 Weights and state are safetensors; everything else about a model is one JSON string in their metadata. No pickle.
 """
@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,14 +31,14 @@ from torch.nn.modules import module as registration
 from gencli import __version__, registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import Model
-from gencli.publish import alive, append, publish, publish_folder, publish_text, remove, sweep, sync, write
+from gencli.publish import alive, append, publish, publish_text, remove, sweep
 from gencli.settings import DataSettings
 from gencli.spec import Spec, parse_spec
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
 
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
-_LOGS = ("metrics.jsonl", "timings.jsonl")
+LOGS = ("metrics.jsonl", "timings.jsonl")
 _NAMELESS = 10.0  # seconds for which a lock may be held by nobody known
 
 
@@ -185,7 +185,7 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
         ModelError: as `read_card`, or its weights do not fit its configuration.
     """
     path, card = model_path(run), read_card(run)
-    with verified(path, _noted(path)):
+    with verified(path, checksums(path)):
         try:
             with _no_larger_than(path):
                 model = build(card.family, card.config, card.spec)
@@ -267,15 +267,15 @@ def _first_line(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checksums
 
-_MANIFEST = "manifest.json"  # beside the files it speaks of: the SHA-256 of each by name
+MANIFEST = "manifest.json"  # beside the files it speaks of: the SHA-256 of each by name
 
 
-def _noted(path: Path) -> list[str]:
+def checksums(path: Path) -> list[str]:
     """The SHA-256 sums that a file of a run may have; none if it is no run's file.
 
     There are two from before a file is replaced: whichever of them a crash leaves there is known.
     """
-    manifest = path.with_name(_MANIFEST)
+    manifest = path.with_name(MANIFEST)
     try:
         noted = json.loads(manifest.read_bytes()).get(path.name, [])
         return noted if isinstance(noted, list) else [noted]
@@ -285,10 +285,10 @@ def _noted(path: Path) -> list[str]:
         raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to go on unchecked") from error
 
 
-def _read(path: Path) -> bytes:
+def read_checked(path: Path) -> bytes:
     """The bytes of a file that is as its manifest says; ModelError otherwise."""
     try:
-        with verified(path, _noted(path)):
+        with verified(path, checksums(path)):
             return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
@@ -362,13 +362,13 @@ class Run:
 
         What makes it a run goes last: half cleared, it is still one, which a new training has to be told to replace.
         """
-        for name in ("checkpoints", "samples", "eval", "model.safetensors", *_LOGS, "log.txt", "README.md", _MANIFEST,
+        for name in ("checkpoints", "samples", "eval", "model.safetensors", *LOGS, "log.txt", "README.md", MANIFEST,
                      "config.json"):
             remove(self.path / name)
 
     def publish(self, name: str, content: bytes) -> None:
         """Publish a file of the run, its SHA-256 noted beforehand beside that of the file it replaces."""
-        path, manifest = self.path / name, self.path / _MANIFEST
+        path, manifest = self.path / name, self.path / MANIFEST
         try:
             noted = json.loads(manifest.read_bytes())
         except (OSError, ValueError):
@@ -383,7 +383,7 @@ class Run:
         """The settings of the run, as `config.json` has them."""
         path = self.path / "config.json"
         try:
-            return json.loads(_read(path))
+            return json.loads(read_checked(path))
         except (ValueError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
 
@@ -398,79 +398,3 @@ class Run:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
         append(self.path / name, json.dumps(record))
-
-    # --- checkpoints
-
-    def checkpoints(self) -> list[Path]:
-        """Folders of complete checkpoints, oldest first."""
-        found = [p for p in (self.path / "checkpoints").glob("step-*") if p.name[5:].isdigit()]
-        return sorted(found, key=lambda p: int(p.name[5:]))
-
-    def save_checkpoint(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any],
-                        keep: int) -> None:
-        """Publish `checkpoints/step-N/`: one safetensors file for each group of tensors, `state.json`, `manifest.json`.
-
-        The logs are on the disk first, and their SHA-256 in the manifest.
-        """
-        manifest = {}
-        for log in self._logs():
-            sync(log)
-            manifest[log.name] = sha256(log)
-        with publish_folder(self.path / "checkpoints" / f"step-{step}") as folder:
-            for name, group in tensors.items():
-                manifest[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", to_bytes(group))
-            manifest["state.json"] = _write(folder / "state.json", json.dumps(state).encode())
-            _write(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
-        number = {folder: int(folder.name[5:]) for folder in self.checkpoints()}
-        later = [folder for folder in number if number[folder] > step]  # damaged: this training went back behind them
-        for old in [folder for folder in number if number[folder] <= step][:-keep] + later:
-            remove(old)
-
-    def load_checkpoint(self, warn: Callable[[str], None]
-                        ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Tensors and state of the newest checkpoint that is as it was written; None if there is none."""
-        for folder in reversed(self.checkpoints()):
-            try:
-                state = read_state(folder)
-                tensors = {}
-                for name in json.loads((folder / _MANIFEST).read_bytes()):
-                    if name.endswith(".safetensors"):
-                        with verified(folder / name, _noted(folder / name)):
-                            tensors[name.removesuffix(".safetensors")] = read_tensors(folder / name)
-                return tensors, state
-            except (OSError, ValueError, ModelError) as error:
-                warn(f"checkpoint {folder} is damaged ({_first_line(error)}); going back to the one before")
-        return None
-
-    def rewind(self, step: int, warn: Callable[[str], None]) -> None:
-        """Drop the lines of the logs that lie after `step`, so that a resumed run repeats none; a cut last line too."""
-        manifest = self.path / "checkpoints" / f"step-{step}" / _MANIFEST
-        for log in self._logs():
-            lines = [line for line in log.read_bytes().split(b"\n") if _step_of(line) <= step]
-            with publish(log) as file:
-                file.write(b"".join(line + b"\n" for line in lines))
-            if manifest.exists() and sha256(log) not in _noted(manifest.with_name(log.name)):
-                warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
-
-    def _logs(self) -> list[Path]:
-        return [self.path / name for name in _LOGS if (self.path / name).exists()]
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint; ModelError if it is not as it was written."""
-    if not _noted(checkpoint / "state.json"):
-        raise ModelError(f"{checkpoint} has no {_MANIFEST}, or not the whole of it")
-    return json.loads(_read(checkpoint / "state.json"))
-
-
-def _write(path: Path, content: bytes) -> str:
-    """Write a file of an unpublished folder; its SHA-256."""
-    write(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return float("inf")

@@ -37,8 +37,9 @@ FORBIDDEN = {  # layer -> prefixes that it must not import
     "rng": ("gencli.",),
     "errors": ("gencli.",),
     **{name: ("gencli.commands", "gencli.app", "gencli.families", "gencli.console")
-       for name in ("trainer", "runs", "streams", "metrics", "data", "registry", "inference", "device", "publish",
-                    "tensors", "stopping", "limits", "reports", "settings")},
+       for name in ("trainer", "checkpoints", "optimisers", "schedule", "runs", "streams", "metrics", "data",
+                    "registry", "inference", "device", "publish", "tensors", "stopping", "limits", "reports",
+                    "settings")},
     "commands": ("gencli.app", "gencli.families."),
 }
 

@@ -16,7 +16,7 @@ from conftest import SMALL
 from filelock import FileLock
 from test_publish import Failing, door, in_child
 
-from gencli import publish, runs
+from gencli import checkpoints, publish, runs
 from gencli.errors import LockedError, ModelError
 from gencli.runs import Run
 from gencli.tensors import is_finite, read_tensors, to_bytes
@@ -44,7 +44,7 @@ def interrupted(small_data, gencli, tmp_path, monkeypatch):
     def stop_at(step: int, *more: str, code: int = 1):
         def interrupt(self, *arguments):
             after(self, *arguments)
-            if self.state["step"] == step:
+            if self.state.step == step:
                 raise RuntimeError("interrupted")
 
         with monkeypatch.context() as patch:
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_not_kept_for_a_good_one(interrupted, gencli, sm
     interrupted(25, "--keep", "2")
     flip(tmp_path / "run/checkpoints/step-21/state.json")
     interrupted(18, "--resume", "--keep", "1", "--checkpoint-every", "1")
-    assert [path.name for path in Run(tmp_path / "run").checkpoints()] == ["step-18"]
+    assert [path.name for path in checkpoints.folders(tmp_path / "run")] == ["step-18"]
 
 
 def test_a_bit_of_the_model_flips(gencli, small_run, small_data, tmp_path):
@@ -175,14 +175,12 @@ def test_a_crash_while_a_run_is_cleared(gencli, small_data, tmp_path, monkeypatc
         ended = in_child(Run(tmp_path / "run").clear)
         monkeypatch.setattr(publish, "system", door)
         run = Run(tmp_path / "run")
-        assert run.started or not (run.checkpoints() or (run.path / "metrics.jsonl").exists())
+        assert run.started or not (checkpoints.folders(run.path) or (run.path / "metrics.jsonl").exists())
     assert ended == 0, "the last was not reached"
 
 
 def test_a_crash_between_the_last_checkpoint_and_the_model(gencli, small_data, tmp_path, monkeypatch, whole):
     """There is a model already, from an earlier stop: it is not taken for the end."""
-    from gencli.trainer import Trainer
-
     gencli(*args(small_data, "--time-limit", "0.001s"), code=75)
     publish_file = Run.publish
 
@@ -195,7 +193,7 @@ def test_a_crash_between_the_last_checkpoint_and_the_model(gencli, small_data, t
         patch.setattr(Run, "publish", crash)
         patch.setenv("GENCLI_TIME_LIMIT", "1h")
         gencli(*args(small_data, "--resume"), code=1)
-    assert Run(tmp_path / "run").checkpoints()[-1].name == "step-40" and Trainer
+    assert checkpoints.folders(tmp_path / "run")[-1].name == "step-40"
     gencli(*args(small_data, "--resume", "--time-limit", "1h"))
     the_same(tmp_path / "run", whole)
 
@@ -283,7 +281,7 @@ def test_nothing_bad_reaches_the_model(gencli, small_data, tmp_path):
     stderr = gencli(*args(small_data, "--resume", "--lr", "1e38", "--checkpoint-every", "1"), code=6).stderr
     assert "--lr" in stderr and len(stderr.splitlines()) == 1
     assert (tmp_path / "run/model.safetensors").read_bytes() == before
-    assert Run(tmp_path / "run").load_checkpoint(pytest.fail)[1]["step"] >= 14
+    assert checkpoints.load(tmp_path / "run", pytest.fail)[1]["step"] >= 14
     assert "Traceback" in (tmp_path / "run/log.txt").read_text()
 
 

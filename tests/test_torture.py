@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from gencli.runs import Run
+from gencli import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_second_signal_leaves_at_once(cases, tmp_path):
             for _ in range(600):
                 time.sleep(0.1)
 
-        Trainer._move = step
+        Trainer._step = step
 
     args, _, _ = cases.get(0, random.Random(0))
     child = torture.Child(tmp_path, args, slow)
@@ -135,7 +135,7 @@ def test_all_processes_of_a_training_stop_at_the_same_step(number, cases, tmp_pa
     (tmp_path / "run").rename(tmp_path / "whole")
     stopped = both("--steps", "100000", stop=True)
     assert stopped == [torture.STOPS[number]] * 2
-    (checkpoint,) = Run(tmp_path / "run").checkpoints()[-1:]
+    (checkpoint,) = checkpoints.folders(tmp_path / "run")[-1:]
     assert {"state-0.safetensors", "state-1.safetensors"} <= {path.name for path in checkpoint.iterdir()}
     shutil.rmtree(tmp_path / "run")
     both("--steps", "40", "--time-limit", "0.001s")
@@ -174,8 +174,8 @@ class Story(RuleBasedStateMachine):
         self.args, self.whole, self.took = self.cases.get(number, random.Random(number))
 
     @property
-    def run(self) -> Run:
-        return Run(self.folder / "run")
+    def checkpoints(self) -> list[Path]:
+        return checkpoints.folders(self.folder / "run")
 
     def train(self) -> torture.Child:
         return torture.Child(self.folder, [*self.args, "--resume", "--checkpoint-every", "4"])
@@ -192,10 +192,10 @@ class Story(RuleBasedStateMachine):
         torture.expect(child.wait(), (0,), child)
         torture.compare(self.folder / "run", self.whole)
 
-    @precondition(lambda self: self.run.checkpoints())
+    @precondition(lambda self: self.checkpoints)
     @rule(place=st.floats(0, 1), which=st.integers(0, 9))
     def corrupt_the_newest_checkpoint(self, place: float, which: int) -> None:
-        files = sorted(self.run.checkpoints()[-1].iterdir())
+        files = sorted(self.checkpoints[-1].iterdir())
         path = files[which % len(files)]
         content = bytearray(path.read_bytes())
         content[int(place * (len(content) - 1))] ^= 1

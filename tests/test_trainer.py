@@ -1,5 +1,6 @@
 """The training loop: resume to the same bits, signals, divergence, phases without gradients, several processes."""
 
+import hashlib
 import itertools
 import json
 import signal
@@ -15,6 +16,7 @@ from conftest import SMALL
 from pydantic import ValidationError
 from torch import nn
 
+from gencli import checkpoints
 from gencli.data import load
 from gencli.data.orders import Contiguous, Shuffled
 from gencli.errors import DivergedError, ModelError
@@ -78,15 +80,59 @@ def test_moving_average_by_hand(rows):
     assert trainer.model.weight.item() == pytest.approx(weight[-1])
 
 
+class Sgd(torch.optim.SGD):
+    """Remembers its learning rates."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.rates = []
+
+    def step(self, closure=None):
+        self.rates.append(self.param_groups[0]["lr"])
+        super().step(closure)
+
+
 @pytest.mark.parametrize(("schedule", "warmup", "expected"), [
     ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]), ("cosine", 0, [1, 0.853553, 0.5, 0.146447])])
-def test_learning_rates(rows, schedule, warmup, expected):
-    trainer = Trainer(Line(rows.spec), rows, TrainSettings(steps=4, lr=1.0, schedule=schedule, warmup=warmup))
-    rates = []
-    for step in range(4):
-        trainer.state["step"] = step
-        rates.append(trainer._lr())
-    assert rates == pytest.approx(expected, abs=1e-6)
+def test_learning_rates(rows, schedule, warmup, expected, tmp_path):
+    """Of every phase with steps, over its own steps."""
+    made = []
+
+    def optimiser(parameters, lr):
+        made.append(Sgd(parameters, lr))
+        return made[-1]
+
+    class Two(Line):
+        def phases(self):
+            player = Player("line", [self.weight], self.loss, optimiser=optimiser)
+            return [Phase("none", [player], share=0), Phase("one", [player]), Phase("two", [player]),
+                    Phase("own", [player], schedule="constant")]
+
+    train(Two(rows.spec), rows, steps=12, lr=1.0, schedule=schedule, warmup=warmup)
+    assert [len(sgd.rates) for sgd in made] == [0, 4, 4, 4]
+    assert made[1].rates == pytest.approx(expected, abs=1e-6) and made[2].rates == made[1].rates
+    assert made[3].rates == pytest.approx([0.5, 1, 1, 1] if warmup else [1] * 4)
+
+
+def test_an_optimiser_of_its_own(rows):
+    """SGD whose groups have learning rates of their own; the schedule keeps their ratio."""
+    class Own(Line):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.slow = nn.Parameter(torch.zeros(1))
+
+        def phases(self):
+            def optimiser(parameters, lr):
+                return torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": lr / 10}], lr)
+            return [Phase("train", [Player("both", [self.weight, self.slow], self.loss, lr_scale=0.5,
+                                           optimiser=optimiser)])]
+
+        def loss(self, batch, rng):
+            return Loss((self.weight + self.slow).sum())
+
+    outcome, _ = train(Own(rows.spec), rows, steps=4, lr=1.0, schedule="cosine")
+    assert outcome.model.weight.item() == pytest.approx(-0.5 * 2.5)
+    assert outcome.model.slow.item() == pytest.approx(-0.05 * 2.5)
 
 
 def test_players_move_in_turn_and_at_their_rate(rows):
@@ -148,7 +194,235 @@ def test_early_stopping_keeps_the_best(rows):
     settings = {"steps": 400, "lr": 0.1, "validation": 0.2, "validate_every": 5, "patience": 3}
     outcome, trainer = train(Scored(rows.spec), rows, **settings)
     assert abs(outcome.model.weight.item() - 1) < 0.1, "best on validation, though training goes on to 3"
-    assert outcome.step < 400 and trainer.state["stopped_early"]
+    assert outcome.step < 400 and trainer.state.stopped_early
+
+
+# --- phases
+
+
+class Stack(Model):
+    """Two layers, trained one after the other by players of the same name, with a count in between."""
+
+    kinds = frozenset({"vector"})
+
+    def __init__(self, spec):
+        super().__init__(FamilyConfig(), spec)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.register_buffer("total", torch.zeros(3))
+        self.begun = []  # the weight of the first layer when the second begins
+        self.trained = []  # names of what needs gradients, at every loss
+
+    def phases(self):
+        return [Phase("first", [Player("layer", list(self.first.parameters()), self.first_loss)], share=3),
+                Phase("count", accumulate=self.accumulate, finish=lambda: True, passes=2, share=2),
+                Phase("second", [Player("layer", list(self.second.parameters()), self.second_loss),
+                                 Player("bias", [self.second.bias], self.second_loss, every=2)],
+                      share=5, begin=self.begin)]
+
+    def begin(self):
+        self.begun.append(self.first.weight.clone())
+        self.second.weight.copy_(self.first.weight + torch.randn(3, 3))
+
+    def accumulate(self, batch):
+        self.total += self.first(batch.x).sum(0)
+
+    def first_loss(self, batch, rng):
+        return self._loss(self.first(batch.x), rng)
+
+    def second_loss(self, batch, rng):
+        return self._loss(self.second(self.first(batch.x) - self.total), rng)
+
+    def _loss(self, h, rng):
+        self.trained.append([name for name, parameter in self.named_parameters() if parameter.requires_grad])
+        return Loss((h - rng.normal(3)).square().mean())
+
+
+def stack(spec) -> Stack:
+    torch.manual_seed(0)
+    return Stack(spec)
+
+
+def test_phases_train_layers_by_players_of_the_same_name(rows):
+    model = stack(rows.spec)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    outcome, _ = train(model, rows, steps=10)
+    moved = {name for name, tensor in outcome.model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert moved == set(before)
+    assert len(model.begun) == 1 and torch.equal(model.begun[0], outcome.model.first.weight)
+    assert model.trained == [["first.weight", "first.bias"]] * 3 + [
+        names for step in range(5)
+        for names in [["second.weight", "second.bias"], *([["second.bias"]] if step % 2 else [])]]
+
+
+def test_adam_starts_anew_in_every_phase(rows):
+    """Two phases of one player are two trainings, one after the other."""
+    class Twice(Line):
+        def phases(self):
+            return [Phase(name, [Player("line", [self.weight], self.loss)]) for name in ("one", "two")]
+
+    outcome, _ = train(Twice(rows.spec), rows, steps=20, lr=0.1, schedule="cosine")
+    model = Line(rows.spec)
+    for _ in range(2):
+        train(model.requires_grad_(True), rows, steps=10, lr=0.1, schedule="cosine")
+    assert torch.equal(outcome.model.weight, model.weight)
+
+
+def test_the_average_includes_what_begin_wrote(rows):
+    """And the next phase starts from the average of the one before."""
+    class Far(Line):
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.other = nn.Parameter(torch.zeros(1))
+
+        def phases(self):
+            return [Phase("one", [Player("line", [self.weight], self.loss)]),
+                    Phase("two", [Player("line", [self.other], lambda batch, rng: Loss(1e-9 * self.other.sum()),
+                                         lr_scale=1e-9)], begin=self.begin)]
+
+        def begin(self):
+            self.other.fill_(100.0)
+
+    outcome, _ = train(Far(rows.spec), rows, steps=20, lr=0.1, ema=0.999)
+    alone, _ = train(Line(rows.spec), rows, steps=10, lr=0.1, ema=0.999)
+    assert outcome.model.other.item() == pytest.approx(100)
+    assert torch.allclose(outcome.model.weight, alone.model.weight)
+
+
+def killed_after(step: int, monkeypatch, model, data, settings, folder) -> None:
+    """Train until a kill after a step; the checkpoint of that step is there if one was due."""
+    after = Trainer._after_step
+
+    def interrupt(self, *args):
+        after(self, *args)
+        if self.state.step == step:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, Run(folder) as run:
+        patch.setattr(Trainer, "_after_step", interrupt)
+        with pytest.raises(RuntimeError, match="killed"):
+            Trainer(model, data, settings, run).run(resume=True)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("every", ["1", "4"])
+def test_resume_in_every_phase(rows, every, ema, monkeypatch, tmp_path):
+    """Killed inside each phase and at each border: the same bits, and `begin` is called once on the way there."""
+    settings = TrainSettings(steps=10, batch_size=8, ema=ema, log_every=2, checkpoint_every=every, precision="fp32",
+                             schedule="cosine")
+    with Run(tmp_path / "whole") as run:
+        whole = Trainer(stack(rows.spec), rows, settings, run).run().model
+    for kill in (1, 2, 3, 4, 5, 6, 7, 9):
+        folder = tmp_path / f"killed-{kill}"
+        killed_after(kill, monkeypatch, stack(rows.spec), rows, settings, folder)
+        model = stack(rows.spec)
+        torch.manual_seed(kill)  # a new process
+        with Run(folder) as run:
+            result = Trainer(model, rows, settings, run).run(resume=True).model
+        assert len(model.begun) == (kill // int(every) * int(every) <= 5), "5 is the border of the second layer"
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, result.state_dict()[name]), (kill, name)
+        assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_a_line_of_the_log_is_of_one_phase(rows, tmp_path):
+    with Run(tmp_path / "run") as run:
+        Trainer(stack(rows.spec), rows, TrainSettings(steps=10, log_every=100), run).run()
+    lines = lines_of(tmp_path / "run/metrics.jsonl")
+    assert [(line["step"], line["phase"]) for line in lines] == [(3, "first"), (5, "count"), (10, "second")]
+    assert "loss" in lines[0] and {"layer/loss", "bias/loss"} < set(lines[2]) and "loss" not in lines[2]
+
+
+def test_more_steps_do_not_go_back_to_a_phase_that_is_over(rows, tmp_path):
+    with Run(tmp_path / "run") as run:
+        first = Trainer(stack(rows.spec), rows, TrainSettings(steps=10), run).run().model.first.weight
+        model = stack(rows.spec)
+        outcome = Trainer(model, rows, TrainSettings(steps=100), run).run(resume=True)
+    assert outcome.step == 100 and torch.equal(outcome.model.first.weight, first)
+    assert not model.begun and lines_of(tmp_path / "run/metrics.jsonl")[-1]["phase"] == "second"
+
+
+def test_early_stopping_ends_a_phase_and_keeps_its_best(rows):
+    class Scored(Line):
+        likelihood = "exact"
+
+        def __init__(self, spec):
+            super().__init__(spec)
+            self.starts = []
+
+        def phases(self):
+            return [Phase(name, [Player("line", [self.weight], self.loss)], begin=self.begin)
+                    for name in ("one", "two")]
+
+        def begin(self):
+            self.starts.append((self.step, self.weight.item()))
+            self.weight.zero_()
+
+        def log_prob(self, batch, rng):
+            return -(self.weight.detach() - 1).square().expand(len(batch))
+
+    model = Scored(rows.spec)
+    outcome, trainer = train(model, rows, steps=400, lr=0.1, validation=0.2, validate_every=5, patience=3)
+    (_, start), (last, best) = model.starts
+    assert start == 0 and last < 199 and abs(best - 1) < 0.1
+    assert 200 < outcome.step < 400 and trainer.state.stopped_early and abs(outcome.model.weight.item() - 1) < 0.1
+
+
+def test_steps_too_few_for_all_phases_are_told(rows):
+    from gencli.trainer import Hooks
+
+    told = []
+    Trainer(stack(rows.spec), rows, TrainSettings(steps=1), hooks=Hooks(warn=told.append)).run()
+    assert len(told) == 1 and "'first'" in told[0]
+
+
+def test_names_and_kinds_of_phases_are_refused(rows):
+    model = Line(rows.spec)
+    player = Player("line", [model.weight], model.loss)
+    with pytest.raises(ValueError, match=r"phase 'p'.*different names"):
+        Phase("p", [player, player])
+    for wrong in ({}, {"accumulate": print}, {"finish": print}, {"players": [player], "accumulate": print,
+                                                                "finish": print}):
+        with pytest.raises(ValueError, match="either players or both"):
+            Phase("p", **wrong)
+    model.phases = lambda: [Phase("p", [player]), Phase("p", [player])]
+    with pytest.raises(ValueError, match="Line: phases need different names"):
+        Trainer(model, rows, TrainSettings(steps=1))
+
+
+def as_of_before(run: Path) -> None:
+    """Make the newest checkpoint one of a gencli that did not know in which phase it was."""
+    folder = checkpoints.folders(run)[-1]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    numbers = json.loads((folder / "state.json").read_text())
+    del numbers["phase"], numbers["phase_start"]
+    (folder / "state.json").write_text(json.dumps(numbers))
+    manifest["state.json"] = hashlib.sha256((folder / "state.json").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_checkpoints_from_before(rows, tmp_path, monkeypatch):
+    """They name no phase: training goes on if only one phase has optimisers, and is refused otherwise."""
+    class Counted(Line):
+        def phases(self):
+            return [Phase("count", accumulate=lambda batch: None, finish=lambda: True, passes=2), *super().phases()]
+
+    settings = TrainSettings(steps=10, checkpoint_every="1", lr=0.1, schedule="cosine")
+    whole, _ = train(Counted(rows.spec), rows, **settings.model_dump(exclude={"precision"}))
+    for kill in (2, 5, 7):
+        folder = tmp_path / f"killed-{kill}"
+        killed_after(kill, monkeypatch, Counted(rows.spec), rows, settings, folder)
+        as_of_before(folder)
+        with Run(folder) as run:
+            assert torch.equal(Trainer(Counted(rows.spec), rows, settings, run).run(True).model.weight,
+                               whole.model.weight)
+    killed_after(2, monkeypatch, stack(rows.spec), rows, settings, tmp_path / "stack")
+    as_of_before(tmp_path / "stack")
+    with Run(tmp_path / "stack") as run, pytest.raises(ModelError, match="older version"):
+        Trainer(stack(rows.spec), rows, settings, run).run(True)
+    assert lines_of(tmp_path / "stack/metrics.jsonl") == [] and len(checkpoints.folders(tmp_path / "stack")) == 2
+
+
+# --- times
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("1.5m", 90), ("6h", 21600), ("2d", 172800)])
@@ -214,7 +488,7 @@ def test_resume_gives_the_same_bits(family, kind, more, small_data, gencli, tmp_
 
     def interrupted(self, *args):
         step(self, *args)
-        if self.state["step"] == kills[0]:
+        if self.state.step == kills[0]:
             del kills[0]
             raise RuntimeError("killed")
 
@@ -234,7 +508,7 @@ def test_a_run_killed_before_its_first_checkpoint_repeats_no_line(small_data, ge
 
     def interrupted(self, *args):
         step(self, *args)
-        if self.state["step"] == 6:
+        if self.state.step == 6:
             raise RuntimeError("killed")
 
     monkeypatch.setattr(Trainer, "_after_step", interrupted)

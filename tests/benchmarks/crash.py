@@ -30,7 +30,7 @@ def checkpoint() -> None:
             trainer.run()
             wall, processor = [], []
             for step in range(ROUNDS):
-                trainer.state["step"] = step
+                trainer.state.step = step
                 began, used = time.perf_counter(), time.process_time()
                 trainer._save()
                 wall.append(time.perf_counter() - began)

@@ -1,0 +1,210 @@
+"""Checkpoints of a training, `RUN/checkpoints/step-N/`, each complete or absent.
+
+    weights.safetensors           the weights and buffers that are trained
+    average.safetensors           their moving average, with --ema
+    best.safetensors              the best weights of the phase on validation, with --patience
+    optimiser-NAME.safetensors    the optimiser of each player of the current phase
+    state-RANK.safetensors        what the model carries from step to step, for each process
+    state.json                    the numbers of `TrainingState`
+    manifest.json                 the SHA-256 of these files, and of the logs of the run at that moment
+
+Only the optimisers of the current phase are there: a phase that is over never moves again.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gencli.errors import DivergedError, ModelError
+from gencli.model import Model, Phase
+from gencli.optimisers import MovingAverage, load_optimiser, make_optimiser, optimiser_tensors
+from gencli.publish import publish, publish_folder, remove, sync, write
+from gencli.runs import LOGS, MANIFEST, Run, checksums, read_card, read_checked
+from gencli.settings import TrainSettings
+from gencli.tensors import is_finite, read_tensors, sha256, to_bytes, verified
+
+Tensors = dict[str, dict[str, Tensor]]  # name of a file without its ending -> what it holds
+
+
+@dataclass
+class TrainingState:
+    """All that changes in a training, and so all that a checkpoint holds but `Model.training_state`."""
+
+    model: Model
+    total: int  # steps planned
+    optimisers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the current phase, by player
+    average: MovingAverage | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)  # of the phase on validation, with --patience
+    step: int = 0  # steps done, over all phases
+    phase: str = ""  # the phase that started last; "" before the first, and in older checkpoints
+    phase_start: int = 0  # the step at which it started
+    passes: dict[str, int] = field(default_factory=dict)  # over the data, by phase, where a phase makes passes
+    sums: dict[str, tuple[Any, int]] = field(default_factory=dict)  # name -> (sum, count) since the last logged line
+    history: list[dict[str, float]] = field(default_factory=list)  # the last 100 logged lines of the phase
+    best: float = math.inf  # lowest validation score of the phase
+    waited: int = 0  # validations since then
+    stopped_early: bool = False  # the training is over, before its last step
+
+    @property
+    def result(self) -> Model:
+        """The model as it would be saved now: the moving average if there is one."""
+        return self.average.model if self.average is not None else self.model
+
+    def start_average(self, settings: TrainSettings) -> None:
+        """Average from the present weights on, if the user wants an average."""
+        if settings.ema:
+            self.average = MovingAverage(self.model, settings.ema)
+
+    def out_of_patience(self, settings: TrainSettings) -> bool:
+        """Whether early stopping ends the phase."""
+        return 0 < settings.patience <= self.waited
+
+    def refuse_not_finite(self) -> None:
+        """Raise DivergedError if a weight is not finite."""
+        for name, tensor in self.result.state_dict().items():
+            if not is_finite(tensor):
+                raise DivergedError(f"after step {self.step} the weight {name} is not finite; try a smaller --lr, "
+                                    f"--grad-clip 1 or --precision fp32; the last checkpoint is kept")
+
+    def tensors(self) -> Tensors:
+        optimisers = {f"optimiser-{name}": optimiser_tensors(item) for name, item in self.optimisers.items()}
+        average = {} if self.average is None else {"average": self.average.model.state_dict()}
+        return {"weights": self.model.state_dict(), "best": self.best_weights, **average, **optimisers}
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything else, for JSON."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
+        return values | {"sums": {name: (float(total), count) for name, (total, count) in self.sums.items()}}
+
+    def restore(self, tensors: Tensors, numbers: dict[str, Any], settings: TrainSettings, phase: Phase | None) -> None:
+        """Become what `tensors` and `numbers` were of, in the middle of `phase`, None if none had started."""
+        for name in set(self.numbers()) & set(numbers) - {"total"}:  # other versions may have more, or less
+            setattr(self, name, numbers[name])
+        self.model.load_state_dict(tensors["weights"])
+        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in tensors.get("best", {}).items()}
+        if settings.ema:
+            self.average = MovingAverage(self.model, settings.ema, tensors.get("average"))
+        for player in phase.players if phase else ():
+            self.optimisers[player.name] = make_optimiser(player, settings)
+            load_optimiser(self.optimisers[player.name], tensors[f"optimiser-{player.name}"])
+
+
+_TENSORS = {"model", "optimisers", "average", "best_weights"}
+
+
+def folders(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    complete = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(complete, key=_step)
+
+
+def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int) -> None:
+    """Publish a checkpoint and remove all but the newest `keep`. The logs are on the disk before it."""
+    manifest = {}
+    for log in _logs(run):
+        sync(log)
+        manifest[log.name] = sha256(log)
+    with publish_folder(run / "checkpoints" / f"step-{step}") as folder:
+        for name, group in tensors.items():
+            manifest[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", to_bytes(group))
+        manifest["state.json"] = _write(folder / "state.json", json.dumps(numbers).encode())
+        _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+    earlier = [folder for folder in folders(run) if _step(folder) <= step]
+    later = [folder for folder in folders(run) if _step(folder) > step]  # damaged: this training started before
+    for folder in earlier[:-keep] + later:
+        remove(folder)
+
+
+def load(run: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
+    """Tensors (on the CPU) and numbers of the newest checkpoint that is as it was written; None if there is none."""
+    for folder in reversed(folders(run)):
+        try:
+            numbers = _read_numbers(folder)
+            tensors = {}
+            for name in json.loads((folder / MANIFEST).read_bytes()):
+                if name.endswith(".safetensors"):
+                    with verified(folder / name, checksums(folder / name)):
+                        tensors[name.removesuffix(".safetensors")] = read_tensors(folder / name)
+            return tensors, numbers
+        except (OSError, ValueError, ModelError) as error:
+            warn(f"checkpoint {folder} is damaged ({error}); going back to the one before")
+    return None
+
+
+def current_phase(tensors: Tensors, numbers: dict[str, Any], phases: list[tuple[Phase, int]]) -> Phase | None:
+    """The phase that a checkpoint is in, None if none had started. `phases` are given with their ends.
+
+    Older checkpoints do not name it, and hold the optimisers of all phases by the players' names alone, which is enough
+    where at most one phase has players; `numbers` then learns it.
+
+    Raises:
+        ModelError: the checkpoint is of a version that trained in other phases.
+    """
+    if not numbers.get("phase") and sum(bool(phase.players) for phase, _ in phases) <= 1:
+        start = 0
+        for phase, end in phases:
+            if phase.name in numbers["passes"] or any(tensors.get(f"optimiser-{p.name}") for p in phase.players):
+                numbers |= {"phase": phase.name, "phase_start": start}
+            start = end
+        if not numbers.get("phase"):
+            return None
+    for phase, _ in phases:
+        if phase.name == numbers.get("phase") and all(f"optimiser-{p.name}" in tensors for p in phase.players):
+            return phase
+    raise ModelError(f"the checkpoint at step {numbers['step']} is of an older version, which trained in other phases, "
+                     f"and cannot be continued; start anew with --overwrite")
+
+
+def rewind(run: Path, step: int, warn: Callable[[str], None]) -> None:
+    """Drop the lines of the logs after `step`, so that a resumed run repeats none, and a last line that is cut."""
+    manifest = run / "checkpoints" / f"step-{step}" / MANIFEST
+    for log in _logs(run):
+        lines = [line for line in log.read_bytes().split(b"\n") if _step_of_line(line) <= step]
+        with publish(log) as file:
+            file.write(b"".join(line + b"\n" for line in lines))
+        if manifest.exists() and sha256(log) not in checksums(manifest.with_name(log.name)):
+            warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
+
+
+def finished(run: Run, settings: TrainSettings) -> bool:
+    """Whether the newest checkpoint is the end of the training, for these settings, and the model is published."""
+    try:
+        numbers = _read_numbers(folders(run.path)[-1])
+        over = numbers["stopped_early"] or numbers["step"] >= (settings.steps or numbers["total"])
+        return over and read_card(run.path).steps == numbers["step"]
+    except (OSError, LookupError, ValueError, ModelError):
+        return False
+
+
+def _read_numbers(folder: Path) -> dict[str, Any]:
+    if not checksums(folder / "state.json"):
+        raise ModelError(f"{folder} has no complete {MANIFEST}")
+    return json.loads(read_checked(folder / "state.json"))
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Write a file of an unpublished folder; its SHA-256."""
+    write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _logs(run: Path) -> list[Path]:
+    return [run / name for name in LOGS if (run / name).exists()]
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _step_of_line(line: bytes) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
