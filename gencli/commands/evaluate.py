@@ -100,7 +100,7 @@ def evaluate(
         stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
         progress = stack.enter_context(console.progress("evaluate"))
         model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
-        chosen = options.parse_set(set, model.scores) if model else {}
+        chosen = options.parse_set(set, model.scores, model.log_prob) if model else {}
         split: Literal["all", "test"] = "all" if card is None or Path(data).is_file() else "test"
         examples = load_for(card, data, given, console, split, limit=limit, other_classes=bool(anomalies), **reading)
         wanted = metrics.needed(names, examples.spec.kind, model)

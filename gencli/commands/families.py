@@ -33,8 +33,8 @@ def _describe(family: registry.Family, console: Console) -> None:
     fields = describe_fields(model.Config)
     summary = family.about()
     kinds = list(family.kinds or sorted(model.kinds))
-    settable = {verb: set_options(method) for verb, method in
-                (("sample", model.sample), ("encode", model.encode), ("evaluate", model.scores))}
+    settable = {"sample": set_options(model.sample), "encode": set_options(model.encode),
+                "evaluate": set_options(model.log_prob) | set_options(model.scores)}
     document = {**record(family), "summary": summary, "kinds": kinds, "options": fields,
                 "set": {verb: {name: str(default) for name, (_, default) in found.items()}
                         for verb, found in settable.items()}}

@@ -18,7 +18,7 @@ Shapes: B batch, D numbers in an example; C, H, W channels, height and width of 
 import contextlib
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Score, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
 
 _START = 256  # examples that the actnorms are set by
@@ -55,7 +55,6 @@ class Flow(Model):
     kinds = frozenset({"image", "vector"})
     defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "warmup": 100, "schedule": "cosine", "grad_clip": 5.0,
                 "ema": 0.999}
-    likelihood = "bound"  # exact for real-valued data: `scores` says so
     config: FlowConfig
     spec: ImageSpec | VectorSpec
 
@@ -66,6 +65,8 @@ class Flow(Model):
             raise UsageError("--autoregressive is for tables; for pictures train the flow without it, or a pixelcnn")
         # Tables are real-valued.
         self.levels = spec.levels if isinstance(spec, ImageSpec) else None
+        self.likelihood = "bound" if self.levels else "exact"
+        self.density = not self.levels
         self.flow = _picture(config, spec) if isinstance(spec, ImageSpec) else _table(config, spec)
         self._subsample = Subsample(_START)
 
@@ -142,12 +143,8 @@ class Flow(Model):
         log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
         return log_normal + log_det - self.spec.size * math.log(self.levels or 1)
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`nll` in nats: an upper bound on that of discrete pictures, or exact, that of a density of real values."""
-        nll = -self.log_prob(batch, rng)
-        if self.levels:
-            return {"nll": Score(nll, "nats", "bound", protocol={"dequantisation": "uniform"})}
-        return {"nll": Score(nll, "nats", "exact", protocol={"density": True})}
+    def score_protocol(self) -> dict[str, Any]:
+        return {"dequantisation": "uniform"} if self.levels else super().score_protocol()
 
     # --- export
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Score, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
@@ -69,7 +69,6 @@ class RBM(Model):
     Config = RBMConfig
     kinds = frozenset({"image", "vector"})
     defaults = {"lr": 1e-3, "batch_size": 128, "schedule": "cosine", "ema": 0.999}
-    likelihood = "estimate"
     config: RBMConfig
     spec: ImageSpec | VectorSpec
     _chains: Tensor
@@ -84,6 +83,8 @@ class RBM(Model):
         chains = config.chains if config.chain == "pcd" else 0
         self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
         self._log_z: tuple[str, LogPartition] | None = None  # the last one found, and a digest of its weights
+        self.density = isinstance(self.visible, _Gaussian)
+        self.likelihood = "exact" if self._enumerated is not None else "estimate"
 
     # --- the two conditional distributions and the marginal
 
@@ -219,21 +220,17 @@ class RBM(Model):
 
     def log_prob(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
                  ais_seed: int | None = None) -> Tensor:
-        """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are."""
-        return self._log_prob(batch, self.log_partition(chains, temperatures, ais_seed))
+        """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are.
 
-    def _log_prob(self, batch: Batch, log_z: LogPartition) -> Tensor:
+        The error of an estimated log Z is common to all examples; the protocol states it.
+        """
+        log_z = self.log_partition(chains, temperatures, ais_seed)
         free_energy = self.free_energy(self.visible.standardise(batch.x)).double()
         return -free_energy - log_z.value - self.visible.log_scale()
 
-    def scores(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
-               ais_seed: int | None = None) -> dict[str, Score]:
-        """`nll` in nats; an estimate where log Z is one, whose error is common to all examples and stands beside it."""
-        log_z = self.log_partition(chains, temperatures, ais_seed)
-        protocol: dict[str, Any] = {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol}
-        if isinstance(self.visible, _Gaussian):
-            protocol["density"] = True
-        return {"nll": Score(-self._log_prob(batch, log_z), "nats", log_z.kind, protocol=protocol)}
+    def score_protocol(self) -> dict[str, Any]:
+        log_z = self.log_partition()  # that of the last log_prob
+        return {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol, **super().score_protocol()}
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """`log_z`; of an estimate also `log_z_reverse` and `log_z_from_data`, found by annealing the other way.
@@ -308,23 +305,27 @@ class RBM(Model):
             known = self._log_z[1]
             if known.kind == "exact" or asked.items() <= known.protocol.items():
                 return known
-        enumerable = self._enumerate()
-        found = self.ais(**options) if enumerable is None else LogPartition(value=_log_sum(enumerable))
-        self._log_z = weights, found
-        return found
+        log_z = (self.ais(**options) if self.likelihood == "estimate"
+                 else LogPartition(value=self._sum_over_states()))
+        self._log_z = weights, log_z
+        return log_z
+
+    @property
+    def _enumerated(self) -> Literal["hidden", "visible"] | None:
+        """The units over whose states Z is summed exactly; None if both have too many."""
+        if self.config.hidden <= ENUMERABLE:
+            return "hidden"
+        return "visible" if self.spec.size <= ENUMERABLE and isinstance(self.visible, _Bernoulli) else None
 
     @torch.no_grad()
-    def _enumerate(self) -> Iterator[Tensor] | None:
-        """Logarithms of the terms of Z in float64, block by block; None if they are too many."""
-        if self.config.hidden <= ENUMERABLE:
-            model = self.clone().double()
+    def _sum_over_states(self) -> float:
+        """log Z, summed in float64 over all states of the units that are `_enumerated`."""
+        model = self.clone().double()
+        if self._enumerated == "hidden":
             links = model._links()
-            return (h @ model.bias + model.visible.log_partition(links.shift(h))
-                    for h in self._states(self.config.hidden))
-        if self.spec.size <= ENUMERABLE and isinstance(self.visible, _Bernoulli):
-            model = self.clone().double()
-            return (-model.free_energy(v) for v in self._states(self.spec.size))
-        return None
+            return _log_sum(h @ model.bias + model.visible.log_partition(links.shift(h))
+                            for h in self._states(self.config.hidden))
+        return _log_sum(-model.free_energy(v) for v in self._states(self.spec.size))
 
     def _states(self, units: int) -> Iterator[Tensor]:
         """All states of binary units, (up to 4096, units) float64 at a time."""

@@ -54,6 +54,7 @@ class VAE(Model):
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
         self.observation = _observation(config.likelihood, spec)
+        self.density = isinstance(self.observation, _Gaussian)
         networks = _conv if conv else _mlp
         self.encoder, self.decoder = networks(spec, config, self.observation.parameters_per_number)
 
@@ -122,7 +123,7 @@ class VAE(Model):
     def scores(self, batch: Batch, rng: Rng, *, particles: int = 50) -> dict[str, Score]:
         """Costs in nats (negative bounds): `elbo` = `reconstruction` + `kl`, and `iw_bound` with K = `particles`."""
         iw_bound, reconstruction, kl = self._bounds(batch, rng, particles)
-        protocol = {"density": True} if isinstance(self.observation, _Gaussian) else {}
+        protocol = self.score_protocol()
         return {
             "elbo": Score(kl - reconstruction, "nats", "bound", protocol=protocol),
             "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles, **protocol}),
