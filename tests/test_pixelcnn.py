@@ -192,8 +192,8 @@ def test_samples_are_those_of_full_passes(net, case):
     p = torch.softmax(logits_of(model.double(), batch), -1)
     rounding = (single - p.cumsum(-1)).abs().max()
     assert rounding < 1e-5
-    lowest, highest = ((p.cumsum(-1) < bound[..., None]).sum(-1)
-                       for bound in (u - 4 * rounding - 1e-6, u + 4 * rounding + 1e-6))  # 1e-6: more than 256 floors of 1e-9
+    off = 4 * rounding + 1e-6  # the floors of 256 levels are less than 1e-6
+    lowest, highest = ((p.cumsum(-1) < bound[..., None]).sum(-1) for bound in (u - off, u + off))
     assert ((lowest <= levels) & (levels <= highest)).all()
     assert (lowest == highest).float().mean() > 0.98, "rounding leaves no choice, all but seldom"
     assert len(batch.x.unique()) > 1

@@ -14,7 +14,6 @@ from gencli import inference
 from gencli.errors import DataError, UsageError
 from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _TorchEngine
 from gencli.kinds.audio import AudioSpec
-from gencli.layers.levels import Categorical, LogisticMixture
 from gencli.model import Batch, Given, join
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -93,7 +92,7 @@ def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch
         single, double = (p.double().softmax(-1).cumsum(-1) for p in (model(k, condition), parameters))
         rounding = 8 * (single - double).abs().max()
     assert rounding < 1e-5
-    lowest, highest = (model.levels.from_uniform(parameters, u + side * rounding) for side in (-1, 1))
+    lowest, highest = (model.distribution.from_uniform(parameters, u + side * rounding) for side in (-1, 1))
     assert ((lowest <= k) & (k <= highest)).all()
     return (lowest < highest).double().mean().item()
 
@@ -123,7 +122,7 @@ def place(model: WaveNet, k: torch.Tensor, condition: torch.Tensor | None) -> to
     """u in the middle of the intervals of the levels k (B, T)."""
     parameters = model.clone().double()(k, None if condition is None else condition.double())
     middle = torch.full(k.shape, 0.5, dtype=torch.float64)
-    return torch.special.ndtr(model.levels.to_noise(parameters, k, middle))
+    return torch.special.ndtr(model.distribution.to_noise(parameters, k, middle))
 
 
 def test_an_engine_that_forgets_is_noticed():
@@ -138,42 +137,6 @@ def test_an_engine_that_forgets_is_noticed():
     undecided(model, k[:, :20], u[:, :20], None)
     with pytest.raises(AssertionError):
         undecided(model, k, u, None)
-
-
-# --- distributions over levels
-
-
-def test_a_mixture_is_a_distribution_and_its_inverse_is_one():
-    levels = LogisticMixture(65536, 3)
-    parameters = torch.tensor([0.3, -1, 0.5, -0.2, 0.9, 0.1, -3, -6, -20], dtype=torch.float64)
-    k = torch.arange(65536)
-    log_prob = levels.log_prob(parameters.expand(65536, -1), k)
-    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-9)
-    weight, mean, scale = parameters.chunk(3)
-    edges = (2 * k + 1 - 65536) / 65536
-    cdf = (weight.softmax(0) * torch.sigmoid((edges[:, None] - mean) / scale.clamp(min=-14).exp())).sum(1)
-    cdf[-1] = 1
-    assert torch.allclose(log_prob.exp(), cdf.diff(prepend=torch.zeros(1)), atol=1e-14)
-    for place in (1e-6, 0.5, 1 - 1e-6):
-        z = levels.to_noise(parameters.expand(65536, -1), k, torch.full((65536,), place, dtype=torch.float64))
-        assert torch.equal(levels.from_uniform(parameters.expand(65536, -1), torch.special.ndtr(z)), k)
-
-
-def test_float32_is_enough_for_narrow_bins():
-    parameters = torch.tensor([0.3, -1, 0.5, -0.2, 0.9, 0.1, -3, -6, -9])
-    k = torch.arange(65536)
-    levels = LogisticMixture(65536, 3)
-    exact = levels.log_prob(parameters.double().expand(65536, -1), k)
-    # A difference of logistic functions would give infinity here.
-    assert (levels.log_prob(parameters.expand(65536, -1), k) - exact).abs().max() < 0.02
-
-
-def test_levels_and_noise_determine_each_other():
-    levels, logits = Categorical(256), 6 * torch.randn(256, generator=torch.Generator().manual_seed(0)).double()
-    k = torch.arange(256)
-    for place in (1e-9, 0.5, 1 - 1e-9):
-        z = levels.to_noise(logits.expand(256, -1), k, torch.full((256,), place, dtype=torch.float64))
-        assert torch.equal(levels.from_uniform(logits.expand(256, -1), torch.special.ndtr(z)), k)
 
 
 def test_a_low_temperature_takes_the_likeliest():
@@ -194,7 +157,7 @@ def test_log_prob_is_the_chain_of_conditionals_up_to_the_end(levels):
     model = network(levels)
     batch = drawn(model)
     k = model.spec.to_levels(batch.x)
-    expected = [sum(model.levels.log_prob(model(k[i : i + 1, : t + 1])[:, -1], k[i : i + 1, t])
+    expected = [sum(model.distribution.log_prob(model(k[i : i + 1, : t + 1])[:, -1], k[i : i + 1, t])
                     for t in range(batch.lengths[i])) for i in range(3)]
     assert torch.allclose(model.log_prob(batch, rng()), torch.cat(expected).double(), rtol=1e-4)
     score = model.scores(batch, rng())["nll"]
@@ -288,7 +251,7 @@ def test_pieces_are_the_whole(engine, monkeypatch):
 def test_training_includes_the_silence_at_the_end():
     model = network(tail=30)
     x = Batch(torch.full((2, 50), 0.5), lengths=torch.tensor([50, 20]))
-    nll = -model.levels.log_prob(model(k := model.spec.to_levels(F.pad(x.x, (0, 30)).where(
+    nll = -model.distribution.log_prob(model(k := model.spec.to_levels(F.pad(x.x, (0, 30)).where(
         torch.arange(80) < x.lengths[:, None], 0.0))), k)
     inside = torch.arange(80) < x.lengths[:, None] + 30
     x = Batch(x.x.where(torch.arange(50) < x.lengths[:, None], 0.0), lengths=x.lengths)

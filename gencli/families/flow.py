@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.distributions import log_normal
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -140,8 +141,7 @@ class Flow(Model):
         """log p(x) in nats, (B,): exact density of real values; of discrete ones a bound, by one draw of u."""
         u = rng.uniform(*self.spec.shape, dtype=batch.x.dtype) if self.levels else 0.0
         z, log_det = self.flow(self._dequantise(batch.x, u))
-        log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
-        return log_normal + log_det - self.spec.size * math.log(self.levels or 1)
+        return log_normal(z).sum(1) + log_det - self.spec.size * math.log(self.levels or 1)
 
     def score_protocol(self) -> dict[str, Any]:
         return {"dequantisation": "uniform"} if self.levels else super().score_protocol()
