@@ -344,8 +344,8 @@ class _Split(nn.Module):
         return torch.cat([z, x[:, 1::2].flatten(1)], dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        code, done = z.chunk(2, dim=1)
-        return torch.stack([self.below.inverse(code), done.unflatten(1, self.shape)], dim=2).flatten(1, 2)
+        code, rest = z.chunk(2, dim=1)
+        return torch.stack([self.below.inverse(code), rest.unflatten(1, self.shape)], dim=2).flatten(1, 2)
 
 
 class _Flatten(nn.Module):
@@ -399,8 +399,8 @@ class _Autoregressive(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
         for i in range(z.shape[1]):  # the net reads no number that is not known yet
-            known = self.transform.inverse(z[:, i : i + 1], self.net(x)[:, i : i + 1])
-            x = torch.cat([x[:, :i], known, x[:, i + 1 :]], dim=1)
+            number = self.transform.inverse(z[:, i : i + 1], self.net(x)[:, i : i + 1])
+            x = torch.cat([x[:, :i], number, x[:, i + 1 :]], dim=1)
         return x
 
 

@@ -93,14 +93,14 @@ class GMM(Model):
 
     def _choose(self) -> bool:
         """Means by k-means on the subsample."""
-        k, found = self.config.components, self._subsample
-        if found.count < k:
-            raise UsageError(f"--components {k}: the data has only {found.count} examples; give at most as many")
-        refuse_constant(self.spec, found.constant)
-        centres = plus_plus(found.examples, k, torch.Generator().manual_seed(self._seed))
+        k, subsample = self.config.components, self._subsample
+        if subsample.count < k:
+            raise UsageError(f"--components {k}: the data has only {subsample.count} examples; give at most as many")
+        refuse_constant(self.spec, subsample.constant)
+        centres = plus_plus(subsample.examples, k, torch.Generator().manual_seed(self._seed))
         if len(centres) < k:
             raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
-        self.means.copy_(lloyd(found.examples, centres))
+        self.means.copy_(lloyd(subsample.examples, centres))
         self._subsample = Subsample(max(2000, 20 * k), self._seed)
         return True
 

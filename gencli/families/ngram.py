@@ -294,9 +294,9 @@ def _discounts(counts: Tensor) -> Tensor:
     once, twice, thrice, four = torch.bincount(counts.clamp(max=5), minlength=5)[1:5].tolist()
     if once and twice and thrice:
         y = once / (once + 2 * twice)
-        found = (1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice)
-        if min(found) > 0:
-            return torch.tensor((0.0, *found), dtype=torch.float64)
+        discounts = (1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice)
+        if min(discounts) > 0:
+            return torch.tensor((0.0, *discounts), dtype=torch.float64)
     return torch.tensor((0.0, 0.5, 1.0, 1.5), dtype=torch.float64)
 
 

@@ -251,8 +251,8 @@ class _CategoricalHead(nn.Module):
 
     def logits(self, features: Tensor, x: Tensor, channel: int) -> Tensor:
         """Log probabilities of a channel's levels but for a constant, (..., L)."""
-        seen = torch.cat([features, x[..., :channel]], dim=-1) if channel else features
-        logits = precise(self.heads[channel](seen))
+        inputs = torch.cat([features, x[..., :channel]], dim=-1) if channel else features
+        logits = precise(self.heads[channel](inputs))
         return F.pad(logits, (1, 0)) if self.levels == 2 else logits
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:

@@ -182,11 +182,14 @@ class WaveNet(Model):
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`nll`: nats of every recording, weighted by its samples, so that the mean is in nats per sample."""
-        given = {"class": True} if self.classes else {}
-        if self.config.mels:
-            given["spectrogram"] = True
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/sample", "exact",
-                             weight=inside(batch.x, batch.lengths).sum(1), protocol={"given": given} if given else {})}
+        samples = inside(batch.x, batch.lengths).sum(1)
+        nats = -self.log_prob(batch, rng)
+        return {"nll": Score(nats, "nats/sample", "exact", samples, self.score_protocol())}
+
+    def score_protocol(self) -> dict[str, Any]:
+        conditions = {"class": self.classes > 0, "spectrogram": self.config.mels > 0}
+        given = {name: True for name, used in conditions.items() if used}
+        return {"given": given} if given else {}
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch in parts that the memory has room for."""
@@ -346,8 +349,8 @@ class WaveNet(Model):
         levels = torch.zeros_like(u, dtype=torch.int64)
         if prompt is not None:
             levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
-        chosen = _compiled_engine if self._compiled(engine) else _TorchEngine
-        run = chosen(self, levels, u.nan_to_num(0.5), condition, start, temperature)
+        make_engine = _compiled_engine if self._compiled(engine) else _TorchEngine
+        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, temperature)
         piece = max(1, self.spec.rate // _PIECES)
         for begin in range(0, u.shape[1], piece):
             end = min(begin + piece, u.shape[1])
