@@ -51,7 +51,7 @@ class Given:
 class Score:
     """One number for each example; `evaluate` reports its mean (weighted: sum(values) / sum(weight)) and error bar.
 
-    `unit` is that of the reported mean, e.g. "nats" or "nats/token". `protocol` says what else the number hangs on;
+    `unit` is that of the reported mean, e.g. "nats" or "nats/token". `protocol` says what else the number depends on;
     `{"density": True}` marks a density of continuous numbers, which has no bits per dimension.
     """
 
@@ -185,9 +185,10 @@ class Model(nn.Module):
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were
     # asked for: matrix products round differently for other batch sizes.
     block: ClassVar[int] = 64
-    # What `log_prob` is, and whether it is a density of continuous numbers, which has no bits per dimension.
-    likelihood: ClassVar[Literal["exact", "bound", "estimate"] | None] = None
-    density: ClassVar[bool] = False
+    # What `log_prob` is, and whether it is a density of continuous numbers, which has no bits per dimension. A family
+    # says so as attributes of the class or, where they depend on config or data, of the instance.
+    likelihood: Literal["exact", "bound", "estimate"] | None = None
+    density: bool = False
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: ClassVar[bool] = False
 
@@ -290,23 +291,30 @@ class Model(nn.Module):
         """log p(x) in nats per example, (B,); `likelihood` says whether it is exact, a bound or an estimate."""
         raise NotImplementedError
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """What `evaluate` reports about examples, by name. Default: `nll`, the negative of `log_prob`."""
+    def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
+        """What `evaluate` reports about examples, by name. Default: `nll`, the negative of `log_prob`.
+
+        `options` are those of `log_prob`. (Nothing is passed by place: `*_` lets a family name options of its own.)
+        """
         if self.likelihood is None:
             return {}
-        protocol = {"density": True} if self.density else {}
-        return {"nll": Score(-self.log_prob(batch, rng), "nats", self.likelihood, protocol=protocol)}
+        nats = -self.log_prob(batch, rng, **options)
+        return {"nll": Score(nats, "nats", self.likelihood, protocol=self.score_protocol())}
+
+    def score_protocol(self) -> dict[str, Any]:
+        """How the last `log_prob` was computed, for the record of the score. Default: whether it is a density."""
+        return {"density": True} if self.density else {}
 
     def classify(self, batch: Batch) -> Tensor:
         """Log-probabilities of the classes, log p(y|x) in nats, (B, K)."""
         raise NotImplementedError
 
     def findings(self) -> dict[str, Any]:
-        """What scoring found out about these weights and is dear to find again, as JSON: the model file keeps it."""
+        """What scoring computed about these weights and is expensive to recompute, as JSON: the model file keeps it."""
         return {}
 
     def load_findings(self, found: dict[str, Any]) -> None:
-        """Take up what `findings` gave; ValueError, TypeError or LookupError if it is none of that."""
+        """Take up what `findings` gave; ValueError, TypeError or LookupError if it is something else."""
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""

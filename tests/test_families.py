@@ -63,7 +63,11 @@ def test_the_registry_tells_the_truth(family, kind):
     assert set(family.kinds) == set(cls.kinds)
     can = cls.abilities() - {"decode"}
     assert can == set(family.can) - {"label", "prompt", "complete", "given"}
-    assert ("log_prob" in can) == (cls.likelihood is not None)
+
+
+def test_a_likelihood_is_exact_a_bound_or_an_estimate(model):
+    assert (model.likelihood in ("exact", "bound", "estimate")) == ("log_prob" in model.abilities())
+    assert model.likelihood is not None or not model.density
 
 
 def test_options_are_documented(family, kind):
@@ -253,6 +257,6 @@ def test_export_to_graphs(family, kind, small_run, tmp_path):
 
 def test_set_names_the_options_of_the_family(family, kind):
     cls = family.load()
-    for method in (cls.sample, cls.encode, cls.scores):
+    for method in (cls.sample, cls.encode, cls.scores, cls.log_prob):
         for name, (hint, _) in set_options(method).items():
             assert name.isidentifier() and hint

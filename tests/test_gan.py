@@ -97,7 +97,7 @@ def test_vectors_come_in_the_units_of_the_data():
     model = gan(PLANE).eval()
     code = model.prior(streams(4))
     expected = model.generator(code).detach().numpy() * [2.0, 0.5] + [5.0, -1.0]
-    np.testing.assert_allclose(model.decode(code).x.detach(), expected, rtol=1e-5)
+    np.testing.assert_allclose(model.decode(code).x.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
@@ -245,9 +245,10 @@ def test_more_starts_are_never_worse():
             code = model.encode(Batch(x), streams(8), steps=50, starts=starts)
             return (model.decode(code).x - x).square().flatten(1).mean(1)
 
-    # z of the first start is drawn first, so it is among those of four.
+    # z of the first start is drawn first, so it is among those of four, and is left only for one that did better after
+    # a quarter of the steps. Its own path is the same up to what Adam makes of rounding.
     one, four = error(1), error(4)
-    assert (four <= one + 1e-5).all() and four.mean() < one.mean()
+    assert (four <= one + 1e-3).all() and four.mean() < one.mean() - 1e-3
 
 
 def test_class_is_part_of_the_code():

@@ -53,7 +53,8 @@ def pictures(model, count) -> Batch:
 
 def logits_of(model, batch) -> torch.Tensor:
     """All logits by one full pass, (B, D, L), in reading order."""
-    features, x = model(batch.x.to(next(model.parameters()).dtype), batch.labels)
+    levels = (batch.x * (model.levels - 1)).round()
+    features, x = model(levels.to(next(model.parameters()).dtype) / (model.levels - 1), batch.labels)
     return torch.stack([model.output.logits(features, x, c) for c in range(model.spec.channels)], 3).flatten(1, 3)
 
 
@@ -171,25 +172,31 @@ def test_the_walk_gives_the_logits_of_the_full_pass(net, case):
         found.append(logits)
         return levels[:, number]
 
-    again = model._walk(4, batch.labels, visit, torch.float32)
+    again = model._walk(4, batch.labels, visit, torch.float64)
     assert torch.equal(again, batch.x)
-    assert torch.allclose(torch.stack(found, 1), logits_of(model, batch), rtol=0, atol=1e-4)
+    assert torch.allclose(torch.stack(found, 1), logits_of(model.double(), batch), rtol=1e-9, atol=1e-9)
 
 
 @nets
 @cases
 def test_samples_are_those_of_full_passes(net, case):
+    """Every level is the one in whose interval the noise lies, given the levels before it, by a pass in float64.
+
+    A sample is computed in float32, so that the noise may be outside by as much as rounding moves the distribution.
+    """
     model = make(net, *LARGER[case])
-    labels = torch.arange(3) % 2 if model.classes else None
-    sampled = model.sample(streams(3), Given(labels)).x
+    batch = Batch(model.sample(streams(3), Given(torch.arange(3) % 2 if model.classes else None)).x,
+                  torch.arange(3) % 2 if model.classes else None)
     u = torch.special.ndtr(model.prior(streams(3))[:, : model.spec.size])
-    x = torch.zeros(3, *model.spec.shape)
-    places = itertools.product(*(range(n) for n in (*model.spec.shape[1:], model.spec.channels)))
-    for number, (row, column, channel) in enumerate(places):
-        p = torch.softmax(logits_of(model, Batch(x, labels))[:, number].double(), -1)
-        x[:, channel, row, column] = (p.cumsum(-1) < u[:, number : number + 1]).sum(-1) / (model.levels - 1)
-    assert torch.equal(sampled, x)
-    assert len(x.unique()) > 1
+    levels, single = model._in_order(batch.x), torch.softmax(logits_of(model, batch).double(), -1).cumsum(-1)
+    p = torch.softmax(logits_of(model.double(), batch), -1)
+    rounding = (single - p.cumsum(-1)).abs().max()
+    assert rounding < 1e-5
+    off = 4 * rounding + 1e-6  # the floors of 256 levels are less than 1e-6
+    lowest, highest = ((p.cumsum(-1) < bound[..., None]).sum(-1) for bound in (u - off, u + off))
+    assert ((lowest <= levels) & (levels <= highest)).all()
+    assert (lowest == highest).float().mean() > 0.98, "rounding leaves no choice, all but seldom"
+    assert len(batch.x.unique()) > 1
 
 
 @nets

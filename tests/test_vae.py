@@ -171,11 +171,11 @@ def test_convolutions_fit_any_size(shape):
 
 def test_choices_follow_the_data():
     def kind(spec, **config):
-        return type(VAE(VAEConfig(width=4, **config), spec).observation).__name__
+        return type(VAE(VAEConfig(width=4, **config), spec).observation.distribution).__name__
 
     real = ImageSpec(channels=1, height=4, width=4, levels=None)
-    assert [kind(s) for s in (BINARY, BYTES, ROWS, real)] == ["_Bernoulli", "_DiscretisedLogistic"] + 2 * ["_Gaussian"]
-    assert kind(BYTES, likelihood="bernoulli") == "_Bernoulli"
+    assert [kind(s) for s in (BINARY, BYTES, ROWS, real)] == ["Bernoulli", "DiscretisedLogistic"] + 2 * ["Gaussian"]
+    assert kind(BYTES, likelihood="bernoulli") == "Bernoulli"
     with pytest.raises(UsageError, match="--net mlp"):
         build("vae", {"net": "conv"}, ROWS)
 

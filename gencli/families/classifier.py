@@ -88,8 +88,8 @@ class Classifier(Model):
             x = _moved(x, rng.integers(2 * self.shift + 1, 2), self.shift)
         features = self.body(self.standardise(x))
         if self.config.dropout:
-            kept = rng.uniform(features.shape[1]) >= self.config.dropout
-            features = features * kept / (1 - self.config.dropout)
+            mask = rng.uniform(features.shape[1]) >= self.config.dropout
+            features = features * mask / (1 - self.config.dropout)
         logits = self.head(features).float()
         return Loss(F.cross_entropy(logits, labels), accuracy=(logits.argmax(1) == labels).float().mean())
 

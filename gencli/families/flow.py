@@ -18,7 +18,7 @@ Shapes: B batch, D numbers in an example; C, H, W channels, height and width of 
 import contextlib
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.distributions import log_normal
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Score, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
 
 _START = 256  # examples that the actnorms are set by
@@ -55,7 +56,6 @@ class Flow(Model):
     kinds = frozenset({"image", "vector"})
     defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "warmup": 100, "schedule": "cosine", "grad_clip": 5.0,
                 "ema": 0.999}
-    likelihood = "bound"  # exact for real-valued data: `scores` says so
     config: FlowConfig
     spec: ImageSpec | VectorSpec
 
@@ -66,6 +66,8 @@ class Flow(Model):
             raise UsageError("--autoregressive is for tables; for pictures train the flow without it, or a pixelcnn")
         # Tables are real-valued.
         self.levels = spec.levels if isinstance(spec, ImageSpec) else None
+        self.likelihood = "bound" if self.levels else "exact"
+        self.density = not self.levels
         self.flow = _picture(config, spec) if isinstance(spec, ImageSpec) else _table(config, spec)
         self._subsample = Subsample(_START)
 
@@ -139,15 +141,10 @@ class Flow(Model):
         """log p(x) in nats, (B,): exact density of real values; of discrete ones a bound, by one draw of u."""
         u = rng.uniform(*self.spec.shape, dtype=batch.x.dtype) if self.levels else 0.0
         z, log_det = self.flow(self._dequantise(batch.x, u))
-        log_normal = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)
-        return log_normal + log_det - self.spec.size * math.log(self.levels or 1)
+        return log_normal(z).sum(1) + log_det - self.spec.size * math.log(self.levels or 1)
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`nll` in nats: an upper bound on that of discrete pictures, or exact, that of a density of real values."""
-        nll = -self.log_prob(batch, rng)
-        if self.levels:
-            return {"nll": Score(nll, "nats", "bound", protocol={"dequantisation": "uniform"})}
-        return {"nll": Score(nll, "nats", "exact", protocol={"density": True})}
+    def score_protocol(self) -> dict[str, Any]:
+        return {"dequantisation": "uniform"} if self.levels else super().score_protocol()
 
     # --- export
 
@@ -347,8 +344,8 @@ class _Split(nn.Module):
         return torch.cat([z, x[:, 1::2].flatten(1)], dim=1), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        code, done = z.chunk(2, dim=1)
-        return torch.stack([self.below.inverse(code), done.unflatten(1, self.shape)], dim=2).flatten(1, 2)
+        code, rest = z.chunk(2, dim=1)
+        return torch.stack([self.below.inverse(code), rest.unflatten(1, self.shape)], dim=2).flatten(1, 2)
 
 
 class _Flatten(nn.Module):
@@ -402,8 +399,8 @@ class _Autoregressive(nn.Module):
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
         for i in range(z.shape[1]):  # the net reads no number that is not known yet
-            known = self.transform.inverse(z[:, i : i + 1], self.net(x)[:, i : i + 1])
-            x = torch.cat([x[:, :i], known, x[:, i + 1 :]], dim=1)
+            number = self.transform.inverse(z[:, i : i + 1], self.net(x)[:, i : i + 1])
+            x = torch.cat([x[:, :i], number, x[:, i + 1 :]], dim=1)
         return x
 
 

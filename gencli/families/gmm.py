@@ -93,14 +93,14 @@ class GMM(Model):
 
     def _choose(self) -> bool:
         """Means by k-means on the subsample."""
-        k, found = self.config.components, self._subsample
-        if found.count < k:
-            raise UsageError(f"--components {k}: the data has only {found.count} examples; give at most as many")
-        refuse_constant(self.spec, found.constant)
-        centres = plus_plus(found.examples, k, torch.Generator().manual_seed(self._seed))
+        k, subsample = self.config.components, self._subsample
+        if subsample.count < k:
+            raise UsageError(f"--components {k}: the data has only {subsample.count} examples; give at most as many")
+        refuse_constant(self.spec, subsample.constant)
+        centres = plus_plus(subsample.examples, k, torch.Generator().manual_seed(self._seed))
         if len(centres) < k:
             raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
-        self.means.copy_(lloyd(found.examples, centres))
+        self.means.copy_(lloyd(subsample.examples, centres))
         self._subsample = Subsample(max(2000, 20 * k), self._seed)
         return True
 
@@ -108,17 +108,29 @@ class GMM(Model):
         """The expectation of the start: every example belongs to the nearest mean."""
         x = self._standardise(batch.x, self._dtype)
         nearest = torch.cdist(x, self.means.to(x.dtype)).argmin(1)
-        self._add(self.covariance.features(x), F.one_hot(nearest, self.config.components).to(x.dtype), torch.zeros(()))
+        self._add(self.covariance.features(x - self._origin()), F.one_hot(nearest, self.config.components).to(x.dtype),
+                  torch.zeros(()))
 
     def expect(self, batch: Batch) -> None:
         """The expectation step on B examples: add their responsibilities and moments to the sums of this pass."""
-        features = self.covariance.features(self._standardise(batch.x, self._dtype))
-        log_joint = self._log_joint(features)
+        origin = self._origin()
+        features = self.covariance.features(self._standardise(batch.x, self._dtype) - origin)
+        log_joint = self._log_joint(features, origin)
         highest = log_joint.amax(1, keepdim=True)
         # e^-64 is as good as nothing, but smaller numbers become denormal and slow the products down many times.
         odds = torch.exp((log_joint - highest).clamp(min=-64).to(features.dtype))
         total = odds.sum(1, keepdim=True)
         self._add(features, odds / total, (highest + total.log()).sum().cpu())
+
+    def _origin(self) -> Tensor:
+        """What features and moments are measured from in a pass, (D,) or 0.
+
+        In float32 it is the mean of the mixture. A density is a difference of terms in x and x^2, which far from 0 are
+        thousands of times larger than what they leave: rounding would cost tenths of a nat.
+        """
+        if self._dtype == torch.float64:
+            return torch.zeros((), dtype=self._dtype, device=self.device)
+        return (self.weights @ self.means).to(self._dtype)
 
     def _add(self, features: Tensor, responsibilities: Tensor, log_likelihood: Tensor) -> None:
         moments = self.covariance.moments(features, responsibilities)
@@ -145,9 +157,11 @@ class GMM(Model):
         _, counts, first, second = self._sums
         self._sums = []
         alive = counts > 1e-6  # a component without examples stays as it is
+        origin = self._origin()  # of the pass, before weights and means move
+        means = torch.where(alive[:, None], first / counts[:, None], self.means - origin)
+        factor, singular = self.covariance.fit(counts, means, second, self.config.floor)
         self.weights.copy_(counts / counts.sum())
-        self.means.copy_(torch.where(alive[:, None], first / counts[:, None], self.means))
-        factor, singular = self.covariance.fit(counts, self.means, second, self.config.floor)
+        self.means.copy_(torch.where(alive[:, None], means + origin, self.means))
         singular &= alive[: len(singular)]
         if singular.any():
             worst = int(singular.int().argmax())
@@ -212,9 +226,9 @@ class GMM(Model):
         features = self.covariance.features(self._standardise(batch.x, torch.float64))
         return torch.logsumexp(self._log_joint(features), dim=1) - self.scale.log().sum()
 
-    def _log_joint(self, features: Tensor) -> Tensor:
-        """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64."""
-        return self.weights.log() + self.covariance.log_density(features, self.means, self.factor)
+    def _log_joint(self, features: Tensor, origin: Tensor | float = 0.0) -> Tensor:
+        """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64; the features are those of x - origin."""
+        return self.weights.log() + self.covariance.log_density(features, self.means - origin, self.factor)
 
     def _standardise(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, ...) -> (B, D) in standardised units."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, to_noise
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
 from gencli.model import Batch, FamilyConfig, Graph, Phase
 from gencli.rng import Rng
 
@@ -100,7 +100,7 @@ class NGram(AutoregressiveText):
     distribution sums to one and no token has probability 0.
 
     The state is (B, order) int64: the row of the last 0, 1, .. order - 1 tokens in the table of that order, 0 if they
-    were never seen. Noise codes are those of `gencli.layers.autoregressive`.
+    were never seen. Noise codes are those of `gencli.layers.distributions`.
     """
 
     Config = NGramConfig
@@ -226,7 +226,7 @@ class NGram(AutoregressiveText):
         length = max(1, _PIECE // self._vocabulary)
         for start in range(0, batch.x.shape[1], length):
             piece = slice(start, start + length)
-            z[:, piece] = to_noise(self.log_probs(states[:, piece]), batch.x[:, piece], z[:, piece])
+            z[:, piece] = self.distribution.to_noise(self.log_probs(states[:, piece]), batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
 
     def reader(self) -> tuple[Read, Advance]:
@@ -294,9 +294,9 @@ def _discounts(counts: Tensor) -> Tensor:
     once, twice, thrice, four = torch.bincount(counts.clamp(max=5), minlength=5)[1:5].tolist()
     if once and twice and thrice:
         y = once / (once + 2 * twice)
-        found = (1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice)
-        if min(found) > 0:
-            return torch.tensor((0.0, *found), dtype=torch.float64)
+        discounts = (1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice)
+        if min(discounts) > 0:
+            return torch.tensor((0.0, *discounts), dtype=torch.float64)
     return torch.tensor((0.0, 0.5, 1.0, 1.5), dtype=torch.float64)
 
 

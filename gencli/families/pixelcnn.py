@@ -8,11 +8,8 @@
   Salimans et al. 2017, "PixelCNN++", arXiv:1701.05517.
 
 Departures: the channels of a pixel follow one another in the output alone, not in every layer, so that the filters run
-once for a pixel; a masked filter is stored as its two rectangles, the rows above and the left of its own row, so that
-no zeros are multiplied; the horizontal stack reads the vertical one behind its gate.
-
-A picture is made pixel by pixel too. What the rows above contribute is computed once for a row, the rest for a pixel,
-from the layers' activations so far: a picture costs one pass through the network, and not one for every pixel.
+once for a pixel; and those of `gencli.layers.masked_convolutions`, whose walk makes a picture at the cost of one pass
+through the network.
 
 Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the distribution of a pixel, K components.
 """
@@ -29,8 +26,8 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers.autoregressive import choose, floored, to_noise
-from gencli.layers.gate import gate
+from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
+from gencli.layers.masked_convolutions import GatedStacks, PlainStack
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
 
@@ -56,338 +53,10 @@ class PixelCNNConfig(FamilyConfig):
         return kernel
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks: pictures (B, C, H, W) in [-1, 1] -> features (B, width, H, W); those of a pixel know the pixels before it
-
-
-class _Causal(nn.Module):
-    """A masked filter as its two rectangles: `above` the rows above, `left` the pixels before it in its row.
-
-    `reach`: rows above and columns to either side. `own`: whether the pixel itself is seen (mask B) or not (mask A).
-    """
-
-    def __init__(self, inputs: int, outputs: int, reach: int, own: bool):
-        super().__init__()
-        self.reach, self.own = reach, own
-        self.above = nn.Conv2d(inputs, outputs, (reach, 2 * reach + 1), bias=False)
-        self.left = nn.Conv2d(inputs, outputs, (1, reach + own))
-
-    def see_above(self, x: Tensor) -> Tensor:
-        return self.above(F.pad(x, (self.reach, self.reach, self.reach, -1)))
-
-    def see_left(self, x: Tensor) -> Tensor:
-        return self.left(F.pad(x, (self.reach, self.own - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.see_left(x).add_(self.see_above(x))
-
-
-class _GatedLayer(nn.Module):
-    """Vertical and horizontal stack, v and h (B, width, H, W): v at row i of x sees the rows above i, h the rest."""
-
-    def __init__(self, width: int, reach: int, classes: int):
-        super().__init__()
-        self.reach = reach
-        self.vertical = nn.Conv2d(width, 2 * width, (reach + 1, 2 * reach + 1))
-        self.horizontal = nn.Conv2d(width, 2 * width, (1, reach + 1))
-        self.link = nn.Conv2d(width, 2 * width, 1, bias=False)
-        self.residual = nn.Conv2d(width, width, 1, bias=False)
-        self.classes = nn.Embedding(classes, 4 * width) if classes else None
-
-    def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        of_v = self.vertical(F.pad(v, (self.reach, self.reach, self.reach, 0)))
-        of_h = self.horizontal(F.pad(h, (self.reach, 0)))
-        if self.classes is not None:
-            for_v, for_h = self.of_class(labels)
-            of_v, of_h = of_v.add_(for_v), of_h.add_(for_h)
-        v = gate(of_v, dim=1)
-        return v, self.residual(gate(of_h.add_(self.link(v)), dim=1)).add_(h)
-
-    def of_class(self, labels: Tensor | None) -> tuple[Tensor, ...]:
-        """What a class adds to both stacks, (B, 2 * width, 1, 1); 0 where there are no classes."""
-        if self.classes is None:
-            return self.link.weight.new_zeros(2).unbind()
-        return self.classes(labels)[:, :, None, None].chunk(2, dim=1)
-
-
-class _Gated(nn.Module):
-    def __init__(self, config: PixelCNNConfig, channels: int, classes: int):
-        super().__init__()
-        reach = config.kernel // 2
-        self.first = _Causal(channels, config.width, max(3, reach), own=False)
-        self.layers = nn.ModuleList(_GatedLayer(config.width, reach, classes) for _ in range(config.layers))
-
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        v, h = self.first.see_above(x), self.first.see_left(x)
-        for layer in self.layers:
-            v, h = layer(v, h, labels)
-        return h
-
-    def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "_Walk":
-        return _GatedWalk(self, like, columns, labels)
-
-
-class _PlainLayer(nn.Module):
-    """A residual block of van den Oord 2016a: 1x1 to half the width, masked, 1x1 back; (B, width, H, W)."""
-
-    def __init__(self, width: int, reach: int, classes: int):
-        super().__init__()
-        self.narrow = nn.Conv2d(width, width // 2, 1)
-        self.masked = _Causal(width // 2, width // 2, reach, own=True)
-        self.widen = nn.Conv2d(width // 2, width, 1, bias=False)
-        self.classes = nn.Embedding(classes, width // 2) if classes else None
-
-    def forward(self, h: Tensor, labels: Tensor | None) -> Tensor:
-        y = self.masked(F.relu(self.narrow(F.relu(h))))
-        if self.classes is not None:
-            y = y.add_(self.of_class(labels))
-        return self.widen(F.relu(y)).add_(h)
-
-    def of_class(self, labels: Tensor | None) -> Tensor:
-        """What a class adds, (B, width / 2, 1, 1); 0 where there are no classes."""
-        return self.widen.weight.new_zeros(()) if self.classes is None else self.classes(labels)[:, :, None, None]
-
-
-class _Plain(nn.Module):
-    def __init__(self, config: PixelCNNConfig, channels: int, classes: int):
-        super().__init__()
-        reach = config.kernel // 2
-        self.first = _Causal(channels, config.width, max(3, reach), own=False)
-        self.layers = nn.ModuleList(_PlainLayer(config.width, reach, classes) for _ in range(config.layers))
-
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        h = self.first(x)
-        for layer in self.layers:
-            h = layer(h, labels)
-        return h
-
-    def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "_Walk":
-        return _PlainWalk(self, like, columns, labels)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The same networks pixel by pixel
-
-
-class _Row:
-    """Activations of a row, written from left to right, after `reach` zeros.
-
-    Attributes:
-        at: at[j] (B, width) is the place of pixel j.
-        before: before[j] (B, taps * width) is what a horizontal filter sees that ends in pixel j, or left of it.
-    """
-
-    def __init__(self, like: Tensor, columns: int, width: int, reach: int, own: bool):
-        flat = like.new_zeros(len(like), (reach + columns) * width)
-        self.all = flat.view(len(like), reach + columns, width)[:, reach:].transpose(1, 2)  # (B, width, W)
-        self.at = [flat[:, (reach + j) * width : (reach + j + 1) * width] for j in range(columns)]
-        self.before = [flat[:, j * width : (reach + j + own) * width] for j in range(columns)]
-
-
-class _Rows:
-    """The last `rows` rows of an activation, (B, width, rows, W + 2 * reach) with zeros at both sides."""
-
-    def __init__(self, like: Tensor, columns: int, width: int, rows: int, reach: int):
-        self.window = like.new_zeros(len(like), width, rows, columns + 2 * reach)
-        self.inside = slice(reach, reach + columns)
-
-    def push(self, row: Tensor) -> Tensor:
-        """Take in (B, width, W) and give the window."""
-        self.window[:, :, :-1] = self.window[:, :, 1:].clone()
-        self.window[:, :, -1, self.inside] = row
-        return self.window
-
-
-def _taps(conv: nn.Conv2d) -> Tensor:
-    """The filter of a row, (O, I, 1, N) -> (N * I, O)."""
-    return conv.weight[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    """(O, 1, 1)."""
-    return cast(Tensor, conv.bias)[:, None, None]
-
-
-def _by_pixel(row: Tensor) -> list[Tensor]:
-    """(B, width, 1, W) -> W times (B, width)."""
-    return list(row[:, :, 0].permute(2, 0, 1).contiguous().unbind(0))
-
-
-class _Walk:
-    """A network run pixel by pixel over B pictures, in reading order: same features as `forward`.
-
-    `x` holds the row: the channels of pixel j, in [-1, 1], are written to `x.at[j]` once they are known.
-    """
-
-    def __init__(self, first: _Causal, like: Tensor, columns: int):
-        channels = first.left.in_channels
-        self.first, self.taps = first, _taps(first.left)
-        self.x = _Row(like, columns, channels, first.reach, own=False)
-        self.rows = _Rows(like, columns, channels, first.reach, first.reach)
-        self.context: list[list[Tensor]] = []  # by layer and pixel: what a row gets from those above it
-
-    def start_row(self) -> None:
-        """The row before is complete: compute what the rows above contribute to this one."""
-        raise NotImplementedError
-
-    def pixel(self, j: int) -> Tensor:
-        """The features of pixel j, (B, width)."""
-        raise NotImplementedError
-
-
-class _GatedWalk(_Walk):
-    def __init__(self, net: "_Gated", like: Tensor, columns: int, labels: Tensor | None):
-        super().__init__(net.first, like, columns)
-        self.layers = cast(list[_GatedLayer], list(net.layers))
-        width, reach = net.first.left.out_channels, self.layers[0].reach
-        self.h = [_Row(like, columns, width, reach, own=True) for _ in range(len(self.layers) + 1)]
-        self.v = [_Rows(like, columns, width, reach + 1, reach) for _ in self.layers]
-        self.classes = [layer.of_class(labels) for layer in self.layers]
-        y, g = like.new_empty(len(like), 2 * width), like.new_empty(len(like), width)
-        self.space = y, *y.chunk(2, dim=1), g
-        self.weights = [(_taps(layer.horizontal), _taps(layer.residual)) for layer in self.layers]
-
-    def start_row(self) -> None:
-        v = self.first.above(self.rows.push(self.x.all))
-        self.context = []
-        for layer, rows, (of_v, of_h) in zip(self.layers, self.v, self.classes, strict=True):
-            v = gate(layer.vertical(rows.push(v[:, :, 0])) + of_v, dim=1)
-            self.context.append(_by_pixel(layer.link(v) + of_h + _bias(layer.horizontal)))
-
-    def pixel(self, j: int) -> Tensor:
-        y, a, b, g = self.space
-        torch.addmm(cast(Tensor, self.first.left.bias), self.x.before[j], self.taps, out=self.h[0].at[j])
-        for row, after, context, (horizontal, residual) in zip(self.h[:-1], self.h[1:], self.context, self.weights,
-                                                               strict=True):
-            torch.addmm(context[j], row.before[j], horizontal, out=y).sigmoid_()
-            torch.addcmul(b, a, b, value=-2, out=g)
-            torch.addmm(row.at[j], g, residual, out=after.at[j])
-        return self.h[-1].at[j]
-
-
-class _PlainWalk(_Walk):
-    def __init__(self, net: "_Plain", like: Tensor, columns: int, labels: Tensor | None):
-        super().__init__(net.first, like, columns)
-        self.layers = cast(list[_PlainLayer], list(net.layers))
-        width, reach = self.layers[0].masked.left.in_channels, self.layers[0].masked.reach
-        self.y = [_Row(like, columns, width, reach, own=True) for _ in self.layers]
-        self.above = [_Rows(like, columns, width, reach, reach) for _ in self.layers]
-        self.classes = [layer.of_class(labels) for layer in self.layers]
-        self.weights = [(cast(Tensor, layer.narrow.bias), _taps(layer.narrow), _taps(layer.masked.left),
-                         _taps(layer.widen)) for layer in self.layers]
-
-    def start_row(self) -> None:
-        self.start = _by_pixel(self.first.above(self.rows.push(self.x.all)) + _bias(self.first.left))
-        self.context = [_by_pixel(layer.masked.above(rows.push(y.all)) + _bias(layer.masked.left) + of_y)
-                        for layer, rows, y, of_y in zip(self.layers, self.above, self.y, self.classes, strict=True)]
-
-    def pixel(self, j: int) -> Tensor:
-        h = torch.addmm(self.start[j], self.x.before[j], self.taps)
-        for row, context, (bias, narrow, masked, widen) in zip(self.y, self.context, self.weights, strict=True):
-            torch.addmm(bias, h.relu(), narrow, out=row.at[j]).relu_()
-            h = torch.addmm(h, torch.addmm(context[j], row.before[j], masked).relu_(), widen)
-        return h
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Outputs: the distribution of a pixel's channels, from its features (..., width) and channels x (..., C) in [-1, 1]
-
-
-def _mlp(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.ReLU(), nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
-
-
-class _Categorical(nn.Module):
-    """A free probability for every level of a channel, given the features and the channels before it.
-
-    Of two levels one logit is enough (Bernoulli); the other is 0.
-    """
-
-    def __init__(self, width: int, channels: int, levels: int, components: int):
-        super().__init__()
-        self.levels = levels
-        self.heads = nn.ModuleList(_mlp(width + c, 1 if levels == 2 else levels) for c in range(channels))
-
-    def logits(self, features: Tensor, x: Tensor, channel: int) -> Tensor:
-        """Log probabilities of a channel's levels but for a constant, (..., L)."""
-        seen = torch.cat([features, x[..., :channel]], dim=-1) if channel else features
-        logits = _precise(self.heads[channel](seen))
-        return F.pad(logits, (1, 0)) if self.levels == 2 else logits
-
-    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
-        """log p of every pixel, (...), in nats."""
-        level = ((x + 1) * (self.levels - 1) / 2).round().long()
-        return torch.stack([-F.cross_entropy(self.logits(features, x, c).movedim(-1, 1), level[..., c],
-                                             reduction="none") for c in range(len(self.heads))]).sum(0)
-
-
-class _Mixture(nn.Module):
-    """K logistics for a pixel, cut into L bins; a mean is linear in the channels before (Salimans et al. 2017)."""
-
-    def __init__(self, width: int, channels: int, levels: int, components: int):
-        super().__init__()
-        self.levels, self.channels, self.components = levels, channels, components
-        self.bin = 2 / (levels - 1)  # its width; the middles of the first and the last are -1 and 1
-        self.sizes = [1, channels, channels, channels * (channels - 1) // 2]  # of a component, in multiples of K
-        self.head = _mlp(width, components * sum(self.sizes))
-        with torch.no_grad():  # components begin side by side, each as broad as the space between them
-            bias = cast(nn.Linear, self.head[-1]).bias
-            _, mean, log_scale, _ = bias.split([components * n for n in self.sizes])
-            mean.copy_(torch.linspace(-1, 1, components + 2)[1:-1].repeat(channels))
-            log_scale.fill_(-math.log(components))
-
-    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Features -> log weights (..., 1, K), means and log-scales (..., C, K), coefficients (..., C(C-1)/2, K)."""
-        numbers = _precise(self.head(features)).unflatten(-1, (-1, self.components))
-        return numbers.split(self.sizes, dim=-2)
-
-    def _of_channel(self, parts: tuple[Tensor, ...], x: Tensor, channel: int, value: Tensor) -> Tensor:
-        """log p(channel = value | component, channels before it): value (..., N) -> (..., K, N)."""
-        _, mean, log_scale, coefficients = parts
-        location, start = mean[..., channel, :, None], channel * (channel - 1) // 2
-        for c in range(channel):
-            location = location + torch.tanh(coefficients[..., start + c, :, None]) * x[..., c, None, None]
-        inverse = torch.exp(-log_scale[..., channel, :].clamp(min=-7))[..., None]
-        upper = (value[..., None, :] + self.bin / 2 - location) * inverse
-        width = self.bin * inverse
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which stays exact in the tails.
-        above, below = F.logsigmoid(upper), F.logsigmoid(width - upper)
-        inside = above + below + torch.log(-torch.expm1(-width))
-        value = value[..., None, :]  # the first and last bin reach to infinity
-        return torch.where(value < self.bin / 2 - 1, above, torch.where(value > 1 - self.bin / 2, below, inside))
-
-    def logits(self, features: Tensor, x: Tensor, channel: int) -> Tensor:
-        """Log probabilities of a channel's levels, (..., L)."""
-        parts = self._split(features)
-        log_weight = torch.log_softmax(parts[0][..., 0, :], dim=-1)
-        for c in range(channel):  # what the channels before it say about the component
-            log_weight = log_weight + self._of_channel(parts, x, c, x[..., c : c + 1])[..., 0]
-        levels = torch.linspace(-1, 1, self.levels, dtype=x.dtype, device=x.device)
-        of_levels = self._of_channel(parts, x, channel, levels.expand(*x.shape[:-1], -1))
-        return torch.logsumexp(log_weight[..., None] + of_levels, dim=-2)
-
-    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
-        """log p of every pixel, (...), in nats."""
-        parts = self._split(features)
-        joint = torch.log_softmax(parts[0][..., 0, :], dim=-1)
-        for c in range(self.channels):
-            joint = joint + self._of_channel(parts, x, c, x[..., c : c + 1])[..., 0]
-        return torch.logsumexp(joint, dim=-1)
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least float32, also under autocast."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-
-
 class PixelCNN(Model):
     """p(x) = prod p(x_i | pixels above and left of it), channels in sequence. Exact likelihood.
 
-    Noise codes (B, D), float64, are those of `gencli.layers.autoregressive`, row by row, the channels of a pixel side
+    Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row, the channels of a pixel side
     by side. A conditional model's are followed by the class as one-hot.
     """
 
@@ -412,10 +81,12 @@ class PixelCNN(Model):
             raise UsageError(f"likelihood 'bernoulli' is for binary pictures, and these have {spec.levels} levels; "
                              "use 'categorical' or 'mixture', or --binarize the data")
         self.levels, self.classes = spec.levels, len(spec.classes) if config.conditional else 0
-        self.net = (_Gated if config.net == "gated" else _Plain)(config, spec.channels, self.classes)
+        net = GatedStacks if config.net == "gated" else PlainStack
+        self.net = net(spec.channels, config.width, config.layers, config.kernel, self.classes)
         mixture = config.likelihood == "mixture" or (config.likelihood == "auto" and spec.levels > 16)
-        self.output = (_Mixture if mixture else _Categorical)(config.width, spec.channels, spec.levels,
-                                                              config.components)
+        head = _MixtureHead if mixture else _CategoricalHead
+        self.output = head(config.width, spec.channels, spec.levels, config.components)
+        self.distribution = Categorical(spec.levels)  # of a channel, from the head's logits
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Pictures (B, C, H, W) in [0, 1] -> features (B, H, W, width), and x as (B, H, W, C) in [-1, 1]."""
@@ -468,7 +139,7 @@ class PixelCNN(Model):
         def choose_level(i: int, logits: Tensor) -> Tensor:
             if known[i]:
                 return levels[i].expand(len(u))
-            return choose(floored(logits.double() / temperature), u[:, i], top, 1.0)
+            return self.distribution.from_uniform(logits.double(), u[:, i], temperature, top)
 
         return Batch(self._walk(len(u), labels, choose_level, precision), labels)
 
@@ -483,7 +154,7 @@ class PixelCNN(Model):
         levels, z = self._in_order(batch.x), rng.uniform(self.spec.size, dtype=torch.float64)
 
         def read_level(i: int, logits: Tensor) -> Tensor:
-            z[:, i] = to_noise(logits, levels[:, i], z[:, i])
+            z[:, i] = self.distribution.to_noise(logits, levels[:, i], z[:, i])
             return levels[:, i]
 
         self._walk(len(batch), labels, read_level, torch.float64)
@@ -557,3 +228,82 @@ class _Likelihood(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.model._log_prob(x, labels)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Outputs: the distribution of a pixel's channels, from its features (..., width) and channels x (..., C) in [-1, 1]
+
+
+def _mlp(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.ReLU(), nn.Linear(inputs, 2 * inputs), nn.ReLU(), nn.Linear(2 * inputs, outputs))
+
+
+class _CategoricalHead(nn.Module):
+    """A free probability for every level of a channel, given the features and the channels before it.
+
+    Of two levels one logit is enough (Bernoulli); the other is 0.
+    """
+
+    def __init__(self, width: int, channels: int, levels: int, components: int):
+        super().__init__()
+        self.levels = levels
+        self.heads = nn.ModuleList(_mlp(width + c, 1 if levels == 2 else levels) for c in range(channels))
+
+    def logits(self, features: Tensor, x: Tensor, channel: int) -> Tensor:
+        """Log probabilities of a channel's levels but for a constant, (..., L)."""
+        inputs = torch.cat([features, x[..., :channel]], dim=-1) if channel else features
+        logits = precise(self.heads[channel](inputs))
+        return F.pad(logits, (1, 0)) if self.levels == 2 else logits
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """log p of every pixel, (...), in nats."""
+        level = ((x + 1) * (self.levels - 1) / 2).round().long()
+        return torch.stack([-F.cross_entropy(self.logits(features, x, c).movedim(-1, 1), level[..., c],
+                                             reduction="none") for c in range(len(self.heads))]).sum(0)
+
+
+class _MixtureHead(nn.Module):
+    """K logistics for a pixel, cut into L bins; a mean is linear in the channels before (Salimans et al. 2017)."""
+
+    def __init__(self, width: int, channels: int, levels: int, components: int):
+        super().__init__()
+        self.levels, self.channels, self.components = levels, channels, components
+        self.logistic = DiscretisedLogistic(levels, -1.0, 1.0, narrowest=-7.0)
+        self.sizes = [1, channels, channels, channels * (channels - 1) // 2]  # of a component, in multiples of K
+        self.head = _mlp(width, components * sum(self.sizes))
+        with torch.no_grad():  # components begin side by side, each as broad as the space between them
+            bias = cast(nn.Linear, self.head[-1]).bias
+            _, mean, log_scale, _ = bias.split([components * n for n in self.sizes])
+            mean.copy_(torch.linspace(-1, 1, components + 2)[1:-1].repeat(channels))
+            log_scale.fill_(-math.log(components))
+
+    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Features -> log weights (..., 1, K), means and log-scales (..., C, K), coefficients (..., C(C-1)/2, K)."""
+        numbers = precise(self.head(features)).unflatten(-1, (-1, self.components))
+        return numbers.split(self.sizes, dim=-2)
+
+    def _of_channel(self, parts: tuple[Tensor, ...], x: Tensor, channel: int, value: Tensor) -> Tensor:
+        """log p(channel = value | component, channels before it): value (..., N) -> (..., K, N)."""
+        _, mean, log_scale, coefficients = parts
+        location, start = mean[..., channel, :, None], channel * (channel - 1) // 2
+        for c in range(channel):
+            location = location + torch.tanh(coefficients[..., start + c, :, None]) * x[..., c, None, None]
+        return self.logistic.log_prob((location, log_scale[..., channel, :, None]), value[..., None, :])
+
+    def logits(self, features: Tensor, x: Tensor, channel: int) -> Tensor:
+        """Log probabilities of a channel's levels, (..., L)."""
+        parts = self._split(features)
+        log_weight = torch.log_softmax(parts[0][..., 0, :], dim=-1)
+        for c in range(channel):  # what the channels before it say about the component
+            log_weight = log_weight + self._of_channel(parts, x, c, x[..., c : c + 1])[..., 0]
+        levels = torch.linspace(-1, 1, self.levels, dtype=x.dtype, device=x.device)
+        of_levels = self._of_channel(parts, x, channel, levels.expand(*x.shape[:-1], -1))
+        return torch.logsumexp(log_weight[..., None] + of_levels, dim=-2)
+
+    def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
+        """log p of every pixel, (...), in nats."""
+        parts = self._split(features)
+        joint = torch.log_softmax(parts[0][..., 0, :], dim=-1)
+        for c in range(self.channels):
+            joint = joint + self._of_channel(parts, x, c, x[..., c : c + 1])[..., 0]
+        return torch.logsumexp(joint, dim=-1)

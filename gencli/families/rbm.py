@@ -13,7 +13,7 @@ are; grey values as Bernoulli means would have no likelihood.
 
 log p(x) = -F(x) - log Z. With at most 20 hidden (or binary visible) units log Z is summed over all states, else it is
 estimated by annealed importance sampling (AIS) from the base rates: Salakhutdinov & Murray 2008, "On the Quantitative
-Analysis of Deep Belief Networks". It is kept in the model file, and used as long as the weights stay what they are.
+Analysis of Deep Belief Networks". The model file keeps it, for as long as the weights stay what they are.
 
 Shapes: B batch, D visible and H hidden units, M chains.
 """
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Score, Spec
+from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
@@ -51,7 +52,7 @@ class RBMConfig(FamilyConfig):
 
 
 class LogPartition(BaseModel):
-    """log Z in nats and how it was found; of an estimate also the standard error, and that of the way back."""
+    """log Z in nats and how it was computed; of an estimate also the standard error, and that of the way back."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,7 +70,6 @@ class RBM(Model):
     Config = RBMConfig
     kinds = frozenset({"image", "vector"})
     defaults = {"lr": 1e-3, "batch_size": 128, "schedule": "cosine", "ema": 0.999}
-    likelihood = "estimate"
     config: RBMConfig
     spec: ImageSpec | VectorSpec
     _chains: Tensor
@@ -77,13 +77,15 @@ class RBM(Model):
     def __init__(self, config: RBMConfig, spec: Spec):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
-        self.visible = _Bernoulli(spec) if spec.levels == 2 else _Gaussian(spec)
+        self.visible = BernoulliUnits(spec) if spec.levels == 2 else GaussianUnits(spec)
         self.weight = nn.Parameter(torch.empty(spec.size, config.hidden))
         nn.init.normal_(self.weight, std=0.01)
         self.bias = nn.Parameter(torch.full((config.hidden,), math.log(ACTIVITY / (1 - ACTIVITY))))
         chains = config.chains if config.chain == "pcd" else 0
         self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
-        self._log_z: tuple[str, LogPartition] | None = None  # the last one found, and a digest of its weights
+        self._log_z: tuple[str, LogPartition] | None = None  # the last one, and a digest of its weights
+        self.density = isinstance(self.visible, GaussianUnits)
+        self.likelihood = "exact" if self._enumerated is not None else "estimate"
 
     # --- the two conditional distributions and the marginal
 
@@ -113,7 +115,7 @@ class RBM(Model):
     def _gibbs(self, h: Tensor, steps: int, noise: Rng, links: "_Links") -> Tensor:
         for _ in range(steps):
             v = self.visible.draw(links.shift(h), noise)
-            h = _bernoulli(torch.sigmoid(links.logits(v)), noise)
+            h = draw_bernoulli(torch.sigmoid(links.logits(v)), noise)
         return h
 
     # --- train
@@ -140,12 +142,12 @@ class RBM(Model):
         noise = _CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
         with torch.no_grad():
             links = self._links()
-            h = self._chains if persistent else _bernoulli(torch.sigmoid(links.logits(data)), noise)
+            h = self._chains if persistent else draw_bernoulli(torch.sigmoid(links.logits(data)), noise)
             h = self._gibbs(h, self.config.gibbs - 1, noise, links)
             states = torch.cat([data, self.visible.draw(links.shift(h), noise)])
             p = torch.sigmoid(links.logits(states))
             if persistent:
-                self._chains = _bernoulli(p[len(data) :], noise)
+                self._chains = draw_bernoulli(p[len(data) :], noise)
             # What each state counts: the mean over the data less the mean over the chains.
             share = torch.cat([data.new_full((len(data), 1), 1 / len(data)), data.new_full((count, 1), -1 / count)])
             centred = share * (p - ACTIVITY)
@@ -164,7 +166,7 @@ class RBM(Model):
 
     def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
         """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        states = [_bernoulli(torch.full((len(noise), self.config.hidden), 0.5, device=self.device)
+        states = [draw_bernoulli(torch.full((len(noise), self.config.hidden), 0.5, device=self.device)
                              if code is None else code, noise)]
         for count in steps:
             states.append(self.gibbs(states[-1], count, noise))
@@ -188,8 +190,8 @@ class RBM(Model):
         noise = _ChainStreams(rng)
         times = torch.linspace(0, steps, frames).round().long()
         states = self._chain(noise, times.diff().tolist(), code)
-        drawn = isinstance(self.spec, VectorSpec) if draw is None else draw
-        return [self.decode(h, noise, draw=drawn) for h in states]
+        draw = isinstance(self.spec, VectorSpec) if draw is None else draw
+        return [self.decode(h, noise, draw=draw) for h in states]
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """p(h = 1 | v), (B, H) in [0, 1]."""
@@ -219,21 +221,17 @@ class RBM(Model):
 
     def log_prob(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
                  ais_seed: int | None = None) -> Tensor:
-        """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are."""
-        return self._log_prob(batch, self.log_partition(chains, temperatures, ais_seed))
+        """-F(x) - log Z in nats, (B,) float64; `log_partition` says what the options are.
 
-    def _log_prob(self, batch: Batch, log_z: LogPartition) -> Tensor:
+        The error of an estimated log Z is common to all examples; the protocol states it.
+        """
+        log_z = self.log_partition(chains, temperatures, ais_seed)
         free_energy = self.free_energy(self.visible.standardise(batch.x)).double()
         return -free_energy - log_z.value - self.visible.log_scale()
 
-    def scores(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
-               ais_seed: int | None = None) -> dict[str, Score]:
-        """`nll` in nats; an estimate where log Z is one, whose error is common to all examples and stands beside it."""
-        log_z = self.log_partition(chains, temperatures, ais_seed)
-        protocol: dict[str, Any] = {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol}
-        if isinstance(self.visible, _Gaussian):
-            protocol["density"] = True
-        return {"nll": Score(-self._log_prob(batch, log_z), "nats", log_z.kind, protocol=protocol)}
+    def score_protocol(self) -> dict[str, Any]:
+        log_z = self.log_partition()  # that of the last log_prob
+        return {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol, **super().score_protocol()}
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """`log_z`; of an estimate also `log_z_reverse` and `log_z_from_data`, found by annealing the other way.
@@ -247,19 +245,20 @@ class RBM(Model):
         """
         log_z = self.log_partition()
         protocol = log_z.protocol
-        found = [Diagnostic("log_z", log_z.value, "nats", log_z.kind, log_z.error, protocol)]
+        diagnoses = [Diagnostic("log_z", log_z.value, "nats", log_z.kind, log_z.error, protocol)]
         if log_z.kind == "exact":
-            return found
+            return diagnoses
         assert log_z.reverse is not None  # an estimate has it
-        found.append(Diagnostic("log_z_reverse", log_z.reverse, "nats", "estimate", log_z.reverse_error, protocol))
+        diagnoses.append(Diagnostic("log_z_reverse", log_z.reverse, "nats", "estimate", log_z.reverse_error, protocol))
         chains, temperatures = protocol["chains"], max(1, protocol["temperatures"] // 10)
         x = torch.cat(list(itertools.islice((batch.x for batch in batches), -(-chains // self.block))))[:chains]
         noise = StepStream(len(x), generator(protocol["ais_seed"], "from data", device=self.device))
-        h = self.gibbs(_bernoulli(torch.sigmoid(self.hidden_logits(self.visible.standardise(x))), noise), 100, noise)
+        p = torch.sigmoid(self.hidden_logits(self.visible.standardise(x)))
+        h = self.gibbs(draw_bernoulli(p, noise), 100, noise)
         value, error = self._reverse_ais(self.visible.draw(self._links().shift(h), noise), temperatures, noise)
-        found.append(Diagnostic("log_z_from_data", value, "nats", "estimate", error,
-                                {**protocol, "chains": len(x), "temperatures": temperatures, "start": "data"}))
-        return found
+        diagnoses.append(Diagnostic("log_z_from_data", value, "nats", "estimate", error,
+                                    {**protocol, "chains": len(x), "temperatures": temperatures, "start": "data"}))
+        return diagnoses
 
     # --- log Z
 
@@ -287,44 +286,48 @@ class RBM(Model):
                       ais_seed: int | None = None) -> LogPartition:
         """log Z: the exact sum where the states can be enumerated, else by AIS.
 
-        The one that is known for these weights, if it was found as asked; else it is found now, and kept.
+        The last one, if it is that of these weights and was computed with these options; else it is computed, and kept.
 
         Args:
-            chains: independent runs M, over which the weights are averaged; 100 if nothing is known.
+            chains: independent runs M, over which the weights are averaged; 100 if there is no last one.
             temperatures: steps from the base rates to the model, close to each other towards its end; 10,000.
             ais_seed: of the noise of the runs, which are the same for all examples; 0.
 
         Raises:
             UsageError: too few chains or temperatures.
         """
-        given = {"chains": chains, "temperatures": temperatures, "ais_seed": ais_seed}
-        asked = {name: value for name, value in given.items() if value is not None}
-        options = {"chains": 100, "temperatures": 10_000, "ais_seed": 0} | asked
+        arguments = {"chains": chains, "temperatures": temperatures, "ais_seed": ais_seed}
+        required = {name: value for name, value in arguments.items() if value is not None}
+        options = {"chains": 100, "temperatures": 10_000, "ais_seed": 0} | required
         if options["chains"] < 2 or options["temperatures"] < 1:
             raise UsageError(f"chains={options['chains']}, temperatures={options['temperatures']}: AIS needs at least "
                              f"2 chains, for its error bar, and 1 temperature")
         weights = self._digest()
         if self._log_z is not None and self._log_z[0] == weights:
-            known = self._log_z[1]
-            if known.kind == "exact" or asked.items() <= known.protocol.items():
-                return known
-        enumerable = self._enumerate()
-        found = self.ais(**options) if enumerable is None else LogPartition(value=_log_sum(enumerable))
-        self._log_z = weights, found
-        return found
+            last = self._log_z[1]
+            if last.kind == "exact" or required.items() <= last.protocol.items():
+                return last
+        log_z = (self.ais(**options) if self.likelihood == "estimate"
+                 else LogPartition(value=self._sum_over_states()))
+        self._log_z = weights, log_z
+        return log_z
+
+    @property
+    def _enumerated(self) -> Literal["hidden", "visible"] | None:
+        """The units over whose states Z is summed exactly; None if both have too many."""
+        if self.config.hidden <= ENUMERABLE:
+            return "hidden"
+        return "visible" if self.spec.size <= ENUMERABLE and isinstance(self.visible, BernoulliUnits) else None
 
     @torch.no_grad()
-    def _enumerate(self) -> Iterator[Tensor] | None:
-        """Logarithms of the terms of Z in float64, block by block; None if they are too many."""
-        if self.config.hidden <= ENUMERABLE:
-            model = self.clone().double()
+    def _sum_over_states(self) -> float:
+        """log Z, summed in float64 over all states of the units that are `_enumerated`."""
+        model = self.clone().double()
+        if self._enumerated == "hidden":
             links = model._links()
-            return (h @ model.bias + model.visible.log_partition(links.shift(h))
-                    for h in self._states(self.config.hidden))
-        if self.spec.size <= ENUMERABLE and isinstance(self.visible, _Bernoulli):
-            model = self.clone().double()
-            return (-model.free_energy(v) for v in self._states(self.spec.size))
-        return None
+            return _log_sum(h @ model.bias + model.visible.log_partition(links.shift(h))
+                            for h in self._states(self.config.hidden))
+        return _log_sum(-model.free_energy(v) for v in self._states(self.spec.size))
 
     def _states(self, units: int) -> Iterator[Tensor]:
         """All states of binary units, (up to 4096, units) float64 at a time."""
@@ -370,7 +373,7 @@ class RBM(Model):
             gain = (F.softplus(after * logits) - F.softplus(before * logits)).sum(1, dtype=torch.float64)
             centre = ACTIVITY * (logits - self.bias).sum(1)
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
-            v = self.visible.draw(links.shift(_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
+            v = self.visible.draw(links.shift(draw_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
         return log_weight, v
 
 
@@ -390,11 +393,6 @@ class _Links:
     def shift(self, h: Tensor) -> Tensor:
         """What hidden units (B, H) add to the biases of the visible ones, (B, D)."""
         return (h @ self.down).to(h.dtype) + self.down_bias
-
-
-def _bernoulli(p: Tensor, noise: Rng) -> Tensor:
-    """Draws of 0 or 1 with probabilities p (B, N), float32."""
-    return noise.uniform(p.shape[1]).lt_(p)
 
 
 def _rounded(tensor: Tensor) -> Tensor:
@@ -453,138 +451,3 @@ class _ChainStreams:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return (self.uniform(*shape, dtype=torch.float64) * high).long()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Visible units. "shift" is what the hidden units add to the bias, h W^T, (B, D); `beta` mixes with the base rates.
-
-
-class _Bernoulli(nn.Module):
-    """v in {0, 1}: E(v) = -bias . v. The base rates are the means of the data and of one 0 and one 1."""
-
-    mean: Tensor
-
-    def __init__(self, spec: ImageSpec | VectorSpec):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(spec.size))
-        self.register_buffer("mean", torch.full((spec.size,), 0.5))
-        self._count, self._sum = 2, torch.ones(spec.size, dtype=torch.float64)
-
-    def accumulate(self, batch: Batch) -> None:
-        """Count the ones of B examples."""
-        self._count += len(batch)
-        self._sum += self.standardise(batch.x).sum(0, dtype=torch.float64).cpu()
-
-    @torch.no_grad()
-    def finish(self) -> bool:
-        """Start at the base rates."""
-        self.mean.copy_(self._sum / self._count)
-        self.bias.copy_(torch.logit(self.mean))
-        return True
-
-    def standardise(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
-
-    def restore(self, v: Tensor) -> Tensor:
-        return v
-
-    def log_scale(self) -> float:
-        return 0.0
-
-    def scale_weight(self, weight: Tensor) -> Tensor:
-        return weight
-
-    def energy(self, v: Tensor) -> Tensor:
-        return -torch.mv(v, self.bias)
-
-    def base_energy(self, v: Tensor) -> Tensor:
-        return -torch.mv(v, torch.logit(self.mean))
-
-    def base_log_partition(self) -> float:
-        return float(F.softplus(torch.logit(self.mean.double())).sum())
-
-    def log_partition(self, shift: Tensor) -> Tensor:
-        """log sum_v exp(-E(v) + (v - mean) . shift), (B,)."""
-        return F.softplus(self.bias + shift).sum(1) - shift @ self.mean
-
-    def expect(self, shift: Tensor) -> Tensor:
-        return torch.sigmoid(self.bias + shift)
-
-    def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
-        logits = self.bias + shift
-        return _bernoulli(torch.sigmoid(logits if beta == 1 else torch.lerp(torch.logit(self.mean), logits, beta)),
-                          noise)
-
-
-class _Gaussian(nn.Module):
-    """Real v in standardised units: E(v) = |v - bias|^2 / 2 variance. The base rates are the standard normal's."""
-
-    mean: Tensor
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: ImageSpec | VectorSpec):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(spec.size))
-        self.log_deviation = nn.Parameter(torch.zeros(spec.size))
-        self.register_buffer("mean", torch.zeros(spec.size), persistent=False)
-        self.register_buffer("centre", torch.zeros(spec.size))
-        self.register_buffer("scale", torch.ones(spec.size))
-        self._picture = isinstance(spec, ImageSpec)
-        self._count, self._sum, self._squares = 0, *torch.zeros(2, spec.size, dtype=torch.float64)
-
-    def accumulate(self, batch: Batch) -> None:
-        """Add up B examples and their squares."""
-        x = batch.x.flatten(1).double()
-        self._count += len(x)
-        self._sum += x.sum(0).cpu()
-        self._squares += x.square().sum(0).cpu()
-
-    def finish(self) -> bool:
-        """Standardised units are those of the training data; a pixel that hardly varies has those of a grey level."""
-        mean = self._sum / self._count
-        deviation = (self._squares / self._count - mean.square()).clamp(min=0).sqrt()
-        self.centre.copy_(mean)
-        self.scale.copy_(deviation.clamp(min=1 / 255) if self._picture else deviation.where(deviation > 0, 1.0))
-        return True
-
-    def standardise(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) - self.centre) / self.scale
-
-    def restore(self, v: Tensor) -> Tensor:
-        x = self.centre + self.scale * v
-        return x.clamp(0, 1) if self._picture else x
-
-    def log_scale(self) -> float:
-        return float(self.scale.double().log().sum())
-
-    def _log_deviation(self) -> Tensor:
-        return self.log_deviation.clamp(min=-6)  # a column that is constant must not make the density infinite
-
-    def _precision(self) -> Tensor:
-        return torch.exp(-2 * self._log_deviation())
-
-    def scale_weight(self, weight: Tensor) -> Tensor:
-        return weight * self._precision()[:, None]
-
-    def energy(self, v: Tensor) -> Tensor:
-        return 0.5 * ((v - self.bias).square() * self._precision()).sum(1)
-
-    def base_energy(self, v: Tensor) -> Tensor:
-        return 0.5 * v.square().sum(1)
-
-    def base_log_partition(self) -> float:
-        return 0.5 * len(self.bias) * math.log(2 * math.pi)
-
-    def log_partition(self, shift: Tensor) -> Tensor:
-        """log of the integral of exp(-E(v) + v . shift / variance), (B,)."""
-        exponent = (self._precision() * (self.bias * shift + 0.5 * shift.square())).sum(1)
-        return self.base_log_partition() + self._log_deviation().sum() + exponent
-
-    def expect(self, shift: Tensor) -> Tensor:
-        return self.bias + shift
-
-    def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
-        pull = beta * self._precision()
-        precision = 1 - beta + pull
-        return pull / precision * (self.bias + shift) + precision.rsqrt() * noise.normal(shift.shape[1])

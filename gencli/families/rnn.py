@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, to_noise
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
 from gencli.model import Batch, FamilyConfig, Graph, Loss
 from gencli.rng import Rng
 
@@ -42,7 +42,7 @@ class RNN(AutoregressiveText):
 
     The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, whose h and c stand side by side.
 
-    Noise codes are those of `gencli.layers.autoregressive`.
+    Noise codes are those of `gencli.layers.distributions`.
     """
 
     Config = RNNConfig
@@ -169,7 +169,7 @@ class RNN(AutoregressiveText):
         precise = self._precise()
         z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
         for piece, outputs in precise._pieces(after_end(batch.x, self.spec.END)):
-            z[:, piece] = to_noise(precise.head(outputs[-1]), batch.x[:, piece], z[:, piece])
+            z[:, piece] = self.distribution.to_noise(precise.head(outputs[-1]), batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
 
     def _state_code(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ Shapes: B batch, K particles, Z latent dimensions, D numbers in an example.
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian, log_normal
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
 from gencli.rng import Rng
 
@@ -54,8 +55,9 @@ class VAE(Model):
         assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
         self.observation = _observation(config.likelihood, spec)
+        self.density = isinstance(self.observation, _GaussianObservation)
         networks = _conv if conv else _mlp
-        self.encoder, self.decoder = networks(spec, config, self.observation.parameters_per_number)
+        self.encoder, self.decoder = networks(spec, config, self.observation.outputs)
 
     # --- the two conditional distributions
 
@@ -82,7 +84,7 @@ class VAE(Model):
         if self.config.particles == 1:
             bound = log_likelihood.squeeze(1) - weight * kl
         else:
-            log_ratio = _log_normal(z) - _log_posterior(noise, log_variance)
+            log_ratio = log_normal(z).sum(2) - _log_posterior(noise, log_variance)
             bound = torch.logsumexp(log_likelihood + weight * log_ratio, dim=1) - math.log(self.config.particles)
         return Loss(-bound.mean(), reconstruction=-log_likelihood.mean(), kl=kl.mean())
 
@@ -122,7 +124,7 @@ class VAE(Model):
     def scores(self, batch: Batch, rng: Rng, *, particles: int = 50) -> dict[str, Score]:
         """Costs in nats (negative bounds): `elbo` = `reconstruction` + `kl`, and `iw_bound` with K = `particles`."""
         iw_bound, reconstruction, kl = self._bounds(batch, rng, particles)
-        protocol = {"density": True} if isinstance(self.observation, _Gaussian) else {}
+        protocol = self.score_protocol()
         return {
             "elbo": Score(kl - reconstruction, "nats", "bound", protocol=protocol),
             "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles, **protocol}),
@@ -139,7 +141,7 @@ class VAE(Model):
             z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
             log_likelihood = self.log_likelihood(batch.x, z)
             log_likelihoods.append(log_likelihood)
-            log_weights.append(log_likelihood + _log_normal(z) - _log_posterior(noise, log_variance))
+            log_weights.append(log_likelihood + log_normal(z).sum(2) - _log_posterior(noise, log_variance))
         log_weight = torch.cat(log_weights, dim=1).double()
         iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
         return iw_bound, torch.cat(log_likelihoods, dim=1).double().mean(1), _kl(mean, log_variance).double()
@@ -160,84 +162,60 @@ def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
 
 
-def _log_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I): (B, K, Z) -> (B, K)."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(2)
-
-
 def _log_posterior(noise: Tensor, log_variance: Tensor) -> Tensor:
     """log q(z|x) of z = mean + deviation * noise: (B, K, Z), (B, Z) -> (B, K)."""
-    return _log_normal(noise) - 0.5 * log_variance.sum(1, keepdim=True)
+    return log_normal(noise).sum(2) - 0.5 * log_variance.sum(1, keepdim=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# p(x|z): what the decoder's outputs mean
+# p(x|z): what the decoder's outputs mean, for each number of an example so many outputs, (..., D) each
 
 
-class _Bernoulli(nn.Module):
-    """Independent Bernoulli numbers in {0, 1}; one logit each."""
+class _BernoulliObservation(nn.Module):
+    """Independent numbers in {0, 1}; one logit each."""
 
-    parameters_per_number = 1
+    distribution: Bernoulli | DiscretisedLogistic = Bernoulli()
+
+    @property
+    def outputs(self) -> int:
+        return self.distribution.parameters
 
     def standardise(self, x: Tensor) -> Tensor:
         return 2 * x - 1
 
-    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-        (logits,) = parameters
-        return (x * logits - F.softplus(logits)).sum(-1)
+    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The decoder's outputs -> parameters of the distribution."""
+        return outputs
 
-    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
-        return torch.sigmoid(parameters[0])
+    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        return self.distribution.log_prob(self.parameters_of(outputs), x).sum(-1)
 
-    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
-        return (rng.uniform(parameters[0].shape[1]) < self.mean(parameters)).float()
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.distribution.mean(self.parameters_of(outputs))
+
+    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
+        return self.distribution.from_uniform(self.parameters_of(outputs), rng.uniform(outputs[0].shape[1]))
 
 
-class _DiscretisedLogistic(nn.Module):
-    """A logistic distribution cut into `levels` bins of [0, 1]; a location and a log-scale for each number."""
-
-    parameters_per_number = 2
+class _LogisticObservation(_BernoulliObservation):
+    """Independent logistic distributions cut into `levels` bins of [0, 1]; a location and a log-scale each."""
 
     def __init__(self, levels: int):
         super().__init__()
-        self.step = 1 / (levels - 1)
+        # The scale may shrink to a fraction of a bin, no further.
+        self.distribution = DiscretisedLogistic(levels, 0.0, 1.0, narrowest=math.log(1 / (levels - 1)) - 3)
 
-    def standardise(self, x: Tensor) -> Tensor:
-        return 2 * x - 1
-
-    def _location_scale(self, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        # Location 0.5 and scale 0.1 at the start; the scale may shrink to a fraction of a bin, no further.
-        location, log_scale = parameters
-        return 0.5 + 0.5 * location, (log_scale - 2.3).clamp(min=math.log(self.step) - 3)
-
-    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-        location, log_scale = self._location_scale(parameters)
-        inverse = torch.exp(-log_scale)
-        upper = (x + self.step / 2 - location) * inverse
-        width = self.step * inverse
-        lower = upper - width
-        # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), which stays exact in the tails.
-        above, below = F.logsigmoid(upper), F.logsigmoid(-lower)
-        inside = above + below + torch.log(-torch.expm1(-width))
-        edge = self.step / 2  # the first and last bin reach to infinity
-        return torch.where(x < edge, above, torch.where(x > 1 - edge, below, inside)).sum(-1)
-
-    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
-        """The mean of the logistic cut to [0, 1]: the integral of P(X > t) over t; off by less than half a level."""
-        location, log_scale = self._location_scale(parameters)
-        scale = log_scale.exp()
-        return (scale * (F.softplus(location / scale) - F.softplus((location - 1) / scale))).clamp(0, 1)
-
-    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
-        location, log_scale = self._location_scale(parameters)
-        x = location + log_scale.exp() * torch.logit(rng.uniform(location.shape[1]))
-        return (x / self.step).round().mul(self.step).clamp(0, 1)
+    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Location 0.5 and scale 0.1 at the start."""
+        location, log_scale = outputs
+        return 0.5 + 0.5 * location, log_scale - 2.3
 
 
-class _Gaussian(nn.Module):
+class _GaussianObservation(nn.Module):
     """Gaussian numbers with one learned deviation for each; columns of a table are standardised inside."""
 
-    parameters_per_number = 1
+    outputs = 1
+    distribution = Gaussian(narrowest=-6)
     centre: Tensor
     scale: Tensor
 
@@ -251,28 +229,26 @@ class _Gaussian(nn.Module):
     def standardise(self, x: Tensor) -> Tensor:
         return (x - self.centre) / self.scale
 
-    def log_prob(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-        log_deviation = self.log_deviation.clamp(min=-6)  # a column that is constant must not make the density infinite
-        residual = (self.standardise(x) - parameters[0]) * torch.exp(-log_deviation)
-        log_density = -0.5 * (residual.square() + math.log(2 * math.pi)) - log_deviation - self.scale.log()
-        return log_density.sum(-1)
+    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        log_density = self.distribution.log_prob((outputs[0], self.log_deviation), self.standardise(x))
+        return (log_density - self.scale.log()).sum(-1)
 
-    def mean(self, parameters: tuple[Tensor, ...]) -> Tensor:
-        return self.centre + self.scale * parameters[0]
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.centre + self.scale * outputs[0]
 
-    def draw(self, parameters: tuple[Tensor, ...], rng: Rng) -> Tensor:
-        noise = rng.normal(parameters[0].shape[1]) * self.log_deviation.clamp(min=-6).exp()
-        return self.centre + self.scale * (parameters[0] + noise)
+    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
+        noise = rng.normal(outputs[0].shape[1])
+        return self.centre + self.scale * self.distribution.from_noise((outputs[0], self.log_deviation), noise)
 
 
-def _observation(name: str, spec: ImageSpec | VectorSpec) -> _Bernoulli | _DiscretisedLogistic | _Gaussian:
+def _observation(name: str, spec: ImageSpec | VectorSpec) -> _BernoulliObservation | _GaussianObservation:
     if name == "auto":
         name = {2: "bernoulli", None: "gaussian"}.get(spec.levels, "logistic")
     if name == "bernoulli":
-        return _Bernoulli()
+        return _BernoulliObservation()
     if name == "logistic":
-        return _DiscretisedLogistic(spec.levels or 256)
-    return _Gaussian(spec)
+        return _LogisticObservation(spec.levels or 256)
+    return _GaussianObservation(spec)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

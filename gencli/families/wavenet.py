@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
+from gencli.layers.distributions import Categorical, Discrete, DiscretisedLogisticMixture
 from gencli.layers.gate import gate
-from gencli.layers.levels import Categorical, Levels, LogisticMixture
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
 from gencli.rng import Rng
 from gencli.spectrogram import LogMel
@@ -75,15 +75,15 @@ class WaveNet(Model):
                              "leave --conditional out or give data with labels")
         self.classes = len(spec.classes) if config.conditional else 0
         self.dilations = [2**i for _ in range(config.stacks) for i in range(config.layers)]
-        self.levels: Levels = (Categorical(256) if spec.levels == 256
-                               else LogisticMixture(spec.levels, config.components))
+        self.distribution: Discrete = (Categorical(256) if spec.levels == 256
+                                       else DiscretisedLogisticMixture(spec.levels, config.components))
         width, depth = config.residual, len(self.dilations)
         self.input = nn.Embedding(256, width) if spec.levels == 256 else nn.Linear(1, width)
         self.gates = _Linears(nn.Linear(2 * width, 2 * width) for _ in self.dilations)  # of [x_(t-d), x_t]
         self.residuals = _Linears(nn.Linear(width, width) for _ in self.dilations[1:])  # the last has no use
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
-        self.output = nn.Linear(config.skip, self.levels.parameters)
+        self.output = nn.Linear(config.skip, self.distribution.parameters)
         if self.classes + config.mels:
             self.condition = nn.Linear(self.classes + config.mels, depth * 2 * width, bias=False)
         if config.mels:
@@ -168,7 +168,7 @@ class WaveNet(Model):
         skip = self._read(levels, self._condition(*self._heard(batch)))
         places = heard.flatten().nonzero()[:, 0]
         filled = F.pad(places, (0, -len(places) % _SHAPES))
-        nats = -self.levels.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
+        nats = -self.distribution.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
         return Loss(nats[: len(places)].mean())
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
@@ -176,17 +176,20 @@ class WaveNet(Model):
         parts = []
         for part in self._parts(batch):
             levels = self.spec.to_levels(part.x)
-            nats = self.levels.log_prob(self(levels, self._condition(*self._heard(part))), levels)
+            nats = self.distribution.log_prob(self(levels, self._condition(*self._heard(part))), levels)
             parts.append(nats.double().where(inside(part.x, part.lengths), 0.0).sum(1))
         return torch.cat(parts)
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`nll`: nats of every recording, weighted by its samples, so that the mean is in nats per sample."""
-        given = {"class": True} if self.classes else {}
-        if self.config.mels:
-            given["spectrogram"] = True
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/sample", "exact",
-                             weight=inside(batch.x, batch.lengths).sum(1), protocol={"given": given} if given else {})}
+        samples = inside(batch.x, batch.lengths).sum(1)
+        nats = -self.log_prob(batch, rng)
+        return {"nll": Score(nats, "nats/sample", "exact", samples, self.score_protocol())}
+
+    def score_protocol(self) -> dict[str, Any]:
+        conditions = {"class": self.classes > 0, "spectrogram": self.config.mels > 0}
+        given = {name: True for name, used in conditions.items() if used}
+        return {"given": given} if given else {}
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
         """The batch in parts that the memory has room for."""
@@ -215,8 +218,8 @@ class WaveNet(Model):
         """Recordings -> codes.
 
         `noise`: (B, K + T) float64, NaN past the end of a recording: one-hot class if conditional, then the noise that
-        each sample is made of (gencli.layers.levels); that of a vocoder has in front of the noise of each frame its
-        `mels` log-mel bands. `rng` draws the place inside each level's interval.
+        each sample is made of (gencli.layers.distributions); that of a vocoder has its `mels` log-mel bands in front of
+        the noise of each frame. `rng` draws the place inside each level's interval.
         `features`: (B, skip), the mean over the recording of what the skip connections add up to.
         """
         if code == "features":
@@ -229,7 +232,8 @@ class WaveNet(Model):
             weights, spectrogram = self._heard(part)
             condition = self._condition(weights, spectrogram)
             parameters = precise(levels, None if condition is None else condition.double())
-            place.copy_(self.levels.to_noise(parameters, levels, place).where(inside(part.x, part.lengths), math.nan))
+            noise = self.distribution.to_noise(parameters, levels, place)
+            place.copy_(noise.where(inside(part.x, part.lengths), math.nan))
             frames += [] if spectrogram is None else [spectrogram.double()]
             classes += [] if weights is None else [weights.double()]
         if frames:
@@ -345,8 +349,8 @@ class WaveNet(Model):
         levels = torch.zeros_like(u, dtype=torch.int64)
         if prompt is not None:
             levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
-        chosen = _compiled_engine if self._compiled(engine) else _TorchEngine
-        run = chosen(self, levels, u.nan_to_num(0.5), condition, start, temperature)
+        make_engine = _compiled_engine if self._compiled(engine) else _TorchEngine
+        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, temperature)
         piece = max(1, self.spec.rate // _PIECES)
         for begin in range(0, u.shape[1], piece):
             end = min(begin + piece, u.shape[1])
@@ -413,7 +417,7 @@ class _TorchEngine:
             skip = self._advance(x, t)
             if t >= self.known:
                 parameters = self.model._out(skip).double()
-                self.levels[:, t] = self.model.levels.from_uniform(parameters, self.u[:, t], self.temperature)
+                self.levels[:, t] = self.model.distribution.from_uniform(parameters, self.u[:, t], self.temperature)
 
     def _advance(self, x: Tensor, t: int) -> Tensor:
         """(B, residual) -> (B, skip); the rings hold what each layer read, for as long as its dilation."""

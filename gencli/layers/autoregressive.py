@@ -1,8 +1,7 @@
 """What models of texts share that read token by token and give the logits of the next one: scores and noise codes.
 
-Noise code: z_t, standard normal, is the place inside the interval that token t has in the cumulative distribution
-given the tokens before it, P(< x_t) <= Phi(z_t) < P(<= x_t). Text and code determine each other; a text drawn from
-the model has a code drawn from the standard normal. Logits are float64 here, so that rounding changes no token.
+A code is the noise of each token given the tokens before it, as `gencli.layers.distributions` defines it: text and code
+determine each other. Logits are float64 here, so that rounding changes no token.
 
 `tokens` are (B, T) int64, `lengths` (B,) their numbers; positions past the end hold 0. A text is read after `end`.
 """
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.text import TextSpec
+from gencli.layers.distributions import Categorical
 from gencli.model import Batch, Given, Model, Score
 from gencli.rng import Rng
 
@@ -22,11 +22,6 @@ from gencli.rng import Rng
 Read = Callable[[Tensor], tuple[Tensor, Tensor]]
 # A token (B,) and the state before it (B, ...) -> logits of the next token (B, V), state (B, ...).
 Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-# Every token gets at least this probability in noise codes, so that every token has an interval to lie in ...
-_FLOOR = 1e-9
-# ... and a code keeps this share of the interval away from its ends: rounding (1e-16) cannot move it across (1e-12).
-_MARGIN = 1e-3
 
 
 def after_end(tokens: Tensor, end: int) -> Tensor:
@@ -41,34 +36,6 @@ def inside(tokens: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
-def to_noise(logits: Tensor, tokens: Tensor, place: Tensor) -> Tensor:
-    """Tokens (...,) that follow where the logits are (..., V) -> their noise (...,).
-
-    `place` (...,), uniform in (0, 1), is the place inside each token's interval.
-    """
-    p, token = floored(logits), tokens[..., None]
-    place = place * (1 - 2 * _MARGIN) + _MARGIN
-    share = p.gather(-1, token)[..., 0]
-    return torch.special.ndtri(p.cumsum(-1).gather(-1, token)[..., 0] - share * (1 - place))
-
-
-def floored(logits: Tensor) -> Tensor:
-    """(..., V) logits -> probabilities, none below the floor."""
-    return torch.softmax(logits, dim=-1) * (1 - logits.shape[-1] * _FLOOR) + _FLOOR
-
-
-def choose(p: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
-    """The tokens (B,) in whose intervals of the cumulative distributions of p (B, V) the numbers u (B,) lie."""
-    if top_k or top_p < 1:
-        ranked, token = p.sort(dim=-1, descending=True, stable=True)
-        ranked = ranked.where(ranked.cumsum(-1) - ranked < top_p, 0.0)
-        if top_k:
-            ranked[:, top_k:] = 0
-        p = torch.zeros_like(p).scatter(-1, token, ranked)
-    cdf = p.cumsum(-1)
-    return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp(max=p.shape[-1] - 1)
-
-
 class AutoregressiveText(Model):
     """A text model p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)) with exact likelihood, whose codes are its noise.
 
@@ -79,6 +46,11 @@ class AutoregressiveText(Model):
     likelihood = "exact"
     lossless = True
     spec: TextSpec
+
+    @property
+    def distribution(self) -> Categorical:
+        """That of the next token."""
+        return Categorical(len(self.spec.vocabulary))
 
     def reader(self) -> tuple[Read, Advance]:
         """How a text is read: its beginning at once, then token by token. Logits are float64."""
@@ -144,7 +116,7 @@ class AutoregressiveText(Model):
             going = going & ~u[:, t].isnan()
             if not going.any():
                 break
-            token = choose(floored(logits / temperature), u[:, t], top_k, top_p)
+            token = self.distribution.from_uniform(logits, u[:, t], temperature, top_k, top_p)
             x[:, len(prompt) + t] = token.where(going, 0)
             lengths += going
             if self.spec.lines:

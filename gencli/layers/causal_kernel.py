@@ -13,7 +13,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from gencli.layers.levels import FLOOR, LogisticMixture
+from gencli.layers.distributions import FLOOR, DiscretisedLogisticMixture
 
 # Samples for which a layer of at least this dilation reads the past at once, so that its weights are fetched once for
 # all: weights that are too many for the cache set the pace.
@@ -180,7 +180,7 @@ def _tanh(x):
 
 @_compile
 def _categorical(logits, u, temperature, chance):
-    """As `gencli.layers.levels.Categorical.from_uniform`."""
+    """As `gencli.layers.distributions.Categorical.from_uniform`."""
     count = len(logits)
     largest = logits.max()
     total = 0.0
@@ -197,7 +197,7 @@ def _categorical(logits, u, temperature, chance):
 
 @_compile
 def _mixture(parameters, u, temperature, count, weight):
-    """As `gencli.layers.levels.LogisticMixture.from_uniform`."""
+    """As `gencli.layers.distributions.DiscretisedLogisticMixture.from_uniform`."""
     components = len(parameters) // 3
     largest = parameters[:components].max()
     total = 0.0
@@ -218,4 +218,4 @@ def _mixture(parameters, u, temperature, count, weight):
     return low
 
 
-_NARROWEST = LogisticMixture.NARROWEST
+_NARROWEST = DiscretisedLogisticMixture.NARROWEST

@@ -33,8 +33,8 @@ class Subsample:
         if self.count:
             draws, x = torch.cat([self._draws, draws]), torch.cat([self.examples, x])
         self.count += len(numbers)
-        chosen = draws.argsort()[: self.size]
-        self._draws, self.examples = draws[chosen], x[chosen]
+        smallest = draws.argsort()[: self.size]
+        self._draws, self.examples = draws[smallest], x[smallest]
 
 
 def refuse_constant(spec: Spec, constant: Tensor) -> None:
