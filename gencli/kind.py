@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from gencli import registry
+from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import UsageError
 from gencli.examples import Examples, KindSettings, Request, Source
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.rng import Rng
-
-
-AnySpec = Spec  # where a class has a `Spec` of its own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ class Kind:
 
     name: ClassVar[str]
     plural: ClassVar[str]
-    Spec: ClassVar[type[AnySpec]]  # type: ignore[valid-type]
+    Spec: ClassVar[Any]  # type[Spec]: what one example is
     Settings: ClassVar[type[KindSettings]] = KindSettings
     endings: ClassVar[tuple[str, ...]] = ()
     single: ClassVar[bool] = True
@@ -188,7 +186,7 @@ class Kind:
         """Examples of which each holds two: what it is made from on the side `source`, and itself on the other."""
         raise UsageError(f"--pair {source}: {self.plural} have no sides; it is for pictures that show two")
 
-    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> AnySpec:
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> specs.Spec:
         """The Spec of what the examples of `spec` are made from, `condition`, of any kind."""
         kind = registry.kind(condition.kind)
         return condition.spec(request.settings(kind), ())
@@ -201,7 +199,7 @@ class Kind:
         """Examples that do not fit what they are made from, with the reason: (number, reason)."""
         return []
 
-    def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[AnySpec, dict[str, Any]]:
+    def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[specs.Spec, dict[str, Any]]:
         """The Spec to fit data to for a model of `spec`, and the options to read it with, which must suit the model."""
         return spec, dict(options)
 

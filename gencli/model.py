@@ -199,10 +199,15 @@ class Model(nn.Module):
         self.step = 0  # training steps done; the trainer keeps it up to date
 
     @classmethod
+    def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
+        """The Spec of a model that is trained on data of `spec`: what the family adds to it. Default: nothing."""
+        return spec
+
+    @classmethod
     def abilities(cls) -> set[str]:
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
 
-        "label" and "prompt", which `Given` is for, cannot be told from a method; the registry lists them.
+        "label", "prompt" and "condition", which `Given` is for, cannot be told from a method; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters")
                if getattr(cls, name) is not getattr(Model, name)}

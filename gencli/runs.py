@@ -93,7 +93,8 @@ def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
         raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
                          f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
     try:
-        return cls(cls.Config(**config), spec)
+        settings = cls.Config(**config)
+        return cls(settings, cls.complete_spec(settings, spec))
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -170,6 +171,12 @@ def read_card(run: str | Path) -> Card:
     if card.family not in registry.families:
         raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
     return card
+
+
+def complete(card: Card) -> Card:
+    """The card with the Spec that the model itself has, what its family adds to that of the data included."""
+    cls = registry.families.named(card.family).load()
+    return card.model_copy(update={"spec": cls.complete_spec(cls.Config(**card.config), card.spec)})
 
 
 def identity(run: str | Path) -> str:

@@ -27,7 +27,7 @@ from gencli import runs
 from gencli.commands._options import read_config, resolve
 from gencli.data import load
 from gencli.errors import DataError, ModelError, ResourceError, UsageError
-from gencli.settings import TrainSettings
+from gencli.settings import DataSettings, TrainSettings
 from gencli.streams import open_code_writer, read_codes
 
 SECONDS, MEMORY = 10, 3 * 2**30  # of one file; of the process beyond what it has

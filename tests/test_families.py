@@ -76,7 +76,7 @@ def test_options_are_documented(family, kind):
     for name, field in cls.Config.model_fields.items():
         assert field.description and field.description.endswith("."), name
         assert name.isidentifier() and name.islower()
-    from gencli.settings import TrainSettings
+    from gencli.settings import DataSettings, TrainSettings
 
     common = set(TrainSettings.model_fields) | set(DataSettings.model_fields)
     assert not common & set(cls.Config.model_fields), "an option of the family hides one of training or data"

@@ -45,6 +45,7 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         UsageError: the family cannot do it, or a word is missing.
         DataError: a file cannot be read or does not fit the model.
     """
+    from gencli import runs
     from gencli.commands._reading import conditions_for
     from gencli.model import Given
 
@@ -60,7 +61,7 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         raise UsageError("--keep-rows and --mask say what is kept of a picture: add --complete PICTURE")
     if condition is not None:
         registry.require(card.family, "condition")
-        given.condition = conditions_for(card, condition, settings, console)
+        given.condition = conditions_for(runs.complete(card), condition, settings, console)
     elif settings:
         name = next(iter(settings)).replace("_", "-")
         raise UsageError(f"--{name} says how --given is read: add --given DATA")

@@ -50,7 +50,7 @@ def interpolate(
     registry.require(card.family, "interpolate")
     ends = len(examples or ()) if examples else seeds.count(",") + 1 if seeds else None
     total = None if ends is None else max(0, (ends - 1) * (frames - 1) + 1)
-    fixed = Given(condition=conditions_for(card, given, {}, console, data_root)) if given else Given()
+    fixed = Given(condition=conditions_for(runs.complete(card), given, {}, console, data_root)) if given else Given()
     with streams.open_writer(output, card.spec, format=format, total=total) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.decode, *([model.prior] if seeds else [model.encode] if examples else [])]

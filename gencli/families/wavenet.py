@@ -5,8 +5,9 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 
 - 256 mu-law levels have a softmax; 65536 levels a mixture of discretised logistics (Parallel WaveNet, van den Oord et
   al. 2017, arXiv:1711.10433).
-- Conditions: a class for the whole recording (`--conditional`), and a log-mel spectrogram of it (`--mels`), frame by
-  frame: the model is then a vocoder, and its likelihood that of a recording given its spectrogram.
+- Conditions: a class for the whole recording (`--conditional`), and the log-mel spectrogram of another recording, frame
+  by frame. A model that is conditioned on the spectrogram of the recording itself (`--mels`) is a vocoder, and its
+  likelihood that of a recording given its spectrogram.
 - Sampling keeps what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the cost
   of a sample is linear in the depth and the same for every sample.
 
@@ -31,13 +32,14 @@ from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
 from gencli.layers.distributions import Categorical, Discrete, DiscretisedLogisticMixture
 from gencli.layers.gate import gate
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, fill, join
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, Spec, fill, join
 from gencli.rng import Rng
 from gencli.spectrogram import LogMel
 
 _AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
 _SHAPES = 1024  # in training the numbers of samples are multiples: libraries keep memory for every shape they meet
 _TOGETHER = 64  # recordings that plain torch generates at once: each of its operations costs the same for one
+_MELS = 40  # bands of the spectrogram where the user says nothing
 _PIECES = 10  # pieces a second in which a recording is generated
 
 
@@ -48,8 +50,9 @@ class WaveNetConfig(FamilyConfig):
     skip: int = Field(128, ge=1, description="Channels of the skip connections and of the last two layers.")
     components: int = Field(10, ge=1, description="Logistic distributions of the mixture, where levels are 65536.")
     conditional: bool = Field(False, description="Learn the recordings of each class; the data must be labelled.")
-    mels: int = Field(0, ge=0, description="Bands of the log-mel spectrogram that the samples are conditioned on; 0: "
-                                           "none.")
+    mels: int = Field(0, ge=0, description="Bands of the log-mel spectrogram that the samples are conditioned on: of "
+                                           "what the data is made from, else of the recording itself; 0: none, or 40 "
+                                           "for data that is made from something.")
     hop: int = Field(64, ge=1, description="Samples from one frame of the spectrogram to the next.")
     tail: int = Field(400, ge=0, description="Samples of silence that end a recording in training; sampling stops "
                                              "after as many.")
@@ -60,6 +63,7 @@ class WaveNet(Model):
 
     Config = WaveNetConfig
     kinds = frozenset({"audio"})
+    conditions = frozenset({"audio"})
     likelihood = "exact"
     lossless = True
     block = 4  # recordings are long; those that are generated in torch are `_TOGETHER`
@@ -74,6 +78,7 @@ class WaveNet(Model):
             raise UsageError("a conditional wavenet needs labelled data, and this data has no classes; "
                              "leave --conditional out or give data with labels")
         self.classes = len(spec.classes) if config.conditional else 0
+        self.mels = (config.mels or _MELS) if self.spec.condition else 0
         self.dilations = [2**i for _ in range(config.stacks) for i in range(config.layers)]
         self.distribution: Discrete = (Categorical(256) if spec.levels == 256
                                        else DiscretisedLogisticMixture(spec.levels, config.components))
@@ -84,10 +89,21 @@ class WaveNet(Model):
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
         self.output = nn.Linear(config.skip, self.distribution.parameters)
-        if self.classes + config.mels:
-            self.condition = nn.Linear(self.classes + config.mels, depth * 2 * width, bias=False)
-        if config.mels:
-            self.spectrogram = LogMel(spec.rate, config.hop, config.mels)
+        if self.classes + self.mels:
+            self.condition = nn.Linear(self.classes + self.mels, depth * 2 * width, bias=False)
+        if self.mels:
+            self.spectrogram = LogMel(spec.rate, config.hop, self.mels)
+
+    @classmethod
+    def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
+        """A vocoder is made from the recording itself, where nothing else is said."""
+        assert isinstance(config, WaveNetConfig) and isinstance(spec, AudioSpec)
+        if spec.condition is None and config.mels:
+            return spec.model_copy(update={"condition": spec.model_copy(update={"classes": ()})})
+        if isinstance(spec.condition, AudioSpec) and spec.condition.rate != spec.rate:
+            raise UsageError(f"wavenet hears what a recording is made from beside it, so both need one rate; these "
+                             f"have {spec.condition.rate} and {spec.rate} Hz: add --rate {spec.rate}")
+        return spec
 
     # --- the network over whole recordings
 
@@ -126,7 +142,7 @@ class WaveNet(Model):
             return
         frames = self.condition(condition) * scale.repeat(len(self.dilations))
         for bias in frames.split(2 * self.config.residual, dim=-1):
-            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.config.mels else bias
+            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.mels else bias
 
     def _out(self, skip: Tensor) -> Tensor:
         """(..., skip) -> parameters of the distribution over levels (..., P)."""
@@ -146,8 +162,12 @@ class WaveNet(Model):
         return torch.cat([classes[:, None].expand(-1, spectrogram.shape[1], -1), spectrogram], dim=-1)
 
     def _heard(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the classes, and spectrogram, of recordings that are there to be heard."""
-        return self._weights(batch.labels), self.spectrogram(batch.x) if self.config.mels else None
+        """Weights of the classes, and the spectrogram of what recordings are made from, of themselves if of nothing."""
+        weights = self._weights(batch.labels)
+        if not self.mels:
+            return weights, None
+        x = (batch.condition or batch).x
+        return weights, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut, where it is longer
 
     def _weights(self, labels: Tensor | None) -> Tensor | None:
         if not self.classes:
@@ -163,7 +183,7 @@ class WaveNet(Model):
         ends = None if batch.lengths is None else batch.lengths + self.config.tail
         longest = batch.x.shape[1] + self.config.tail if ends is None else int(ends.max())
         length = min(-(-longest // _SHAPES) * _SHAPES, self.spec.length)  # little more is computed than is heard
-        batch = Batch(F.pad(batch.x, (0, length - batch.x.shape[1])), batch.labels, batch.lengths)
+        batch = replace(batch, x=F.pad(batch.x, (0, length - batch.x.shape[1])))
         levels, heard = self.spec.to_levels(batch.x), inside(batch.x, ends)
         skip = self._read(levels, self._condition(*self._heard(batch)))
         places = heard.flatten().nonzero()[:, 0]
@@ -187,7 +207,7 @@ class WaveNet(Model):
         return {"nll": Score(nats, "nats/sample", "exact", samples, self.score_protocol())}
 
     def score_protocol(self) -> dict[str, Any]:
-        conditions = {"class": self.classes > 0, "spectrogram": self.config.mels > 0}
+        conditions = {"class": self.classes > 0, "spectrogram": self.mels > 0}
         given = {name: True for name, used in conditions.items() if used}
         return {"given": given} if given else {}
 
@@ -200,8 +220,8 @@ class WaveNet(Model):
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; then noise."""
-        if self.config.mels:
-            raise UsageError("this model speaks a spectrogram and needs one; give it a recording with --given")
+        if self.mels:
+            raise UsageError("this model speaks a spectrogram and needs one; give it recordings with --given")
         length = self._length(length)
         noise = rng.normal(length, dtype=torch.float64)
         if not self.classes:
@@ -249,14 +269,14 @@ class WaveNet(Model):
 
     def _decoded(self, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A code -> its noise (B, T), weights of the classes, spectrogram."""
-        if code.ndim != 2 or code.shape[1] <= self.classes + self.config.mels:
+        if code.ndim != 2 or code.shape[1] <= self.classes + self.mels:
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (recordings, numbers), as encode gives it")
         classes, noise = code.split([self.classes, code.shape[1] - self.classes], dim=1)
         spectrogram = None
-        if self.config.mels:
-            frame = self.config.mels + self.config.hop
+        if self.mels:
+            frame = self.mels + self.config.hop
             frames = F.pad(noise, (0, -noise.shape[1] % frame), value=math.nan).unflatten(1, (-1, frame))
-            spectrogram, noise = frames.split([self.config.mels, self.config.hop], dim=2)
+            spectrogram, noise = frames.split([self.mels, self.config.hop], dim=2)
             spectrogram, noise = spectrogram.nan_to_num(), noise.flatten(1)
         return noise, classes if self.classes else None, spectrogram
 
@@ -268,15 +288,11 @@ class WaveNet(Model):
         ends = [(~code.isnan()).sum() for code in (a, b)]
         a, b = fill(a, b), fill(b, a)
         place = torch.arange(len(a), device=a.device) - self.classes
-        straight = (place < 0) | (place % (self.config.mels + self.config.hop) < self.config.mels)
+        straight = (place < 0) | (place % (self.mels + self.config.hop) < self.mels)
         path = ((1 - t) * a + t * b).where(straight, path)
         return path.where(place + self.classes < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
 
     # --- generate
-
-    @property
-    def needs_source(self) -> bool:
-        return self.config.mels > 0
 
     def at_once(self, *, engine: str = "auto", **options: object) -> int:
         return 1 if self._compiled(engine) else _TOGETHER
@@ -318,20 +334,20 @@ class WaveNet(Model):
 
     def _stream(self, rng: Rng, given: Given, length: int | None, temperature: float, engine: str) -> Iterator[Batch]:
         spectrogram = None
-        if self.config.mels:
-            if given.source is None:
-                raise UsageError("this model speaks a spectrogram and needs one; give it a recording with --given")
-            spectrogram = self.spectrogram(given.source.x)
-        if spectrogram is None or given.source is None or length is not None:
+        if self.mels:
+            if given.condition is None:
+                raise UsageError("this model speaks a spectrogram and needs one; give it recordings with --given")
+            spectrogram = self.spectrogram(given.condition.x)
+        if spectrogram is None or given.condition is None or length is not None:
             noise = rng.normal(self._length(length), dtype=torch.float64)
         else:  # as long as what is to be spoken
-            noise = rng.normal(given.source.x.shape[1], dtype=torch.float64)
-            noise = noise.where(inside(noise, given.source.lengths), math.nan)
+            noise = rng.normal(given.condition.x.shape[1], dtype=torch.float64)
+            noise = noise.where(inside(noise, given.condition.lengths), math.nan)
         classes = self._weights(given.labels if given.labels is not None or not self.classes
                                 else rng.integers(self.classes))
         condition = self._condition(classes, spectrogram)
         labels = classes.argmax(1) if classes is not None else None
-        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends=not self.config.mels):
+        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends=not self.mels):
             yield replace(piece, labels=labels)
 
     @torch.no_grad()
@@ -380,8 +396,8 @@ class WaveNet(Model):
         """
         state = torch.zeros(2, sum(self.dilations), self.config.residual, device=self.device)
         inputs = {"level": torch.full((2, 1), -1, device=self.device), "state": state}
-        if self.classes + self.config.mels:
-            inputs["condition"] = torch.zeros(2, self.classes + self.config.mels, device=self.device)
+        if self.classes + self.mels:
+            inputs["condition"] = torch.zeros(2, self.classes + self.mels, device=self.device)
         return Graph(_Step(self), inputs, ["parameters", "next_state"])
 
 

@@ -25,7 +25,7 @@ from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
 from gencli.format import Format, Held
-from gencli.kind import AnySpec, Kind, Rate, Shown, Tile
+from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
 
@@ -608,7 +608,7 @@ class Images(Kind):
                 if any(abs(part - round(factor * full)) > 1 for part, factor, full in zip(source, usual, target,
                                                                                           strict=True))]
 
-    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> AnySpec:
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> Any:
         if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
             return super().condition_spec(examples, spec, condition, request)
         own = condition.spec(ImageSettings(), ())

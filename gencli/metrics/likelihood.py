@@ -20,7 +20,8 @@ def likelihood(inputs: Inputs) -> Iterator[Found]:
     """All scores of the family, for each example and on average, what follows from them, and its diagnoses."""
     model, data = inputs.model, inputs.examples
     assert model is not None
-    scores = collect(model, data, seed=inputs.seed, options=own_options(model.scores, dict(inputs.options)),
+    scored = model.log_prob if type(model).scores is Model.scores else model.scores  # the default passes options on
+    scores = collect(model, data, seed=inputs.seed, options=own_options(scored, dict(inputs.options)),
                      progress=inputs.progress)
     for name, score in scores.items():
         yield Column(name, score.values if score.weight is None else score.values / score.weight, score.unit)
