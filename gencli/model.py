@@ -195,7 +195,7 @@ class Model(nn.Module):
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()
         self.config = config
-        self.spec = spec
+        self.spec = self.complete_spec(config, spec)
         self.step = 0  # training steps done; the trainer keeps it up to date
 
     @classmethod

@@ -93,8 +93,7 @@ def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
         raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
                          f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
     try:
-        settings = cls.Config(**config)
-        return cls(settings, cls.complete_spec(settings, spec))
+        return cls(cls.Config(**config), spec)
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

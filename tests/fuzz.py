@@ -24,10 +24,9 @@ import torch
 from PIL import Image
 
 from gencli import runs
-from gencli.commands._options import read_config, resolve
 from gencli.data import load
 from gencli.errors import DataError, ModelError, ResourceError, UsageError
-from gencli.settings import DataSettings, TrainSettings
+from gencli.settings import TrainSettings, read_config, resolve, validated
 from gencli.streams import open_code_writer, read_codes
 
 SECONDS, MEMORY = 10, 3 * 2**30  # of one file; of the process beyond what it has
@@ -96,7 +95,9 @@ def read_data(path: Path) -> None:
 
 def read_settings(path: Path) -> None:
     config = runs.registry.families.named("vae").load().Config
-    resolve((config, TrainSettings, DataSettings), (str(path), read_config(str(path))))
+    values, origin = resolve({**config.model_fields, **TrainSettings.model_fields}, (str(path), read_config(path)))
+    for settings in (config, TrainSettings):
+        validated(settings, values, origin)
 
 
 def read_all_codes(path: Path) -> None:

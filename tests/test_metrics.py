@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from gencli import registry
 from gencli.dataset import Dataset
 from gencli.errors import ModelError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.metrics import Column, Figure, Inputs, Metric, MetricFamily, measure, metric_families, metric_family, needed
+from gencli.metrics import Column, Figure, Inputs, Metric, measure, needed
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import likelihood
 from gencli.metrics.reconstruction import reconstruction
@@ -174,24 +175,24 @@ def test_records_are_json_even_of_what_was_not_measured():
 # --- the registry
 
 
-def test_every_family_of_metrics_loads():
-    for family in metric_families().values():
-        assert callable(family.load()) and family.summary
-        assert set(family.needs) <= {"model", "samples", "training"}
+def test_every_group_of_metrics_loads():
+    for group in registry.metrics.values():
+        assert callable(group.load()) and group.summary
+        assert set(group.needs) <= {"model", "samples", "training"}
     with pytest.raises(UsageError, match="did you mean 'likelihood'"):
-        metric_family("likelyhood")
+        registry.metrics.named("likelyhood")
 
 
 def test_a_broken_plugin_is_named():
     with pytest.raises(ModelError, match=r"no\.such\.module:f"):
-        MetricFamily("broken", "no.such.module:f").load()
+        registry.MetricGroup("broken", "no.such.module:f").load()
 
 
 def test_what_is_needed_and_what_is_measured():
     model, data = Known(IMAGE), images(10)
-    assert needed(["likelihood"], "image", model) == {"model"}
-    assert needed(["memorisation"], "image") == {"samples", "training"}
-    assert needed(None, "image", model) >= {"model", "samples"}
+    assert needed(["likelihood"], IMAGE, model) == {"model"}
+    assert needed(["memorisation"], IMAGE) == {"samples", "training"}
+    assert needed(None, IMAGE, model) >= {"model", "samples"}
     results = measure(None, given(model, data))  # no samples: what needs them is left out
     assert results.metrics[0].name == "elbo" and "psnr" in by_name(results.metrics)
     assert {column.name for column in results.columns} == {"elbo", "iw_bound", "noisy", "reconstruction_mse"}
@@ -202,7 +203,7 @@ def test_what_is_needed_and_what_is_measured():
 
 @pytest.mark.parametrize(("names", "kind", "sentence"), [
     (["distribution"], "image", "'distribution' needs samples, which are not here"),
-    (["reconstruction"], "text", "'reconstruction' is for image, vector, audio; the data is text"),
+    (["reconstruction"], "text", "'reconstruction' is about differences of values, and texts have none"),
     (["nothing"], "image", "no metric is called 'nothing'")])
 def test_what_cannot_be_measured(names, kind, sentence):
     data = images(10) if kind == "image" else texts("characters")

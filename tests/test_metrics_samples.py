@@ -26,6 +26,7 @@ from gencli.metrics.features import Pixels, feature_space, features, new_model
 from gencli.metrics.neighbours import nearest, ratio, squared_distances
 from gencli.model import Batch
 from gencli.runs import load_model
+from gencli.training import train_quietly
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -233,7 +234,7 @@ def test_ratio_far_below_one_for_copies():
 
 
 def sample_metrics(samples, reference, training=None, features=None):
-    return measure(None, Inputs(reference, None, samples, training, features=features)).metrics
+    return measure(None, Inputs(reference, None, samples, training, features=features, train=train_quietly)).metrics
 
 
 # --- feature spaces and the whole
@@ -262,7 +263,8 @@ def cache(tmp_path_factory):
 
 
 def space_of(training, name=None, examples=None, **more):
-    return feature_space(Inputs(examples or stripes(9, seed=1), training=training, features=name, **more))
+    return feature_space(Inputs(examples or stripes(9, seed=1), training=training, features=name, train=train_quietly,
+                                **more))
 
 
 def test_network_is_trained_once_and_a_damaged_cache_is_rebuilt(cache):
@@ -314,7 +316,7 @@ def test_feature_spaces_and_what_does_not_fit(small_run):
     assert features(space_of(None, "columns", table), table)[0].tolist() == [[1, -1]]
     assert space_of(None).name == "pixels" and features(space_of(None), stripes(6, seed=0))[0].shape == (6, 144)
     for name, examples, error, sentence in [
-            ("pixel", None, UsageError, "images have no features called 'pixel'; did you mean 'pixels'"),
+            ("pixel", None, UsageError, "pictures have no features called 'pixel'; did you mean 'pixels'"),
             ("pixels", table, UsageError, "known: classifier, columns"),
             ("pixels:run", None, UsageError, "no features called 'pixels:run'"),
             ("classifier", None, DataError, "train a classifier on; choose --features pixels or classifier:RUN"),
@@ -458,7 +460,7 @@ def test_samples_of_vectors():
 def test_samples_of_another_shape_or_too_few():
     reference = stripes(60, seed=1)
     small = Dataset("small", "all", STRIPES.model_copy(update={"height": 4}), torch.zeros(9, 1, 4, 12).byte())
-    with pytest.raises(DataError, match=r"\(1, 4, 12\).*\(1, 12, 12\)"):
+    with pytest.raises(DataError, match=r"1x4x12.*1x12x12"):
         sample_metrics(small, reference, features="pixels")
     with pytest.raises(DataError, match="3 examples; at least 6"):
         sample_metrics(stripes(3, seed=0), reference, features="pixels")

@@ -325,7 +325,7 @@ def test_filters_are_a_sheet_of_the_weights(gencli, small_run, tmp_path):
     model, _ = runs.load_model(small_run("rbm", "image"))
     first = model.weight[:, 0].detach().view(9, 7).numpy()
     assert np.allclose(sheet[2:11, 2:9], 127.5 + 127.5 * first / np.abs(first).max(), atol=0.51)
-    for run, sentence in ((small_run("rbm", "vector"), "a model of images"), (small_run("gmm", "image"), "filters")):
+    for run, sentence in ((small_run("rbm", "vector"), "a model of pictures"), (small_run("gmm", "image"), "filters")):
         error = gencli("export", str(run), "-o", "none.png", code=2).stderr
         assert sentence in error and error.count("\n") == 1 and not (tmp_path / "none.png").exists()
 

@@ -107,7 +107,7 @@ def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
     source = drawn(model, length=64)
     labels = torch.tensor([2, 0, 1]) if kind == "classes" else None
-    given = Given(labels, prompt, source=source if kind == "spectrogram" else None)
+    given = Given(labels, prompt, condition=source if kind == "spectrogram" else None)
     got = model.sample(rng(), given, length=59, engine=engine)
     k = model.spec.to_levels(got.x)
     assert torch.equal(k[:, :5], model.spec.to_levels(prompt).expand(3, -1)) and got.lengths.tolist() == [64] * 3
