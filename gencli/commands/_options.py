@@ -124,7 +124,8 @@ def _parameter(name: str, field: "FieldInfo", panel: str | None, default: Any) -
     names = (f"{flag}/--no-{flag[2:]}",) if plain is bool else (flag,)
     metavar = None if plain is bool else "|".join(map(str, choices)) if choices else plain.__name__.upper()
     note = f"[{limits}] " if (limits := _range(field)) and not choices else ""
-    option = typer.Option(*names, help=f"{field.description} {note}[default: {default}]".replace("[", r"\["),
+    usual = "" if default is None else f"[default: {default}]"
+    option = typer.Option(*names, help=f"{field.description} {note}{usual}".strip().replace("[", r"\["),
                           metavar=metavar, rich_help_panel=panel, show_default=False, hidden=panel is None)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None,
                              annotation=Annotated[plain | None, option])
