@@ -256,16 +256,11 @@ def test_decoding_the_code_gives_the_same_picture(levels):
     k = torch.randint(levels, (16, 3, 8, 8), generator=generator("levels"))
     k[0], k[1] = 0, levels - 1
     x = k.float() / (levels - 1)
-    code = model.encode(Batch(x), rng(16))
-    assert code.dtype == torch.float32
-    assert torch.allclose(model.decode(code).x, x, rtol=0, atol=1e-7)
-    # A random place inside a level may lie so near its edge that rounding takes it across.
-    code, u = model.encode(Batch(x), rng(16), draw=True), rng(16).uniform(*model.spec.shape)
-    rounding = (model.invert(code).double() * levels - (k + u)).abs()
-    assert rounding.max() < 1e-3
-    inside = torch.minimum(u, 1 - u) > rounding
-    assert inside.float().mean() > 0.99
-    assert torch.equal((model.decode(code).x * (levels - 1)).round().long()[inside], k[inside])
+    for draw in (False, True):
+        code = model.encode(Batch(x), rng(16), draw=draw)
+        assert code.dtype == torch.float32
+        assert torch.equal((model.decode(code).x * (levels - 1)).round().long(), k)
+    assert torch.allclose(model.decode(model.encode(Batch(x), rng(16))).x, x, atol=1e-7)
 
 
 def test_temperature_scales_the_code():
@@ -323,8 +318,8 @@ def test_a_resumed_run_ends_with_the_same_bits(kind, gencli, tmp_path, small_dat
     gencli("train", "flow", str(small_data[kind]), "-o", "whole", *options)
     step, fit = Trainer._after_step, Flow.initialise
 
-    def killed(self, values, before, stop):
-        step(self, values, before, stop)
+    def killed(self, *args):
+        step(self, *args)
         if self.state.step == 15:
             raise RuntimeError("killed")
 
