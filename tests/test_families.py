@@ -200,6 +200,23 @@ def test_interpolation_meets_its_ends(model, data):
     assert torch.allclose(path[[0, -1]].float(), ends.float(), atol=1e-5)
 
 
+# README ("Paths"): the samples of these have noise of p(x|z) that a decoded code lacks.
+NOISY = {("vae", "vector"), ("rbm", "vector")}
+
+
+@needs("interpolate")
+def test_a_path_between_seeds_begins_and_ends_at_their_samples(family, kind, model):
+    options = {"draw": False} if (family.name, kind) in NOISY else {}
+    path = list(inference.interpolate(model, [inference.code_of_seed(model, seed) for seed in (3, 9)], 3))
+    ends = [piece for batch in path for piece in batch.pieces()][::2]
+    for end, seed in zip(ends, (3, 9), strict=True):
+        (sample,) = (piece for batch in inference.sample(model, range(1), seed, **options) for piece in batch.pieces())
+        assert torch.allclose(end.float(), sample.float(), atol=1e-5)
+    if options:
+        drawn = next(inference.sample(model, range(1), 3)).x[0]
+        assert not torch.allclose(ends[0], drawn), "without noise it would not be an exception"
+
+
 # --- files
 
 

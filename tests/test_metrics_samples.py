@@ -322,7 +322,7 @@ def test_feature_spaces_and_what_does_not_fit(small_run):
             ("classifier", None, DataError, "train a classifier on; choose --features pixels or classifier:RUN"),
             ("classifier:nowhere", None, ModelError, "no run or model file is called nowhere"),
             (f"classifier:{small_run('vae', 'image')}", None, UsageError, "is of family 'vae'; give a run"),
-            (f"classifier:{small_run('classifier', 'image')}", None, UsageError, r"\(1, 9, 7\); the data has images")]:
+            (f"classifier:{small_run('classifier', 'image')}", None, UsageError, "1x9x7; the data has pictures")]:
         with pytest.raises(error, match=sentence):
             space_of(stripes(10, seed=0, labels=False), name, examples)
 
