@@ -51,6 +51,7 @@ class Given:
     known: Tensor | None = None  # (*example), an example of which a part is kept, the same for all of them
     mask: Tensor | None = None  # (*example) bool, true where `known` is kept
     source: Batch | None = None  # B examples to be made again in the model's way, e.g. from their spectrograms
+    condition: Batch | None = None  # B examples of `spec.condition`, each of which an example is made from
 
 
 @dataclass
@@ -151,6 +152,8 @@ class Model(nn.Module):
 
     Config: ClassVar[type[FamilyConfig]] = FamilyConfig
     kinds: ClassVar[frozenset[str]] = frozenset()
+    # Kinds of Spec that an example may be made from, `spec.condition`; empty: the family takes no pairs.
+    conditions: ClassVar[frozenset[str]] = frozenset()
     # Training settings that suit the family where the user says nothing, by name in `trainer.TrainSettings`.
     defaults: ClassVar[dict[str, Any]] = {}
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
