@@ -86,7 +86,7 @@ def test_means_over_pairs_with_their_errors():
         metric = metrics[name]
         assert metric.value == pytest.approx(values.mean(), rel=1e-6)
         assert metric.error == pytest.approx(values.std(ddof=1) / math.sqrt(10), rel=1e-5)
-        assert metric.n == 10 and metric.kind == "exact"
+        assert metric.n == 10 and metric.kind == "estimate"
         assert metric.protocol["fingerprint"] == "abc" and metric.protocol["pair"] == "left"
         assert metric.protocol["seed"] == 3
         assert np.allclose(columns[name].values.numpy(), values, rtol=1e-5)

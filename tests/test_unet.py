@@ -97,6 +97,14 @@ def test_the_code_is_an_exact_inverse_far_into_the_tails(loss, log_scale):
     assert (model.decode(code, given=Given(condition=batch.condition)).x - batch.x).abs().max() < 1e-6
 
 
+def test_codes_are_finite_however_unlikely_the_target():
+    model = unet(picture(), picture(), trained=False)
+    model.log_scale.data.fill_(-100)
+    batch = pairs(model)
+    batch.x = 1e3 * batch.x
+    assert torch.isfinite(model.encode(batch, rng(5))).all()
+
+
 @pytest.mark.parametrize("loss", DENSITIES)
 def test_codes_of_draws_from_the_density_are_standard_normal(loss):
     model = unet(picture(1), picture(1), trained=False, loss=loss)

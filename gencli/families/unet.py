@@ -42,7 +42,8 @@ class UNetConfig(FamilyConfig):
 
     loss: Literal["l1", "l2"] = Field("l1", description="Distribution of the target's numbers: l1 Laplace, l2 normal.")
     width: int = Field(32, ge=1, description="Feature maps at the first level, doubled at the next two.")
-    depth: int = Field(4, ge=0, description="How often the picture is halved.")
+    depth: int | None = Field(None, ge=0, description="How often the picture is halved. Default: 1 if the target is "
+                                                      "larger than the source, which asks for detail, else 4.")
     blocks: int = Field(1, ge=1, description="Residual blocks at each level, on the way down and on the way up.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features left out in training.")
     patch: int | None = Field(None, ge=1, description="Side of the squares of the source that the first level takes as "
@@ -86,8 +87,9 @@ class UNet(Model):
                              f"{source.channels} and {spec.channels}")
         self.from_source = config.start == "source" or (config.start == "auto" and larger
                                                         and source.channels == spec.channels)
-        self.network = _Network(config, source.channels, spec.channels, self.factor,
-                                config.patch or (1 if larger else 2))
+        self.network = _Network(source.channels, spec.channels, self.factor, config.patch or (1 if larger else 2),
+                                config.width, (1 if larger else 4) if config.depth is None else config.depth,
+                                config.blocks, config.dropout)
         self.log_scale = nn.Parameter(torch.full((spec.channels, 1, 1), math.log(0.2) / _FASTER))
         self.to(memory_format=torch.channels_last)
 
@@ -113,7 +115,7 @@ class UNet(Model):
     def _log_density(self, batch: Batch) -> Tensor:
         """log p of each number of the targets, (B, C, H, W) float32."""
         scale = self._scale()
-        residual = (batch.x - self._location(_source(batch.condition))) / scale
+        residual = (batch.x - self._location(_source(batch))) / scale
         if self.config.loss == "l1":
             return -residual.abs() - (2 * scale).log()
         return -0.5 * residual.square() - (math.sqrt(2 * math.pi) * scale).log()
@@ -133,17 +135,17 @@ class UNet(Model):
         """The mean picture for each source, or with `draw` a draw from p(y|x), which has the noise of every pixel."""
         if draw:
             return self.decode(self.prior(rng), rng, given)
-        return Batch(self.regress(_source(given and given.condition)))
+        return Batch(self.regress(_source(given)))
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The residuals as standard normal noise, (B, C, H, W)."""
-        residual = (batch.x.double() - self._location(_source(batch.condition))) / self._scale().double()
+        residual = (batch.x.double() - self._location(_source(batch))) / self._scale().double()
         return (_laplace_to_normal(residual) if self.config.loss == "l1" else residual).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """The inverse of `encode` for the sources in `given`, cut to [0, 1]. Nothing random."""
         residual = _normal_to_laplace(code.double()) if self.config.loss == "l1" else code.double()
-        x = self._location(_source(given and given.condition)) + self._scale().double() * residual
+        x = self._location(_source(given)) + self._scale().double() * residual
         return Batch(x.clamp(0, 1).to(code.dtype))
 
     # --- score
@@ -160,16 +162,17 @@ class UNet(Model):
         return Graph(_Regression(self), {"condition": torch.zeros(2, *self.spec.condition.shape)}, ["x"])
 
 
-def _source(condition: Batch | None) -> Tensor:
+def _source(pairs: Given | Batch | None) -> Tensor:
     """The sources, (B, C', H', W')."""
-    if condition is None:
-        raise UsageError("unet makes pictures from pictures: give the sources they are to be made from")
-    return condition.x
+    if pairs is None or pairs.condition is None:
+        raise UsageError("unet makes pictures from pictures; give the sources they are made from")
+    return pairs.condition.x
 
 
 def _laplace_to_normal(residual: Tensor) -> Tensor:
-    """Phi^-1(F(r)) of the standard Laplace distribution F, float64, by the tail that is small on either side."""
-    return -residual.sign() * torch.special.ndtri(0.5 * torch.exp(-residual.abs()))
+    """Phi^-1(F(r)) of the standard Laplace distribution F, float64, by the smaller tail."""
+    tail = 0.5 * torch.exp(-residual.abs().clamp(max=700))  # float64 ends at exp(-708)
+    return -residual.sign() * torch.special.ndtri(tail)
 
 
 def _normal_to_laplace(z: Tensor) -> Tensor:
@@ -195,16 +198,16 @@ class _Regression(nn.Module):
 class _Network(nn.Module):
     """(B, C', H', W') in [-1, 1] -> (B, C, factor H', factor W')."""
 
-    def __init__(self, config: UNetConfig, channels: int, out_channels: int, factor: int, patch: int):
+    def __init__(self, channels: int, out_channels: int, factor: int, patch: int, width: int, depth: int, blocks: int,
+                 dropout: float):
         super().__init__()
-        maps = [config.width * min(2**level, _WIDEST) for level in range(config.depth + 1)]
+        maps = [width * min(2**level, _WIDEST) for level in range(depth + 1)]
         steps = list(itertools.pairwise(maps))
         self.factor, self.patch = factor, patch
-        self.multiple = patch * 2**config.depth
+        self.multiple = patch * 2**depth
 
         def stage(maps_in: int, maps_out: int) -> nn.Sequential:
-            return nn.Sequential(*(_Block(maps_in if i == 0 else maps_out, maps_out, config.dropout)
-                                   for i in range(config.blocks)))
+            return nn.Sequential(*(_Block(maps_in if i == 0 else maps_out, maps_out, dropout) for i in range(blocks)))
 
         self.stem = nn.Conv2d(channels * patch**2, maps[0], 3, padding=1)
         self.encoder = nn.ModuleList(stage(fine, fine) for fine, _ in steps)
@@ -234,19 +237,22 @@ class _Network(nn.Module):
 class _Block(nn.Module):
     """Two convolutions beside a shortcut (He et al. 2015, arXiv:1512.03385): (B, maps_in, H, W) -> (B, maps_out, H, W).
 
-    Without normalisation, as in EDSR (Lim et al. 2017, arXiv:1707.02921): no picture depends on others or on its own
-    size. The second convolution starts at 0 (Zhang et al. 2019, Fixup, arXiv:1901.09321), so that depth does no harm.
+    Normalised over the maps of each point by itself, as in NAFNet (Chen et al. 2022, arXiv:2204.04676): no result
+    depends on other pictures, nor on the size of its own. Without, training diverges at this learning rate. The second
+    convolution starts at 0 (Fixup, Zhang et al. 2019, arXiv:1901.09321).
     """
 
     def __init__(self, maps_in: int, maps_out: int, dropout: float):
         super().__init__()
+        self.norm = nn.LayerNorm(maps_in)
         self.first = nn.Conv2d(maps_in, maps_out, 3, padding=1)
         self.second = _zero(nn.Conv2d(maps_out, maps_out, 3, padding=1))
         self.shortcut = nn.Conv2d(maps_in, maps_out, 1) if maps_in != maps_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.second(self.dropout(F.relu(self.first(x))))
+        normalised = self.norm(x.movedim(1, 3)).movedim(3, 1)  # contiguous, as channels lie last
+        return self.shortcut(x) + self.second(self.dropout(F.relu(self.first(normalised))))
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
