@@ -8,7 +8,7 @@ import torch
 
 from gencli.kinds.image import ImageSpec
 from gencli.metrics import Column, Inputs, Metric
-from gencli.metrics.meanings import MEANINGS
+from gencli.metrics.glossary import MEANINGS
 from gencli.metrics.pairs import pairs, ssim
 from gencli.model import Batch, FamilyConfig, Model
 

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.layers.distributions import Continuous, Gaussian, Laplace
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
 
 _WIDEST = 4  # times `width`: more feature maps than that are most of the weights and little of the result
 _FASTER = 10.0  # how much faster than a weight the logarithm of a scale learns: from 0.2 to 0.02 it is a long way
-_NARROWEST = 1 / 512  # half an 8-bit level: a channel that is constant must not make the density infinite
+_NARROWEST = math.log(1 / 512)  # half an 8-bit level: a channel that is constant must not make the density infinite
 
 
 class UNetConfig(FamilyConfig):
@@ -90,6 +91,7 @@ class UNet(Model):
         self.network = _Network(source.channels, spec.channels, self.factor, config.patch or (1 if larger else 2),
                                 config.width, (1 if larger else 4) if config.depth is None else config.depth,
                                 config.blocks, config.dropout)
+        self.distribution: Continuous = (Laplace if config.loss == "l1" else Gaussian)(_NARROWEST)
         self.log_scale = nn.Parameter(torch.full((spec.channels, 1, 1), math.log(0.2) / _FASTER))
         self.to(memory_format=torch.channels_last)
 
@@ -108,17 +110,13 @@ class UNet(Model):
         return output + (F.interpolate(x, scale_factor=self.factor, mode="bicubic", antialias=True)
                          if self.factor > 1 else x)
 
-    def _scale(self) -> Tensor:
-        """The scale of each channel, (C, 1, 1): b of the Laplace or sigma of the normal distribution."""
-        return (_FASTER * self.log_scale).exp().clamp(min=_NARROWEST)
+    def _parameters_of(self, pairs: Given | Batch | None) -> tuple[Tensor, Tensor]:
+        """The location (B, C, H, W) and the log-scale of each channel (C, 1, 1) of the targets' distribution."""
+        return self._location(_source(pairs)), _FASTER * self.log_scale
 
     def _log_density(self, batch: Batch) -> Tensor:
         """log p of each number of the targets, (B, C, H, W) float32."""
-        scale = self._scale()
-        residual = (batch.x - self._location(_source(batch))) / scale
-        if self.config.loss == "l1":
-            return -residual.abs() - (2 * scale).log()
-        return -0.5 * residual.square() - (math.sqrt(2 * math.pi) * scale).log()
+        return self.distribution.log_prob(self._parameters_of(batch), batch.x)
 
     # --- train
 
@@ -139,13 +137,13 @@ class UNet(Model):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The residuals as standard normal noise, (B, C, H, W)."""
-        residual = (batch.x.double() - self._location(_source(batch))) / self._scale().double()
-        return (_laplace_to_normal(residual) if self.config.loss == "l1" else residual).to(batch.x.dtype)
+        location, log_scale = self._parameters_of(batch)
+        return self.distribution.to_noise((location, log_scale.double()), batch.x.double()).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """The inverse of `encode` for the sources in `given`, cut to [0, 1]. Nothing random."""
-        residual = _normal_to_laplace(code.double()) if self.config.loss == "l1" else code.double()
-        x = self._location(_source(given)) + self._scale().double() * residual
+        location, log_scale = self._parameters_of(given)
+        x = self.distribution.from_noise((location, log_scale.double()), code.double())
         return Batch(x.clamp(0, 1).to(code.dtype))
 
     # --- score
@@ -167,17 +165,6 @@ def _source(pairs: Given | Batch | None) -> Tensor:
     if pairs is None or pairs.condition is None:
         raise UsageError("unet makes pictures from pictures; give the sources they are made from")
     return pairs.condition.x
-
-
-def _laplace_to_normal(residual: Tensor) -> Tensor:
-    """Phi^-1(F(r)) of the standard Laplace distribution F, float64, by the smaller tail."""
-    tail = 0.5 * torch.exp(-residual.abs().clamp(max=700))  # float64 ends at exp(-708)
-    return -residual.sign() * torch.special.ndtri(tail)
-
-
-def _normal_to_laplace(z: Tensor) -> Tensor:
-    """F^-1(Phi(z)), float64: the inverse of `_laplace_to_normal`."""
-    return -z.sign() * (torch.special.log_ndtr(-z.abs()) + math.log(2))
 
 
 class _Regression(nn.Module):

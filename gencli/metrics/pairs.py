@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gencli import inference
+from gencli import inference, registry
 from gencli.metrics import Column, Found, Inputs
 from gencli.metrics.estimates import mean, protocol
 from gencli.model import Given
@@ -23,22 +23,26 @@ _PROTOCOL: dict[str, dict[str, Any]] = {
 def pairs(inputs: Inputs) -> Iterator[Found]:
     """`pair_l1`, `pair_psnr` in dB and `pair_ssim` of one sample for each source against its target; means over pairs.
 
-    Pictures are in [0, 1]. PSNR is -10 log10(MSE) of a picture, 100 dB if it is the target itself, so that its mean is
-    not that of the mean MSE. Pictures with a side below 11 pixels have no SSIM. The targets of one source count apart.
+    PSNR is -10 log10(MSE / peak^2) of a picture, 100 dB if it is the target itself, so that its mean is not that of the
+    mean MSE; of kinds that have a peak. Only pictures of at least 11x11 pixels have an SSIM. The targets of one source
+    count apart.
     """
     model, data = inputs.model, inputs.examples
     assert model is not None
-    if data.spec.condition is None or not len(data):
+    if not len(data):
         return
+    peak = registry.kind_of(data.spec).peak
     examples = data.batch(torch.arange(len(data)))
     parts: dict[str, list[Tensor]] = {"l1": [], "psnr": [], "ssim": []}
     done = 0
-    for made in inference.sample(model, range(len(data)), inputs.seed, given=Given(condition=examples.condition)):
+    for made in inference.sample(model, range(len(data)), inputs.seed, given=Given(condition=examples.condition),
+                                 **inference.own_options(model.sample, dict(inputs.options))):
         x, target = made.x, examples.x[done : done + len(made)]
         mse = (x - target).double().square().flatten(1).mean(1)
         parts["l1"].append((x - target).double().abs().flatten(1).mean(1))
-        parts["psnr"].append(-10 * torch.log10(mse.clamp(min=1e-10)))
-        if min(x.shape[2:]) >= _WINDOW:
+        if peak:
+            parts["psnr"].append(-10 * torch.log10((mse / peak**2).clamp(min=1e-10)))
+        if x.ndim == 4 and min(x.shape[2:]) >= _WINDOW:
             parts["ssim"].append(ssim(x, target))
         done += len(made)
         inputs.progress(done, len(data))
