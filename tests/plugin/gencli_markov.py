@@ -86,15 +86,15 @@ class Markov(Model):
         return Batch(torch.cat(notes, dim=1), lengths=lengths)
 
     def graph(self) -> Graph:
-        return Graph(_Step(self.counts), {"note": torch.full((2,), END)}, ["log_probs"])
+        return Graph(_Step(self.counts), {"note": torch.full((2,), END)}, ["probabilities"])
 
 
 class _Step(nn.Module):
-    """A note (B,) -> log p of the next one (B, 129)."""
+    """A note (B,) -> the probabilities of the next one (B, 129)."""
 
     def __init__(self, counts: Tensor):
         super().__init__()
-        self.register_buffer("log_probs", (counts / counts.sum(1, keepdim=True)).log())
+        self.register_buffer("probabilities", counts / counts.sum(1, keepdim=True))
 
     def forward(self, note: Tensor) -> Tensor:
-        return self.log_probs[note]
+        return self.probabilities[note]

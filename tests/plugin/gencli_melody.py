@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
-_NAMES = "C C# D D# E F F# G G# A A# B".split()
+_NAMES = ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"]
 
 
 class MelodySpec(Spec):
