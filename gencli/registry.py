@@ -114,7 +114,7 @@ class MetricGroup(Entry):
 class FeatureSpace(Entry):
     """A space that samples are compared in: a function of `gencli.metrics.Inputs` that returns a `Space`.
 
-    Which kinds a built-in one fits, each kind says (`Kind.spaces`); that of a plugin is offered to every kind.
+    Which kinds it fits, these say themselves (`Kind.spaces`); that of a plugin which no kind names is offered to all.
     """
 
     noun = "features"
