@@ -9,7 +9,7 @@ from test_commands import one_line
 
 from gencli.errors import DataError, UsageError
 from gencli.metrics import Metric
-from gencli.metrics.glossary import MEANINGS
+from gencli.metrics.glossary import GLOSSARY
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, shown
 
 
@@ -223,8 +223,8 @@ def test_the_table_of_meanings_knows_what_is_measured(evaluate):
                          ("classifier", "image")):
         done = evaluate("--json", "--draw", "40", "--reconstruct", "2", family=family, kind=kind)
         found = {m["name"] for m in done.json()["metrics"]}
-        assert found <= MEANINGS.keys(), found - MEANINGS.keys()
+        assert found <= GLOSSARY.keys(), found - GLOSSARY.keys()
     done = evaluate("--json", "--draw", "40", "--metrics", "text", family="ngram", kind="text")
     found = {m["name"] for m in done.json()["metrics"]}
-    assert found and found <= MEANINGS.keys(), found - MEANINGS.keys()
-    assert all(meaning.says.endswith(".") for meaning in MEANINGS.values())
+    assert found and found <= GLOSSARY.keys(), found - GLOSSARY.keys()
+    assert all(term.says.endswith(".") for term in GLOSSARY.values())

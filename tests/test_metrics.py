@@ -202,7 +202,7 @@ def test_what_is_needed_and_what_is_measured():
 
 
 @pytest.mark.parametrize(("names", "kind", "sentence"), [
-    (["distribution"], "image", "'distribution' needs samples, which are not here"),
+    (["distribution"], "image", "'distribution' needs samples, which were not given"),
     (["reconstruction"], "text", "'reconstruction' is about differences of values, and texts have none"),
     (["nothing"], "image", "no metric is called 'nothing'")])
 def test_what_cannot_be_measured(names, kind, sentence):
