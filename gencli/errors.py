@@ -1,6 +1,6 @@
 """Errors that a user can cause: each is one line that says what was given, what was expected and what to do.
 
-The exit codes are a promise to scripts; the table stands in README.md ("Exit codes").
+The exit codes are a promise to scripts; README.md ("Exit codes") has the table.
 """
 
 import difflib
@@ -56,7 +56,7 @@ class LockedError(GencliError):
 
 
 class ClosedPipeError(GencliError):
-    """Nobody reads standard output any more; said to nobody."""
+    """The reader of the pipe has gone; no message is printed."""
 
     exit_code = 141
 
@@ -73,7 +73,7 @@ class StoppedError(GencliError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of known names, or nothing."""
+    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of `known` names, or nothing."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
