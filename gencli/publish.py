@@ -231,7 +231,7 @@ def sweep(folder: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether another process of that number runs. Our own number in a file that is not ours is from an earlier boot."""
+    """Whether another process with that number runs. Our own number on a foreign file is from an earlier boot."""
     if pid == os.getpid():
         return False
     try:
