@@ -212,6 +212,8 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector"), can=(*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
            kinds=("image", "vector", "audio"), can=("train", "encode", "evaluate", "export", "classify")),
+    Family("unet", "gencli.families.unet:UNet", "U-Net (Ronneberger 2015): pictures from pictures by regression",
+           kinds=("image",), can=(*VERBS, "log_prob", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
            kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
 )
@@ -225,6 +227,9 @@ metrics = Table("gencli.metrics", MetricGroup,
     MetricGroup("reconstruction", "gencli.metrics.reconstruction:reconstruction",
                 "how well examples come back from their codes", needs=("model",), can=("encode", "decode"),
                 wants=("numeric",), default=True),
+    MetricGroup("pairs", "gencli.metrics.pairs:pairs",
+                "samples against what was made from the same: absolute difference, signal-to-noise ratio, similarity of "
+                "pictures", needs=("model",), can=("sample",), wants=("condition", "numeric", "fixed"), default=True),
     MetricGroup("distribution", "gencli.metrics.distribution:distribution",
                 "Fréchet distance (FID) and kernel distance, precision, recall, density, coverage, inception score, "
                 "classes", needs=("samples",), wants=("spaces",), uses=("training",), default=True),

@@ -4,6 +4,7 @@ It needs one line in `conftest.SMALL` for each kind of data: options that make t
 """
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from conftest import SMALL
 from gencli import inference, registry, runs
 from gencli.commands._options import set_options
 from gencli.data import load
-from gencli.model import Model
+from gencli.model import Given, Model
 from gencli.rng import StepStream, generator
 
 CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
@@ -40,8 +41,19 @@ def model(family, kind, small_run) -> Model:
 
 
 @pytest.fixture
-def data(model, kind, small_data):
-    return load(str(small_data[kind]), split="test", like=model.spec)
+def data(family, kind, model, small_run, small_data):
+    reading = runs.read_card(small_run(family.name, kind)).reading
+    return load(str(small_data[kind]), reading, split="test", like=model.spec)
+
+
+@pytest.fixture
+def given(model, data):
+    """What samples are made from, if the family makes them from anything."""
+    return inference.conditions_of(model, data, 5)
+
+
+# The options with which a sample is the decoded code of its seed, where that is not the default (README, "Paths").
+OF_CODES = {("vae", "vector"): {"draw": False}, ("rbm", "vector"): {"draw": False}, ("unet", "image"): {"draw": True}}
 
 
 def fresh(family, kind, small_run) -> Model:
@@ -97,7 +109,8 @@ def test_config_round_trip(family, kind, small_run):
 
 def test_every_parameter_gets_a_gradient(family, kind, small_run, small_data):
     model = fresh(family, kind, small_run).train()
-    data = load(str(small_data[kind]), split="train", like=model.spec)
+    reading = runs.read_card(small_run(family.name, kind)).reading
+    data = load(str(small_data[kind]), reading, split="train", like=model.spec)
     batch = data.batch(torch.arange(8))
     phases = [phase for phase in model.phases() if phase.players]
     for phase in phases:
@@ -127,8 +140,8 @@ def test_training_repeats(family, kind, small_run, small_data, tmp_path):
 
 
 @needs("sample")
-def test_samples_fit_the_spec(model, data):
-    batches = list(inference.sample(model, range(5)))
+def test_samples_fit_the_spec(model, given):
+    batches = list(inference.sample(model, range(5), given=given))
     assert sum(map(len, batches)) == 5
     for batch in batches:
         x = batch.x
@@ -154,14 +167,15 @@ def joined(batches) -> tuple[torch.Tensor, ...]:
 
 
 @needs("sample")
-def test_a_sample_depends_on_seed_and_number_alone(model):
+def test_a_sample_depends_on_seed_and_number_alone(family, kind, model, given):
+    sample = partial(inference.sample, model, given=given, **OF_CODES.get((family.name, kind), {}))
     count = model.block + 7
-    whole = joined(inference.sample(model, range(count), seed=5))
-    parts = [b for i in range(1, 4) for b in inference.sample(model, inference.shard(count, i, 3), seed=5)]
+    whole = joined(sample(range(count), seed=5))
+    parts = [b for i in range(1, 4) for b in sample(inference.shard(count, i, 3), seed=5)]
     assert torch.equal(joined(parts), whole)
-    few = joined(inference.sample(model, range(3), seed=5))
+    few = joined(sample(range(3), seed=5))
     assert torch.equal(few, whole[:3, ..., : few.shape[-1]])
-    other = joined(inference.sample(model, range(3), seed=6))
+    other = joined(sample(range(3), seed=6))
     assert not torch.equal(other, few)
 
 
@@ -185,7 +199,9 @@ def test_codes_do_not_depend_on_how_many_there_are(model, data):
 @needs("interpolate")
 def test_decoding_repeats_and_fits_the_spec(model, data):
     codes, batch, _ = next(inference.encode(model, data.subset(3)))
-    once, again = joined(inference.decode(model, [codes])), joined(inference.decode(model, [codes[:2], codes[2:]]))
+    own = Given(condition=batch.condition)
+    once = joined(inference.decode(model, [codes], given=own))
+    again = joined(inference.decode(model, [codes[:2], codes[2:]], given=own))
     assert torch.equal(once, again)
     if model.lossless:
         assert torch.equal(once, batch.x), "the noise code gives the example back"
@@ -193,28 +209,25 @@ def test_decoding_repeats_and_fits_the_spec(model, data):
 
 @needs("interpolate")
 def test_interpolation_meets_its_ends(model, data):
-    codes, _, _ = next(inference.encode(model, data.subset(2)))
-    path = joined(inference.interpolate(model, list(codes), 4))
-    ends = joined(inference.decode(model, [codes]))
+    codes, batch, _ = next(inference.encode(model, data.subset(2)))
+    fixed = Given(condition=batch.condition[:1] if batch.condition else None)
+    path = joined(inference.interpolate(model, list(codes), 4, given=fixed))
+    ends = joined(inference.decode(model, [codes], given=fixed))
     assert len(path) == 4
     assert torch.allclose(path[[0, -1]].float(), ends.float(), atol=1e-5)
 
 
-# README ("Paths"): the samples of these have noise of p(x|z) that a decoded code lacks.
-NOISY = {("vae", "vector"), ("rbm", "vector")}
-
-
 @needs("interpolate")
-def test_a_path_between_seeds_begins_and_ends_at_their_samples(family, kind, model):
-    options = {"draw": False} if (family.name, kind) in NOISY else {}
-    path = list(inference.interpolate(model, [inference.code_of_seed(model, seed) for seed in (3, 9)], 3))
+def test_a_path_between_seeds_begins_and_ends_at_their_samples(family, kind, model, given):
+    options = OF_CODES.get((family.name, kind), {})
+    path = inference.interpolate(model, [inference.code_of_seed(model, seed) for seed in (3, 9)], 3, given=given)
     ends = [piece for batch in path for piece in batch.pieces()][::2]
     for end, seed in zip(ends, (3, 9), strict=True):
-        (sample,) = (piece for batch in inference.sample(model, range(1), seed, **options) for piece in batch.pieces())
-        assert torch.allclose(end.float(), sample.float(), atol=1e-5)
+        batch = next(inference.sample(model, range(1), seed, given=given, **options))
+        assert torch.allclose(end.float(), batch.pieces()[0].float(), atol=1e-5)
     if options:
-        drawn = next(inference.sample(model, range(1), 3)).x[0]
-        assert not torch.allclose(ends[0], drawn), "without noise it would not be an exception"
+        usual = next(inference.sample(model, range(1), 3, given=given)).x[0]
+        assert not torch.allclose(ends[0], usual), "it is no exception"
 
 
 # --- files
@@ -250,8 +263,10 @@ def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
                     *(["--features", "pixels"] if kind == "image" else []), "--json").json()
     assert report["passed"] and report["metrics"]
     gencli("export", run, "-o", "m.safetensors")
-    drawing = (["sample", run, "-n", "4", "-o", f"s.{ending}"], ["sample", run, "--latents", "c.npz", "-o", "d.tar"])
-    paths = (["interpolate", run, "--seeds", "1,2", "--frames", "3", "-o", f"p.{ending}"],
+    given = ["--given", source] if family.name == "unet" else []
+    drawing = (["sample", run, "-n", "4", "-o", f"s.{ending}", *given],
+               ["sample", run, "--latents", "c.npz", "-o", "d.tar", *given])
+    paths = (["interpolate", run, "--seeds", "1,2", "--frames", "3", "-o", f"p.{ending}", *given],
              ["interpolate", run, f"{source}#0", f"{source}#1", "--frames", "3", "-o", f"q.{ending}"])
     for args in (*drawing, *paths):
         if args[0] in family.can:
@@ -260,7 +275,8 @@ def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
             assert f"cannot {args[0]}; it can train" in gencli(*args, code=2).stderr
     if "sample" in family.can:
         assert (tmp_path / f"s.{ending}").stat().st_size
-        assert gencli("sample", "m.safetensors", "-n", "2").stdout == gencli("sample", run, "-n", "2").stdout
+        two = ["-n", "2", *given]
+        assert gencli("sample", "m.safetensors", *two).stdout == gencli("sample", run, *two).stdout
 
 
 def test_export_to_graphs(family, kind, small_run, tmp_path):

@@ -46,6 +46,13 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
         "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
     },
+    "Pairs": {
+        "pair_l1": ("Absolute error", "less", "How far what is made from a source lies from its target; black to "
+                                              "white is 1."),
+        "pair_psnr": ("Peak signal-to-noise ratio of pairs", "more", "The same in decibels of the squared error."),
+        "pair_ssim": ("Structural similarity", "more", "How alike the two are in brightness, contrast and structure, "
+                                                       "window by window; 1 is the same picture."),
+    },
     "Samples against data": {
         "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
                              "How far the samples as a whole lie from real examples."),

@@ -1,0 +1,249 @@
+"""U-Net: Ronneberger, Fischer & Brox 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation".
+
+arXiv:1505.04597. One picture made from another by regression: a label map becomes a photograph (the L1 term of pix2pix,
+Isola et al. 2017, arXiv:1611.07004, without its critic), a small picture a large one. The network gives the location of
+an independent Laplace (`loss` l1) or normal (l2) distribution of every number of the target, whose scale, one for each
+channel, is learned beside it: the loss is the exact negative log-density, and its gradient in the location that of the
+mean absolute or squared error.
+
+Pictures count as real-valued: log p(y|x) is a density and has no bits per dimension. The code of a target is its
+residual as standard normal noise, Phi^-1(F((y - location) / scale)).
+
+Departures from the paper: residual blocks in place of pairs of convolutions, padded convolutions, halving by strided
+convolutions, and feature maps that stop doubling at `_WIDEST`. A target `factor` times as large as its source is made
+at the size of the source and rearranged by sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158), as the
+difference to the bicubic enlargement (VDSR, Kim et al. 2016, arXiv:1511.04587). The network is fully convolutional:
+`regress` takes sources of any size.
+
+Shapes: B batch, source (B, C', H', W'), target (B, C, H, W) with H = factor H' and W = factor W'.
+"""
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.layers.distributions import Continuous, Gaussian, Laplace
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
+from gencli.rng import Rng
+
+_WIDEST = 4  # times `width`: more feature maps than that are most of the weights and little of the result
+_FASTER = 10.0  # how much faster than a weight the logarithm of a scale learns: from 0.2 to 0.02 it is a long way
+_NARROWEST = math.log(1 / 512)  # half an 8-bit level: a channel that is constant must not make the density infinite
+
+
+class UNetConfig(FamilyConfig):
+    """Options of `unet`."""
+
+    loss: Literal["l1", "l2"] = Field("l1", description="Distribution of the target's numbers: l1 Laplace, l2 normal.")
+    width: int = Field(32, ge=1, description="Feature maps at the first level, doubled at the next two.")
+    depth: int | None = Field(None, ge=0, description="How often the picture is halved. Default: 1 if the target is "
+                                                      "larger than the source, which asks for detail, else 4.")
+    blocks: int = Field(1, ge=1, description="Residual blocks at each level, on the way down and on the way up.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features left out in training.")
+    patch: int | None = Field(None, ge=1, description="Side of the squares of the source that the first level takes as "
+                                                      "one point. Default: 1 if the target is larger, else 2.")
+    start: Literal["auto", "source", "grey"] = Field(
+        "auto", description="What the output of the network is added to: the source, enlarged, or a mid-grey; "
+                            "auto: the source if the target is larger and has as many channels.")
+
+
+class UNet(Model):
+    """U-Net (Ronneberger et al. 2015), arXiv:1505.04597: log p(y|x) = sum of log Laplace or normal densities.
+
+    Raises:
+        UsageError: the data has no sources, or their size does not divide that of the targets.
+    """
+
+    Config = UNetConfig
+    kinds = frozenset({"image"})
+    conditions = frozenset({"image"})
+    defaults = {"lr": 1e-3, "batch_size": 8, "warmup": 100, "schedule": "cosine", "ema": 0.999}
+    likelihood = "exact"
+    density = True
+    block = 16
+    config: UNetConfig
+    spec: ImageSpec
+
+    def __init__(self, config: UNetConfig, spec: Spec):
+        super().__init__(config, spec)
+        source = spec.condition
+        if not isinstance(source, ImageSpec):
+            raise UsageError("unet makes pictures from pictures, and this data has no source pictures; give pairs")
+        assert isinstance(spec, ImageSpec)  # `kinds` has no others
+        self.factor = spec.height // source.height
+        if (spec.height, spec.width) != (self.factor * source.height, self.factor * source.width):
+            raise UsageError(f"unet needs targets of the size of their sources or a whole number of times as large; "
+                             f"the sources are {source.height}x{source.width}, the targets "
+                             f"{spec.height}x{spec.width}")
+        larger = self.factor > 1
+        if config.start == "source" and source.channels != spec.channels:
+            raise UsageError(f"start 'source' needs sources with as many channels as the targets; they have "
+                             f"{source.channels} and {spec.channels}")
+        self.from_source = config.start == "source" or (config.start == "auto" and larger
+                                                        and source.channels == spec.channels)
+        self.network = _Network(source.channels, spec.channels, self.factor, config.patch or (1 if larger else 2),
+                                config.width, (1 if larger else 4) if config.depth is None else config.depth,
+                                config.blocks, config.dropout)
+        self.distribution: Continuous = (Laplace if config.loss == "l1" else Gaussian)(_NARROWEST)
+        self.log_scale = nn.Parameter(torch.full((spec.channels, 1, 1), math.log(0.2) / _FASTER))
+        self.to(memory_format=torch.channels_last)
+
+    # --- the distribution of a target
+
+    def regress(self, x: Tensor) -> Tensor:
+        """Sources (B, C', H', W') of any size -> the mean pictures of their targets, (B, C, H, W) in [0, 1]."""
+        return self._location(x).clamp(0, 1)
+
+    def _location(self, x: Tensor) -> Tensor:
+        """(B, C', H', W') -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
+        output = self.network(2 * x - 1).float()
+        if not self.from_source:
+            return 0.5 + output
+        # Antialiasing changes nothing but the kernel, to that of Pillow and Matlab.
+        return output + (F.interpolate(x, scale_factor=self.factor, mode="bicubic", antialias=True)
+                         if self.factor > 1 else x)
+
+    def _parameters_of(self, pairs: Given | Batch | None) -> tuple[Tensor, Tensor]:
+        """The location (B, C, H, W) and the log-scale of each channel (C, 1, 1) of the targets' distribution."""
+        return self._location(_source(pairs)), _FASTER * self.log_scale
+
+    def _log_density(self, batch: Batch) -> Tensor:
+        """log p of each number of the targets, (B, C, H, W) float32."""
+        return self.distribution.log_prob(self._parameters_of(batch), batch.x)
+
+    # --- train
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The negative log-density in nats per example."""
+        return Loss(-self._log_density(batch).flatten(1).sum(1).mean())
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        return rng.normal(*self.spec.shape)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, draw: bool = False) -> Batch:
+        """The mean picture for each source, or with `draw` a draw from p(y|x), which has the noise of every pixel."""
+        if draw:
+            return self.decode(self.prior(rng), rng, given)
+        return Batch(self.regress(_source(given)))
+
+    def encode(self, batch: Batch, rng: Rng) -> Tensor:
+        """The residuals as standard normal noise, (B, C, H, W)."""
+        location, log_scale = self._parameters_of(batch)
+        return self.distribution.to_noise((location, log_scale.double()), batch.x.double()).to(batch.x.dtype)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
+        """The inverse of `encode` for the sources in `given`, cut to [0, 1]. Nothing random."""
+        location, log_scale = self._parameters_of(given)
+        x = self.distribution.from_noise((location, log_scale.double()), code.double())
+        return Batch(x.clamp(0, 1).to(code.dtype))
+
+    # --- score
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """log p(y|x) in nats, exact, (B,) float64."""
+        return self._log_density(batch).double().flatten(1).sum(1)
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """From sources to mean pictures."""
+        assert self.spec.condition is not None
+        return Graph(_Regression(self), {"condition": torch.zeros(2, *self.spec.condition.shape)}, ["x"])
+
+
+def _source(pairs: Given | Batch | None) -> Tensor:
+    """The sources, (B, C', H', W')."""
+    if pairs is None or pairs.condition is None:
+        raise UsageError("unet makes pictures from pictures; give the sources they are made from")
+    return pairs.condition.x
+
+
+class _Regression(nn.Module):
+    """`regress` as a module of its own, for export."""
+
+    def __init__(self, model: UNet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return self.model.regress(condition)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class _Network(nn.Module):
+    """(B, C', H', W') in [-1, 1] -> (B, C, factor H', factor W')."""
+
+    def __init__(self, channels: int, out_channels: int, factor: int, patch: int, width: int, depth: int, blocks: int,
+                 dropout: float):
+        super().__init__()
+        maps = [width * min(2**level, _WIDEST) for level in range(depth + 1)]
+        steps = list(itertools.pairwise(maps))
+        self.factor, self.patch = factor, patch
+        self.multiple = patch * 2**depth
+
+        def stage(maps_in: int, maps_out: int) -> nn.Sequential:
+            return nn.Sequential(*(_Block(maps_in if i == 0 else maps_out, maps_out, dropout) for i in range(blocks)))
+
+        self.stem = nn.Conv2d(channels * patch**2, maps[0], 3, padding=1)
+        self.encoder = nn.ModuleList(stage(fine, fine) for fine, _ in steps)
+        self.downsample = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
+        self.bottom = stage(maps[-1], maps[-1])
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in steps)
+        self.decoder = nn.ModuleList(stage(2 * fine, fine) for fine, _ in steps)
+        self.head = _zero(nn.Conv2d(maps[0], out_channels * (factor * patch) ** 2, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        # Padded at the bottom and on the right to a size that can be halved `depth` times.
+        h = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        h = self.stem(F.pixel_unshuffle(h, self.patch))
+        skips = []
+        for stage, downsample in zip(self.encoder, self.downsample, strict=True):
+            h = stage(h)
+            skips.append(h)
+            h = downsample(h)
+        h = self.bottom(h)
+        for stage, upsample, skip in reversed(list(zip(self.decoder, self.upsample, skips, strict=True))):
+            h = stage(torch.cat([upsample(h), skip], dim=1))
+        h = F.pixel_shuffle(self.head(h), self.factor * self.patch)
+        return h[:, :, : height * self.factor, : width * self.factor]
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut (He et al. 2015, arXiv:1512.03385): (B, maps_in, H, W) -> (B, maps_out, H, W).
+
+    Normalised over the maps of each point by itself, as in NAFNet (Chen et al. 2022, arXiv:2204.04676): no result
+    depends on other pictures, nor on the size of its own. Without, training diverges at this learning rate. The second
+    convolution starts at 0 (Fixup, Zhang et al. 2019, arXiv:1901.09321).
+    """
+
+    def __init__(self, maps_in: int, maps_out: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(maps_in)
+        self.first = nn.Conv2d(maps_in, maps_out, 3, padding=1)
+        self.second = _zero(nn.Conv2d(maps_out, maps_out, 3, padding=1))
+        self.shortcut = nn.Conv2d(maps_in, maps_out, 1) if maps_in != maps_out else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = self.norm(x.movedim(1, 3)).movedim(3, 1)  # contiguous, as channels lie last
+        return self.shortcut(x) + self.second(self.dropout(F.relu(self.first(normalised))))
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with an output of 0."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
