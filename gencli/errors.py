@@ -62,7 +62,7 @@ class ClosedPipeError(GencliError):
 
 
 class StoppedError(GencliError):
-    """Training was stopped by request after its checkpoint was saved; `--resume` goes on.
+    """Training was stopped by request after its checkpoint was saved; `--resume` continues it.
 
     `exit_code` is 75 (SIGUSR1, time limit), 130 (SIGINT) or 143 (SIGTERM).
     """
@@ -72,10 +72,10 @@ class StoppedError(GencliError):
         self.exit_code = exit_code
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of `known` names, or nothing."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of choices, or nothing."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(choices)}" if choices else ""

@@ -207,7 +207,7 @@ class Model(nn.Module):
     def abilities(cls) -> set[str]:
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
 
-        "label", "prompt" and "condition", which `Given` is for, cannot be told from a method; the registry lists them.
+        "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters")
                if getattr(cls, name) is not getattr(Model, name)}
@@ -299,7 +299,7 @@ class Model(nn.Module):
     def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
         """What `evaluate` reports about examples, by name. Default: `nll`, the negative of `log_prob`.
 
-        `options` are those of `log_prob`. (No positional arguments are passed: `*_` lets a family declare options of its own.)
+        `options` are those of `log_prob`. (`*_` is never filled: it lets a family declare options of its own.)
         """
         if self.likelihood is None:
             return {}

@@ -127,7 +127,8 @@ def save_findings(run: str | Path, model: Model, card: Card) -> None:
     with folder if in_run else nullcontext():
         stored, stored_card = load_model(path)
         weights = stored.state_dict()
-        if stored_card != card or not all(torch.equal(weights[name], t.cpu()) for name, t in model.state_dict().items()):
+        same_weights = (torch.equal(weights[name], t.cpu()) for name, t in model.state_dict().items())
+        if stored_card != card or not all(same_weights):
             return
         if in_run:
             folder.publish(path.name, model_bytes(model, card))
@@ -222,8 +223,8 @@ def load_weights(model: Model, path: Path) -> None:
 
 @contextmanager
 def _no_larger_than(path: Path) -> Iterator[None]:
-    """Within the block no model may grow far beyond the weights in `path`, since a description may lie about its size."""
-    left = path.stat().st_size + 2**26  # numbers: four times those in the file, as a model also holds masks and the like
+    """Within the block no model may grow far beyond the weights in `path`: its description may lie about its size."""
+    left = path.stat().st_size + 2**26  # numbers: four times those in the file, for masks and the like
 
     def count(module: Any, name: str, tensor: Tensor | None) -> None:
         nonlocal left

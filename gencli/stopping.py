@@ -21,7 +21,7 @@ def seconds(text: str) -> float:
 
 
 class Stop:
-    """Whether to stop: the exit code of the first signal, 75 when the time is up, 0 to go on."""
+    """Whether to stop: the exit code of the first signal, 75 when the time is up, 0 to continue."""
 
     def __init__(self, time_limit: str | None = None):
         self._deadline = time.monotonic() + seconds(time_limit) if time_limit else math.inf

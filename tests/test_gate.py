@@ -114,7 +114,7 @@ def test_other_protocols_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize(("content", "says"), [
     (None, "No such file"), ("", "Invalid JSON"), ("{}", "metrics"), ('{"metrics": [{"name": 1}]}', "metrics.0.name"),
-    ("[1, 2]", "no result"), ('{"metrics": []}', "nothing would be compared"),
+    ("[1, 2]", "not a result"), ('{"metrics": []}', "nothing would be compared"),
     ('{"metrics": [{"name": "kl", "value": 3}]}', "nothing would be compared")])
 def test_unreadable_baselines(tmp_path, content, says):
     if content is not None:

@@ -1,4 +1,4 @@
-"""Classifiers trained to judge samples: whether they can be told from data, and whether one can learn from them."""
+"""Classifiers trained to judge samples: whether they differ from data, and whether one can learn from them."""
 
 from collections.abc import Iterator
 from dataclasses import replace

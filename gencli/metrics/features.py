@@ -147,7 +147,7 @@ def _trained(name: str, inputs: Inputs) -> Space:
 
 
 def trained_settings(name: str, examples: int) -> TrainSettings:
-    """How a network of a family that classifies is trained on so many examples: the family's defaults."""
+    """How a network of a family that classifies is trained on this many examples: the family's defaults."""
     defaults = registry.families.named(name).load().defaults
     settings = TrainSettings(**{**defaults, "preview_every": 0, "log_every": 10})
     steps = int(settings.epochs * examples // settings.batch_size)

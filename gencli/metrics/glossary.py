@@ -57,7 +57,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
                              "How far the samples as a whole lie from real examples."),
         "kernel_distance": ("Kernel distance", "less", "The same by another measure, without bias; near 0 is ideal."),
-        "coverage": ("Coverage", "more", "Share of the real examples with a sample nearby: the variety that is kept."),
+        "coverage": ("Coverage", "more", "Share of the real examples with a sample nearby: variety."),
         "precision": ("Precision", "more", "Share of the samples that look real."),
         "recall": ("Recall", "more", "Share of the real examples that the samples reach."),
         "density": ("Density", "more", "How densely real examples lie around the samples; real data has 1."),

@@ -72,10 +72,10 @@ def shown(value: float, error: float | None) -> str:
     """`84.32 ± 0.21`: the error to two digits, the value to as many places."""
     if not error or not math.isfinite(error):
         return f"{value:.5g}"
-    places = 1 - math.floor(math.log10(error))
-    if 0 <= places <= 6:
-        return f"{value:.{places}f} ± {error:.{places}f}"
-    digits = max(2, math.floor(math.log10(abs(value) or error)) + places + 1)
+    decimals = 1 - math.floor(math.log10(error))
+    if 0 <= decimals <= 6:
+        return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    digits = max(2, math.floor(math.log10(abs(value) or error)) + decimals + 1)
     return f"{value:.{digits}g} ± {error:.2g}"
 
 
