@@ -9,10 +9,10 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gencli.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from gencli.model import Model
-
-__version__ = "0.1.0"
 
 
 def load(run: str, device: str = "cpu") -> "Model":

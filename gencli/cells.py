@@ -1,4 +1,4 @@
-"""The cells of a .csv or .tsv file, whatever they contain."""
+"""The cells of a .csv or .tsv file, whatever is in them."""
 
 import csv
 import io
@@ -8,28 +8,28 @@ from gencli.errors import DataError, UsageError, did_you_mean
 
 
 def decode(data: bytes, name: str) -> str:
-    """UTF-8 bytes as text; DataError if they are not."""
+    """UTF-8 bytes as text; DataError if they are none."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{name} is not UTF-8 text (byte 0x{data[error.start]:02x} in line {line}); "
-                        "convert it, or give data of a known kind") from error
+                        "convert it, or give data of a kind that is known") from error
     if "\0" in text:
-        raise DataError(f"{name} holds zero bytes, so it is not text; give data of a known kind")
+        raise DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
     return text
 
 
 def number(cell: str) -> float | None:
-    """A cell as a number, perhaps NaN or infinite; None if it is not one."""
+    """A cell as a number, perhaps NaN or infinite; None if it is none."""
     try:
-        return None if "_" in cell else float(cell)  # Python reads 1_000 as a number; in a table it is a name
+        return None if "_" in cell else float(cell)  # Python reads 1_000 as a number, tables mean a name
     except ValueError:
         return None
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of columns without names: 1, 2, ..."""
+    """Names of columns that have none: 1, 2, ..."""
     return tuple(map(str, range(1, count + 1)))
 
 
@@ -48,7 +48,7 @@ class Cells:
         text = decode(data, name)
         first = text.partition("\n")[0]
         delimiter = max(",;\t", key=first.count)
-        # In plain text a quotation mark has no special meaning.
+        # In plain text a quotation mark is nothing but itself.
         plain = Path(name.removesuffix(".gz").removesuffix(".xz")).suffix.lower() not in (".csv", ".tsv")
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True,
                             quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
@@ -66,7 +66,7 @@ class Cells:
             raise DataError(f"{name}: two columns are called {twice[0]!r}; give each its own name")
 
     def place(self, column: str, flag: str) -> int:
-        """The index of a column that the user names, or numbers from 1."""
+        """The place of a column that the user names, or gives the number of from 1."""
         if column in self.columns:
             return self.columns.index(column)
         if column.isdecimal() and 1 <= int(column) <= len(self.columns):

@@ -196,6 +196,8 @@ class Examples(ABC):
         if self.labels is None or not classes:
             return None
         number = {label: i for i, label in enumerate(classes)}
+        if not any(name.isdigit() for name in classes):  # as arrays and tables hold the classes that samples have
+            number |= {str(i): i for i in range(len(classes))}
         for label in self.labels:
             if label not in number:
                 raise DataError(f"{self.name}: class {label!r} is none of the model's or training split's classes: "

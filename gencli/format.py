@@ -111,7 +111,7 @@ class Held(Format):
 
     @property
     def array(self) -> np.ndarray:
-        """(N, ...); values of different lengths are filled up with NaN."""
+        """(N, ...); values of different lengths are filled up with NaN, integers with -1."""
         values = [rows.values for rows in self.blocks]
         if not values:
             return np.zeros((0, *self.content.shape), np.float32)
@@ -127,11 +127,12 @@ class Held(Format):
 
 
 def stack(values: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays whose lengths may differ -> (N, ...), filled up with NaN."""
+    """Arrays whose lengths may differ -> (N, ...), filled up with NaN; integers, which have none, with -1."""
     if len({value.shape for value in values}) == 1:
         return np.stack(values)
-    longest = max(len(value) for value in values)
-    stacked = np.full((len(values), longest, *values[0].shape[1:]), np.nan, values[0].dtype)
+    longest, dtype = max(len(value) for value in values), values[0].dtype
+    fill = np.nan if dtype.kind == "f" else -1
+    stacked = np.full((len(values), longest, *values[0].shape[1:]), fill, np.promote_types(dtype, np.int8))
     for row, value in zip(stacked, values, strict=True):
         row[: len(value)] = value
     return stacked

@@ -152,7 +152,7 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
 @torch.no_grad()
 def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, given: Given | None = None,
            **options: Any) -> Iterator[Batch]:
-    """Codes (B, ...) in blocks of any size -> examples, or `frames` states of the making of each.
+    """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making.
 
     Args:
         given: of a model of examples that are made from others, what these codes are to be made from: `condition`, one

@@ -228,9 +228,8 @@ metrics = Table("gencli.metrics", MetricGroup,
                 "how well examples come back from their codes", needs=("model",), can=("encode", "decode"),
                 wants=("numeric",), default=True),
     MetricGroup("pairs", "gencli.metrics.pairs:pairs",
-                "samples against the targets of their sources: absolute difference, signal-to-noise ratio, "
-                "similarity of pictures", needs=("model",), can=("sample",), wants=("condition", "numeric", "fixed"),
-                default=True),
+                "samples against the targets of their sources: absolute difference, signal-to-noise ratio, SSIM",
+                needs=("model",), can=("sample",), wants=("condition", "numeric", "fixed"), default=True),
     MetricGroup("distribution", "gencli.metrics.distribution:distribution",
                 "Fréchet distance (FID) and kernel distance, precision, recall, density, coverage, inception score, "
                 "classes", needs=("samples",), wants=("spaces",), uses=("training",), default=True),

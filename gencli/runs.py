@@ -28,13 +28,14 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, fie
 from torch import Tensor
 from torch.nn.modules import module as registration
 
-from gencli import __version__, registry
+from gencli import registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import Model
 from gencli.publish import alive, append, publish, publish_text, remove, sweep
 from gencli.settings import DataSettings
 from gencli.spec import Spec, parse_spec
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
+from gencli.version import __version__
 
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several

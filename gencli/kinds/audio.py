@@ -122,7 +122,7 @@ class Recordings(FileExamples):
             numbers += [i] * len(cut)
         wanted.skipped += len(wanted) - len(readable)
         silence = int(spec.to_levels(torch.zeros(1)))
-        examples, lengths = stack_padded(pieces, torch.uint8 if spec.levels == 256 else torch.int32, silence)
+        examples, lengths = stack_padded(pieces, _dtype(spec), silence)
         protocol = {"rate": spec.rate, "length": spec.length, "levels": spec.levels, "trim": settings.trim}
         notes = ((f"{mixed} of {len(readable)} recordings have several channels; each was mixed to one",) if mixed
                  else ())
@@ -142,6 +142,11 @@ class Recordings(FileExamples):
         if not rates and bad:
             raise bad
         return rates
+
+
+def _dtype(spec: AudioSpec) -> torch.dtype:
+    """That of stored levels."""
+    return torch.uint8 if spec.levels == 256 else torch.int32
 
 
 @signals_wait()  # libsndfile reads bytes through callbacks
@@ -297,7 +302,7 @@ class Audio(Kind):
         return Batch(x, batch.labels, batch.lengths)
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
-        return {"examples": spec.to_levels(batch.x), "lengths": batch.lengths}
+        return {"examples": spec.to_levels(batch.x).to(_dtype(spec)), "lengths": batch.lengths}
 
     # --- writing
 

@@ -276,6 +276,9 @@ class Texts(Kind):
     def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
         return Batch(batch.x.long(), batch.labels, batch.lengths)
 
+    def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
+        return {"examples": batch.x.to(_dtype(spec)), "lengths": batch.lengths}
+
     # --- writing
 
     def ending(self, spec: Any) -> str:

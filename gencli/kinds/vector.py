@@ -150,7 +150,10 @@ def _numbers(row: list[str], columns: list[str], places: list[int]) -> list[floa
 
 
 class Csv(Format):
-    """A header and one line for each example; shortest digits that give the same number back."""
+    """A header and one line for each example; shortest digits that give the same number back.
+
+    Columns that have no names are called column_1, column_2, ...: a header of numbers would be read as an example.
+    """
 
     binary = False
 
@@ -170,7 +173,8 @@ class Csv(Format):
     @property
     def _columns(self) -> tuple[str, ...]:
         assert isinstance(self.content.spec, VectorSpec)
-        return self.content.spec.columns
+        columns = self.content.spec.columns
+        return tuple(f"column_{name}" for name in columns) if columns == numbered(len(columns)) else columns
 
     def _write(self, lines: Iterable[Iterable[Any]]) -> None:
         text = io.StringIO()
