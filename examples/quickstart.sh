@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train, sample, encode, interpolate, evaluate and export on the data that comes along: two or three minutes on two cores.
+# Train, sample, encode, interpolate, evaluate and export on the data that is included: two or three minutes on two cores.
 # Usage: sh quickstart.sh [FOLDER]   (STEPS=100 for a shorter training)
 set -eu
 out=${1:-quickstart}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sound through pipes: recordings in, a model of each class, samples and noise out, through sox or ffmpeg where present.
-# Usage: sh speech.sh [RECORDINGS [FOLDER]]   (without RECORDINGS it takes the spoken digits that come along)
+# Usage: sh speech.sh [RECORDINGS [FOLDER]]   (without RECORDINGS it takes the included spoken digits)
 set -eu
 data=${1:-spoken-digits}
 out=${2:-speech}

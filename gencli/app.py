@@ -61,8 +61,8 @@ def main(args: list[str] | None = None) -> None:
     leave_on_signals()
     code = run(sys.argv[1:] if args is None else args)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Threads of torch.distributed may still hold tensors; while Python takes itself down that aborts the process
-        # now and then (pytorch/pytorch#179291). All files are closed and published by now.
+        # Threads of torch.distributed may still hold tensors, which sometimes aborts the process while Python shuts
+        # down (pytorch/pytorch#179291). All files are closed and published by now.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -79,11 +79,11 @@ def run(args: list[str]) -> int:
         code = app(args, prog_name="gencli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except TyperException as error:  # a usage error that Typer found
+    except TyperException as error:  # a usage error from Typer
         console.error(" ".join(error.format_message().split()))
         return error.exit_code
     except ClosedPipeError as error:
-        # Python would complain again when it flushes stdout at exit: give it somewhere to write.
+        # Python would fail again when it flushes stdout at exit: give it somewhere to write.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error.exit_code
     except GencliError as error:
@@ -95,10 +95,10 @@ def run(args: list[str]) -> int:
         return 128 + signal.SIGINT
     except SystemExit as error:  # a signal
         return error.code if isinstance(error.code, int) else 1
-    except (OSError, MemoryError) as error:  # wherever the machine comes to its limits
+    except (OSError, MemoryError) as error:  # wherever the machine reaches its limits
         if verbose:
             console.traceback()
-        console.error(f"the system refuses: {error}" if isinstance(error, OSError) else "the machine is out of memory")
+        console.error(f"the system refused: {error}" if isinstance(error, OSError) else "the machine is out of memory")
         return ResourceError.exit_code
     except Exit as error:
         return error.exit_code

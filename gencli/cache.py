@@ -1,6 +1,6 @@
-"""What can be made again, kept in the cache folder: tensors under a name that says what they were made from.
+"""The cache folder: tensors that can be recomputed, under a name derived from what they were computed from.
 
-A file is published atomically and carries a digest of its tensors. One that is not there, or is damaged, is made anew.
+A file is published atomically and carries a digest of its tensors. One that is missing or damaged is recomputed.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from gencli.tensors import read_metadata, read_tensors, to_bytes
 
 
 def cache_folder() -> Path:
-    """Where files are kept that can be made again: GENCLI_CACHE, or the platform's folder for them."""
-    if chosen := os.environ.get("GENCLI_CACHE"):
-        return Path(chosen)
+    """The folder of files that can be recomputed: GENCLI_CACHE, or the platform's cache folder."""
+    if folder := os.environ.get("GENCLI_CACHE"):
+        return Path(folder)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "gencli" / "cache"
     if sys.platform == "darwin":
@@ -32,21 +32,21 @@ def cache_folder() -> Path:
 
 
 def cached(name: str, identity: Any, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from the cache, or newly made and put there.
+    """Tensors from the cache, or newly computed and put there.
 
     Args:
         name: what they are, the beginning of the file's name.
-        identity: everything they hang on, as JSON can say it.
-        make: gives the tensors, on the CPU.
+        identity: everything they depend on, as JSON values.
+        make: computes the tensors, on the CPU.
     """
     text = json.dumps(identity, sort_keys=True, default=str)
     path = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-    with suppress(ModelError):  # not there, or damaged
+    with suppress(ModelError):  # missing or damaged
         tensors = read_tensors(path)
         if read_metadata(path).get("sha256") == _digest(tensors):
             return tensors
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in make().items()}
-    with suppress(ResourceError), publish(path) as out:  # a cache that cannot be written costs time, no more
+    with suppress(ResourceError), publish(path) as out:  # a cache that cannot be written only costs time
         out.write(to_bytes(tensors, {"sha256": _digest(tensors)}))
     return tensors
 

@@ -1,7 +1,7 @@
 """Charts as SVG elements for a page: lines, histograms, points, and a value beside its limit.
 
-Colours come from the page's style sheet: series i has the class `s{i}`. A chart is drawn for a width of 320 units and
-scales with its place.
+Colours come from the page's style sheet: series i has the class `s{i}`. A chart is drawn 320 units
+wide and scales to fit.
 """
 
 import math
@@ -17,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def lines(series: Sequence[Points], title: str) -> str:
-    """Lines of (x, y), one for each series; the extreme hundredth of the values may run out of the frame."""
+    """Lines of (x, y), one for each series; the extreme hundredth of the values may lie outside the frame."""
     thinned = [_thin(points) for points in series if points]
     ys = sorted(y for points in thinned for _, y in points)
     cut = len(ys) // 100
@@ -52,7 +52,7 @@ def histogram(series: Sequence[Sequence[float]], title: str, bins: int = 32) -> 
 
 
 def scatter(series: Sequence[Points], title: str) -> str:
-    """Points (x, y), in as many colours as series."""
+    """Points (x, y), a colour for each series."""
     xs, ys = ([point[axis] for points in series for point in points] for axis in (0, 1))
     chart = _Chart(title, _padded(min(xs), max(xs)), _padded(min(ys), max(ys)))
     for i, points in enumerate(series):
@@ -61,20 +61,20 @@ def scatter(series: Sequence[Points], title: str) -> str:
 
 
 def limit(value: float, reach: float, bound: float, passed: bool) -> str:
-    """A value, an interval of `reach` to either side of it, and the limit it is held against."""
+    """A value, an interval of `reach` on either side of it, and the limit it is compared with."""
     low, high = _padded(min(value - reach, bound), max(value + reach, bound), 0.12)
     width, middle = 240, 10
 
-    def place(number: float) -> float:
+    def across(number: float) -> float:
         return round(width * (number - low) / (high - low), 1)
 
     svg = ElementTree.Element("svg", {"viewBox": f"0 0 {width} {2 * middle}", "class": "limit", "role": "img",
                                       "aria-label": f"{value:.6g}, limit {bound:.6g}"})
     _line(svg, "track", 0, middle, width, middle)
-    _line(svg, "bound", place(bound), 1, place(bound), 2 * middle - 1)
-    kind = "good" if passed else "bad"
-    _line(svg, f"interval {kind}", place(value - reach), middle, place(value + reach), middle)
-    ElementTree.SubElement(svg, "circle", {"class": kind, "cx": str(place(value)), "cy": str(middle), "r": "5"})
+    _line(svg, "bound", across(bound), 1, across(bound), 2 * middle - 1)
+    verdict = "good" if passed else "bad"
+    _line(svg, f"interval {verdict}", across(value - reach), middle, across(value + reach), middle)
+    ElementTree.SubElement(svg, "circle", {"class": verdict, "cx": str(across(value)), "cy": str(middle), "r": "5"})
     return ElementTree.tostring(svg, encoding="unicode")
 
 
@@ -93,15 +93,15 @@ class _Chart:
             self._label(tick, self._x(tick), bottom + 16, "middle")
         _line(self.svg, "axis", _LEFT, bottom, _WIDTH - _RIGHT, bottom)
 
-    def path(self, kind: str, points: Points) -> None:
-        """A line through points; what lies outside the frame is drawn at its edge."""
-        places = [f"{self._x(x)} {self._y(min(max(y, self.y[0]), self.y[1]))}" for x, y in points]
-        ElementTree.SubElement(self.svg, "path", {"class": kind, "d": "M" + "L".join(places)})
+    def path(self, style: str, points: Points) -> None:
+        """A line through points; those outside the frame are drawn at its edge."""
+        vertices = [f"{self._x(x)} {self._y(min(max(y, self.y[0]), self.y[1]))}" for x, y in points]
+        ElementTree.SubElement(self.svg, "path", {"class": style, "d": "M" + "L".join(vertices)})
 
-    def dots(self, kind: str, points: Points) -> None:
+    def dots(self, style: str, points: Points) -> None:
         """A dot at each point: a line of no length with round ends."""
-        places = "".join(f"M{self._x(x)} {self._y(y)}h0" for x, y in points)
-        ElementTree.SubElement(self.svg, "path", {"class": kind, "d": places})
+        marks = "".join(f"M{self._x(x)} {self._y(y)}h0" for x, y in points)
+        ElementTree.SubElement(self.svg, "path", {"class": style, "d": marks})
 
     def __str__(self) -> str:
         return ElementTree.tostring(self.svg, encoding="unicode")
@@ -117,13 +117,13 @@ class _Chart:
         label.text = _short(value)
 
 
-def _line(parent: ElementTree.Element, kind: str, x1: float, y1: float, x2: float, y2: float) -> None:
-    ElementTree.SubElement(parent, "line", {"class": kind, "x1": str(x1), "y1": str(y1), "x2": str(x2), "y2": str(y2)})
+def _line(parent: ElementTree.Element, style: str, x1: float, y1: float, x2: float, y2: float) -> None:
+    ElementTree.SubElement(parent, "line", {"class": style, "x1": str(x1), "y1": str(y1), "x2": str(x2), "y2": str(y2)})
 
 
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers in a range: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / about
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers in a range: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -147,7 +147,7 @@ def _padded(low: float, high: float, share: float = 0.05) -> tuple[float, float]
 
 
 def _thin(points: Points) -> Points:
-    """At most so many points as can be seen: means of neighbours."""
+    """At most as many points as can be seen: means of neighbours."""
     if len(points) <= _MOST_POINTS:
         return points
     ends = [len(points) * i // _MOST_POINTS for i in range(_MOST_POINTS + 1)]

@@ -19,14 +19,14 @@ _PLAIN_INTERVAL = 30  # seconds between plain progress lines
 
 
 class Console:
-    """Where a command speaks; `quiet` drops all but errors, `json` makes the result one JSON document."""
+    """The output of a command; `quiet` drops all but warnings and errors, `json` makes the result one JSON document."""
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
         self.quiet, self.verbose, self.json = quiet, verbose, json
 
     @cached_property
     def _err(self) -> "RichConsole":
-        from rich.console import Console as RichConsole  # costs a fifth of the start-up: only when something is said
+        from rich.console import Console as RichConsole  # a fifth of the start-up time: only when needed
 
         return RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
@@ -36,7 +36,7 @@ class Console:
             self._err.print(message, markup=False)
 
     def warn(self, message: str) -> None:
-        """A warning; said even with `-q`, since cron mails it."""
+        """A warning; printed even with `-q`, since cron mails it."""
         self._err.print(f"warning: {message}", style="yellow", markup=False)
 
     def error(self, message: str) -> None:
@@ -69,7 +69,7 @@ class ProgressLine:
         self._console, self._what, self._quiet = console, what, quiet
         self._bar: Any = None
         self._task: Any = None
-        self._spoke = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._quiet:
@@ -86,8 +86,8 @@ class ProgressLine:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, values=shown)
-        elif not self._quiet and time.monotonic() - self._spoke >= _PLAIN_INTERVAL:
-            self._spoke = time.monotonic()
+        elif not self._quiet and time.monotonic() - self._printed_at >= _PLAIN_INTERVAL:
+            self._printed_at = time.monotonic()
             self._console.print(f"{self._what} {done}{f'/{total}' if total else ''}  {shown}".rstrip(), markup=False)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,

@@ -1,4 +1,4 @@
-"""Devices, precision, threads and processes: what the machine has and what is used of it."""
+"""Devices, precision, memory and processes: what the machine has and how much of it is used."""
 
 import contextlib
 import ctypes
@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def pick(name: str = "auto") -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` -> a device that is there.
+    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps` -> a device that the machine has.
 
     Raises:
         UsageError: no such name. ResourceError: the machine has no such device.
@@ -46,7 +46,7 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 where the processor computes in it, else fp32."""
+    """`auto` is bf16 where the processor has it, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -61,25 +61,25 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     """bf16 autocast if `precision` is bf16, else nothing."""
     if precision != "bf16":
         return contextlib.nullcontext()
-    # The cache of casted weights would outlive an optimiser step if one autocast region held several.
+    # One region must not span several steps: its cache of cast weights would outlive an optimiser step.
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def compiled(function: Function, attempt: Callable[[Function], object], warn: Callable[[str], None]) -> Function:
-    """`function` by torch.compile if `attempt` succeeds with it, for only a call shows that; else as it is."""
+    """`function` by torch.compile if `attempt` succeeds with it (only a call shows that), else unchanged."""
     try:
         fast: Any = torch.compile(function)
         attempt(fast)
         return fast
     except Exception as error:  # no C++ compiler, or a function that cannot be traced
-        warn(f"--compile does not work here ({type(error).__name__}); training goes on without")
+        warn(f"--compile does not work here ({type(error).__name__}); training continues without it")
         return function
 
 
 def keep_memory() -> None:
-    """Have the C library keep what is freed, if it is glibc: training asks for the same again at the next step.
+    """Make glibc hold on to freed memory, which training asks for again in the next step.
 
-    Pages that the system takes back and hands out anew cost up to a fifth of the processor time.
+    Returning pages to the system and getting them back costs up to a fifth of the processor time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt and mallopt(_M_MMAP_THRESHOLD, 2**30):
@@ -102,7 +102,7 @@ class Processes:
         return self.rank == 0
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in one message."""
+        """Replace each tensor by its mean over the processes, in one call."""
         if self.world == 1:
             return
         flat = torch.cat([t.flatten() for t in tensors])
@@ -112,7 +112,7 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
     def agree(self, value: int) -> int:
-        """The largest of the processes' values: a stop that one was asked for stops all at the same step."""
+        """The largest of the processes' values: if one is asked to stop, all stop at the same step."""
         if self.world == 1:
             return value
         tensor = torch.tensor([value], device=self.device)
@@ -120,7 +120,7 @@ class Processes:
         return int(tensor)
 
     def gather(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Every process's state, by rank; complete in process 0 alone."""
+        """Every process's state, by rank; complete only in process 0."""
         if self.world == 1:
             return [state]
         states: list[dict[str, Tensor]] | None = [{}] * self.world if self.first else None
@@ -143,18 +143,18 @@ def room_for(copies: int) -> Iterator[None]:
     """Within the block no model may be built that needs more memory than the machine has, with `copies` of each weight.
 
     Raises:
-        ResourceError: as soon as the weights registered so far are too many. None of them need have been written to:
-            the system promises more memory than there is, and ends a process that takes it at its word.
+        ResourceError: as soon as the weights registered so far are too many, even if none has been written to: Linux
+            overcommits memory and kills the process that uses it.
     """
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     needed = 0
 
     def count(module: Any, name: str, parameter: Tensor | None) -> None:
         nonlocal needed
         needed += 0 if parameter is None else copies * parameter.nbytes
-        if needed > there:
+        if needed > memory:
             raise ResourceError(f"a model of this size needs more than {needed / 2**30:.0f} GiB, and the machine has "
-                                f"{there / 2**30:.0f}; choose a smaller one")
+                                f"{memory / 2**30:.0f}; choose a smaller one")
 
     hook = registration.register_module_parameter_registration_hook(count)
     try:

@@ -1,6 +1,6 @@
 """Errors that a user can cause: each is one line that says what was given, what was expected and what to do.
 
-The exit codes are a promise to scripts; the table stands in README.md ("Exit codes").
+The exit codes are a promise to scripts; README.md ("Exit codes") has the table.
 """
 
 import difflib
@@ -56,13 +56,13 @@ class LockedError(GencliError):
 
 
 class ClosedPipeError(GencliError):
-    """Nobody reads standard output any more; said to nobody."""
+    """The reader of the pipe has gone; no message is printed."""
 
     exit_code = 141
 
 
 class StoppedError(GencliError):
-    """Training was stopped by request after its checkpoint was saved; `--resume` goes on.
+    """Training was stopped by request after its checkpoint was saved; `--resume` continues it.
 
     `exit_code` is 75 (SIGUSR1, time limit), 130 (SIGINT) or 143 (SIGTERM).
     """
@@ -72,10 +72,10 @@ class StoppedError(GencliError):
         self.exit_code = exit_code
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of known names, or nothing."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of choices, or nothing."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(choices)}" if choices else ""

@@ -1,9 +1,9 @@
-"""What the verbs do with a trained model, as plain functions that know no terminal.
+"""What the verbs do with a trained model, as plain functions without a terminal.
 
 Examples are computed in aligned blocks of `model.block`: example i is always number i % block of block i // block,
-whichever others are wanted. So a seed gives the same bits however many are asked for, and in however many shards.
+whichever others are computed. So a seed gives the same bits for any number of examples or shards.
 
-`options` are keyword-only options of the family's methods. Each method that a function calls gets those that it has;
+`options` are keyword-only options of the family's methods. Each method that a function calls gets those it has;
 `{"decode.steps": 10}` is for one method alone.
 """
 
@@ -24,7 +24,7 @@ from gencli.rng import ExampleStreams
 
 
 def own_options(method: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that a method has."""
+    """The options that a method has, of those given."""
     own = {}
     for name, parameter in inspect.signature(method).parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -36,10 +36,10 @@ def own_options(method: Callable[..., Any], options: dict[str, Any]) -> dict[str
 
 def _check(options: dict[str, Any], *methods: Callable[..., Any]) -> None:
     """TypeError if there are options that no method has."""
-    known = {key for method in methods for name in inspect.signature(method).parameters
+    names = {key for method in methods for name in inspect.signature(method).parameters
              for key in (name, f"{method.__name__}.{name}")}
     for name in options:
-        if name not in known:
+        if name not in names:
             raise TypeError(f"{' and '.join(method.__name__ for method in methods)} of this model have no option "
                             f"{name!r}")
 
@@ -52,13 +52,13 @@ def shard(n: int, part: int, parts: int) -> range:
 def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
            frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None, each: int = 1,
            **options: Any) -> Iterator[Batch]:
-    """Examples of these numbers from the endless sequence that (model, seed, label, given, options) stands for.
+    """Examples of these numbers from the endless sequence that (model, seed, label, given, options) determines.
 
     Args:
         label: class number that a conditional model is given.
         given: what else the examples are conditioned on; example i is made from number i // each of `condition`, from
             the start again after the last.
-        frames: instead of each example so many states of its making, the last being the example.
+        frames: return this many states of the making of each example, the last being the example itself; 0: examples.
         watch: sees every piece as it is made, where examples are made in pieces (`Model.stream`).
         each: examples made from one and the same condition.
         options: of the family's `sample`, or `film`.
@@ -113,11 +113,11 @@ def _condition(model: Model, condition: Batch | None, numbers: Tensor) -> Batch 
 
 
 def conditions_of(model: Model, data: Dataset, count: int) -> Given:
-    """What `count` samples are made from where nobody says: what the first examples of the data are made from."""
+    """The default conditions of `count` samples: those of the first examples of the data."""
     if model.spec.condition is None:
         return Given()
     batch = data.batch(torch.arange(min(count, len(data))))
-    # A vocoder that was trained on recordings alone hears each again.
+    # A vocoder trained on recordings alone is conditioned on the recordings themselves.
     return Given(condition=batch.condition or batch)
 
 
@@ -142,8 +142,8 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
         error = None
         if decodes:
             if not registry.kind_of(model.spec).variable and codes.shape[1:] != code_shape(model):
-                raise UsageError("what this option asks for is not a code that can be decoded; leave it out, or do not "
-                                 "ask for the reconstruction error")
+                raise UsageError("with this option the output is not a code that can be decoded; leave it out, or do "
+                                 "not ask for the reconstruction error")
             decoded = decode_batch(model, codes, None, batch.condition, options).x
             error = (decoded - batch.x).square().flatten(1).mean(1)[positions].cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
@@ -163,7 +163,7 @@ def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 
     _check(options, method)
     own = own_options(method, options)
     condition = given.condition if given else None
-    # What is of variable length has codes of variable length, at which the model itself looks.
+    # Examples of variable length have such codes too, which the model itself checks.
     expected = () if registry.kind_of(model.spec).variable else tuple(code_shape(model))
     size, start = model.at_once(**own), 0
     for codes in blocks:
@@ -190,7 +190,7 @@ def decode_batch(model: Model, codes: Tensor, rng: ExampleStreams | None, condit
                  options: dict[str, Any]) -> Batch:
     """Codes of one block -> examples, made from `condition` in a model that makes them from something."""
     own = own_options(model.decode, options)
-    if "given" not in inspect.signature(model.decode).parameters:  # it makes examples from nothing, or codes say it all
+    if "given" not in inspect.signature(model.decode).parameters:  # made from nothing, or determined by codes
         return model.decode(codes, rng, **own)
     if condition is None:
         raise UsageError(f"this model makes examples from {_plural(model)} and codes; name some with --given")

@@ -1,4 +1,4 @@
-"""Modules that are imported when they are first used, so that listing options does not wait for torch.
+"""Modules that are imported on first use, so that listing options does not wait for torch.
 
     if TYPE_CHECKING:
         import torch

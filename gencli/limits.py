@@ -1,4 +1,4 @@
-"""How much is believed of what others wrote: a file that unpacks to far more than it holds is refused, unread."""
+"""Limits against decompression bombs: a file that unpacks to far more than its size is refused, unread."""
 
 import gzip
 import lzma
@@ -10,7 +10,7 @@ from typing import Any
 
 from gencli.errors import DataError
 
-_LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; what it may grow by beyond that (gzip: by 1,032)
+_LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; beyond that, the ratio (gzip reaches 1,032)
 _READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 PACKED = frozenset(_READERS)  # endings of packed files
 

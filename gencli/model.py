@@ -1,7 +1,7 @@
 """The contract of a family: what an example is (`Spec`), what a batch is, how a model trains, samples and scores.
 
 A family is one file in `gencli/families/` with two classes, a `FamilyConfig` and a `Model`; the smallest complete one
-is `examples/plugin/`. Everything a command needs to know about a family is said here and nowhere else.
+is `examples/plugin/`. Everything that a command needs to know about a family is defined here.
 
 `gencli.spec` has the table of what tensors hold, `gencli.kind` the contract of a kind of example.
 """
@@ -151,8 +151,8 @@ class FamilyConfig(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _believable(cls, value: Any) -> Any:
-        """No network is ten million units wide or deep: such a number would fill the memory before anything says so."""
+    def _bounded(cls, value: Any) -> Any:
+        """Refuse integers above ten million, which would exhaust the memory before any other check."""
         if isinstance(value, int) and value > 10**7:
             raise ValueError("expected at most 10,000,000")
         return value
@@ -207,7 +207,7 @@ class Model(nn.Module):
     def abilities(cls) -> set[str]:
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
 
-        "label", "prompt" and "condition", which `Given` is for, cannot be told from a method; the registry lists them.
+        "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters")
                if getattr(cls, name) is not getattr(Model, name)}
@@ -250,9 +250,9 @@ class Model(nn.Module):
         return self.decode(self.prior(rng), rng)
 
     def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None) -> list[Batch]:
-        """The making of B examples in `frames` >= 2 states, the last of which is what `sample` gives.
+        """How B examples come about, in `frames` >= 2 states, the last of which is what `sample` gives.
 
-        With `code` (B, *code) that of what `decode` gives.
+        With `code` (B, *code) the last is what `decode` gives.
         """
         raise NotImplementedError
 
@@ -279,7 +279,7 @@ class Model(nn.Module):
         """A path of `frames` codes from code `a` to code `b` (both of shape (*code)), the ends included.
 
         Default: spherical, for codes with a standard normal prior: a straight line would pass closer to the origin than
-        any draw does (White 2016, arXiv:1609.04468). A code that is shorter is filled up from the longer one.
+        any draw does (White 2016, arXiv:1609.04468). A shorter code is filled up from the longer one.
         """
         a, b = fill(a, b), fill(b, a)
         angle = torch.acos(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1))
@@ -299,7 +299,7 @@ class Model(nn.Module):
     def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
         """What `evaluate` reports about examples, by name. Default: `nll`, the negative of `log_prob`.
 
-        `options` are those of `log_prob`. (Nothing is passed by place: `*_` lets a family name options of its own.)
+        `options` are those of `log_prob`. (`*_` is never filled: it lets a family declare options of its own.)
         """
         if self.likelihood is None:
             return {}
@@ -318,7 +318,7 @@ class Model(nn.Module):
         """What scoring computed about these weights and is expensive to recompute, as JSON: the model file keeps it."""
         return {}
 
-    def load_findings(self, found: dict[str, Any]) -> None:
+    def load_findings(self, findings: dict[str, Any]) -> None:
         """Take up what `findings` gave; ValueError, TypeError or LookupError if it is something else."""
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
@@ -346,7 +346,7 @@ class Model(nn.Module):
 
 
 def fill(code: Tensor, other: Tensor) -> Tensor:
-    """`code` at least as long as `other` in its first dimension, numbers that are not there taken from `other`."""
+    """`code` at least as long as `other` in its first dimension, missing numbers taken from `other`."""
     if code.shape[:1] < other.shape[:1]:
         code = torch.cat([code, other[len(code) :]])
     return torch.where(code.isnan(), other[: len(code)] if len(other) >= len(code) else code, code)

@@ -1,8 +1,8 @@
 """Atomic publishing: under its final name a file or folder is absent, whole-old or whole-new, whatever happens between.
 
-The way: write under a temporary name in the same folder, compare lengths, fsync, rename over the final name, fsync the
-folder. What dead processes left behind is swept, and a folder that was set aside comes back, when someone next writes
-there. Everything that changes the disk goes through `system`, so that a test can fail, or die in, any one call.
+How: write under a temporary name in the same folder, compare lengths, fsync, rename over the final name, fsync the
+folder. Leftovers of dead processes are swept, and a folder that was set aside is restored, by whoever writes there
+next. Everything that changes the disk goes through `system`, so that a test can fail, or die in, any one call.
 """
 
 import errno
@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from gencli.errors import ResourceError
 
-# Temporary names: .NAME.HOST.PID.gencli-tmp, so that orphans of dead processes can be told; with .old before the mark
-# for the folder that a new one replaces.
+# Temporary names: .NAME.HOST.PID.gencli-tmp, so that orphans of dead processes can be recognised; .old before the mark
+# is the folder that a new one replaces.
 _MARK, _OLD = ".gencli-tmp", ".old"
 _active: set[Path] = set()  # temporary names that this process uses now
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class DiskError(OSError):
 
 
 def system(call: Callable[..., T], *arguments: Any) -> T:
-    """The one door to the operating system for all that changes the disk."""
+    """The only way to the operating system for everything that changes the disk."""
     try:
         return call(*arguments)
     except OSError as error:
@@ -72,7 +72,7 @@ def publish(path: str | Path) -> Iterator[BinaryIO]:
 def publish_folder(path: str | Path) -> Iterator[Path]:
     """An empty folder to fill with `write`; it appears as `path` when the block ends well, not at all when it raises.
 
-    A folder that was there is replaced; for an instant between two renames neither is.
+    An existing folder is replaced; for an instant between two renames neither exists.
     """
     path = Path(path)
     with explained(path), _temporary(path) as temporary:
@@ -98,7 +98,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """A line more in a log. No name is changed: a cut last line is possible, and for the reader to leave out."""
+    """Append a line to a log, in place: a truncated last line is possible, and readers leave it out."""
     with explained(path):
         file = system(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
@@ -108,7 +108,7 @@ def append(path: Path, line: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or folder goes, if it is there. A folder loses its name before its content, so that it is never half."""
+    """Remove a file or folder if it exists. A folder loses its name before its content, so that it is never partial."""
     with explained(path):
         if path.is_dir() and not path.is_symlink():
             with _temporary(path) as temporary:
@@ -119,14 +119,14 @@ def remove(path: Path) -> None:
 
 
 def require_writable(path: str | Path) -> None:
-    """ResourceError if nothing can be written as `path`, said before work is put into what is to be written."""
+    """ResourceError if `path` cannot be written: to be called before the work whose result goes there."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     with explained(path):
         system(lambda: tempfile.TemporaryFile(dir=folder).close())
 
 
 class _File(io.FileIO):
-    """A file whose writes go through `system`; `length` is what it has to be in the end."""
+    """A file whose writes go through `system`; `length` is its expected size."""
 
     length = 0
 
@@ -143,16 +143,16 @@ def create(path: Path) -> BinaryIO:
 
 
 def _finish(file: Any) -> None:
-    """Write out what is held back, and compare the length: a disk that loses data without a word is no disk."""
+    """Flush, and compare the length, in case the disk silently loses data."""
     file.flush()
-    expected, found = max(file.raw.length, file.tell()), os.fstat(file.fileno()).st_size
-    if found != expected:
-        raise DiskError(errno.EIO, f"{expected} bytes were written but {found} are there")
+    expected, actual = max(file.raw.length, file.tell()), os.fstat(file.fileno()).st_size
+    if actual != expected:
+        raise DiskError(errno.EIO, f"{expected} bytes were written but the file has {actual}")
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, under which nothing is left; in the end the folder's names are on the disk."""
+    """A temporary name beside `path`, removed in the end; then the names in the folder are synced to disk."""
     system(lambda: path.parent.mkdir(parents=True, exist_ok=True))
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{_MARK}")
     sweep(path.parent)
@@ -169,7 +169,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Rename a folder over another. Other processes may do the same at the same time."""
+    """Rename a folder over another, while other processes may do the same."""
     aside = temporary.with_name(temporary.name.replace(_MARK, _OLD + _MARK))
     _active.add(aside)
     try:
@@ -181,7 +181,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
             _delete(aside)
-            with suppress(DiskError):  # gone already: another process has set it aside
+            with suppress(DiskError):  # another process has set it aside
                 system(os.rename, path, aside)
         _delete(aside)
     finally:
@@ -191,7 +191,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 
 
 def _recover(aside: Path, path: Path) -> None:
-    """Give a folder that was set aside its name again, unless there is another by now."""
+    """Restore a folder that was set aside, unless another has its name by now."""
     if aside.exists() and not path.exists():
         system(os.rename, aside, path)
 
@@ -204,7 +204,7 @@ def _delete(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """See to it that a file or the names in a folder are on the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         system(os.fsync, descriptor)
@@ -217,21 +217,21 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what dead processes of this machine left in `folder`, and bring back what they had set aside."""
-    for left in folder.glob(f".*{_MARK}"):
-        stem = left.name.removesuffix(_MARK)
+    """Remove leftovers of dead processes of this machine in `folder`, and restore what they had set aside."""
+    for orphan in folder.glob(f".*{_MARK}"):
+        stem = orphan.name.removesuffix(_MARK)
         name, _, pid = stem.removesuffix(_OLD).rpartition(".")
         host = "." + socket.gethostname()
-        if not (name.endswith(host) and pid.isdigit()) or left in _active or alive(int(pid)):
+        if not (name.endswith(host) and pid.isdigit()) or orphan in _active or alive(int(pid)):
             continue
         with suppress(DiskError):
             if stem.endswith(_OLD):
-                _recover(left, folder / name.removesuffix(host)[1:])
-            _delete(left)
+                _recover(orphan, folder / name.removesuffix(host)[1:])
+            _delete(orphan)
 
 
 def alive(pid: int) -> bool:
-    """Whether another process of that number runs. What has our own number and is not ours is from an earlier boot."""
+    """Whether another process with that number runs. Our own number on a foreign file is from an earlier boot."""
     if pid == os.getpid():
         return False
     try:

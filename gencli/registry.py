@@ -34,7 +34,7 @@ VERBS = ("train", "sample", "encode", "interpolate", "evaluate", "export")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a table: what is known of a thing before it is imported."""
+    """A line of a table: what is known about an object before it is imported."""
 
     name: str
     path: str  # "module:attribute"
@@ -42,21 +42,21 @@ class Entry:
     source: str = "gencli"
 
     noun: ClassVar[str] = "entry"
-    base: ClassVar[str] = ""  # "module:Class" that the thing has to be a subclass of
+    base: ClassVar[str] = ""  # "module:Class" that the object has to be a subclass of
 
     def load(self) -> Any:
-        """Import what the line stands for; ModelError names the plugin if that fails."""
+        """Import the object; ModelError names the plugin if that fails."""
         try:
-            with redirect_stdout(sys.stderr):  # what a plugin prints is no result
-                thing = _attribute(self.path)
-                if self.base and not (isinstance(thing, type) and issubclass(thing, _attribute(self.base))):
+            with redirect_stdout(sys.stderr):  # what a plugin prints is not a result
+                loaded = _attribute(self.path)
+                if self.base and not (isinstance(loaded, type) and issubclass(loaded, _attribute(self.base))):
                     raise TypeError(f"it is not a {self.base.replace(':', '.')}")
         except Signalled:
             raise
         except (Exception, SystemExit) as error:
             raise ModelError(f"{self.noun} {self.name!r} ({self.path} from {self.source}) cannot be loaded: "
                              f"{type(error).__name__}: {error}; repair or uninstall it") from error
-        return thing
+        return loaded
 
 
 def _attribute(path: str) -> Any:
@@ -92,13 +92,13 @@ class MetricGroup(Entry):
     """A group of metrics: a function of `gencli.metrics.Inputs`.
 
     Attributes:
-        needs: the Inputs it cannot do without: "model", "samples", "training".
-        uses: those it takes where they are there.
+        needs: the Inputs it requires: "model", "samples", "training".
+        uses: those it takes if they are given.
         can: what the model must be able to do, as in `Family.can`.
         wants: what the kind of the examples must have: "spaces" (feature spaces), "numeric", "fixed" (one shape for
             all examples), "classified" (a family that classifies it) or "condition" (each is made from something).
         kinds: of the examples, for metrics about one kind alone; empty: any.
-        default: whether it is measured where nobody asks for anything else.
+        default: whether it is measured when no metrics are named.
     """
 
     needs: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ class MetricGroup(Entry):
 class FeatureSpace(Entry):
     """A space that samples are compared in: a function of `gencli.metrics.Inputs` that returns a `Space`.
 
-    Which kinds it fits, these say themselves (`Kind.spaces`); that of a plugin which no kind names is offered to all.
+    Each kind names those that fit it (`Kind.spaces`); one of a plugin that no kind names is offered to all.
     """
 
     noun = "features"
@@ -231,7 +231,7 @@ metrics = Table("gencli.metrics", MetricGroup,
                 "samples against the targets of their sources: absolute difference, signal-to-noise ratio, SSIM",
                 needs=("model",), can=("sample",), wants=("condition", "numeric", "fixed"), default=True),
     MetricGroup("distribution", "gencli.metrics.distribution:distribution",
-                "Frechet distance (FID) and kernel distance, precision, recall, density, coverage, inception score, "
+                "Fréchet distance (FID) and kernel distance, precision, recall, density, coverage, inception score, "
                 "classes", needs=("samples",), wants=("spaces",), uses=("training",), default=True),
     MetricGroup("memorisation", "gencli.metrics.memorisation:memorisation",
                 "nearest training example of each sample, against held-out data", needs=("samples", "training"),

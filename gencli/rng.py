@@ -1,6 +1,6 @@
 """Counter-based randomness: a draw is a function of names, never of what was drawn before it elsewhere.
 
-Two kinds of source share one interface, so a family never knows which it was given:
+Two sources share one interface, so that a family works with either:
 
 - `ExampleStreams`: one independent stream for each example, keyed by (seed, index of the example). Sample i is the
   same whatever the batch size, shard or device. Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel Random
@@ -55,7 +55,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The products wrap in int64, but the two 32-bit halves are right: shift, then mask the sign extension away.
+        # The products wrap in int64, but both 32-bit halves are right: shift, then mask off the sign extension.
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK

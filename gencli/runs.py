@@ -6,7 +6,7 @@
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
-      checkpoints/step-N/ everything that is needed to go on, see `checkpoints`; complete or absent
+      checkpoints/step-N/ everything that is needed to continue, see `checkpoints`; complete or absent
 
 Weights and state are safetensors; everything else about a model is one JSON string in their metadata. No pickle.
 """
@@ -40,7 +40,7 @@ from gencli.version import __version__
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
 LOGS = ("metrics.jsonl", "timings.jsonl")
-_NAMELESS = 10.0  # seconds for which a lock may be held by nobody known
+_HOLDER_TIMEOUT = 10.0  # seconds to wait for the holder of a lock to write its name
 
 
 class Card(BaseModel):
@@ -57,7 +57,7 @@ class Card(BaseModel):
     fingerprint: str = ""  # of the training data
     steps: int = 0
     seed: int = 0
-    findings: dict[str, Any] = {}  # what the model knows of its weights since it was evaluated
+    findings: dict[str, Any] = {}  # what evaluations have computed about the weights
     gencli: str = __version__
 
     @field_validator("spec", mode="before")
@@ -67,7 +67,7 @@ class Card(BaseModel):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The options with which the training data was read, as far as they are about data of its kinds."""
+        """The options with which the training data was read, as far as they apply to its kinds."""
         kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
         names = set(DataSettings.model_fields).union(*(kind.Settings.model_fields for kind in kinds))
         return {name: value for name, value in self.data_settings.items() if name in names}
@@ -103,7 +103,7 @@ def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
 
 
 def model_bytes(model: Model, card: Card) -> bytes:
-    """A model file: the weights, and the card, with what the model has found out, as JSON in the metadata."""
+    """A model file: the weights, and the card with the model's findings, as JSON in the metadata."""
     card = card.model_copy(update={"findings": model.findings()})
     return to_bytes(model.state_dict(), {_KEY: card.model_dump_json()})
 
@@ -114,8 +114,8 @@ def save_model(path: str | Path, model: Model, card: Card) -> None:
         file.write(model_bytes(model, card))
 
 
-def keep_findings(run: str | Path, model: Model, card: Card) -> None:
-    """Publish a loaded model again if it has found out anything since; not if another has taken its place.
+def save_findings(run: str | Path, model: Model, card: Card) -> None:
+    """Publish a loaded model again if it has new findings, unless another model has replaced it.
 
     Raises:
         LockedError: a training holds the run. ResourceError: the file cannot be written.
@@ -126,9 +126,10 @@ def keep_findings(run: str | Path, model: Model, card: Card) -> None:
     folder = Run(path.parent)
     in_run = folder.started and path.name == "model.safetensors"
     with folder if in_run else nullcontext():
-        there, same = load_model(path)
-        known = there.state_dict()
-        if same != card or not all(torch.equal(known[name], t.cpu()) for name, t in model.state_dict().items()):
+        stored, stored_card = load_model(path)
+        weights = stored.state_dict()
+        same_weights = (torch.equal(weights[name], t.cpu()) for name, t in model.state_dict().items())
+        if stored_card != card or not all(same_weights):
             return
         if in_run:
             folder.publish(path.name, model_bytes(model, card))
@@ -142,7 +143,7 @@ def model_path(run: str | Path) -> Path:
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
-            hint = "finish its training with --resume" if (path.parent / "config.json").exists() else "it is no run"
+            hint = "finish its training with --resume" if (path.parent / "config.json").exists() else "it is not a run"
             raise ModelError(f"{run} holds no model.safetensors; {hint}")
     if not path.exists():
         raise ModelError(f"no run or model file is called {run}; expected a run directory or a .safetensors file")
@@ -153,12 +154,12 @@ def read_card(run: str | Path) -> Card:
     """The card of a model, without its weights.
 
     Raises:
-        ModelError: the file is missing, damaged, none of gencli's, or of a family that is not installed.
+        ModelError: the file is missing, damaged, not a gencli file, or of a family that is not installed.
     """
     path = model_path(run)
     metadata = read_metadata(path)
     if _KEY not in metadata:
-        raise ModelError(f"{path} is a safetensors file, but not one of gencli's: its metadata lacks {_KEY!r}")
+        raise ModelError(f"{path} is a safetensors file, but not a gencli file: its metadata lacks {_KEY!r}")
     try:
         content = json.loads(metadata[_KEY])
         if content.get("format", FORMAT) > FORMAT:
@@ -174,13 +175,13 @@ def read_card(run: str | Path) -> Card:
 
 
 def complete(card: Card) -> Card:
-    """The card with the Spec that the model itself has, what its family adds to that of the data included."""
+    """The card with the Spec of the model itself: that of the data, and what the family adds."""
     cls = registry.families.named(card.family).load()
     return card.model_copy(update={"spec": cls.complete_spec(cls.Config(**card.config), card.spec)})
 
 
 def identity(run: str | Path) -> str:
-    """What tells a model from others, in hex: its weights and card, whatever was found out about it since."""
+    """A hex digest that identifies a model: of its weights and card, without findings."""
     card = read_card(run).model_copy(update={"findings": {}})
     return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: card.model_dump_json()})).hexdigest()
 
@@ -198,13 +199,13 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
                 model = build(card.family, card.config, card.spec)
         except UsageError as error:
             raise ModelError(f"{path}: its configuration does not fit family {card.family!r}: {error}") from error
-        except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # sizes that no tensor can have
+        except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # impossible tensor sizes
             raise ModelError(f"{path}: no model can be built from its description: {_first_line(error)}") from error
         load_weights(model, path)
         try:
             model.load_findings(card.findings)
         except (ValueError, TypeError, LookupError) as error:
-            raise ModelError(f"{path}: what was found out about the model is damaged: {_first_line(error)}") from error
+            raise ModelError(f"{path}: its findings are damaged: {_first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False), card
 
 
@@ -215,7 +216,7 @@ def load_weights(model: Model, path: Path) -> None:
         if not is_finite(tensor):
             raise ModelError(f"{path}: weight {name!r} holds values that are not finite")
     try:
-        model.load_state_dict(tensors)  # a model whose sizes only training decides makes room in a hook of torch's
+        model.load_state_dict(tensors)  # a model whose sizes depend on training makes room in a load hook
     except (RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = (str(error).splitlines()[1:] or [str(error)])[0].strip()
         raise ModelError(f"{path}: its weights do not fit the configuration stored beside them: {reason}") from error
@@ -223,14 +224,14 @@ def load_weights(model: Model, path: Path) -> None:
 
 @contextmanager
 def _no_larger_than(path: Path) -> Iterator[None]:
-    """Within the block no model may grow far beyond the weights in `path`: a description may lie about its size."""
-    left = path.stat().st_size + 2**26  # numbers: four times those in the file, as a model holds masks and the like too
+    """Within the block no model may grow far beyond the weights in `path`: its description may lie about its size."""
+    left = path.stat().st_size + 2**26  # numbers: four times those in the file, for masks and the like
 
     def count(module: Any, name: str, tensor: Tensor | None) -> None:
         nonlocal left
         left -= 64 + (0 if tensor is None else tensor.numel())
         if left < 0:
-            raise ModelError(f"{path}: its description is of a model that is far larger than the weights in the file")
+            raise ModelError(f"{path}: its description is of a model far larger than the weights in the file")
 
     hooks = (registration.register_module_parameter_registration_hook(count),
              registration.register_module_buffer_registration_hook(count))
@@ -274,26 +275,26 @@ def _first_line(error: Exception) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checksums
 
-MANIFEST = "manifest.json"  # beside the files it speaks of: the SHA-256 of each by name
+MANIFEST = "manifest.json"  # beside the files that it lists: the SHA-256 of each by name
 
 
 def checksums(path: Path) -> list[str]:
-    """The SHA-256 sums that a file of a run may have; none if it is no run's file.
+    """The SHA-256 sums that a file of a run may have; none if the file is not part of a run.
 
-    There are two from before a file is replaced: whichever of them a crash leaves there is known.
+    While a file is being replaced there are two, so that either version is valid after a crash.
     """
     manifest = path.with_name(MANIFEST)
     try:
-        noted = json.loads(manifest.read_bytes()).get(path.name, [])
-        return noted if isinstance(noted, list) else [noted]
+        digests = json.loads(manifest.read_bytes()).get(path.name, [])
+        return digests if isinstance(digests, list) else [digests]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to go on unchecked") from error
+        raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to continue unchecked") from error
 
 
 def read_checked(path: Path) -> bytes:
-    """The bytes of a file that is as its manifest says; ModelError otherwise."""
+    """The bytes of a file that matches its manifest; ModelError otherwise."""
     try:
         with verified(path, checksums(path)):
             return path.read_bytes()
@@ -336,10 +337,10 @@ class Run:
     def _acquire(self) -> None:
         """Take the lock, or name the process that has it.
 
-        That process says who it is just after it has taken the lock, and no longer just before it gives it back: what
-        names nobody is about to change.
+        The holder writes its name just after it takes the lock and removes it just before the release: a lock without
+        a name is about to change hands.
         """
-        deadline = time.monotonic() + _NAMELESS
+        deadline = time.monotonic() + _HOLDER_TIMEOUT
         while True:
             try:
                 self._lock.acquire(timeout=-1 if self._wait else 0)
@@ -352,7 +353,7 @@ class Run:
             time.sleep(0.02)
 
     def _holder(self) -> str | None:
-        """The living process that says that it has the lock."""
+        """The living process that claims to hold the lock."""
         try:
             pid, host = (self.path / ".holder").read_text().split()
             return f"process {pid} on {host}" if host != socket.gethostname() or alive(int(pid)) else None
@@ -365,24 +366,24 @@ class Run:
         return (self.path / "config.json").exists()
 
     def clear(self) -> None:
-        """Forget what an earlier training left: everything that gencli writes into a run.
+        """Remove what an earlier training left: everything that gencli writes into a run.
 
-        What makes it a run goes last: half cleared, it is still one, which a new training has to be told to replace.
+        config.json, which makes it a run, goes last: half cleared, it is still one that only --overwrite replaces.
         """
         for name in ("checkpoints", "samples", "eval", "model.safetensors", *LOGS, "log.txt", "README.md", MANIFEST,
                      "config.json"):
             remove(self.path / name)
 
     def publish(self, name: str, content: bytes) -> None:
-        """Publish a file of the run, its SHA-256 noted beforehand beside that of the file it replaces."""
+        """Publish a file of the run, after recording its SHA-256 beside that of the file it replaces."""
         path, manifest = self.path / name, self.path / MANIFEST
         try:
-            noted = json.loads(manifest.read_bytes())
+            digests = json.loads(manifest.read_bytes())
         except (OSError, ValueError):
-            noted = {}
-        before = [digest for digest in noted.get(name, []) if path.exists() and digest == sha256(path)]
-        noted[name] = list(dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))
-        publish_text(manifest, json.dumps(noted, indent=2) + "\n")
+            digests = {}
+        before = [digest for digest in digests.get(name, []) if path.exists() and digest == sha256(path)]
+        digests[name] = list(dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))
+        publish_text(manifest, json.dumps(digests, indent=2) + "\n")
         with publish(path) as file:
             file.write(content)
 

@@ -1,4 +1,4 @@
-"""A request for samples, and the batches that answer it: what `gencli sample` does, for whoever knows no terminal."""
+"""A request for samples, and the batches that answer it: what `gencli sample` does, without a terminal."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from gencli.model import Batch, Given, Model
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What is wanted of a model.
+    """Which samples a model should make.
 
     Attributes:
         number: examples in all, of which a shard is a part.
@@ -22,7 +22,7 @@ class SampleRequest:
         label: the class of all of them, by number.
         given: what else they are conditioned on.
         each: examples made from one and the same condition.
-        frames: instead of each example so many states of its making; 0: the example alone.
+        frames: states of the making of each example instead of the example alone; 0: the example alone.
         options: of the family's `sample`, `film` or `decode`.
     """
 

@@ -28,8 +28,8 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: str | None = Field(None, description="Kind of the examples, where several could be meant.")
-    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples kept for the test split where the data "
+    kind: str | None = Field(None, description="Kind of the examples, where several are possible.")
+    holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples held out as test split if the data "
                                                         "names no splits.")
     pair: Literal["left", "right"] | None = Field(
         None, description="Pictures that show two: the side that the other one is made from.")
@@ -58,7 +58,7 @@ class TrainSettings(BaseModel):
     precision: Precision = Field("auto", description="auto: bf16 where the processor computes in it.")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
-    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples kept for validation.")
+    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples held out for validation.")
     patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "
                                                "weights; 0: never.")
     log_every: int = Field(50, ge=1, description="Steps between lines of metrics.jsonl.")
@@ -87,11 +87,11 @@ class TrainSettings(BaseModel):
 # ---------------------------------------------------------------------------------------------------------------------
 # Where values come from
 
-# Keys of a run's config.json that say what happened and set nothing.
+# Keys of a run's config.json that record what happened and set nothing.
 _REPORTED = {"family", "data", "argv", "versions", "fingerprint", "parameters", "memory"}
 
 Fields = Mapping[str, FieldInfo]
-Layer = tuple[str, Mapping[str, Any]]  # where values stand, for messages, and the values by field name
+Layer = tuple[str, Mapping[str, Any]]  # where values come from, for messages, and the values by field name
 
 
 def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:
@@ -105,7 +105,7 @@ def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:
 
 
 def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values of fields from layers, later ones overriding earlier ones; and where each stands.
+    """Values of fields from layers, later ones overriding earlier ones; and where each comes from.
 
     Raises:
         UsageError: a key that is not a field, with a suggestion.
@@ -125,7 +125,7 @@ def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, s
 
 
 def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mapping[str, str]) -> Any:
-    """The settings of a model from those of the values that it has; UsageError if one is none."""
+    """The settings of a class from those of the values that are its fields; UsageError if one is invalid."""
     try:
         return model(**{name: values[name] for name in model.model_fields if name in values})
     except ValidationError as error:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DECADES = 2.5  # of power, which a spectrogram counts as 1
+DECADES = 2.5  # of power that are 1 in a spectrogram
 
 
 class LogMel(nn.Module):
@@ -25,7 +25,7 @@ class LogMel(nn.Module):
 
         self.hop, self.size = hop, size or 4 * hop
         self.register_buffer("window", torch.hann_window(self.size), persistent=False)
-        with warnings.catch_warnings(action="ignore"):  # of bands so narrow that they hold no frequency
+        with warnings.catch_warnings(action="ignore"):  # about bands so narrow that they contain no frequency
             filters = melscale_fbanks(self.size // 2 + 1, 0.0, rate / 2, bands, rate)
         self.register_buffer("filters", filters, persistent=False)
 

@@ -12,7 +12,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 
 
 def seconds(text: str) -> float:
-    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError if it is none."""
+    """`90s`, `30m`, `6h` or `2d` in seconds; ValueError otherwise."""
     unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}.get(text[-1:])
     with suppress(ValueError):
         if unit and 0 < float(text[:-1]) < math.inf:
@@ -21,7 +21,7 @@ def seconds(text: str) -> float:
 
 
 class Stop:
-    """Whether to stop: the exit code of the first signal, 75 when the time is over, 0 to go on."""
+    """Whether to stop: the exit code of the first signal, 75 when the time is up, 0 to continue."""
 
     def __init__(self, time_limit: str | None = None):
         self._deadline = time.monotonic() + seconds(time_limit) if time_limit else math.inf
@@ -33,7 +33,7 @@ class Stop:
 
 @contextmanager
 def stop_requests(time_limit: str | None) -> Iterator[Stop]:
-    """In training the first SIGINT, SIGTERM or SIGUSR1 asks for a stop after the step; the second leaves at once."""
+    """In training the first SIGINT, SIGTERM or SIGUSR1 asks to stop after the step; the second exits at once."""
     stop = Stop(time_limit)
     before: dict[signal.Signals, Any] = {}
 
@@ -41,7 +41,7 @@ def stop_requests(time_limit: str | None) -> Iterator[Stop]:
         stop.code = CODES[signal.Signals(number)]
         leave_on_signals()
 
-    with suppress(ValueError):  # not the main thread: then whoever runs us stops us
+    with suppress(ValueError):  # not the main thread: the caller handles signals
         for number in CODES:
             before[number] = signal.signal(number, ask)
     try:
@@ -52,41 +52,41 @@ def stop_requests(time_limit: str | None) -> Iterator[Stop]:
 
 
 class Signalled(SystemExit):
-    """A signal ends the process."""
+    """Ends the process because of a signal."""
 
 
 def leave_on_signals() -> None:
-    """From now on a signal ends the process with its exit code. What is half written is taken back on the way out."""
-    sys.unraisablehook = _overheard
+    """From now on a signal ends the process with its exit code; half-written files are removed on the way out."""
+    sys.unraisablehook = _raise_again
     for number in CODES:
         signal.signal(number, _leave)
 
 
 def _leave(number: int, _: object) -> NoReturn:
-    for later in CODES:  # one is enough; another would disturb the way out
+    for later in CODES:  # another one would interrupt the cleanup
         signal.signal(later, signal.SIG_IGN)
     raise Signalled(CODES[signal.Signals(number)])
 
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Signals that come meanwhile come at the end: libraries in C drop what is raised in their callbacks."""
-    came: list[int] = []
+    """Defer signals to the end of the block: C libraries drop exceptions raised in their callbacks."""
+    deferred: list[int] = []
     before: dict[signal.Signals, Any] = {}
     with suppress(ValueError):  # not the main thread, the only one that signals interrupt
         for number in CODES:
-            before[number] = signal.signal(number, lambda got, _: came.append(got))
+            before[number] = signal.signal(number, lambda got, _: deferred.append(got))
     try:
         yield
     finally:
         for number in before:
             signal.signal(number, before[number])
-        for got in came:
+        for got in deferred:
             signal.raise_signal(got)
 
 
-def _overheard(lost: "sys.UnraisableHookArgs") -> None:
-    """A signal that came while an object was deleted, where Python drops exceptions, comes again a moment later."""
+def _raise_again(lost: "sys.UnraisableHookArgs") -> None:
+    """Raise a signal again that arrived while an object was being deleted, where Python drops exceptions."""
     if not isinstance(lost.exc_value, Signalled):
         return sys.__unraisablehook__(lost)
     code = lost.exc_value.code

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, and the SHA-256 that says that a file is as it was written. No pickle."""
+"""Tensors in files: safetensors, and the SHA-256 that shows that a file is unchanged. No pickle."""
 
 import hashlib
 import mmap
@@ -25,10 +25,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
     Raises:
-        ModelError: it is none, is cut, or its header is too long, or speaks of bytes that are not there.
+        ModelError: it is not one, is truncated, or its header is too long or refers to bytes beyond its end.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -43,16 +43,16 @@ def _opened(path: Path) -> Iterator[safe_open]:
         with open(path, "rb") as start:
             length = int.from_bytes(start.read(8), "little")
         if length > HEADER_LIMIT:
-            raise ModelError(f"{path} is no safetensors file or is damaged: its header says that it has {length:,} "
+            raise ModelError(f"{path} is not a safetensors file or is damaged: its header claims {length:,} "
                              f"bytes; at most {HEADER_LIMIT >> 20} MiB")
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no safetensors file or is damaged: {error}") from error
+        raise ModelError(f"{path} is not a safetensors file or is damaged: {error}") from error
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite. Their sum tells it at a tenth of the cost, unless the sum alone overflows."""
+    """Whether all numbers are finite. Their sum shows it at a tenth of the cost, unless only the sum overflows."""
     return not tensor.is_floating_point() or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
@@ -67,19 +67,19 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def verified(path: Path, digests: Collection[str]) -> Iterator[None]:
-    """Hash a file beside what the block does; ModelError at its end if the file has none of the SHA-256 sums.
+    """Hash a file in parallel with the block; ModelError at its end if the file has none of the SHA-256 sums.
 
-    Nothing is checked where no sums are known.
+    Without sums nothing is checked.
     """
     if not digests:
         yield
         return
-    with ThreadPoolExecutor(1) as pool:  # hashing holds no lock of Python's
-        found = pool.submit(sha256, path)
+    with ThreadPoolExecutor(1) as pool:  # hashing releases the GIL
+        hashing = pool.submit(sha256, path)
         yield
         try:
-            digest = found.result()
+            digest = hashing.result()
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if digest not in digests:
-        raise ModelError(f"{path} is damaged: its SHA-256 is not the one that was noted when it was written")
+        raise ModelError(f"{path} is damaged: its SHA-256 is not the one recorded when it was written")

@@ -41,7 +41,7 @@ from gencli.stopping import stop_requests
 from gencli.streams import open_writer
 from gencli.trainer import Hooks, Outcome, Trainer
 
-_HINT = "start anew with overwrite (--overwrite)"
+_HINT = "start over with overwrite (--overwrite)"
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Plan:
 
 @dataclass
 class Events:
-    """What a training tells whoever started it."""
+    """Callbacks of a training: messages, warnings, progress."""
 
     note: Callable[[str], None] = lambda sentence: None
     warn: Callable[[str], None] = lambda sentence: None
@@ -114,7 +114,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             environment are overridden by them.
 
     Raises:
-        UsageError: no such family, an option that there is not, or a value that is none.
+        UsageError: an unknown family or option, or an invalid value.
         DataError: the data cannot be read.
     """
     entry = registry.families.named(family)
@@ -158,30 +158,30 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     """Fit a model of a family to data and write the run directory `output`.
 
     Args:
-        resume: go on where the run stopped; start it if there is none; nothing to do if it is finished.
+        resume: continue where the run stopped; start it if there is none; nothing to do if it is finished.
         overwrite: replace the run.
         wait: wait until no other process uses the run.
         settings: options of the family, of training and of reading, and those of `plan`, as on the command line.
 
     Raises:
-        UsageError, DataError: as `plan`; a run that is there already, or that was trained with another model or data.
+        UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data.
         DivergedError: a loss is not finite. StoppedError: stopped by signal or time limit, after a checkpoint.
         LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
     """
-    place = devices.pick(device)
-    processes = Processes(place)
+    picked = devices.pick(device)
+    processes = Processes(picked)
     run = Run(output, wait)
     require_writable(run.path / "config.json")  # before data is read
     resolved = plan(family, data, output, resume=resume, note=events.note, **settings)
-    model = resolved.build()  # before the run: what does not fit leaves no folder behind
+    model = resolved.build()  # before the run, so that a model that does not fit leaves no folder behind
     with run if processes.first else nullcontext():
         if processes.first:
             _prepare(run, resolved, resume, overwrite)
-        return _train_and_save(run, resolved, model, place, resume, events, processes)
+        return _train_and_save(run, resolved, model, picked, resume, events, processes)
 
 
 def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
-    """Make the run directory ready: refuse to harm an old run, or to go on with other data or another model."""
+    """Make the run directory ready: refuse to damage an old run, or to continue with other data or another model."""
     if run.started and resume:
         before = run.config()
         if before.get("fingerprint") != resolved.examples.fingerprint:
@@ -192,7 +192,7 @@ def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
             raise UsageError(f"--{changed[0].replace('_', '-')} differs from {run.path}, so its weights do not fit; "
                              f"leave it out, or {_HINT}")
     elif run.started and not overwrite:
-        raise UsageError(f"{run.path} holds a run already; go on with --resume, or start anew with --overwrite")
+        raise UsageError(f"{run.path} holds a run already; continue with --resume, or start over with --overwrite")
     elif run.started:
         run.clear()
 
@@ -203,7 +203,7 @@ def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device
         try:
             trained, card = runs.load_model(run.path)
         except ModelError as error:
-            events.warn(f"{error}; it is made again from the last checkpoint")
+            events.warn(f"{error}; it is recreated from the last checkpoint")
         else:
             events.note(f"{run.path} is finished; nothing to do")
             return Outcome(trained, card.steps)
@@ -230,17 +230,17 @@ def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device
                               Hooks(events.progress, warn, preview))
             try:
                 outcome = trainer.run(resume, stop)
-            except StoppedError:  # what there is can be sampled from until the run goes on
+            except StoppedError:  # the model so far can be sampled from until the run is resumed
                 if processes.first:
                     publish(Outcome(trainer.state.result.eval(), trainer.state.step))
-                processes.wait()  # a process that leaves early makes torchrun end the others
+                processes.wait()  # a process that exits early makes torchrun end the others
                 raise
             if processes.first:
                 publish(outcome)
             processes.wait()
     except BaseException as error:
         if processes.first:
-            with suppress(ResourceError):  # the disk may be what is wrong
+            with suppress(ResourceError):  # the disk may be the cause
                 run.log(str(error) if isinstance(error, StoppedError) else traceback.format_exc())
         raise
     processes.close()
@@ -256,7 +256,7 @@ def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: 
 
 
 def _preview(folder: Path, examples: Dataset, model: Model, step: int) -> None:
-    """A file of some examples; nothing of a model that draws none."""
+    """A file with some samples; none for a model that draws none."""
     if "sample" not in model.abilities():
         return
     ending, count = registry.kind_of(model.spec).shown.preview

@@ -160,8 +160,8 @@ def plugin(tmp_path_factory) -> Path:
 
 
 def test_the_plugin_is_listed_with_its_source(tmp_path, plugin):
-    found = json.loads(run(tmp_path, "gencli", "families", "--json", PYTHONPATH=str(plugin)).stdout)
-    assert {family["name"]: family["source"] for family in found}["independent"] == "gencli-independent"
+    families = json.loads(run(tmp_path, "gencli", "families", "--json", PYTHONPATH=str(plugin)).stdout)
+    assert {family["name"]: family["source"] for family in families}["independent"] == "gencli-independent"
     off = run(tmp_path, "gencli", "families", "--json", PYTHONPATH=str(plugin), GENCLI_PLUGINS="0")
     assert "independent" not in off.stdout
 

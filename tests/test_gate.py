@@ -9,7 +9,7 @@ from test_commands import one_line
 
 from gencli.errors import DataError, UsageError
 from gencli.metrics import Metric
-from gencli.metrics.glossary import MEANINGS
+from gencli.metrics.glossary import GLOSSARY
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, shown
 
 
@@ -114,7 +114,7 @@ def test_other_protocols_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize(("content", "says"), [
     (None, "No such file"), ("", "Invalid JSON"), ("{}", "metrics"), ('{"metrics": [{"name": 1}]}', "metrics.0.name"),
-    ("[1, 2]", "no result"), ('{"metrics": []}', "nothing would be compared"),
+    ("[1, 2]", "not a result"), ('{"metrics": []}', "nothing would be compared"),
     ('{"metrics": [{"name": "kl", "value": 3}]}', "nothing would be compared")])
 def test_unreadable_baselines(tmp_path, content, says):
     if content is not None:
@@ -223,8 +223,8 @@ def test_the_table_of_meanings_knows_what_is_measured(evaluate):
                          ("classifier", "image")):
         done = evaluate("--json", "--draw", "40", "--reconstruct", "2", family=family, kind=kind)
         found = {m["name"] for m in done.json()["metrics"]}
-        assert found <= MEANINGS.keys(), found - MEANINGS.keys()
+        assert found <= GLOSSARY.keys(), found - GLOSSARY.keys()
     done = evaluate("--json", "--draw", "40", "--metrics", "text", family="ngram", kind="text")
     found = {m["name"] for m in done.json()["metrics"]}
-    assert found and found <= MEANINGS.keys(), found - MEANINGS.keys()
-    assert all(meaning.says.endswith(".") for meaning in MEANINGS.values())
+    assert found and found <= GLOSSARY.keys(), found - GLOSSARY.keys()
+    assert all(term.says.endswith(".") for term in GLOSSARY.values())

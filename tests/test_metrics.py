@@ -202,8 +202,8 @@ def test_what_is_needed_and_what_is_measured():
 
 
 @pytest.mark.parametrize(("names", "kind", "sentence"), [
-    (["distribution"], "image", "'distribution' needs samples, which are not here"),
-    (["reconstruction"], "text", "'reconstruction' is about differences of values, and texts have none"),
+    (["distribution"], "image", "'distribution' needs samples, which were not given"),
+    (["reconstruction"], "text", "'reconstruction' compares values by their difference, which means nothing for texts"),
     (["nothing"], "image", "no metric is called 'nothing'")])
 def test_what_cannot_be_measured(names, kind, sentence):
     data = images(10) if kind == "image" else texts("characters")

@@ -207,7 +207,7 @@ def test_what_cannot_be_compared():
         distances(REFERENCE, SAMPLES[:5], {})
     with pytest.raises(DataError, match=r"\(300, 15\)"):
         distances(REFERENCE, SAMPLES[:, 1:], {})
-    with pytest.raises(DataError, match="samples have numbers that are not finite"):
+    with pytest.raises(DataError, match="samples contain numbers that are not finite"):
         distances(REFERENCE, SAMPLES.log(), {})
 
 
@@ -290,17 +290,17 @@ def test_network_is_trained_once_and_a_damaged_cache_is_rebuilt(cache):
 
 def test_features_of_a_data_set_are_kept_by_its_fingerprint(cache, monkeypatch):
     space, data = space_of(stripes(300, seed=0)), stripes(60, seed=1)
-    kept, _ = features(space, data, keep=True)
+    kept, _ = features(space, data, cache=True)
     calls = []
     monkeypatch.setattr(space, "describe", lambda batch: calls.append(len(batch)) or (batch.x.flatten(1), None))
-    assert torch.equal(features(space, data, keep=True)[0], kept) and not calls
+    assert torch.equal(features(space, data, cache=True)[0], kept) and not calls
     for other in (data.subset(30), Dataset(**{**data.__dict__, "fingerprint": "another"})):
-        assert features(space, other, keep=True)[0].shape == (len(other), 144)
+        assert features(space, other, cache=True)[0].shape == (len(other), 144)
     assert calls == [30, 60]
     files = sorted(cache.glob("features-*"))
     assert len(files) == 3
     features(space, data)
-    features(Pixels(), data, keep=True)  # quicker made than read
+    features(Pixels(), data, cache=True)  # quicker made than read
     assert sorted(cache.glob("features-*")) == files
 
 

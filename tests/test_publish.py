@@ -130,7 +130,7 @@ def test_lost_bytes_are_noticed(tmp_path, monkeypatch):
         return door(call, *arguments)
 
     monkeypatch.setattr(publishing, "system", lossy)
-    with pytest.raises(ResourceError, match="0 are there"):
+    with pytest.raises(ResourceError, match="has 0"):
         write_file(tmp_path / "file")
     assert not list(tmp_path.iterdir())
 

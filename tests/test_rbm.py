@@ -278,11 +278,11 @@ def test_what_was_found_about_a_model_is_not_written_over_another(gencli, wide_r
         other.bias.add_(1)
     runs.save_model("other.safetensors", other, card)
     before = Path("other.safetensors").read_bytes()
-    runs.keep_findings("other.safetensors", model, card)
+    runs.save_findings("other.safetensors", model, card)
     assert Path("other.safetensors").read_bytes() == before
     assert runs.load_model("other.safetensors")[0].findings() == {}, "what is known of other weights is forgotten"
     with runs.Run(wide_run), pytest.raises(LockedError):
-        runs.keep_findings(wide_run, model, card)
+        runs.save_findings(wide_run, model, card)
 
 
 def test_damaged_findings_are_one_line(gencli, wide_run):
@@ -290,7 +290,7 @@ def test_damaged_findings_are_one_line(gencli, wide_run):
     model.findings = lambda: {"log_z": {"value": 3}}
     runs.save_model("damaged.safetensors", model, card)
     error = gencli("sample", "damaged.safetensors", "-n", "1", "-o", "x.png", code=4).stderr
-    assert "found out about the model is damaged" in error and error.count("\n") == 1
+    assert "its findings are damaged" in error and error.count("\n") == 1
 
 
 def test_a_film_shows_the_chain_that_ends_in_the_sample(gencli, small_run, small_data, tmp_path):

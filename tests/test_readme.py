@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import typer
-from gencli.data.readers import READERS
 from typer.core import TyperGroup
 
-from gencli import errors, metrics, registry, streams
+from gencli import errors, registry, streams
 from gencli.app import app
 from gencli.data.known import KNOWN
 from gencli.kinds.audio import AudioSpec
@@ -21,6 +20,7 @@ from gencli.kinds.vector import VectorSpec
 from gencli.metrics.features import spaces as feature_spaces
 from gencli.model import Batch
 
+KINDS = [entry.name for entry in registry.kinds.values() if entry.source == "gencli"]
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 OF_OTHERS = {"--nproc-per-node", "--help"}  # torchrun's; every command's
@@ -42,7 +42,7 @@ def rows(text: str) -> list[list[str]]:
 
 def invocations() -> list[list[str]]:
     """The arguments of every `gencli` in the shell blocks: pipes, lists and redirections taken apart."""
-    found = []
+    lines = []
     for line in "".join(blocks("sh")).replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(re.sub(r"\s#.*", "", line), posix=True, punctuation_chars=True)
         lexer.whitespace_split, lexer.commenters = True, ""  # DATA#3 is no comment
@@ -50,13 +50,13 @@ def invocations() -> list[list[str]]:
         for word in [*lexer, ";"]:
             if word in ("|", "&&", ";", ">"):
                 if "gencli" in words[:1]:
-                    found.append(words[1:])
+                    lines.append(words[1:])
                 elif words[:1] == ["torchrun"]:
-                    found.append(words[words.index("gencli") + 1 :])
+                    lines.append(words[words.index("gencli") + 1 :])
                 words = []
             else:
                 words.append(word)
-    return found
+    return lines
 
 
 def command(words: list[str]) -> tuple[typer.main.TyperCommand, list[str]]:
@@ -115,32 +115,51 @@ def test_families():
         family = built_in[cells[0].strip("`")]
         assert [verb for verb in registry.VERBS if verb not in family.can] == re.findall(r"`(\w+)`", cells[4])
         assert ("log_prob" in family.can) == (cells[2] != "none")
-        abilities = ("label", "prompt", "given", "film", "complete")
-        assert re.findall(r"--(\w+)", cells[4]) == [word for word in abilities if word in family.can]
+        abilities = {"label": "label", "prompt": "prompt", "condition": "given", "film": "film", "complete": "complete"}
+        assert re.findall(r"--(\w+)", cells[4]) == [option for ability, option in abilities.items()
+                                                    if ability in family.can]
 
 
 def test_metrics_and_feature_spaces():
-    families, spaces = (rows(part) for part in section("What is measured").split("Samples are compared in"))
-    built_in = {family.name: family for family in metrics.metric_families().values() if family.summary}
-    assert {cells[0].strip("`"): "(on request)" not in cells[2] for cells in families} == {
-        name: family.default for name, family in built_in.items()}
+    groups, spaces = (rows(part) for part in section("What is measured").split("Samples are compared in"))
+    built_in = {group.name: group for group in registry.metrics.values() if group.source == "gencli"}
+    assert {cells[0].strip("`"): "(on request)" not in cells[2] for cells in groups} == {
+        name: group.default for name, group in built_in.items()}
     table = {cells[0].strip("`"): set(cells[1].split(", ")) for cells in spaces}
-    kinds = {kind for family in built_in.values() for kind in family.kinds}
-    found = {space: {kind for kind in kinds if space in feature_spaces(kind)} for space in table if ":" not in space}
-    assert found == {space: of for space, of in table.items() if ":" not in space}
-    assert set().union(*map(feature_spaces, kinds)) == set(found)
+    kinds = [kind for kind in KINDS if registry.kind(kind).spaces]
+    offered = {space: {kind for kind in kinds if space in feature_spaces(kind)} for space in table if ":" not in space}
+    assert offered == {space: of for space, of in table.items() if ":" not in space}
+    assert set().union(*map(feature_spaces, kinds)) == set(offered)
 
 
 def test_data():
     text = section("Your own data")
-    assert {ending for ending in READERS if f"`{ending}`" not in text} == set()
+    endings = {f".{name}" for name in registry.readers}.union(*(registry.kind(kind).endings for kind in KINDS))
+    assert {ending for ending in endings if f"`{ending}`" not in text} == set()
     assert {name for name in KNOWN if f"`{name}`" not in text} == set()
+    assert all(f"{kind}" in text for kind in KINDS)
+
+
+def test_conditions_that_are_derived():
+    text = section("Examples made from others")
+    derived = {name for kind in KINDS for name in registry.kind(kind).conditions}
+    assert set(re.findall(r"--condition (\w+)", text)) == derived
+
+
+def test_entry_points():
+    groups = set(re.findall(r"gencli\.(?:families|kinds|metrics|features|readers)\b", README))
+    assert groups == {table.group for table in registry.TABLES}
 
 
 SPECS = [ImageSpec(channels=1, height=2, width=2), VectorSpec(columns=("a",), mean=(0.0,), scale=(1.0,)),
          TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1), AudioSpec(rate=8000, length=1)]
 EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]])),
             Batch(torch.zeros(1, 1))]
+
+
+def test_every_kind_has_a_column_of_formats():
+    assert [spec.kind for spec in SPECS] == re.search(r"^\| format \| (.*) \| code \|$", README, re.M)[1].split(" | ")
+    assert set(KINDS) == {spec.kind for spec in SPECS}
 
 
 @pytest.mark.parametrize("cells", rows(section("Output")), ids=lambda cells: cells[0].strip("`"))
@@ -172,15 +191,18 @@ def test_links_lead_somewhere():
             if path.name not in README and not path.name.startswith(("_", "."))] == []
 
 
-def test_the_python_example_runs(gencli, capsys):
-    gencli("train", "vae", "digits", "-o", "runs/vae", "--net", "mlp", "--width", "16", "--steps", "2", "-q")
-    exec(compile(blocks("python")[0], "README.md", "exec"), {})
-    assert "torch.Size([64, 1, 28, 28])" in capsys.readouterr().out
+def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    quick = blocks("python")[0].replace("steps=2000", "steps=2, net='mlp', width=16")
+    assert "steps=2," in quick
+    exec(compile(quick, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "torch.Size([64, 1, 28, 28])" in printed and "elbo" in printed
 
 
 def test_promised_json_keys(gencli):
     promised = {cells[0].strip("`"): re.findall(r"`(\w+)`", cells[1]) for cells in rows(section("JSON"))}
-    found = {
+    documents = {
         "train": gencli("train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "2",
                         "--json").json(),
         "sample": gencli("sample", "run", "-n", "2", "-o", "s.png", "--json").json(),
@@ -191,7 +213,8 @@ def test_promised_json_keys(gencli):
                            "--json").json(),
         "families": gencli("families", "--json").json()[0],
     }
-    found["a metric"], found["a requirement"] = found["evaluate"]["metrics"][0], found["evaluate"]["requirements"][0]
-    assert promised.keys() == found.keys()
+    evaluation = documents["evaluate"]
+    documents |= {"a metric": evaluation["metrics"][0], "a requirement": evaluation["requirements"][0]}
+    assert promised.keys() == documents.keys()
     for name, keys in promised.items():
-        assert keys and set(keys) <= found[name].keys(), name
+        assert keys and set(keys) <= documents[name].keys(), name

@@ -65,7 +65,7 @@ def test_each_place_sees_its_receptive_field_and_nothing_else(levels):
 def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels):
     model = network(levels, classes=2, layers=4).double()
     batch = drawn(model)
-    condition = model._condition(*model._heard(batch))
+    condition = model._condition(*model._class_and_spectrogram(batch))
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
     engine = _TorchEngine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
@@ -111,7 +111,7 @@ def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     got = model.sample(rng(), given, length=59, engine=engine)
     k = model.spec.to_levels(got.x)
     assert torch.equal(k[:, :5], model.spec.to_levels(prompt).expand(3, -1)) and got.lengths.tolist() == [64] * 3
-    condition = model._condition(model._weights(labels), model.spectrogram(source.x) if kind == "spectrogram" else None)
+    condition = model._condition(model._one_hot(labels), model.spectrogram(source.x) if kind == "spectrogram" else None)
     u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
     u = torch.cat([place(model, k, condition)[:, :5], u], dim=1)
     assert undecided(model, k, u, condition) < 0.02

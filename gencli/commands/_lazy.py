@@ -1,4 +1,4 @@
-"""Groups of commands that are imported when they run: listing them costs nothing but their names."""
+"""Groups of commands that are imported when they run: listing them needs only their names."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gencli.errors import ClosedPipeError
 class LazyGroup(TyperGroup):
     """A group that knows its commands' names and summaries, and makes the one that runs."""
 
-    _chosen: str | None = None
+    _invoked: str | None = None
 
     def summaries(self) -> dict[str, str]:
         """Every command's name and its line in the list."""
@@ -27,11 +27,11 @@ class LazyGroup(TyperGroup):
         return list(self.summaries())
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        self._chosen = args[0]
+        self._invoked = args[0]
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name != self._chosen:
+        if cmd_name != self._invoked:
             return _command(cmd_name, _listed, self.summaries()[cmd_name])
         made = self.make(cmd_name)
         if isinstance(made, typer.Typer):
@@ -44,7 +44,7 @@ def _command(name: str, function: Callable[..., Any], summary: str | None) -> An
     def run(*args: Any, **values: Any) -> Any:
         try:
             return function(*args, **values)
-        except BrokenPipeError as error:  # or Typer would make it an exit code of its own
+        except BrokenPipeError as error:  # or Typer would turn it into an exit code of its own
             raise ClosedPipeError("standard output was closed") from error
 
     single = typer.Typer(add_completion=False)

@@ -32,10 +32,10 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of er
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the family; see "
                                                "'gencli families NAME'. May be given several times.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples: of a sorted file no "
-                                                                  "fair sample.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples; of a sorted file "
+                                                                  "not a fair sample.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out examples that cannot be read, and count them.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set that is not there.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set that is missing.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", envvar="GENCLI_DATA", help="Folder of known data sets.")]
 Output = Annotated[str | None, typer.Option("-o", "--output", help="File or folder; its ending decides the format; "
                                                                    "- is stdout.")]
@@ -45,13 +45,13 @@ Format = Annotated[str | None, typer.Option("-f", "--format", help="Format, inst
 
 
 def reading_fields(kinds: Iterable[str] | None = None) -> dict[str, "FieldInfo"]:
-    """The reading options of these kinds of data (default: all); one that several have says what it is for each."""
+    """The reading options of these kinds of data (default: all); one that several share says what it is for each."""
     merged: dict[str, FieldInfo] = {}
     shared: dict[str, list[tuple[str, FieldInfo]]] = {}
     for name in registry.kinds if kinds is None else kinds:
         try:
             kind = registry.kind(name)
-        except ModelError:  # a plugin that is broken; whoever needs its kind is told
+        except ModelError:  # a broken plugin; using its kind reports it
             continue
         for option, field in kind.Settings.model_fields.items():
             shared.setdefault(option, []).append((kind.plural.capitalize(), field))
@@ -76,7 +76,7 @@ def with_fields(*panels: Panel, hidden: Mapping[str, "FieldInfo"] | None = None,
     The command receives those the user gave in its argument `settings`, by field name.
 
     Args:
-        hidden: options that are accepted and not listed, so that it can be said why they do not fit.
+        hidden: options that are accepted but not listed, so that the error can say why they do not fit.
         defaults: of this command, where they are not those of the fields.
     """
 
@@ -162,22 +162,22 @@ def parse_set(pairs: Iterable[str] | None, *methods: Callable[..., Any]) -> dict
     An option reaches every method that has it; `decode.steps=10` reaches one alone.
 
     Raises:
-        UsageError: no such option, with a suggestion, or no such value.
+        UsageError: an unknown option, with a suggestion, or an invalid value.
     """
     from pydantic import TypeAdapter, ValidationError
 
-    known = {key: hint for method in reversed(methods) for name, (hint, _) in _keywords(method).items()
+    hints = {key: hint for method in reversed(methods) for name, (hint, _) in _keywords(method).items()
              for key in (name, f"{method.__name__}.{name}")}
     options = {}
     for pair in pairs or ():
         name, equals, text = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: expected NAME=VALUE")
-        if name not in known:
-            plain = [key for key in known if "." not in key]
+        if name not in hints:
+            plain = [key for key in hints if "." not in key]
             raise UsageError(f"--set {pair}: no option is called {name!r}{did_you_mean(name, plain) or ' here'}")
         try:
-            options[name] = TypeAdapter(known[name]).validate_python(text)
+            options[name] = TypeAdapter(hints[name]).validate_python(text)
         except ValidationError as error:
             raise UsageError(f"--set {pair}: {error.errors()[0]['msg']}") from None
     return options

@@ -30,18 +30,18 @@ def evaluate(
     draw: Annotated[int, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none.")] = 1000,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
-    measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Families of metrics; "
-                                                 f"all that fit of {', '.join(registry.metrics)}.")] = None,
+    measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
+                                                 f"default: those that fit, of {', '.join(registry.metrics)}.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
                                                  "columns, log-mel, inception, classifier (trained on the labelled "
                                                  "training data, once) or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS", help="Classes that are "
-                                                  "anomalies: how well each score tells them (AUROC).")] = None,
+                                                  "anomalies: how well each score detects them (AUROC).")] = None,
     require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if "
                                                       "this is not met or not measured. May be repeated.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="A --require holds only if it does all over the 95% "
+    strict: Annotated[bool, typer.Option("--strict", help="A --require must hold over the whole 95% "
                                                     "interval.")] = False,
     baseline: Annotated[str | None, typer.Option("--baseline", metavar="JSON", help="Exit with 5 if a number is "
                                                  "significantly worse than in this earlier result of --json.")] = None,
@@ -67,15 +67,15 @@ def evaluate(
     settings: dict[str, Any],
 ) -> None:
     """Measure a model on held-out data, or samples alone: likelihood or bound, reconstruction, samples against data."""
-    # What can be wrong with the options is told before anything is read.
+    # Mistakes in the options are reported before anything is read.
     console = Console(quiet, verbose, json)
     if data is None:
         run, data = None, run
     if data is None or (run is None and samples is None):
         raise UsageError("evaluate measures a model, 'gencli evaluate RUN DATA', or samples alone, 'gencli evaluate "
-                         f"--samples SAMPLES DATA'; given was {f'only {data}' if data else 'neither'}")
+                         f"--samples SAMPLES DATA'; {f'only {data}' if data else 'neither'} was given")
     if set and run is None:
-        raise UsageError("--set sets options of a model, and none is given: write 'gencli evaluate RUN DATA'")
+        raise UsageError("--set sets options of a model, and there is none: write 'gencli evaluate RUN DATA'")
     names = [registry.metrics.named(name).name for name in measured.split(",")] if measured else None
     share = parse_tolerance(tolerance)
     rules = [*(parse_requirement(text, strict) for text in require or ()),
@@ -95,7 +95,7 @@ def evaluate(
 
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     with ExitStack() as stack:
-        # Reports are opened first, so that a place that cannot be written is noticed before anything is measured.
+        # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
         paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
         stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
@@ -121,12 +121,12 @@ def evaluate(
         for report, file in files.items():
             file.write(_report(report, document, inputs, results, run).encode())
     if run and Path(run).is_dir():
-        _keep(Path(run), document, results, console)
+        _save_in_run(Path(run), document, results, console)
     if run and model and card:
         try:
-            runs.keep_findings(run, model, card)
+            runs.save_findings(run, model, card)
         except GencliError as error:
-            console.note(f"what was found out about the model is not kept in it: {error}")
+            console.note(f"what was computed about the weights is not saved in the model: {error}")
     if not results.metrics:
         console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
                      f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
@@ -138,19 +138,19 @@ def evaluate(
 
 def _training_data(card: "Card", settings: dict[str, Any], console: Console,
                    reading: dict[str, Any]) -> "Dataset | None":
-    """What the model was trained on, for the nearest training examples; None, with a note, if it is not here."""
+    """What the model was trained on, for the nearest training examples; None, with a note, if it is missing."""
     from gencli.commands._reading import load_for
 
     try:
         return load_for(card, card.data, settings, console, "train", **reading)
     except GencliError as error:
-        console.note(f"the training data {card.data} is not here ({error}); nearest training examples are left out")
+        console.note(f"the training data {card.data} is missing ({error}); nearest training examples are left out")
         return None
 
 
 def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, results: metrics.Results,
               requirements: list[dict[str, Any]]) -> dict[str, Any]:
-    """What --json prints, and what reports are made of."""
+    """What --json prints, and what reports are made from."""
     examples, samples = inputs.examples, inputs.samples
     return {
         "model": card and {"path": run, "family": card.family, "steps": card.steps, "trained_on": card.data},
@@ -165,7 +165,7 @@ def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, resu
 
 def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results: metrics.Results,
             run: str | None) -> str:
-    """The text of a report; what the page shows beside the numbers is made here."""
+    """The text of a report, with the exhibits of the page."""
     from gencli.reports.exhibits import collect
     from gencli.reports.html import html
     from gencli.reports.junit import junit
@@ -179,8 +179,8 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
     return {"junit": junit, "markdown": markdown}[name](document)
 
 
-def _keep(run: Path, document: dict[str, Any], results: metrics.Results, console: Console) -> None:
-    """Put the result and its figures into the run's eval/ folder, if that can be written."""
+def _save_in_run(run: Path, document: dict[str, Any], results: metrics.Results, console: Console) -> None:
+    """Save the result and its figures in the run's eval/ folder, if it can be written."""
     import json
 
     from torchvision.transforms.functional import to_pil_image
@@ -193,7 +193,7 @@ def _keep(run: Path, document: dict[str, Any], results: metrics.Results, console
             with publish(run / "eval" / f"{name}-{figure.name}.png") as file:
                 to_pil_image(figure.image).save(file, "png")
     except ResourceError as error:
-        console.note(f"the result is not kept: {error}")
+        console.note(f"the result is not saved in the run: {error}")
 
 
 def _table(measured: list[metrics.Metric]) -> Table:

@@ -33,21 +33,21 @@ def export(
 ) -> None:
     """Write the model for other tools. ONNX and torch.export files are checked against torch before they appear."""
     console = Console(quiet, verbose, json)
-    chosen = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
-    if chosen not in _ENDINGS:
+    kind_of_file = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
+    if kind_of_file not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
     require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
-    document: dict[str, Any] = {"output": output, "format": chosen}
-    if chosen == "safetensors":
+    document: dict[str, Any] = {"output": output, "format": kind_of_file}
+    if kind_of_file == "safetensors":
         runs.save_model(output, model, card)
-    elif chosen == "card":
+    elif kind_of_file == "card":
         publish_text(output, runs.model_card(card, {}))
-    elif chosen == "filters":
+    elif kind_of_file == "filters":
         _filters(output, model, card)
     else:
         graph = model.graph()
-        content, difference = (_onnx if chosen == "onnx" else _torch_export)(graph)
+        content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph)
         with publish(output) as file:
             file.write(content)
         document |= {"inputs": {name: list(t.shape[1:]) for name, t in graph.inputs.items()}, "outputs": graph.outputs,
@@ -59,11 +59,11 @@ def export(
 
 
 def _filters(output: str, model: Model, card: runs.Card) -> None:
-    """A sheet of the filters, each as bright as can be: 0 is grey, the largest weight black or white."""
+    """A sheet of the filters, each at full contrast: 0 is grey, the largest weight black or white."""
     registry.require(card.family, "filters")
     kind = registry.kind_of(model.spec)
     if "png" not in kind.own_formats(model.spec):
-        raise UsageError(f"the filters of a model of {kind.plural} are not pictures; it needs a model of pictures")
+        raise UsageError(f"the filters of a model of {kind.plural} are not pictures; this needs a model of pictures")
     weights = model.filters()
     largest = weights.flatten(1).abs().amax(1).clamp(min=torch.finfo(weights.dtype).tiny).view(-1, 1, 1, 1)
     spec = model.spec.model_copy(update={"levels": None})
@@ -82,12 +82,12 @@ def _onnx(graph: Graph) -> tuple[bytes, float]:
     with warnings.catch_warnings(action="ignore"):  # the exporter's own deprecations
         program = torch.onnx.export(graph.module.eval(), kwargs=graph.inputs, output_names=graph.outputs,
                                     dynamic_shapes=_dynamic(graph), dynamo=True, verbose=False)
-    assert program is not None  # it is with dynamo=True
+    assert program is not None  # with dynamo=True it never is
     content = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     probe = _probe(graph)
-    found = session.run(None, {name: tensor.numpy() for name, tensor in probe.items()})
-    return content, _difference(graph, probe, [torch.as_tensor(array) for array in found])
+    outputs = session.run(None, {name: tensor.numpy() for name, tensor in probe.items()})
+    return content, _difference(graph, probe, [torch.as_tensor(array) for array in outputs])
 
 
 def _torch_export(graph: Graph) -> tuple[bytes, float]:
@@ -99,8 +99,8 @@ def _torch_export(graph: Graph) -> tuple[bytes, float]:
         buffer.seek(0)
         loaded = torch.export.load(buffer).module()
         probe = _probe(graph)
-        found = loaded(**probe)
-    return buffer.getvalue(), _difference(graph, probe, [found] if isinstance(found, Tensor) else list(found))
+        outputs = loaded(**probe)
+    return buffer.getvalue(), _difference(graph, probe, [outputs] if isinstance(outputs, Tensor) else list(outputs))
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -115,16 +115,16 @@ def _dynamic(graph: Graph) -> dict[str, Any]:
 
 
 def _probe(graph: Graph) -> dict[str, Tensor]:
-    """Inputs of another batch size than the one exported with: five examples."""
+    """Inputs of another batch size than in the export: five examples."""
     return {name: tensor[torch.arange(5) % len(tensor)] for name, tensor in graph.inputs.items()}
 
 
-def _difference(graph: Graph, probe: dict[str, Tensor], found: list[Tensor]) -> float:
-    """The largest difference to torch, relative to the size of the output; ModelError if it is no rounding."""
+def _difference(graph: Graph, probe: dict[str, Tensor], outputs: list[Tensor]) -> float:
+    """The largest difference to torch, relative to the size of the output; ModelError if it is more than rounding."""
     with torch.no_grad():
         expected = graph.module(**probe)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
-    worst = max(_relative(a.double(), b.double()) for a, b in zip(expected, found, strict=True))
+    worst = max(_relative(a.double(), b.double()) for a, b in zip(expected, outputs, strict=True))
     if not worst < 1e-3:
         raise ModelError(f"the exported graph differs from torch by {worst:.2g}; nothing was written")
     return worst

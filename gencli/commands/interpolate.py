@@ -35,7 +35,7 @@ def interpolate(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or whatever 'gencli sample' writes."""
+    """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or any format of 'gencli sample'."""
     from gencli import device as devices
     from gencli import inference, runs, streams
     from gencli.commands._reading import conditions_for, example_of
@@ -43,7 +43,7 @@ def interpolate(
 
     console = Console(quiet, verbose, json)
     if sum(source is not None and source != [] for source in (examples, seeds, latents)) != 1:
-        raise UsageError("interpolate goes between examples A B, or --seeds 3,9, or --latents CODES: give one of them")
+        raise UsageError("interpolate goes between examples A B, or --seeds 3,9, or --latents CODES: give one of these")
     if json and output in (None, "-"):
         raise UsageError("--json prints a document on stdout; write the path to a file with -o FILE")
     card = runs.read_card(run)
@@ -74,5 +74,5 @@ def interpolate(
 def _numbers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--seeds {text}: expected whole numbers with commas, such as 3,9")
+        raise UsageError(f"--seeds {text}: expected whole numbers separated by commas, such as 3,9")
     return [int(part) for part in parts]

@@ -24,8 +24,8 @@ def sample(
     output: options.Output = None,
     format: options.Format = None,
     label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="What a text begins with, or a sound file that a "
-                                               "recording begins with.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text, or a sound file that "
+                                               "recordings begin with.")] = None,
     complete: Annotated[str | None, typer.Option("--complete", metavar="PICTURE", help="Keep a part of this picture "
                                                  "and draw the rest; with --keep-rows or --mask.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
@@ -37,11 +37,11 @@ def sample(
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
-                                             "so many frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
+                                             "FRAMES frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
     part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
                                                                              "are the whole.")] = None,
-    shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of so many examples into "
-                                                   "the folder -o; run again, it goes on where it stopped.")] = None,
+    shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of this many examples into "
+                                                   "the folder -o; run again, it continues where it stopped.")] = None,
     engine: Annotated[str | None, typer.Option("--engine", help="How samples are computed, where the family has "
                                                "several ways; short for --set engine=...")] = None,
     set: options.Set = None,
@@ -65,9 +65,9 @@ def sample(
         raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents and "
                          "--film out")
     if latents and (label, prompt, complete) != (None, None, None):
-        raise UsageError("--latents says all about an example; leave --label, --prompt and --complete out")
+        raise UsageError("--latents determines an example; leave --label, --prompt and --complete out")
     if each > 1 and not given:
-        raise UsageError(f"--each {each} is about --given: name what the samples are made from")
+        raise UsageError(f"--each {each} needs --given: name what the samples are made from")
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
@@ -81,7 +81,7 @@ def sample(
         return streams.open_writer(path, card.spec, format=format, start=frames * own.start, meta=meta,
                                    total=None if latents else frames * len(own))
 
-    # The output is opened before the weights are read, so that a place that cannot be written is noticed at once.
+    # The output is opened before the weights are read, so that one that cannot be written is noticed at once.
     opened: streams.Writer | streams.Shards
     if shard_size and output:
         format = (format or "tar").lower().removeprefix(".")
@@ -128,9 +128,9 @@ def sample(
 
 
 class _Pace:
-    """How fast examples are made that play in time; of others nothing is said."""
+    """How fast examples that play in time are made; nothing for others."""
 
-    LONG = 5.0  # seconds from which a generation is long enough to speak of
+    LONG = 5.0  # seconds; the pace of a shorter generation is not worth a message
 
     def __init__(self, rate: float | None):
         self.rate = rate or 0
@@ -148,7 +148,7 @@ class _Pace:
         return self.rate > 0 and self.elements > 0 and self.seconds > self.LONG
 
     def values(self) -> dict[str, float]:
-        """What a progress line shows."""
+        """The values of a progress line."""
         if not self.rate:
             return {}
         speed = self.elements / self.seconds

@@ -43,8 +43,8 @@ def _command(family: registry.Family) -> Any:
     def train(
         data: options.DataArgument,
         output: Annotated[str | None, typer.Option("-o", "--output", metavar="RUN", help="The run directory.")] = None,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped; start it if there is "
-                                                              "none; nothing to do if it is finished.")] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stopped; start it if there "
+                                                              "is none; nothing to do if it is finished.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run.")] = False,
         wait: Annotated[bool, typer.Option("--wait", help="Wait until no other process uses the run.")] = False,
         config: Annotated[str | None, typer.Option("--config", help="TOML or JSON file of settings.")] = None,

@@ -1,12 +1,12 @@
 """Classifier: softmax regression, multilayer perceptron or convolutional network on labelled examples.
 
-The discriminative model that generative ones are measured with: its last hidden layer is a feature space, its classes
-say what samples show. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
+The discriminative model that generative ones are measured with: its last hidden layer is a feature space, and it
+classifies samples. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
 arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
-document recognition"); pictures are moved at random by up to `shift` pixels in training. Sound is read as the picture
-of its log-mel spectrogram.
+document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound is read as a picture,
+its log-mel spectrogram.
 
-It has no density of examples and draws none: p(y|x) alone.
+It has no density of examples and draws none: it models p(y|x) alone.
 
 Shapes: B batch, F features, K classes.
 """
@@ -140,7 +140,7 @@ def _labels(batch: Batch) -> Tensor:
 
 
 def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
-    """Pictures (B, C, H, W), each moved by its own offset (B, 2) in 0..2 shift, where shift is no move."""
+    """Pictures (B, C, H, W), each shifted by its own offset (B, 2) in 0..2 shift, where `shift` means in place."""
     windows = F.pad(x, [shift] * 4).unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)  # (B, C, S, S, H, W)
     return windows[torch.arange(len(x)), :, by[:, 0], by[:, 1]].contiguous(memory_format=torch.channels_last)
 

@@ -1,13 +1,13 @@
 """Normalizing flow: an invertible network z = f(x) with log p(x) = log N(z; 0, I) + log |det df/dx|.
 
 Tables: coupling layers of rational-quadratic splines (Durkan et al. 2019, "Neural Spline Flows", arXiv:1906.04032) or
-of affine maps, with a linear map in LU form between them; or autoregressive layers, in which every column's map follows
-from all columns before it (Papamakarios et al. 2017, "Masked Autoregressive Flow", arXiv:1705.07057): a closer fit for
-the same number of layers, and samples that take a pass for each column. Columns are standardised inside; the density is
+of affine maps, with a linear map in LU form between them; or autoregressive layers, in which every column's map depends
+on all columns before it (Papamakarios et al. 2017, "Masked Autoregressive Flow", arXiv:1705.07057): a closer fit for
+the same number of layers, but samples take a pass for each column. Columns are standardised inside; the density is
 in the units of the data. Pictures: RealNVP (Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803):
-coupling layers with checkerboard and channel masks; a picture is squeezed to half its size, half of its channels are
-done, and so on as long as both sides are even and at least 8. Any size works, an odd one at a single resolution. Every
-coupling layer comes after an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
+coupling layers with checkerboard and channel masks; a picture is squeezed to half its size, half of its channels
+become code, and so on as long as both sides are even and at least 8. Any size works, an odd one at a single resolution.
+Every coupling layer follows an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
 
 Pictures of L levels, k = 0..L-1, are dequantised: y = (k + u) / L, u uniform (Theis et al. 2016, arXiv:1511.01844). By
 Jensen's inequality log p(y) - D log L is, in the mean over u, a lower bound on log P(k), whatever happens to y inside.
@@ -33,7 +33,7 @@ from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
 
-_START = 256  # examples that the actnorms are set by
+_START = 256  # examples that initialise the actnorms
 
 
 class FlowConfig(FamilyConfig):
@@ -81,9 +81,10 @@ class Flow(Model):
 
     @torch.no_grad()
     def initialise(self) -> bool:
-        """Set every actnorm so that what leaves it has mean 0 and variance 1 on a subsample of the training data.
+        """Set every actnorm so that its outputs have mean 0 and variance 1 on a subsample of the training data.
 
-        A pass of its own, not the first step: so it is the same in every process, and a resumed run does not repeat it.
+        A pass of its own, not the first step, so that it is the same in every process and a resumed run does not
+        repeat it.
 
         Raises:
             DataError: a column is constant.
@@ -100,7 +101,7 @@ class Flow(Model):
         return True
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        # The small networks of tables gain nothing by bf16, and lose a part of the density.
+        # The small networks of tables gain nothing from bf16, and lose precision of the density.
         table = isinstance(self.spec, VectorSpec)
         with torch.autocast(batch.x.device.type, enabled=False) if table else contextlib.nullcontext():
             return Loss(-self.log_prob(batch, rng).mean())
@@ -116,12 +117,12 @@ class Flow(Model):
         return self.decode(temperature * self.prior(rng))
 
     def encode(self, batch: Batch, rng: Rng, *, draw: bool = False) -> Tensor:
-        """z = f(x), (B, D); of a discrete picture at the middle of its levels, or with `draw` at a random place."""
+        """z = f(x), (B, D); of a discrete picture at the middle of its levels, or with `draw` at a random point."""
         u = rng.uniform(*self.spec.shape, dtype=batch.x.dtype) if draw else 0.5
         return self.flow(self._dequantise(batch.x, u))[0]
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
-        """x = f^-1(z), the inverse of `encode`; pictures are cut to [0, 1] and to their levels."""
+        """x = f^-1(z), the inverse of `encode`; pictures are clipped to [0, 1] and rounded down to their levels."""
         x = self.invert(code)
         if self.levels:
             x = (x * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
@@ -149,7 +150,7 @@ class Flow(Model):
     # --- export
 
     def graph(self) -> Graph:
-        """The inverse z -> x. Pictures are real-valued, for the user to cut to levels: k = floor(L x)."""
+        """The inverse z -> x. Pictures are real-valued; their levels are k = floor(L x)."""
         return replace(super().graph(), module=_Inverse(self))
 
 
@@ -169,9 +170,9 @@ class _Inverse(nn.Module):
 
 
 def _table(config: FlowConfig, spec: VectorSpec) -> "_Chain":
-    """Standardise; then an actnorm, a linear map and a layer of either sort, `layers` times; then a linear map."""
+    """Standardise; then `layers` times an actnorm, a linear map and a layer of either sort; then a linear map."""
     d, width = spec.size, config.width or 64
-    mask = torch.arange(d) < d // 2  # the linear map reverses the order, so that every column has its turn
+    mask = torch.arange(d) < d // 2  # the linear map reverses the order, so that every column is transformed
     steps: list[nn.Module] = [_Standardise(spec)]
     for _ in range(config.layers or 8):
         transform = _transform(config, "spline")
@@ -285,12 +286,12 @@ class _ActNorm(nn.Module):
         (x,) = inputs
         axes = [0, *range(2, x.dim())]
         self.shift.copy_(x.mean(axes).view_as(self.shift))
-        # A column that is constant must not make the density infinite.
+        # A constant column must not make the density infinite.
         self.log_scale.copy_(x.std(axes, correction=0).clamp(min=1e-3).log().view_as(self.log_scale))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        places = math.prod(x.shape[2:])
-        return (x - self.shift) * torch.exp(-self.log_scale), -places * self.log_scale.sum()
+        positions = math.prod(x.shape[2:])
+        return (x - self.shift) * torch.exp(-self.log_scale), -positions * self.log_scale.sum()
 
     def inverse(self, z: Tensor) -> Tensor:
         return self.shift + torch.exp(self.log_scale) * z
@@ -363,7 +364,7 @@ class _Flatten(nn.Module):
 
 
 class _Coupling(nn.Module):
-    """Numbers where `mask` is true stay; they say, through `net`, how `transform` maps each of the others."""
+    """Numbers where `mask` is true stay; through `net` they parametrise the `transform` of each of the others."""
 
     mask: Tensor
 
@@ -386,7 +387,7 @@ class _Coupling(nn.Module):
 
 
 class _Autoregressive(nn.Module):
-    """Every number is mapped by `transform` as the numbers before it say through `net`, (B, D)."""
+    """Every number is mapped by a `transform` that `net` parametrises from the numbers before it, (B, D)."""
 
     def __init__(self, net: "_MADE", transform: "_Affine | _Spline"):
         super().__init__()
@@ -398,7 +399,7 @@ class _Autoregressive(nn.Module):
 
     def inverse(self, z: Tensor) -> Tensor:
         x = torch.zeros_like(z)
-        for i in range(z.shape[1]):  # the net reads no number that is not known yet
+        for i in range(z.shape[1]):  # the net reads only numbers that are known already
             number = self.transform.inverse(z[:, i : i + 1], self.net(x)[:, i : i + 1])
             x = torch.cat([x[:, :i], number, x[:, i + 1 :]], dim=1)
         return x
@@ -445,7 +446,7 @@ class _Spline:
         at = x.clamp(-self.bound, self.bound)
         left, width, bottom, height, slope, next_slope = self._bin(at, parameters)
         mean_slope = height / width
-        t = (at - left) / width  # the place in the bin, 0..1; equations 4 and 5 of the paper
+        t = (at - left) / width  # the position in the bin, 0..1; equations 4 and 5 of the paper
         cross = t * (1 - t)
         denominator = mean_slope + (slope + next_slope - 2 * mean_slope) * cross
         z = bottom + height * (mean_slope * t.square() + slope * cross) / denominator
@@ -470,7 +471,7 @@ class _Spline:
         # softplus(0 + offset) is a slope of 1, that of the identity outside.
         offset = math.log(math.expm1(1 - self.smallest_slope))
         slopes = F.pad(self.smallest_slope + F.softplus(slopes + offset), (1, 1), value=1.0)
-        # Knots passed: a search, as a sum that can be exported.
+        # The number of knots passed: a search, as a sum that can be exported.
         number = (at[..., None] >= (y if by_height else x)[..., 1:-1]).sum(-1, keepdim=True)
 
         def end(knots: Tensor, which: int) -> Tensor:
@@ -488,7 +489,7 @@ class _Spline:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks of the layers, which start as 0
+# Networks of the layers, whose outputs start at 0
 
 
 class _Residual(nn.Module):

@@ -64,9 +64,9 @@ _LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (c
 class GAN(Model):
     """Generative adversarial network (Goodfellow et al. 2014), arXiv:1406.2661; DCGAN, arXiv:1511.06434.
 
-    Pictures are generated in [0, 1] and not rounded to the levels of the data. Vectors are learnt standardised and
-    given back in the units of the data. A code is z, (B, latent); that of a conditional model is followed by its class
-    as one-hot, (B, latent + classes). Sampling and decoding are meant for eval mode, where batch normalisation uses
+    Pictures are generated in [0, 1] and not rounded to the levels of the data. Vectors are standardised inside and
+    returned in the units of the data. A code is z, (B, latent); that of a conditional model is followed by its class
+    as one-hot, (B, latent + classes). Sampling and decoding need eval mode, where batch normalisation uses
     its running statistics, so that an example does not depend on those beside it.
 
     Raises:
@@ -75,7 +75,7 @@ class GAN(Model):
 
     Config = GANConfig
     kinds = frozenset({"image", "vector"})
-    block = 16  # projection costs hundreds of passes through the generator: none of them for examples nobody wants
+    block = 16  # projection costs hundreds of passes through the generator: waste few on surplus examples
     defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}
     path = "spherical"
     config: GANConfig
@@ -128,7 +128,7 @@ class GAN(Model):
         x = (batch.x - self.shift) / self.scale
         with torch.no_grad():
             generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
-        # Apart, as in DCGAN: batch normalisation must not see real and generated examples mixed.
+        # Separately, as in DCGAN: batch normalisation must not mix real and generated examples.
         real, fake = self.critic(x, batch.labels), self.critic(generated, batch.labels)
         total = _LOSSES[self.config.loss][0](real, fake).mean()
         parts = {"real": real.mean(), "fake": fake.mean(), "diversity": _spread(generated) / _spread(x)}
@@ -139,27 +139,27 @@ class GAN(Model):
         return Loss(total, **parts)
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic tells generated examples; the trainer asks for no gradient of the critic meanwhile."""
+        """How well the critic tells generated examples; the trainer computes no gradient of the critic here."""
         fake = self.critic(self.generator(self._code(rng, batch.labels)), batch.labels)
         return Loss(_LOSSES[self.config.loss][1](fake).mean())
 
     def _slopes(self, real: Tensor, fake: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
         """Norms of the critic's gradient at points between real and generated examples, (B,)."""
-        with torch.autocast(real.device.type, enabled=False):  # a gradient of a gradient needs the digits of float32
+        with torch.autocast(real.device.type, enabled=False):  # a gradient of a gradient needs float32
             mix = rng.uniform(*[1] * (real.dim() - 1))
             between = (mix * real + (1 - mix) * fake).requires_grad_()
             gradient, = torch.autograd.grad(self.critic(between, labels).sum(), between, create_graph=True)
         return gradient.flatten(1).norm(dim=1)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated examples are alike. Divergence: the critic is certain of every example."""
+        """Collapse: generated examples are alike. Divergence: the critic is certain about every example."""
         diversity = _latest(history, "critic/diversity", 3)
         if diversity and max(diversity) < 0.1:
-            return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} of what real ones do; "
+            return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} as much as real ones; "
                     "try --loss wgan-gp or a smaller --lr")
         loss = _latest(history, "critic/loss", 10)
         if self.config.loss == "wgan-gp":
-            # No critic of slope 1 can be farther apart on real and fake than the examples are.
+            # The scores of a critic of slope 1 differ by no more than the distance of the examples.
             if loss and min(map(abs, loss)) > 10 * math.sqrt(self.spec.size):
                 return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
         elif loss and max(loss) < 0.01:
@@ -185,8 +185,8 @@ class GAN(Model):
     def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
         """Codes by projection: the z whose example is nearest in mean square, found by Adam.
 
-        Several starts are followed for a quarter of the steps, the best of them for the rest. A conditional model takes
-        the class from the labels, or draws one for each start where there are none.
+        Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
+        takes the class from the labels, or draws one for each start if there are none.
         """
         x = (batch.x - self.shift) / self.scale
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
@@ -196,7 +196,7 @@ class GAN(Model):
 
     @torch.enable_grad()
     def _project(self, codes: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Move the z of every code (B, S, code) towards x (B, *example); codes and squared errors (B, S) after it."""
+        """Move the z of every code (B, S, code) towards x (B, *example); the new codes and their errors (B, S)."""
         z, label = codes.split([self.config.latent, self.classes], dim=2)
         z = z.clone().requires_grad_()
 
@@ -245,7 +245,7 @@ class Critic(nn.Module):
 
 
 def _halvings(spec: ImageSpec) -> int:
-    """How often the picture is halved: until its shorter side is of 4 to 7 pixels."""
+    """How often the picture is halved: until its shorter side has 4 to 7 pixels."""
     return int(math.log2(min(spec.height, spec.width) / 4))
 
 
@@ -257,8 +257,8 @@ def _maps(width: int, level: int) -> int:
 def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
     """(B, code) -> (B, C, H, W) in [-1, 1].
 
-    A grid of H / 2^n x W / 2^n, rounded up, is doubled n times; what is then too much (less than 2^n rows and columns)
-    is cut off at the bottom and on the right. n is chosen so that the shorter side of the grid is 4 to 8: 28x28 grows
+    A grid of H / 2^n x W / 2^n, rounded up, is doubled n times; the excess (less than 2^n rows and columns) is cropped
+    at the bottom and on the right. n is chosen so that the shorter side of the grid is 4 to 8: 28x28 grows
     from 7x7 in 2 doublings, 32x32 from 4x4 in 3, 45x30 from 12x8 in 2.
     """
     n = _halvings(spec)
@@ -276,7 +276,8 @@ def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
 def _dcgan_features(spec: ImageSpec, width: int, layer_norm: bool) -> tuple[nn.Sequential, int]:
     """(B, C, H, W) -> (B, F), and F: n strided convolutions, all but the first normalised.
 
-    The gradient penalty is of each example by itself, which rules out batch normalisation: layer normalisation then.
+    The gradient penalty is defined for single examples, which rules out batch normalisation; layer normalisation is
+    used then.
     """
     n = _halvings(spec)
     layers = [nn.Conv2d(spec.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
@@ -314,7 +315,7 @@ def _mlp_features(spec: ImageSpec | VectorSpec, units: int) -> nn.Sequential:
 class _Permute(nn.Module):
     """Between (B, H, W, C) and (B, C, H, W) without moving anything in memory: flat features are channels_last too.
 
-    Gradients then arrive in the layout of what they belong to; mixed layouts make activations 20 times slower.
+    Gradients then have the layout of their tensors; mixed layouts make activations 20 times slower.
     """
 
     def __init__(self, *dims: int):
@@ -326,7 +327,7 @@ class _Permute(nn.Module):
 
 
 class _Crop(nn.Module):
-    """(B, C, H', W') -> (B, C, H, W), cut at the bottom and on the right."""
+    """(B, C, H', W') -> (B, C, H, W), cropped at the bottom and on the right."""
 
     def __init__(self, height: int, width: int):
         super().__init__()

@@ -1,12 +1,12 @@
 """The multivariate normal distribution, fitted in closed form: x = mean + L z, with L the Cholesky factor.
 
-The smallest generator with exact everything: maximum likelihood in one pass, density, code and inverse. It is the
+The smallest family in which everything is exact: maximum likelihood in one pass, density, code and inverse. It is the
 linear-Gaussian baseline that every other density has to beat. Mean and covariance are gathered batch by batch in
 float64 with the update of Chan, Golub & LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for Computing Sample
 Variances", which never subtracts large numbers from each other.
 
-Pictures count as continuous: the density is that of the grey values in [0, 1] as they are, so it has no bits per
-dimension. Samples are cut to [0, 1].
+Pictures are treated as continuous: the density is that of the grey values in [0, 1], so it has no bits per
+dimension. Samples are clipped to [0, 1].
 
 Shapes: B batch, D numbers in an example.
 """
@@ -45,11 +45,11 @@ class Gaussian(Model):
 
     def __init__(self, config: GaussianConfig, spec: Spec):
         super().__init__(config, spec)
-        assert not isinstance(spec, TextSpec)  # `kinds` has none
-        # float64, or the density of nearly dependent columns would be that of rounding errors.
+        assert not isinstance(spec, TextSpec)  # not in `kinds`
+        # float64, or rounding errors would dominate the density of nearly dependent columns.
         self.mean = nn.Parameter(torch.zeros(spec.size, dtype=torch.float64), requires_grad=False)
         self.factor = nn.Parameter(torch.eye(spec.size, dtype=torch.float64), requires_grad=False)
-        # Of the pass through the data: examples seen, their mean and scatter matrix.
+        # State of the pass through the data: examples seen, their mean and scatter matrix.
         self._count = 0
         self.register_buffer("_mean", torch.zeros_like(self.mean), persistent=False)
         self.register_buffer("_scatter", torch.zeros_like(self.factor), persistent=False)
@@ -60,7 +60,7 @@ class Gaussian(Model):
         return [Phase("closed form", accumulate=self.accumulate, finish=self.finish, report=self.report)]
 
     def accumulate(self, batch: Batch) -> None:
-        """Take B examples into count, mean and scatter matrix sum (x - mean)(x - mean)^T."""
+        """Add B examples to the count, mean and scatter matrix sum (x - mean)(x - mean)^T."""
         x = batch.x.flatten(1).double()
         mean, total = x.mean(0), self._count + len(x)
         residual, shift = x - mean, mean - self._mean
@@ -88,7 +88,7 @@ class Gaussian(Model):
                             f"take it out, or give a --floor above {self.config.floor:g}")
         self.mean.copy_(self._mean)
         self.factor.copy_(factor)
-        # Of the data it was fitted to, the mean of z^T z is trace(C (L L^T)^-1).
+        # On the data it was fitted to, the mean of z^T z is trace(C (L L^T)^-1).
         squares = torch.cholesky_solve(covariance, factor).trace()
         self._nll = float(0.5 * squares - self._log_peak())
         self._count, self._mean, self._scatter = 0, torch.zeros_like(self.mean), torch.zeros_like(self.factor)
@@ -118,7 +118,7 @@ class Gaussian(Model):
         return self._whiten(batch.x).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
-        """x = mean + L z: the inverse of `encode`; pictures are cut to [0, 1]."""
+        """x = mean + L z: the inverse of `encode`; pictures are clipped to [0, 1]."""
         x = (self.mean + code.double() @ self.factor.T).to(code.dtype).unflatten(1, self.spec.shape)
         return Batch(x.clamp(0, 1) if isinstance(self.spec, ImageSpec) else x)
 

@@ -5,8 +5,8 @@
   0.5, 1 and 1.5 where there are too few to do so (Heafield et al. 2013, KenLM).
 - Add-k smoothing (Laplace, Lidstone), for teaching.
 
-Every text begins with one `<end>`. An n-gram that begins with it has nothing to its left, so that its plain count
-stands where other n-grams below the highest order have the number of different tokens to their left (as in KenLM).
+Every text begins with one `<end>`. An n-gram that begins with it has nothing to its left, so that it has its plain
+count where other n-grams below the highest order have the number of different tokens to their left (as in KenLM).
 """
 
 import math
@@ -23,7 +23,7 @@ from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, afte
 from gencli.model import Batch, FamilyConfig, Graph, Phase
 from gencli.rng import Rng
 
-# Probabilities of one example in memory at once where a text is encoded.
+# Probabilities of one example in memory at once while a text is encoded.
 _PIECE = 2**16
 
 
@@ -38,15 +38,15 @@ class NGramConfig(FamilyConfig):
 class Table(nn.Module):
     """The n-grams of one order, sorted, and the contexts they begin with (all tokens but the last).
 
-    Row 0 of the N rows stands for every n-gram that is not there. A context is known by its row in the table of the
-    order below; the empty context of order 1 is row 0 of C = 1.
+    Row 0 of the N rows stands for every n-gram that is not in the table. A context is identified by its row in the
+    table of the order below; the empty context of order 1 is row 0 of C = 1.
 
     Buffers:
         keys: (N,) int64, sorted: context * V + token; -1 in row 0.
         counts: (N,) int32, of the n-gram, or of the different tokens to its left; 0 in row 0.
         totals: (C,) float64, by which the counts are divided; 0 for a context that nothing followed.
-        rests: (C,) float64, share of the context's probability that is handed on to all tokens.
-        discounts: (4,) float64, what is taken off a count of 0, 1, 2, 3 or more.
+        rests: (C,) float64, share of the context's probability that is distributed over all tokens.
+        discounts: (4,) float64, the discount of a count of 0, 1, 2, 3 or more.
     """
 
     keys: Tensor
@@ -96,7 +96,7 @@ class NGram(AutoregressiveText):
     - Kneser-Ney: p(w | h) = (c(hw) - D(c(hw))) / c(h) + rest(h) p(w | h'), down to the uniform distribution.
     - Add-k: p(w | h) = (c(hw) + k) / (c(h) + k V), that is c(hw) / (c(h) + k V) + rest(h) / V.
 
-    p(w | h) = p(w | h') where nothing followed h. What discounts and pruning take off is in rest(h), so that every
+    p(w | h) = p(w | h') where nothing followed h. What discounts and pruning remove is in rest(h), so that every
     distribution sums to one and no token has probability 0.
 
     The state is (B, order) int64: the row of the last 0, 1, .. order - 1 tokens in the table of that order, 0 if they
@@ -114,7 +114,7 @@ class NGram(AutoregressiveText):
         self.tables = cast(Sequence[Table], nn.ModuleList(Table(v, v if n == 1 else 0, 1 + v if n == 2 else 1)
                                                           for n in range(1, config.order + 1)))
         self.register_load_state_dict_pre_hook(_make_room)
-        self._texts: list[tuple[Tensor, Tensor]] = []  # tokens and starts of texts that wait to be counted
+        self._texts: list[tuple[Tensor, Tensor]] = []  # tokens and starts of texts still to be counted
 
     # --- train
 
@@ -122,47 +122,48 @@ class NGram(AutoregressiveText):
         return [Phase("count", accumulate=self._collect, finish=self._count, report=self._report)]
 
     def _collect(self, batch: Batch) -> None:
-        """Keep the texts of a batch in a row, each after its `<end>`."""
+        """Append the texts of a batch, each after its `<end>`."""
         x = F.pad(batch.x, (1, 0), value=self.spec.END)
         start = F.pad(torch.zeros_like(batch.x, dtype=torch.bool), (1, 0), value=True)
-        there = start | F.pad(inside(batch.x, batch.lengths), (1, 0))
-        self._texts.append((x[there].int(), start[there]))
+        present = start | F.pad(inside(batch.x, batch.lengths), (1, 0))
+        self._texts.append((x[present].int(), start[present]))
 
     def _count(self) -> bool:
         """Fill the tables from the texts."""
         tokens, start = (torch.cat(parts) for parts in zip(*self._texts, strict=True))
         self._texts.clear()
-        kept_before = torch.ones(1, dtype=torch.bool, device=self.device)  # rows of the table below
+        context_frequent = torch.ones(1, dtype=torch.bool, device=self.device)  # rows of the table below
         for n, (keys, seen, left) in enumerate(_ngrams(tokens.long(), start, self.config.order, self._vocabulary), 1):
-            kept = (seen >= self.config.prune) | (n == 1)
-            kept[0] = True
+            frequent = (seen >= self.config.prune) | (n == 1)
+            frequent[0] = True
             counts = seen if left is None or self.config.smoothing == "add-k" else left.where(left > 0, seen)
-            self._fill(self.tables[n - 1], keys, counts, kept, kept_before)
-            kept_before = kept
+            self._fill(self.tables[n - 1], keys, counts, frequent, context_frequent)
+            context_frequent = frequent
         return True
 
     def _report(self) -> dict[str, float]:
         return {"ngrams": sum(len(table.keys) - 1 for table in self.tables)}
 
-    def _fill(self, table: Table, keys: Tensor, counts: Tensor, kept: Tensor, kept_before: Tensor) -> None:
-        """One table from all n-grams of its order, of which only those `kept` will be there."""
+    def _fill(self, table: Table, keys: Tensor, counts: Tensor, frequent: Tensor,
+              context_frequent: Tensor) -> None:
+        """One table from all n-grams of its order, without those that are not `frequent`."""
         v, contexts = self._vocabulary, keys // self._vocabulary
-        contexts[0] = 0  # row 0 is no n-gram; its count is 0
-        none = torch.zeros(len(kept_before), dtype=torch.float64, device=keys.device)
+        contexts[0] = 0  # row 0 is not an n-gram; its count is 0
+        none = torch.zeros(len(context_frequent), dtype=torch.float64, device=keys.device)
         totals = none.index_add(0, contexts, counts.double())
         if self.config.smoothing == "add-k":
             discounts, added = torch.zeros_like(table.discounts), self.config.k * v
         else:
             discounts, added = _discounts(counts).to(keys.device), 0.0
-        taken = discounts[counts.clamp(max=3)].where(kept, counts.double())
+        taken = discounts[counts.clamp(max=3)].where(frequent, counts.double())
         totals = (totals + added).where(totals > 0, 0.0)
-        # Summed up, not what the shares leave of 1: that would round a tiny k to 0.
+        # A sum, not 1 minus the shares, which would round a tiny k to 0.
         rests = ((none.index_add(0, contexts, taken) + added) / totals).where(totals > 0, 1.0)
-        number = kept_before.cumsum(0) - 1  # of the contexts that are kept
-        table.keys = (number[contexts] * v + keys % v)[kept]
+        number = context_frequent.cumsum(0) - 1  # of the contexts that stay
+        table.keys = (number[contexts] * v + keys % v)[frequent]
         table.keys[0] = -1
-        table.counts, table.discounts = counts[kept].int(), discounts
-        table.totals, table.rests = totals[kept_before], rests[kept_before]
+        table.counts, table.discounts = counts[frequent].int(), discounts
+        table.totals, table.rests = totals[context_frequent], rests[context_frequent]
 
     @property
     def _vocabulary(self) -> int:
@@ -174,7 +175,7 @@ class NGram(AutoregressiveText):
         """The part of p(w | context) that comes from the count of w after it."""
         return (count - table.discounts[count.long().clamp(max=3)]) / table.totals[context].clamp(min=1)
 
-    def _handed_on(self, table: Table, context: Tensor, lower: Tensor) -> Tensor:
+    def _backoff(self, table: Table, context: Tensor, lower: Tensor) -> Tensor:
         """The part that every token gets; `lower` is p(w | the context without its first token)."""
         base = lower if self.config.smoothing == "kneser-ney" else 1 / self._vocabulary
         return torch.where(table.totals[context] > 0, table.rests[context] * base, lower)
@@ -192,7 +193,7 @@ class NGram(AutoregressiveText):
         p = torch.full((1, self._vocabulary), 1 / self._vocabulary, dtype=torch.float64, device=state.device)
         for n, table in enumerate(self.tables):
             context = contexts[:, n] if n else contexts[:1, n]  # the empty context is the same for all
-            p = self._handed_on(table, context[:, None], p)
+            p = self._backoff(table, context[:, None], p)
             number, row = table.following(context)
             p[number, table.keys[row] % self._vocabulary] += self._share(table, context[number], table.counts[row])
         return p.log().expand(len(contexts), -1).reshape(*state.shape[:-1], -1)
@@ -213,7 +214,7 @@ class NGram(AutoregressiveText):
         states = self._states(after_end(batch.x, self.spec.END))
         for table, context in zip(self.tables, states.unbind(-1), strict=True):
             count = table.counts[table.find(context, batch.x)]
-            p = self._share(table, context, count) + self._handed_on(table, context, p)
+            p = self._share(table, context, count) + self._backoff(table, context, p)
         return p.log().where(inside(batch.x, batch.lengths), 0.0).sum(1)
 
     # --- encode; sample and decode by noise codes
@@ -221,7 +222,7 @@ class NGram(AutoregressiveText):
     @torch.no_grad()
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Texts -> noise codes (B, T), float64, NaN past the end of a text. `rng` draws the place in each interval."""
-        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
         states = self._states(after_end(batch.x, self.spec.END))
         length = max(1, _PIECE // self._vocabulary)
         for start in range(0, batch.x.shape[1], length):
@@ -263,7 +264,7 @@ class _Step(nn.Module):
         p = torch.ones_like(every, dtype=torch.float64) / len(every)
         for table, context in zip(tables, contexts, strict=True):
             count = table.counts[table.bisect(context, every)]
-            p = model._share(table, context, count) + model._handed_on(table, context, p)
+            p = model._share(table, context, count) + model._backoff(table, context, p)
         return p.log(), torch.cat(contexts, dim=1)
 
 
@@ -271,26 +272,26 @@ def _ngrams(tokens: Tensor, start: Tensor, order: int, vocabulary: int
             ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """For each order: keys, how often the n-gram was seen, and with how many different tokens to its left.
 
-    All are in the layout of `Table`, of texts (N,) that stand in a row, each after a token that is its `start`. For the
+    All are in the layout of `Table`, of texts (N,) one after the other, each after a token that is its `start`. For the
     highest order the tokens to the left are not counted: None.
     """
     keys, rows = torch.arange(-1, vocabulary, device=tokens.device), tokens + 1  # the n-gram that ends here; 0: none
     seen = torch.bincount(rows[~start], minlength=len(keys))
     for _ in range(order - 1):
         context = F.pad(rows[:-1], (1, 0)).where(~start, 0)
-        there = context > 0
-        longer, number, times = torch.unique(context[there] * vocabulary + tokens[there], return_inverse=True,
+        present = context > 0
+        longer, number, times = torch.unique(context[present] * vocabulary + tokens[present], return_inverse=True,
                                              return_counts=True)
         suffix = torch.empty_like(longer)
-        suffix[number] = rows[there]  # every place where an n-gram stands has the same
+        suffix[number] = rows[present]  # the same wherever an n-gram occurs
         yield keys, seen, torch.bincount(suffix, minlength=len(keys))
         keys, seen = F.pad(longer, (1, 0), value=-1), F.pad(times, (1, 0))
-        rows = torch.zeros_like(rows).masked_scatter(there, number + 1)
+        rows = torch.zeros_like(rows).masked_scatter(present, number + 1)
     yield keys, seen, None
 
 
 def _discounts(counts: Tensor) -> Tensor:
-    """Counts (N,) -> what modified Kneser-Ney takes off a count of 0, 1, 2, 3 or more (Chen & Goodman 1999, eq. 26)."""
+    """Counts (N,) -> modified Kneser-Ney discounts of a count of 0, 1, 2, 3 or more (Chen & Goodman 1999, eq. 26)."""
     once, twice, thrice, four = torch.bincount(counts.clamp(max=5), minlength=5)[1:5].tolist()
     if once and twice and thrice:
         y = once / (once + 2 * twice)
@@ -301,15 +302,15 @@ def _discounts(counts: Tensor) -> Tensor:
 
 
 def _make_room(model: NGram, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before tables are loaded: give those of the model their sizes, if they are sorted and fit each other."""
+    """Before loading: give the model's tables the stored sizes, if the stored ones are sorted and consistent."""
     contexts = 1
     for n, table in enumerate(model.tables):
         stored = {name: state.get(f"{prefix}tables.{n}.{name}", torch.empty(0))
                   for name in ("keys", "counts", "totals", "rests")}
         rows, keys = len(stored["counts"]), stored["keys"]
-        fitting = [(rows,), (rows,), (contexts,), (contexts,)]
-        if not rows or [tuple(part.shape) for part in stored.values()] != fitting or not (keys.diff() > 0).all():
-            return  # load_state_dict says what does not fit
+        shapes = [(rows,), (rows,), (contexts,), (contexts,)]
+        if not rows or [tuple(part.shape) for part in stored.values()] != shapes or not (keys.diff() > 0).all():
+            return  # load_state_dict reports what does not fit
         for name, part in stored.items():
             setattr(table, name, getattr(table, name).new_empty(part.shape))
         contexts = rows

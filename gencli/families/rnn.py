@@ -7,7 +7,7 @@
 
 Training on a document is truncated backpropagation through time: windows follow one another, the state is carried
 from window to window and the gradient is not. Dropout is "variational": one mask for all positions of a window
-(Gal & Ghahramani 2016, arXiv:1512.05287), on what every layer reads and on what the last one gives, not inside a layer.
+(Gal & Ghahramani 2016, arXiv:1512.05287), on the input of every layer and the output of the last, not inside a layer.
 """
 
 import math
@@ -24,7 +24,7 @@ from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, afte
 from gencli.model import Batch, FamilyConfig, Graph, Loss
 from gencli.rng import Rng
 
-# Numbers of one example in memory at once where a long text is scored or encoded.
+# Numbers of one example in memory at once while a long text is scored or encoded.
 _PIECE = 2**18
 
 
@@ -40,7 +40,7 @@ class RNNConfig(FamilyConfig):
 class RNN(AutoregressiveText):
     """Recurrent language model: p(x) = prod p(x_t | state after `<end>`, x_1 .. x_(t-1)). Exact likelihood.
 
-    The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, whose h and c stand side by side.
+    The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, with h and c side by side.
 
     Noise codes are those of `gencli.layers.distributions`.
     """
@@ -110,7 +110,7 @@ class RNN(AutoregressiveText):
         """Mean negative log likelihood in nats per token.
 
         A fresh batch starts with `<end>` and the zero state, as every text does; another begins with the token and the
-        state that the one before it ended with.
+        state with which the previous one ended.
         """
         if batch.fresh:
             tokens, targets, state = after_end(batch.x, self.spec.END), batch.x, None
@@ -128,8 +128,8 @@ class RNN(AutoregressiveText):
         """(B, T, D) -> the same with one mask for all T. Drawn by `rng`, so that a step can be repeated."""
         if not self.training or self.config.dropout == 0:
             return x
-        keep = 1 - self.config.dropout
-        return x * ((rng.uniform(x.shape[-1]) < keep) / keep).to(x.dtype)[:, None]
+        share = 1 - self.config.dropout
+        return x * ((rng.uniform(x.shape[-1]) < share) / share).to(x.dtype)[:, None]
 
     def training_state(self) -> dict[str, Tensor]:
         return {} if self._carried is None else {"carried": self._carried}
@@ -141,7 +141,7 @@ class RNN(AutoregressiveText):
     # --- score
 
     def _pieces(self, tokens: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-        """Read texts (B, T) from the zero state, a piece at a time: its place and the outputs of every layer there."""
+        """Read texts (B, T) from the zero state, a piece at a time: its slice and the outputs of every layer there."""
         length = max(1, _PIECE // max(len(self.spec.vocabulary), self.config.layers * self.config.width))
         state = None
         for start in range(0, tokens.shape[1], length):
@@ -162,12 +162,12 @@ class RNN(AutoregressiveText):
         """Texts -> noise codes (B, T), float64, NaN past the end of a text; or h of every layer after the text,
         (B, layers * width).
 
-        `rng` draws the place inside each token's interval.
+        `rng` draws the position inside each token's interval.
         """
         if code == "state":
             return self._state_code(batch)
         precise = self._precise()
-        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
         for piece, outputs in precise._pieces(after_end(batch.x, self.spec.END)):
             z[:, piece] = self.distribution.to_noise(precise.head(outputs[-1]), batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)

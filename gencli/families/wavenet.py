@@ -8,11 +8,11 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - Conditions: a class for the whole recording (`--conditional`), and the log-mel spectrogram of another recording, frame
   by frame. A model that is conditioned on the spectrogram of the recording itself (`--mels`) is a vocoder, and its
   likelihood that of a recording given its spectrogram.
-- Sampling keeps what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the cost
-  of a sample is linear in the depth and the same for every sample.
+- Sampling caches what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the
+  cost of a sample is linear in the depth and the same for every sample.
 
-Departures: a recording is followed by `tail` samples of silence in training, so that the samples of a model that hears
-whole recordings end as these do. The first layer reads one sample, not two. Frames are repeated, not interpolated.
+Departures: a recording is followed by `tail` samples of silence in training, so that the samples of a model trained on
+whole recordings end as they do. The first layer reads one sample, not two. Frames are repeated, not interpolated.
 """
 
 import importlib.util
@@ -36,11 +36,11 @@ from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, 
 from gencli.rng import Rng
 from gencli.spectrogram import LogMel
 
-_AT_ONCE = 2**15  # samples that are read at once where recordings are scored or encoded: bounds the memory
-_SHAPES = 1024  # in training the numbers of samples are multiples: libraries keep memory for every shape they meet
-_TOGETHER = 64  # recordings that plain torch generates at once: each of its operations costs the same for one
-_MELS = 40  # bands of the spectrogram where the user says nothing
-_PIECES = 10  # pieces a second in which a recording is generated
+_SAMPLES_IN_MEMORY = 2**15  # read in one go while recordings are scored or encoded
+_LENGTH_MULTIPLE = 1024  # of lengths in training, for few different shapes: libraries cache memory for each
+_TORCH_BLOCK = 64  # recordings that plain torch generates together: an operation costs as much for one
+_MELS = 40  # default bands of the spectrogram
+_PIECES = 10  # a second: pieces in which a recording is generated
 
 
 class WaveNetConfig(FamilyConfig):
@@ -66,7 +66,7 @@ class WaveNet(Model):
     conditions = frozenset({"audio"})
     likelihood = "exact"
     lossless = True
-    block = 4  # recordings are long; those that are generated in torch are `_TOGETHER`
+    block = 4  # recordings are long; torch generates `_TORCH_BLOCK` of them
     defaults = {"lr": 2e-3, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
 
     config: WaveNetConfig
@@ -85,7 +85,7 @@ class WaveNet(Model):
         width, depth = config.residual, len(self.dilations)
         self.input = nn.Embedding(256, width) if spec.levels == 256 else nn.Linear(1, width)
         self.gates = _Linears(nn.Linear(2 * width, 2 * width) for _ in self.dilations)  # of [x_(t-d), x_t]
-        self.residuals = _Linears(nn.Linear(width, width) for _ in self.dilations[1:])  # the last has no use
+        self.residuals = _Linears(nn.Linear(width, width) for _ in self.dilations[1:])  # the last one would not be used
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
         self.output = nn.Linear(config.skip, self.distribution.parameters)
@@ -96,26 +96,26 @@ class WaveNet(Model):
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
-        """A vocoder is made from the recording itself, where nothing else is said."""
+        """A vocoder is conditioned on the recording itself, unless the data says otherwise."""
         assert isinstance(config, WaveNetConfig) and isinstance(spec, AudioSpec)
         if spec.condition is None and config.mels:
             return spec.model_copy(update={"condition": spec.model_copy(update={"classes": ()})})
         if isinstance(spec.condition, AudioSpec) and spec.condition.rate != spec.rate:
-            raise UsageError(f"wavenet hears what a recording is made from beside it, so both need one rate; these "
+            raise UsageError(f"wavenet reads a recording and its source side by side, so both need the same rate; they "
                              f"have {spec.condition.rate} and {spec.rate} Hz: add --rate {spec.rate}")
         return spec
 
     # --- the network over whole recordings
 
     def _read(self, levels: Tensor, condition: Tensor | None) -> Tensor:
-        """Levels (B, T) and frames (B, frames, D) -> what the skip connections add up to at each place, (B, T, skip).
+        """Levels (B, T) and frames (B, frames, D) -> the sum of the skip connections at each position, (B, T, skip).
 
-        Place t knows the levels before t: what is read is shifted by one, and before the beginning all is zero.
+        Position t depends on the levels before t: the input is shifted by one, and zero before the beginning.
         """
         x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
-        if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it anew
+        if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it again
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        # tanh(a) * sigmoid(b) from a gate that has its own scale and sign of a.
+        # tanh(a) * sigmoid(b) from `gate`, which has another scale and sign of a.
         scale = torch.tensor([-2.0, 1.0], dtype=x.dtype, device=x.device).repeat_interleave(self.config.residual)
         biases = self._biases(condition, levels.shape[1], scale)
         outputs = []
@@ -156,24 +156,24 @@ class WaveNet(Model):
         return self._out(self._read(levels, condition))
 
     def _condition(self, classes: Tensor | None, spectrogram: Tensor | None) -> Tensor | None:
-        """Weights of the classes (B, K) and spectrogram (B, frames, mels) -> (B, frames, K + mels)."""
+        """One-hot classes (B, K) and spectrogram (B, frames, mels) -> (B, frames, K + mels)."""
         if classes is None or spectrogram is None:
             return spectrogram if classes is None else classes[:, None]
         return torch.cat([classes[:, None].expand(-1, spectrogram.shape[1], -1), spectrogram], dim=-1)
 
-    def _heard(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Weights of the classes, and the spectrogram of what recordings are made from, of themselves if of nothing."""
-        weights = self._weights(batch.labels)
+    def _class_and_spectrogram(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """One-hot classes, and the spectrogram of the conditions; of the recordings themselves if they have none."""
+        classes = self._one_hot(batch.labels)
         if not self.mels:
-            return weights, None
+            return classes, None
         x = (batch.condition or batch).x
-        return weights, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut, where it is longer
+        return classes, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut if it is longer
 
-    def _weights(self, labels: Tensor | None) -> Tensor | None:
+    def _one_hot(self, labels: Tensor | None) -> Tensor | None:
         if not self.classes:
             return None
         if labels is None:
-            raise DataError("this model knows recordings by their class, and these have none; give labelled data")
+            raise DataError("this model is conditioned on classes, and these recordings have none; give labelled data")
         return F.one_hot(labels, self.classes).to(self.output.weight.dtype)
 
     # --- train, score
@@ -182,21 +182,22 @@ class WaveNet(Model):
         """Mean negative log likelihood in nats per sample, the silence at the end of a recording included."""
         ends = None if batch.lengths is None else batch.lengths + self.config.tail
         longest = batch.x.shape[1] + self.config.tail if ends is None else int(ends.max())
-        length = min(-(-longest // _SHAPES) * _SHAPES, self.spec.length)  # little more is computed than is heard
+        # Little more is computed than is scored.
+        length = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.spec.length)
         batch = replace(batch, x=F.pad(batch.x, (0, length - batch.x.shape[1])))
-        levels, heard = self.spec.to_levels(batch.x), inside(batch.x, ends)
-        skip = self._read(levels, self._condition(*self._heard(batch)))
-        places = heard.flatten().nonzero()[:, 0]
-        filled = F.pad(places, (0, -len(places) % _SHAPES))
+        levels, scored = self.spec.to_levels(batch.x), inside(batch.x, ends)
+        skip = self._read(levels, self._condition(*self._class_and_spectrogram(batch)))
+        positions = scored.flatten().nonzero()[:, 0]
+        filled = F.pad(positions, (0, -len(positions) % _LENGTH_MULTIPLE))
         nats = -self.distribution.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
-        return Loss(nats[: len(places)].mean())
+        return Loss(nats[: len(positions)].mean())
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """Exact log p(x | condition) of every recording, (B,), in nats."""
         parts = []
         for part in self._parts(batch):
             levels = self.spec.to_levels(part.x)
-            nats = self.distribution.log_prob(self(levels, self._condition(*self._heard(part))), levels)
+            nats = self.distribution.log_prob(self(levels, self._condition(*self._class_and_spectrogram(part))), levels)
             parts.append(nats.double().where(inside(part.x, part.lengths), 0.0).sum(1))
         return torch.cat(parts)
 
@@ -212,8 +213,8 @@ class WaveNet(Model):
         return {"given": given} if given else {}
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
-        """The batch in parts that the memory has room for."""
-        size = max(1, _AT_ONCE // max(1, batch.x.shape[1]))
+        """The batch in parts that fit into memory."""
+        size = max(1, _SAMPLES_IN_MEMORY // max(1, batch.x.shape[1]))
         return (batch[i : i + size] for i in range(0, len(batch), size))
 
     # --- codes
@@ -221,7 +222,7 @@ class WaveNet(Model):
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; then noise."""
         if self.mels:
-            raise UsageError("this model speaks a spectrogram and needs one; give it recordings with --given")
+            raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
         length = self._length(length)
         noise = rng.normal(length, dtype=torch.float64)
         if not self.classes:
@@ -238,24 +239,25 @@ class WaveNet(Model):
         """Recordings -> codes.
 
         `noise`: (B, K + T) float64, NaN past the end of a recording: one-hot class if conditional, then the noise that
-        each sample is made of (gencli.layers.distributions); that of a vocoder has its `mels` log-mel bands in front of
-        the noise of each frame. `rng` draws the place inside each level's interval.
-        `features`: (B, skip), the mean over the recording of what the skip connections add up to.
+        each sample is made of (gencli.layers.distributions); that of a vocoder has `mels` log-mel bands before the
+        noise of each frame. `rng` draws the position inside each level's interval.
+        `features`: (B, skip), the mean over the recording of the sum of the skip connections.
         """
         if code == "features":
             return torch.cat([self._features(part) for part in self._parts(batch)])
         precise = self.clone().double().eval()
-        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then what it becomes
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
         frames, classes = [], []
-        for part, place in zip(self._parts(batch), z.split(max(1, _AT_ONCE // max(1, z.shape[1]))), strict=True):
+        rows = max(1, _SAMPLES_IN_MEMORY // max(1, z.shape[1]))
+        for part, own in zip(self._parts(batch), z.split(rows), strict=True):
             levels = self.spec.to_levels(part.x)
-            weights, spectrogram = self._heard(part)
-            condition = self._condition(weights, spectrogram)
+            one_hot, spectrogram = self._class_and_spectrogram(part)
+            condition = self._condition(one_hot, spectrogram)
             parameters = precise(levels, None if condition is None else condition.double())
-            noise = self.distribution.to_noise(parameters, levels, place)
-            place.copy_(noise.where(inside(part.x, part.lengths), math.nan))
+            noise = self.distribution.to_noise(parameters, levels, own)
+            own.copy_(noise.where(inside(part.x, part.lengths), math.nan))
             frames += [] if spectrogram is None else [spectrogram.double()]
-            classes += [] if weights is None else [weights.double()]
+            classes += [] if one_hot is None else [one_hot.double()]
         if frames:
             hop = self.config.hop
             noise = F.pad(z, (0, -z.shape[1] % hop), value=math.nan).unflatten(1, (-1, hop))  # (B, frames, hop)
@@ -263,12 +265,12 @@ class WaveNet(Model):
         return torch.cat([torch.cat(classes), z], dim=1) if classes else z
 
     def _features(self, part: Batch) -> Tensor:
-        skip = self._read(self.spec.to_levels(part.x), self._condition(*self._heard(part)))
-        heard = inside(part.x, part.lengths)[..., None]
-        return skip.where(heard, 0.0).sum(1) / heard.sum(1)
+        skip = self._read(self.spec.to_levels(part.x), self._condition(*self._class_and_spectrogram(part)))
+        mask = inside(part.x, part.lengths)[..., None]
+        return skip.where(mask, 0.0).sum(1) / mask.sum(1)
 
     def _decoded(self, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A code -> its noise (B, T), weights of the classes, spectrogram."""
+        """A code -> its noise (B, T), one-hot classes, spectrogram."""
         if code.ndim != 2 or code.shape[1] <= self.classes + self.mels:
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (recordings, numbers), as encode gives it")
         classes, noise = code.split([self.classes, code.shape[1] - self.classes], dim=1)
@@ -281,30 +283,29 @@ class WaveNet(Model):
         return noise, classes if self.classes else None, spectrogram
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
-        """The noise along an arc, as that of every code with a normal prior; classes, spectrogram and length along a
-        line."""
+        """The noise along an arc, as in every code with a normal prior; classes, spectrogram, length along a line."""
         path = super().interpolate(a, b, frames)
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         ends = [(~code.isnan()).sum() for code in (a, b)]
         a, b = fill(a, b), fill(b, a)
-        place = torch.arange(len(a), device=a.device) - self.classes
-        straight = (place < 0) | (place % (self.mels + self.config.hop) < self.mels)
+        position = torch.arange(len(a), device=a.device) - self.classes
+        straight = (position < 0) | (position % (self.mels + self.config.hop) < self.mels)
         path = ((1 - t) * a + t * b).where(straight, path)
-        return path.where(place + self.classes < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
+        return path.where(position + self.classes < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
 
     # --- generate
 
     def at_once(self, *, engine: str = "auto", **options: object) -> int:
-        return 1 if self._compiled(engine) else _TOGETHER
+        return 1 if self._compiled(engine) else _TORCH_BLOCK
 
     def _compiled(self, engine: str) -> bool:
-        """Whether the compiled engine is meant. Raises where it cannot run."""
-        there = importlib.util.find_spec("numba") is not None
+        """Whether to use the compiled engine. Raises if it cannot run."""
+        installed = importlib.util.find_spec("numba") is not None
         if engine == "compiled" and self.device.type != "cpu":
-            raise UsageError("engine=compiled runs on the processor; add --device cpu, or use engine=torch")
-        if engine == "compiled" and not there:
+            raise UsageError("engine=compiled runs on the CPU; add --device cpu, or use engine=torch")
+        if engine == "compiled" and not installed:
             raise ModelError("engine=compiled needs the package numba: pip install 'gencli[fast]'")
-        return engine == "compiled" or (engine == "auto" and there and self.device.type == "cpu")
+        return engine == "compiled" or (engine == "auto" and installed and self.device.type == "cpu")
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0,
                engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
@@ -312,8 +313,8 @@ class WaveNet(Model):
 
         Args:
             temperature: below 1 prefers likelier levels.
-            engine: torch computes all recordings at once, compiled (numba) one after the other in native code; auto is
-                compiled on a processor where numba is installed.
+            engine: torch computes all recordings together, compiled (numba) one after the other in native code; auto is
+                compiled on a CPU if numba is installed.
         """
         noise, classes, spectrogram = self._decoded(code.to(self.device).double())
         pieces = list(self.clone().double()._write(noise, self._condition(classes, spectrogram), None, temperature,
@@ -324,8 +325,7 @@ class WaveNet(Model):
                engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
-        Of the class and with the spectrogram that are given; a class that is not is drawn. The other options are those
-        of `decode`.
+        The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
         """
         return join(list(self._stream(rng, given or Given(), length, temperature, engine)))
 
@@ -336,14 +336,14 @@ class WaveNet(Model):
         spectrogram = None
         if self.mels:
             if given.condition is None:
-                raise UsageError("this model speaks a spectrogram and needs one; give it recordings with --given")
+                raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
             spectrogram = self.spectrogram(given.condition.x)
         if spectrogram is None or given.condition is None or length is not None:
             noise = rng.normal(self._length(length), dtype=torch.float64)
-        else:  # as long as what is to be spoken
+        else:  # as long as the condition
             noise = rng.normal(given.condition.x.shape[1], dtype=torch.float64)
             noise = noise.where(inside(noise, given.condition.lengths), math.nan)
-        classes = self._weights(given.labels if given.labels is not None or not self.classes
+        classes = self._one_hot(given.labels if given.labels is not None or not self.classes
                                 else rng.integers(self.classes))
         condition = self._condition(classes, spectrogram)
         labels = classes.argmax(1) if classes is not None else None
@@ -355,7 +355,7 @@ class WaveNet(Model):
                ends: bool) -> Iterator[Batch]:
         """The prompt (P,), then the recordings of the noise (B, T), piece by piece.
 
-        A recording is over where its noise is NaN and, if it `ends`, with `tail` samples of silence.
+        A recording is over where its noise is NaN and, with `ends`, after `tail` samples of silence.
         """
         if not temperature > 0:
             raise UsageError(f"temperature={temperature}; expected a number above 0")
@@ -373,14 +373,14 @@ class WaveNet(Model):
             run(begin, end)
             if ends and self.config.tail:
                 over[:, start:end] |= self._ended(levels[:, start:end])
-            going = ~over[:, begin:end]
-            x = self.spec.from_levels(levels[:, begin:end]).where(going, 0.0)
-            yield Batch(x, lengths=going.sum(1))
+            active = ~over[:, begin:end]
+            x = self.spec.from_levels(levels[:, begin:end]).where(active, 0.0)
+            yield Batch(x, lengths=active.sum(1))
             if over[:, end - 1].all():
                 break
 
     def _ended(self, levels: Tensor) -> Tensor:
-        """(B, T) -> bool: places after the first `tail` samples of silence that come after any sound."""
+        """(B, T) -> bool: positions after the first `tail` samples of silence that follow any sound."""
         silence = levels == self.spec.to_levels(torch.zeros(1, device=levels.device))
         count, tail = silence.cumsum(1), self.config.tail
         long = (count - F.pad(count, (tail, 0))[:, : count.shape[1]] == tail) & (~silence).cumsum(1).bool()
@@ -389,10 +389,10 @@ class WaveNet(Model):
     # --- export
 
     def graph(self) -> Graph:
-        """One sample: level (B, 1), state (B, places, residual) and, if there is one, condition (B, D) -> parameters
+        """One sample: level (B, 1), state (B, slots, residual) and, if there is one, condition (B, D) -> parameters
         (B, P), next state.
 
-        A recording starts with a state of zeros and the level -1, which stands for what is before the beginning.
+        A recording starts with a state of zeros and the level -1, which stands for the time before the beginning.
         """
         state = torch.zeros(2, sum(self.dilations), self.config.residual, device=self.device)
         inputs = {"level": torch.full((2, 1), -1, device=self.device), "state": state}
@@ -413,11 +413,11 @@ class _Linears(nn.ModuleList):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Engines: engine(model, levels (B, T), u (B, T), condition, known, temperature) gives run(begin, end), which fills in
-# the levels of these places, in order, but for the first `known`, which are given. u in (0, 1) is the noise.
+# the levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
 
 
 class _TorchEngine:
-    """All recordings at once, in plain torch, on any device."""
+    """All recordings together, in plain torch, on any device."""
 
     def __init__(self, model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
                  temperature: float):
@@ -442,9 +442,9 @@ class _TorchEngine:
         if self.biases is not None:
             bias = self.biases[:, min(t // model.config.hop, self.biases.shape[1] - 1)]  # (B, depth, 2 residual)
         for i, (ring, (weight, own)) in enumerate(zip(self.rings, self.weights, strict=True)):
-            place = ring[:, t % ring.shape[1]]
-            h = torch.addmm(own, torch.cat([place, x], dim=1), weight)
-            place.copy_(x)
+            slot = ring[:, t % ring.shape[1]]
+            h = torch.addmm(own, torch.cat([slot, x], dim=1), weight)
+            slot.copy_(x)
             if bias is not None:
                 h = h + bias[:, i]
             a, b = h.chunk(2, dim=-1)

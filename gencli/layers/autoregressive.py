@@ -1,9 +1,9 @@
-"""What models of texts share that read token by token and give the logits of the next one: scores and noise codes.
+"""Models of texts that read token by token and give the logits of the next one: scores and noise codes.
 
 A code is the noise of each token given the tokens before it, as `gencli.layers.distributions` defines it: text and code
 determine each other. Logits are float64 here, so that rounding changes no token.
 
-`tokens` are (B, T) int64, `lengths` (B,) their numbers; positions past the end hold 0. A text is read after `end`.
+`tokens` are (B, T) int64, `lengths` (B,) their numbers; positions past the end are 0. A text is preceded by `end`.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def after_end(tokens: Tensor, end: int) -> Tensor:
-    """What is read to predict the tokens (B, T): `end`, then all but the last."""
+    """The input that predicts the tokens (B, T): `end`, then all but the last."""
     return F.pad(tokens[:, :-1], (1, 0), value=end)
 
 
@@ -49,11 +49,11 @@ class AutoregressiveText(Model):
 
     @property
     def distribution(self) -> Categorical:
-        """That of the next token."""
+        """The distribution of the next token."""
         return Categorical(len(self.spec.vocabulary))
 
     def reader(self) -> tuple[Read, Advance]:
-        """How a text is read: its beginning at once, then token by token. Logits are float64."""
+        """How a text is read: the beginning in one call, then token by token. Logits are float64."""
         raise NotImplementedError
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
@@ -71,7 +71,7 @@ class AutoregressiveText(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
                top_p: float = 1.0) -> Batch:
-        """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN, and after `<end>` where texts are lines.
+        """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN and, in lines, after `<end>`.
 
         Args:
             temperature: divides the logits; 0 takes the likeliest token.
@@ -111,15 +111,15 @@ class AutoregressiveText(Model):
         logits, state = logits.expand(len(u), -1), state.expand(len(u), *state.shape[1:])
         x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
         lengths = torch.full_like(x[:, 0], len(prompt))
-        going = torch.ones_like(lengths, dtype=torch.bool)
+        active = torch.ones_like(lengths, dtype=torch.bool)
         for t in range(u.shape[1]):
-            going = going & ~u[:, t].isnan()
-            if not going.any():
+            active = active & ~u[:, t].isnan()
+            if not active.any():
                 break
             token = self.distribution.from_uniform(logits, u[:, t], temperature, top_k, top_p)
-            x[:, len(prompt) + t] = token.where(going, 0)
-            lengths += going
+            x[:, len(prompt) + t] = token.where(active, 0)
+            lengths += active
             if self.spec.lines:
-                going = going & (token != end)
+                active = active & (token != end)
             logits, state = advance(token, state)
         return Batch(x, lengths=lengths)

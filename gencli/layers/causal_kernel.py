@@ -1,7 +1,7 @@
-"""Sample after sample of a stack of dilated causal convolutions (gated, residual, skip), in native code by numba.
+"""Generation, sample by sample, from a stack of dilated causal convolutions (gated, residual, skip), compiled by numba.
 
-The weights are packed once; a recording keeps what each layer has read in one ring buffer for each layer. All arrays
-are contiguous, of float32 or float64; matrices are (in, out), so that the inner loops run along memory. Reordered sums
+The weights are packed once; a recording has a ring buffer for each layer of what it has read. All arrays are
+contiguous, of float32 or float64; matrices are (in, out), so that the inner loops run along memory. Reordered sums
 (fastmath) change a result by rounding only.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gencli.layers.distributions import FLOOR, DiscretisedLogisticMixture
 
-# Samples for which a layer of at least this dilation reads the past at once, so that its weights are fetched once for
-# all: weights that are too many for the cache set the pace.
+# Samples for which a layer of at least this dilation reads the past in one go, so that its weights are fetched once for
+# all of them: fetching weights that exceed the cache is the bottleneck.
 _AHEAD = 8
 
 _compile = njit(fastmath=True, cache=True, nogil=True, error_model="numpy")
@@ -26,12 +26,12 @@ class Kernel:
     """The packed weights of a network.
 
     Args:
-        table: (L, C), what a level is read as; of levels that are too many for a table (2, C): slope and offset, by
-            which it is read as a number in [-1, 1).
+        table: (L, C), the embedding of each level; for levels too many for a table (2, C): slope and offset, applied
+            to a level as a number in [-1, 1).
         dilations: powers of two, one for each of D layers.
-        hop: samples for which one frame of biases holds, where there are several.
+        hop: samples for which a frame of biases applies, if there are several.
         levels: their number; 256 have P = 256 logits, more a mixture of P / 3 logistic distributions.
-        gates: (D, 2 C, 2 C), from what was read `dilation` samples ago and now to both halves of the gate.
+        gates: (D, 2 C, 2 C), from the inputs `dilation` samples ago and now to both halves of the gate.
         skips, residuals: (D, C, S) and (D, C, C), from the output of a gate.
         skip_bias, residual_biases: (S,) and (D, C).
         head, head_bias, output, output_bias: (S, S), (S,), (S, P), (P,).
@@ -47,11 +47,11 @@ class Kernel:
 
     def recording(self, levels: Tensor, u: Tensor, biases: Tensor, known: int,
                   temperature: float) -> Callable[[int, int], None]:
-        """A recording to be made: the function takes the places (begin, end) to fill in, which follow each other.
+        """Generate a recording: the function takes the positions (begin, end) to fill in, which follow each other.
 
         Args:
             levels: (T,) int64, filled in; the first `known` are given.
-            u: (T,) float64 in (0, 1), the place of each level in its cumulative distribution.
+            u: (T,) float64 in (0, 1), the quantile of each level in its distribution.
             biases: (frames, D, 2 C), of the gates.
         """
         width = self._table.shape[1]
@@ -91,16 +91,16 @@ def _generate(begin, end, known, temperature, count, hop, rings, ahead, dilation
         frame = min(t // hop, len(biases) - 1)
         for layer in range(len(dilations)):
             dilation, step = dilations[layer], t % _AHEAD
-            place = offsets[layer] + t % dilation
+            slot = offsets[layer] + t % dilation
             if dilation < _AHEAD:
                 h[:] = 0
-                _add_product(rings[place], gates[layer, :width], h)
+                _add_product(rings[slot], gates[layer, :width], h)
             else:
                 if step == 0:
                     ahead[layer] = 0
-                    _add_products(rings[place : place + _AHEAD], gates[layer, :width], ahead[layer])
+                    _add_products(rings[slot : slot + _AHEAD], gates[layer, :width], ahead[layer])
                 h[:] = ahead[layer, step]
-            rings[place] = x
+            rings[slot] = x
             h += biases[frame, layer]
             _add_product(x, gates[layer, width:], h)
             _gate(h, z)
@@ -133,7 +133,7 @@ def _add_product(x, weight, out):
 
 @_compile
 def _add_products(x, weight, out):
-    """The same for several x at once."""
+    """The same for several x."""
     rows, columns = weight.shape
     whole = rows - rows % 4
     for i in range(0, whole, 4):

@@ -1,4 +1,4 @@
-"""The gated unit tanh * sigmoid (van den Oord et al. 2016, arXiv:1606.05328), fast on processors."""
+"""The gated unit tanh * sigmoid (van den Oord et al. 2016, arXiv:1606.05328), fast on CPUs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def gate(y: Tensor, dim: int) -> Tensor:
     """Two halves a, b along `dim` -> sigmoid(b) * tanh(-a / 2), as (1 - 2 sigmoid(a)) * sigmoid(b). `y` is overwritten.
 
-    The gated unit but for the scale and sign of a, with one function for both halves.
+    The gated unit, except for the scale and sign of a, with one function for both halves.
     """
     if y.requires_grad:
         return _Gate.apply(y, dim)
@@ -18,7 +18,7 @@ def gate(y: Tensor, dim: int) -> Tensor:
 
 
 class _Gate(torch.autograd.Function):
-    """It passes over the memory as seldom as it can, by which training is bound here."""
+    """It makes as few passes over memory as possible, since training is bound by them."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, dim: int) -> Tensor:

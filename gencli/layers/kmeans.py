@@ -1,11 +1,11 @@
-"""K-means: a start that spreads (Arthur & Vassilvitskii 2007, "k-means++") and Lloyd's iterations (Lloyd 1982)."""
+"""K-means: spread-out starting centres (Arthur & Vassilvitskii 2007, "k-means++") and Lloyd iterations (1982)."""
 
 import torch
 from torch import Tensor
 
 
 def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Centres drawn from x (N, D), each far from those before it: (k, D), fewer if x has fewer different examples."""
+    """Centres drawn from x (N, D), each far from those before it: (k, D), fewer if x has fewer distinct examples."""
     centres = x[torch.randint(len(x), (1,), generator=generator)]
     distance = (x - centres[0]).square().sum(1)  # squared, to the nearest centre
     while len(centres) < k and distance.any():
@@ -15,7 +15,7 @@ def plus_plus(x: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def lloyd(x: Tensor, centres: Tensor, iterations: int = 20) -> Tensor:
-    """Centres (k, D) moved to the mean of those of x (N, D) that are nearest to them; one without any stays."""
+    """Centres (k, D) moved to the mean of those of x (N, D) that are nearest to them; a centre without any stays."""
     for _ in range(iterations):
         nearest = torch.cdist(x, centres).argmin(1)
         counts = torch.bincount(nearest, minlength=len(centres))[:, None].to(x.dtype)

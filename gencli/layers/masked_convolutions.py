@@ -3,11 +3,11 @@
 Pictures (B, C, H, W) in [-1, 1] -> features (B, width, H, W). `PlainStack` is one stack of masked filters (van den Oord
 et al. 2016a, arXiv:1601.06759), `GatedStacks` the two of van den Oord et al. 2016b (arXiv:1606.05328), which leave no
 blind spot. A masked filter is stored as its two rectangles, the rows above and the left of its own row, so that no
-zeros are multiplied; the horizontal stack reads the vertical one behind its gate.
+zeros are multiplied; the horizontal stack reads the vertical one after its gate.
 
-`walk` gives the same features pixel by pixel, while the picture is made: what the rows above contribute is computed
-once for a row, the rest for a pixel, from the layers' activations so far. A picture costs one pass through the network,
-and not one for every pixel.
+`walk` gives the same features pixel by pixel, while the picture is generated: the contribution of the rows above is
+computed once per row, the rest per pixel, from the layers' activations so far. A picture costs one pass through the
+network, not one per pixel.
 """
 
 from typing import cast
@@ -73,7 +73,7 @@ class _GatedLayer(nn.Module):
 
 
 class GatedStacks(nn.Module):
-    """The two stacks of the gated network; what it gives is the horizontal one's."""
+    """The two stacks of the gated network; the output is that of the horizontal one."""
 
     def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0):
         super().__init__()
@@ -139,8 +139,8 @@ class _Row:
     """Activations of a row, written from left to right, after `reach` zeros.
 
     Attributes:
-        at: at[j] (B, width) is the place of pixel j.
-        before: before[j] (B, taps * width) is what a horizontal filter sees that ends in pixel j, or left of it.
+        at: at[j] (B, width) are the activations of pixel j.
+        before: before[j] (B, taps * width) is the input of a horizontal filter that ends in pixel j, or left of it.
     """
 
     def __init__(self, like: Tensor, columns: int, width: int, reach: int, own: bool):
@@ -158,7 +158,7 @@ class _Rows:
         self.inside = slice(reach, reach + columns)
 
     def push(self, row: Tensor) -> Tensor:
-        """Take in (B, width, W) and give the window."""
+        """Append (B, width, W) and return the window."""
         self.window[:, :, :-1] = self.window[:, :, 1:].clone()
         self.window[:, :, -1, self.inside] = row
         return self.window
@@ -175,7 +175,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _by_pixel(row: Tensor) -> list[Tensor]:
-    """(B, width, 1, W) -> W times (B, width)."""
+    """(B, width, 1, W) -> W tensors (B, width)."""
     return list(row[:, :, 0].permute(2, 0, 1).contiguous().unbind(0))
 
 
@@ -190,7 +190,7 @@ class Walk:
         self.first, self.taps = first, _taps(first.left)
         self.x = _Row(like, columns, channels, first.reach, own=False)
         self.rows = _Rows(like, columns, channels, first.reach, first.reach)
-        self.context: list[list[Tensor]] = []  # by layer and pixel: what a row gets from those above it
+        self.context: list[list[Tensor]] = []  # by layer and pixel: the contribution of the rows above
 
     def start_row(self) -> None:
         """The row before is complete: compute what the rows above contribute to this one."""

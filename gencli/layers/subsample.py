@@ -1,4 +1,4 @@
-"""A choice of examples to start from, and the columns that no density can be fitted to: what fitting to data shares."""
+"""A random subsample of the data, and the constant columns, to which no density can be fitted."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from gencli.rng import ExampleStreams
 
 
 class Subsample:
-    """At most `size` of the examples that are added, each with the same chance: those with the smallest draws.
+    """At most `size` of the examples that are added, all equally likely: those with the smallest draws.
 
     Attributes:
         count: examples added.
         examples: (N, ...), N at most `size`.
-        constant: (...) bool: what has been the same in every example.
+        constant: (...) bool: the numbers that have been the same in every example.
     """
 
     def __init__(self, size: int, seed: int = 0):
@@ -24,7 +24,7 @@ class Subsample:
         self.constant = torch.ones((), dtype=torch.bool)
 
     def add(self, x: Tensor) -> None:
-        """Take in (B, ...)."""
+        """Add (B, ...)."""
         numbers = torch.arange(self.count, self.count + len(x))
         draws = ExampleStreams(self.seed, numbers, "subsample", x.device).uniform()
         if not self.count:
@@ -39,7 +39,7 @@ class Subsample:
 
 def refuse_constant(spec: Spec, constant: Tensor) -> None:
     """DataError if one of the columns (D,) of a table is constant: its density would be infinite."""
-    places = constant.nonzero().flatten().tolist()
-    if places and isinstance(spec, VectorSpec):
-        raise DataError(f"column {spec.columns[places[0]]!r} is the same in every example, so its density is infinite; "
-                        f"take it out")
+    columns = constant.nonzero().flatten().tolist()
+    if columns and isinstance(spec, VectorSpec):
+        raise DataError(f"column {spec.columns[columns[0]]!r} is the same in every example, so its density is "
+                        f"infinite; take it out")

@@ -1,6 +1,6 @@
 """Visible units of Boltzmann machines: their part of the energy, their base rates, and v given the hidden units.
 
-"Shift" is what the hidden units add to the bias, h W^T, (B, D); `beta` mixes with the base rates, at which annealing
+"Shift" is what the hidden units add to the bias, h W^T, (B, D); `beta` mixes with the base rates, where annealing
 starts. Shapes: B batch, D units.
 """
 
@@ -117,7 +117,7 @@ class GaussianUnits(nn.Module):
         return float(self.scale.double().log().sum())
 
     def _log_deviation(self) -> Tensor:
-        return self.log_deviation.clamp(min=-6)  # a column that is constant must not make the density infinite
+        return self.log_deviation.clamp(min=-6)  # a constant column must not make the density infinite
 
     def _precision(self) -> Tensor:
         return torch.exp(-2 * self._log_deviation())

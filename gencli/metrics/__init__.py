@@ -14,7 +14,7 @@ A third party adds a group with
     [project.entry-points."gencli.metrics"]
     mymetric = "mypackage.mymetric:mymetric"
 
-`GENCLI_PLUGINS=0` switches such plugins off. They are run when they are asked for by name.
+`GENCLI_PLUGINS=0` switches such plugins off. They are run only when they are asked for by name.
 """
 
 import math
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # What a number is: the quantity itself, a bound on it, or an estimate.
 Kind = Literal["exact", "bound", "estimate"]
-# What a metric calls as it goes on: examples done, and how many there are.
+# Called while a metric is computed: examples done, and their number.
 Progress = Callable[[int, int], None]
 
 
@@ -45,7 +45,7 @@ Train = Callable[["Model", "Dataset", "TrainSettings", "device", "Inputs"], "Mod
 
 
 def silent(done: int, total: int) -> None:
-    """The progress nobody watches."""
+    """Report no progress."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,8 +59,8 @@ class Metric:
     Attributes:
         name: e.g. "elbo".
         value: NaN if it could not be measured.
-        error: its standard error; None where none is known.
-        n: how many examples it rests on.
+        error: its standard error; None if it has none.
+        n: how many examples it is computed from.
         unit: e.g. "nats".
         kind: whether it is the quantity itself, a bound on it, or an estimate.
         protocol: what else must be the same for two values to be comparable: plain JSON values.
@@ -89,7 +89,7 @@ class Column:
     """One number for each of the held-out examples, in their order.
 
     Attributes:
-        name: e.g. "elbo", the cost of an example; the column of several families has another name in each.
+        name: e.g. "elbo", the cost of an example; families name theirs differently.
         values: (N,) float64 on the CPU.
         unit: e.g. "nats".
         cost: whether more is worse, or unusual.
@@ -103,10 +103,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of what the numbers say.
+    """A picture that illustrates the numbers.
 
     Attributes:
-        name: e.g. "confusion", fit for the name of a file.
+        name: e.g. "confusion"; part of a file name.
         image: (C, H, W) in [0, 1], C 1 or 3.
         caption: a sentence that says what is seen.
     """
@@ -130,28 +130,28 @@ Found = Metric | Column | Figure | Reconstructions
 
 @dataclass
 class Results:
-    """What was found, in order."""
+    """What the groups yielded, in order."""
 
     metrics: list[Metric] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     reconstructions: list[Reconstructions] = field(default_factory=list)
 
-    def add(self, found: Iterable[Found]) -> None:
+    def add(self, items: Iterable[Found]) -> None:
         """Take in what a group of metrics yields."""
         lists: dict[type, list[Any]] = {Metric: self.metrics, Column: self.columns, Figure: self.figures,
                                         Reconstructions: self.reconstructions}
-        for item in found:
+        for item in items:
             lists[type(item)].append(item)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What there is to measure
+# What is to be measured
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What there is to measure, and how.
+    """What is to be measured, and how.
 
     Attributes:
         examples: held out, prepared as the training data was.
@@ -160,12 +160,12 @@ class Inputs:
         training: what the model was trained on.
         seed: of everything random; the noise of an example depends on (seed, its number) alone.
         options: keyword options of the family's methods (`gencli.inference`).
-        features: the space that samples are compared in, see `gencli.metrics.features`; None: what suits the data.
+        features: the space that samples are compared in, see `gencli.metrics.features`; None: the default for the data.
         reconstruct: this many examples are encoded and decoded again; None: all.
         draw: samples that a group of metrics draws for itself, where it needs samples of its own kind.
         download: whether weights that are published elsewhere may be fetched.
-        train: what trains a network to measure with; None: no such network can be trained.
-        progress: called with what is done and how much there is.
+        train: trains a network that a metric needs; None: no such network can be trained.
+        progress: called with the examples done and their number.
         notify: takes warnings for the user, a sentence each.
     """
 
@@ -194,27 +194,27 @@ def needed(names: Sequence[str] | None, spec: "Spec", model: "Model | None" = No
     Raises:
         UsageError: a name that no group of metrics has, or one that does not fit the data or the model.
     """
-    return {need for group in _chosen(names, spec, model) for need in (*group.needs, *group.uses)}
+    return {need for group in _selected(names, spec, model) for need in (*group.needs, *group.uses)}
 
 
 def measure(names: Sequence[str] | None, inputs: Inputs) -> Results:
-    """Run these groups of metrics, by default all that fit the data, the model and the inputs that are there.
+    """Run these groups of metrics, by default all that fit the data, the model and the inputs that are given.
 
     Raises:
-        UsageError: as `needed`; an input that is not there for a group that was asked for.
+        UsageError: as `needed`; an input is missing for a group that was asked for.
         DataError: examples or samples that cannot be measured.
     """
     results = Results()
-    for group in _chosen(names, inputs.examples.spec, inputs.model):
+    for group in _selected(names, inputs.examples.spec, inputs.model):
         missing = [need for need in group.needs if getattr(inputs, need) is None]
         if not missing:
             results.add(group.load()(inputs))
         elif names is not None:
-            raise UsageError(f"metric {group.name!r} needs {' and '.join(missing)}, which are not here")
+            raise UsageError(f"metric {group.name!r} needs {' and '.join(missing)}, which were not given")
     return results
 
 
-def _chosen(names: Sequence[str] | None, spec: "Spec", model: "Model | None") -> Iterator[MetricGroup]:
+def _selected(names: Sequence[str] | None, spec: "Spec", model: "Model | None") -> Iterator[MetricGroup]:
     if names is None:
         yield from (group for group in registry.metrics.values() if group.default and not _misfit(group, spec, model))
         return
@@ -229,20 +229,20 @@ def _misfit(group: MetricGroup, spec: "Spec", model: "Model | None") -> str:
     kind = registry.kind_of(spec)
     if group.kinds and kind.name not in group.kinds:
         return f"is for {', '.join(group.kinds)}; the data is {kind.name}"
-    there = {"spaces": bool(kind.spaces), "numeric": kind.numeric, "fixed": not kind.variable,
-             "classified": any(family_classifies(family, kind.name) for family in registry.families.values()),
-             "condition": spec.condition is not None}
+    available = {"spaces": bool(kind.spaces), "numeric": kind.numeric, "fixed": not kind.variable,
+                 "classified": any(family_classifies(family, kind.name) for family in registry.families.values()),
+                 "condition": spec.condition is not None}
     reasons = {"spaces": f"needs a feature space, and {kind.plural} have none",
-               "numeric": f"is about differences of values, and {kind.plural} have none that mean anything",
+               "numeric": f"compares values by their difference, which means nothing for {kind.plural}",
                "fixed": f"is for examples of one shape; {kind.plural} have lengths of their own",
-               "classified": f"needs a family that classifies {kind.plural}, and there is none",
+               "classified": f"needs a family that classifies {kind.plural}, and none is installed",
                "condition": "is for examples that are made from others; these are not"}
     for want in group.wants:
-        if not there[want]:
+        if not available[want]:
             return reasons[want]
     abilities = model.abilities() if model is not None else set()
-    if lacking := [ability for ability in group.can if ability not in abilities]:
-        return f"needs a model that can {' and '.join(lacking)}"
+    if missing := [ability for ability in group.can if ability not in abilities]:
+        return f"needs a model that can {' and '.join(missing)}"
     return ""
 
 

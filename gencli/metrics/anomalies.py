@@ -1,4 +1,4 @@
-"""Anomaly detection: how well a number of each example tells the examples of some classes from the rest."""
+"""Anomaly detection: how well a score of each example separates the examples of some classes from the rest."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,19 +13,19 @@ from gencli.metrics.estimates import protocol
 
 
 def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], seed: int = 0) -> list[Metric]:
-    """`auroc_NAME` of every column: the chance that an anomaly has the worse number of a random pair.
+    """`auroc_NAME` of every column: the chance that an anomaly has a worse score than a normal example.
 
     Args:
-        columns: as `measure` found them, of all examples of `data`.
+        columns: those of `measure`, for all examples of `data`.
         data: labelled examples.
         classes: names of the classes that are anomalies; all others are normal.
 
     Raises:
-        UsageError: a class that the data does not have.
+        UsageError: the data has no such class.
         DataError: no labels, or only anomalies, or none.
     """
     if data.labels is None or not data.spec.classes:
-        raise DataError(f"{data.name} has no labels to tell anomalies by; give data with labels")
+        raise DataError(f"{data.name} has no labels that say which examples are anomalies; give data with labels")
     for name in classes:
         if name not in data.spec.classes:
             raise UsageError(f"{data.name} has no class {name!r}{did_you_mean(name, data.spec.classes)}")
@@ -34,21 +34,21 @@ def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], see
     if anomalous.all() or not anomalous.any():
         raise DataError(f"{int(anomalous.sum())} of {len(data)} examples of {data.name} are anomalies; some of both "
                         f"are needed")
-    about = protocol(data, seed, anomalies=list(classes), share=float(anomalous.double().mean()))
-    found = []
+    record = protocol(data, seed, anomalies=list(classes), share=float(anomalous.double().mean()))
+    metrics = []
     for column in columns:
         value, error = auroc(column.values if column.cost else -column.values, anomalous)
-        found.append(Metric(f"auroc_{column.name}", value, error, len(data), "", "exact", about))
-    return found
+        metrics.append(Metric(f"auroc_{column.name}", value, error, len(data), "", "exact", record))
+    return metrics
 
 
 def auroc(scores: Tensor, positive: Tensor) -> tuple[float, float]:
     """Area under the ROC curve of scores (N,), more for `positive` (N,) bool, and its standard error.
 
-    Both from the placement values of DeLong et al. 1988: the share of the other side that each is above; ties half.
+    Both from the placement values of DeLong et al. 1988: the share of the other side that each is above; ties: half.
     """
-    values, place = torch.unique(scores.double(), return_inverse=True)
-    of_positive, of_negative = (torch.bincount(place[side], minlength=len(values)).double()
+    values, rank = torch.unique(scores.double(), return_inverse=True)
+    of_positive, of_negative = (torch.bincount(rank[side], minlength=len(values)).double()
                                 for side in (positive, ~positive))
     m, n = of_positive.sum(), of_negative.sum()
     below = (of_negative.cumsum(0) - of_negative / 2) / n  # share of negatives below each value

@@ -21,8 +21,8 @@ _WINDOW = 0.025  # seconds
 class LogMel(Space):
     """Recordings (B, T) in [-1, 1] -> (B, parts x bands): the mean of the log-mel spectrogram in each part.
 
-    In decades of power, from windows of 25 ms every 10 ms. A recording is cut at its length, so that what follows it
-    does not count.
+    In decades of power, from windows of 25 ms every 10 ms. A recording is cut at its length, so that padding does not
+    count.
     """
 
     name = "log-mel"

@@ -1,4 +1,4 @@
-"""How well a model tells classes apart, and whether it knows how well: accuracy, calibration, confusion matrix."""
+"""How well a model classifies, and how well it knows its own accuracy: calibration, confusion matrix."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +17,9 @@ _ROUNDS = 50  # of the bootstrap
 
 
 def classification(inputs: Inputs) -> Iterator[Found]:
-    """`accuracy`, `class_accuracy` of the class that fares worst, `calibration_error`; the figure `confusion`.
+    """`accuracy`, `worst_class_accuracy`, `calibration_error`; the figure `confusion`.
 
-    Nothing of examples without labels. What it costs to be wrong in nats, `class_nll`, is the family's score.
+    Nothing for examples without labels. The cross-entropy in nats, `class_nll`, is the family's score.
     """
     model, data = inputs.model, inputs.examples
     assert model is not None
@@ -30,20 +30,20 @@ def classification(inputs: Inputs) -> Iterator[Found]:
         for _, batch in blocks(model, data):
             parts.append(model.classify(batch).double().cpu())
             inputs.progress(sum(map(len, parts)), len(data))
-    log_probabilities, about = torch.cat(parts), protocol(data, inputs.seed)
+    log_probabilities, record = torch.cat(parts), protocol(data, inputs.seed)
     confidence, guess = log_probabilities.exp().max(1)
     right = guess == data.labels
     yield Column("correct", right.double(), cost=False)
     yield Column("confidence", confidence, cost=False)
-    yield mean("accuracy", right, "", "exact", about)
-    yield _worst(right, data.labels, data.spec.classes, about)
-    resampled = [calibration_error(confidence[chosen], right[chosen])
-                 for chosen in torch.randint(len(data), (_ROUNDS, len(data)), generator=generator(inputs.seed, "ece"))]
+    yield mean("accuracy", right, "", "exact", record)
+    yield _worst(right, data.labels, data.spec.classes, record)
+    resampled = [calibration_error(confidence[draw], right[draw])
+                 for draw in torch.randint(len(data), (_ROUNDS, len(data)), generator=generator(inputs.seed, "ece"))]
     yield Metric("calibration_error", calibration_error(confidence, right), float(torch.tensor(resampled).std()),
-                 len(data), "", "estimate", {**about, "bins": _BINS})
+                 len(data), "", "estimate", {**record, "bins": _BINS})
     matrix = confusion(guess, data.labels, len(data.spec.classes))
     yield Figure("confusion", draw_matrix(matrix, data.spec.classes),
-                 "Of each class (row), the share that is taken for each (column), in percent.")
+                 "For each class (row), the share that is classified as each (column), in percent.")
 
 
 def calibration_error(confidence: Tensor, right: Tensor, bins: int = _BINS) -> float:
@@ -55,24 +55,24 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = _BINS) -> f
         confidence: (N,) probability of the guess, in [0, 1].
         right: (N,) bool.
     """
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are open below, as in the paper
-    gap = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, place, confidence.double() - right.double())
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins are open below, as in the paper
+    gap = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, bin_of, confidence.double() - right.double())
     return float(gap.abs().sum() / len(right))
 
 
 def confusion(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(K, K) int64: how many of class k (row) were taken for each class (column)."""
+    """(K, K) int64: how many of class k (row) were classified as each class (column)."""
     return torch.bincount(labels * classes + guess, minlength=classes**2).view(classes, classes)
 
 
-def _worst(right: Tensor, labels: Tensor, classes: tuple[str, ...], about: dict[str, Any]) -> Metric:
-    accuracies = [mean("worst_class_accuracy", right[labels == k], "", "exact", {**about, "class": name})
+def _worst(right: Tensor, labels: Tensor, classes: tuple[str, ...], record: dict[str, Any]) -> Metric:
+    accuracies = [mean("worst_class_accuracy", right[labels == k], "", "exact", {**record, "class": name})
                   for k, name in enumerate(classes) if (labels == k).any()]
     return min(accuracies, key=lambda metric: metric.value)
 
 
 def draw_matrix(matrix: Tensor, names: tuple[str, ...]) -> Tensor:
-    """A picture (3, H, W) of a confusion matrix (K, K): darker is more; percents are written in where they fit."""
+    """A picture (3, H, W) of a confusion matrix (K, K): darker is more; percentages are written where they fit."""
     shares = matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
     cell = 36 if len(names) <= 20 else 12
     font = ImageFont.load_default(12)
@@ -87,7 +87,7 @@ def draw_matrix(matrix: Tensor, names: tuple[str, ...]) -> Tensor:
             pen.text((y + cell / 2, margin - 8), name[:5], "black", font, "mb")
         for column, share in enumerate(of_class):
             x = margin + cell * column
-            shade = round(255 * (1 - share**0.5))  # the root lifts the few mistakes out of the white
+            shade = round(255 * (1 - share**0.5))  # the root makes rare mistakes visible
             pen.rectangle((x, y, x + cell - 2, y + cell - 2), (shade, shade, 255 if share else 245))
             if cell == 36 and share >= 0.0005:
                 pen.text((x + cell / 2 - 1, y + cell / 2 - 1), f"{100 * share:.3g}"[:4],

@@ -1,4 +1,4 @@
-"""What classifiers say that are trained for it: whether samples can be told from data, and be learnt from."""
+"""Classifiers trained to judge samples: whether they differ from data, and whether one can learn from them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,8 +20,8 @@ from gencli.rng import derive_seed, generator
 def two_sample(inputs: Inputs) -> Iterator[Found]:
     """`two_sample_accuracy`: how often a classifier tells samples from held-out examples (arXiv:1610.06545).
 
-    It learns from one half of both, as many of each, and is tested on the other: 0.5 is chance, 1 means that every
-    sample gives itself away (Lopez-Paz & Oquab 2017).
+    It learns from one half of each, equally many, and is tested on the other: 0.5 is chance, 1 means that every
+    sample is recognised (Lopez-Paz & Oquab 2017).
     """
     samples, reference = comparable(inputs)
     count = min(len(samples), len(reference)) // 2 * 2
@@ -37,18 +37,18 @@ def two_sample(inputs: Inputs) -> Iterator[Found]:
         labels = torch.arange(2).repeat_interleave(count // 2)
         halves.append(Dataset("two samples", "all", spec, x, labels))
     right = _accuracy(halves[0], halves[1], inputs)
-    about = protocol(reference, inputs.seed, examples=count, classifier=classifying(spec.kind)[0])
-    yield mean("two_sample_accuracy", right, "", "estimate", about)
+    record = protocol(reference, inputs.seed, examples=count, classifier=classifying(spec.kind)[0])
+    yield mean("two_sample_accuracy", right, "", "estimate", record)
 
 
 def usefulness(inputs: Inputs) -> Iterator[Found]:
-    """Accuracy on held-out examples of a classifier that has learnt from samples with classes, and from real ones.
+    """Accuracy on held-out examples of a classifier trained on samples with classes, and of one trained on real ones.
 
-    `synthetic_accuracy`, `real_accuracy` of as many training examples, and their quotient `usefulness` (train on
+    `synthetic_accuracy`, `real_accuracy` from equally many training examples, and their quotient `usefulness` (train on
     synthetic, test on real: Esteban et al. 2017, arXiv:1706.02633; Ravuri & Vinyals 2019, arXiv:1905.10887).
 
     Raises:
-        UsageError: no samples with classes, and a model that draws none.
+        UsageError: no samples with classes, and the model draws none.
         DataError: examples or training data without labels.
     """
     reference, training = inputs.examples, inputs.training
@@ -61,19 +61,19 @@ def usefulness(inputs: Inputs) -> Iterator[Found]:
         samples = _by_class(inputs)
     count = min(len(samples), len(training))
     real = training.take(_order(len(training), inputs.seed, "real")[:count])
-    about = protocol(reference, inputs.seed, examples=count, classifier=classifying(reference.spec.kind)[0])
-    found = {}
+    record = protocol(reference, inputs.seed, examples=count, classifier=classifying(reference.spec.kind)[0])
+    accuracies = {}
     for name, data in (("synthetic_accuracy", samples), ("real_accuracy", real)):
         right = _accuracy(replace(data, spec=training.spec), reference, inputs)
-        found[name] = mean(name, right, "", "estimate", about)
-        yield found[name]
-    synthetic, best = found["synthetic_accuracy"], found["real_accuracy"]
+        accuracies[name] = mean(name, right, "", "estimate", record)
+        yield accuracies[name]
+    synthetic, best = accuracies["synthetic_accuracy"], accuracies["real_accuracy"]
     if best.value:
         quotient = synthetic.value / best.value
         error = None
         if synthetic.error is not None and best.error is not None and synthetic.value:
             error = quotient * ((synthetic.error / synthetic.value) ** 2 + (best.error / best.value) ** 2) ** 0.5
-        yield Metric("usefulness", quotient, error, synthetic.n, "", "estimate", about)
+        yield Metric("usefulness", quotient, error, synthetic.n, "", "estimate", record)
 
 
 def _by_class(inputs: Inputs) -> Dataset:
@@ -90,7 +90,7 @@ def _by_class(inputs: Inputs) -> Dataset:
 
 
 def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
-    """(N,) bool: which examples of `test` a classifier gets right that is trained on `data`."""
+    """(N,) bool: which examples of `test` a classifier trained on `data` gets right."""
     assert test.labels is not None
     name = classifying(data.spec.kind)[0]
     device = torch.device("cpu") if inputs.model is None else inputs.model.device

@@ -1,11 +1,12 @@
 """Distances between two sets of features: reference (N, D) and samples (M, D).
 
-- `frechet_distance`: of Gaussians fitted to both (Dowson & Landau 1982; Heusel et al. 2017, arXiv:1706.08500).
+- `frechet_distance`: of Gaussians fitted to both (Dowson & Landau 1982); with the features `inception` it is the FID
+  (Heusel et al. 2017, arXiv:1706.08500).
 - `kernel_distance`: squared maximum mean discrepancy with a cubic kernel (Binkowski et al. 2018, arXiv:1801.01401).
 - `precision`, `recall`: Kynkaanniemi et al. 2019, arXiv:1904.06991.
 - `density`, `coverage`: Naeem et al. 2020, arXiv:2002.09797.
 
-All are biased or noisy in their own way at small N, so N and D stand in the protocol: compare like with like.
+All are biased or noisy in their own way at small N, so N and D are in the protocol: compare like with like.
 """
 
 import math
@@ -22,16 +23,18 @@ from gencli.rng import generator
 
 _ROWS = 8192  # rows of features taken at once in float64
 _COLUMNS = 512  # columns of a covariance computed at once
-_JACKKNIFE = 1000  # examples that the error of the Frechet distance is estimated from
+_JACKKNIFE = 1000  # examples that the error of the Fréchet distance is estimated from
 _KERNEL_BLOCK = 5000  # most features compared with all others in one estimate of the kernel distance
 
 
 def frechet_distance(reference: Tensor, samples: Tensor) -> tuple[float, float]:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of means m and covariances S (divisor N - 1), and its standard error.
+    """Fréchet distance of two Gaussians (FID with the features `inception`), and its standard error.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of means m and covariances S (divisor N - 1).
 
     With S = R^T R, the trace of the root is the sum of the singular values of R1 R2^T. Where the covariances are well
-    conditioned these come from squares, quickly; elsewhere (fewer examples than features, constant pixels) nothing is
-    squared or inverted, so that the distance is exact to rounding for singular covariances too.
+    conditioned they are computed from squares, which is fast; elsewhere (fewer examples than features, constant pixels)
+    nothing is squared or inverted, so that the distance is exact to rounding for singular covariances too.
 
     The error is that of the infinitesimal jackknife (Jaeckel 1972): the spread of what each example, if it weighed a
     little more, would change. It says nothing of the bias, which falls with the number of examples.
@@ -46,7 +49,7 @@ def frechet_distance(reference: Tensor, samples: Tensor) -> tuple[float, float]:
 
 
 def _spread(x: Tensor, mean: Tensor, root: Tensor, other_mean: Tensor, other_root: Tensor, turn: Tensor) -> float:
-    """The part of the error of the Frechet distance that comes from x (N, D), by at most 1,000 of its examples.
+    """The part of the error of the Fréchet distance that comes from x (N, D), from at most 1,000 of its examples.
 
     The distance changes by 2 (m - m') y + y^T (I - T) y with a little weight on y, T the linear map that carries one
     Gaussian to the other (Takatsu 2011, "Wasserstein geometry of Gaussian measures").
@@ -95,8 +98,8 @@ def _singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def kernel_distance(reference: Tensor, samples: Tensor, seed: int = 0) -> tuple[float, float]:
     """Unbiased MMD^2 with the kernel (xy / D + 1)^3, and its standard error by the two-sample jackknife.
 
-    Up to 5,000 features all pairs are taken. More are dealt at random into blocks of at most that many, and the mean
-    over the blocks is reported. It may be a little below zero.
+    For up to 5,000 features all pairs are used. More are split at random into blocks of at most that many, and the mean
+    over the blocks is reported. It may be slightly negative.
     """
     _need(reference, samples, 3)
     parts = -(-max(len(reference), len(samples)) // _KERNEL_BLOCK)
@@ -173,15 +176,15 @@ def distances(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed
     _need(reference, samples, 6)
     for what, features in (("reference", reference), ("samples", samples)):
         if not features.isfinite().all():
-            raise DataError(f"the features of the {what} have numbers that are not finite; expected finite ones")
-    about = {**protocol, "dimensions": reference.shape[1], "reference": len(reference), "samples": len(samples)}
+            raise DataError(f"the features of the {what} contain numbers that are not finite")
+    record = {**protocol, "dimensions": reference.shape[1], "reference": len(reference), "samples": len(samples)}
     frechet, frechet_error = frechet_distance(reference, samples)
     kernel, kernel_error = kernel_distance(reference, samples, seed)
     return [
-        Metric("frechet_distance", frechet, frechet_error, len(samples), "", "estimate", about),
+        Metric("frechet_distance", frechet, frechet_error, len(samples), "", "estimate", record),
         Metric("kernel_distance", kernel, kernel_error, len(samples), "", "estimate",
-               {**about, "kernel": "(xy/D + 1)^3"}),
-        *manifold_metrics(reference, samples, about),
+               {**record, "kernel": "(xy/D + 1)^3"}),
+        *manifold_metrics(reference, samples, record),
     ]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from gencli.metrics.neighbours import squared_distances
 from gencli.model import Model
 from gencli.rng import generator
 
-_FOUND = 0.2  # a class or cluster counts as covered from this part of its share in the reference
+_COVERED = 0.2  # a class or cluster counts as covered from this fraction of its share in the reference
 _CLUSTERS = 20
 _ROUNDS = 100  # of the bootstrap
 
@@ -56,73 +57,71 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
 
     Raises:
         DataError: too few samples, samples of another kind or shape, numbers that are not finite.
-        UsageError, ModelError: a feature space that does not fit or is not here.
+        UsageError, ModelError: a feature space that does not fit or is not available.
     """
     samples, reference = comparable(inputs)
     space = feature_space(inputs)
-    about = protocol(reference, inputs.seed, features=space.name)
-    of_samples, shown = features(space, samples)
-    of_reference, known = features(space, reference, keep=True)
-    yield from distances(of_reference, of_samples, about, inputs.seed)
-    if shown is not None:
-        yield inception_score(shown, about)
-    if shown is not None and known is not None and reference.labels is not None \
+    record = protocol(reference, inputs.seed, features=space.name)
+    sample_features, sample_classes = features(space, samples)
+    real_features, real_classes = features(space, reference, cache=True)
+    yield from distances(real_features, sample_features, record, inputs.seed)
+    if sample_classes is not None:
+        yield inception_score(sample_classes, record)
+    if sample_classes is not None and real_classes is not None and reference.labels is not None \
             and space.classes == reference.spec.classes:
-        yield from _classes(shown, known, reference.labels, space.classes, about)
+        yield from _classes(sample_classes, real_classes, reference.labels, space.classes, record)
         if samples.labels is not None and samples.spec.classes == space.classes:
-            yield mean("class_agreement", shown.argmax(1) == samples.labels, "of samples", "estimate", about)
+            yield mean("class_agreement", sample_classes.argmax(1) == samples.labels, "of samples", "estimate", record)
     else:
-        yield _clusters(of_samples, of_reference, about, inputs.seed)
+        yield _clusters(sample_features, real_features, record, inputs.seed)
 
 
-def inception_score(log_probabilities: Tensor, about: dict[str, Any]) -> Metric:
+def inception_score(log_probabilities: Tensor, protocol: dict[str, Any]) -> Metric:
     """exp E KL(p(y|x) || p(y)) of log p(y|x) (N, K) (Salimans et al. 2016, arXiv:1606.03498), over all samples at once.
 
     1 where all samples look alike, K where each is clearly of one class and all classes are as frequent. The error is
-    that of the mean divergence by the delta method; to change p(y) a little changes the score in second order only.
+    that of the mean divergence by the delta method; a small change of p(y) changes the score in second order only.
     """
     log_p = log_probabilities.double()
     log_q = log_p.logsumexp(0) - math.log(len(log_p))
     divergence = (log_p.exp() * (log_p - log_q)).sum(1)
-    found = mean("inception_score", divergence, "of classes", "estimate", {**about, "classes": log_p.shape[1]})
-    score = math.exp(found.value)
-    return Metric(found.name, score, None if found.error is None else score * found.error, found.n, found.unit,
-                  found.kind, found.protocol)
+    log_score = mean("inception_score", divergence, "of classes", "estimate", {**protocol, "classes": log_p.shape[1]})
+    score = math.exp(log_score.value)
+    return replace(log_score, value=score, error=None if log_score.error is None else score * log_score.error)
 
 
-def _classes(shown: Tensor, known: Tensor, labels: Tensor, classes: tuple[str, ...],
-             about: dict[str, Any]) -> Iterator[Metric]:
+def _classes(of_samples: Tensor, of_reference: Tensor, labels: Tensor, classes: tuple[str, ...],
+             protocol: dict[str, Any]) -> Iterator[Metric]:
     """Which classes the samples show, from log-probabilities of samples (M, K) and reference (N, K)."""
-    seen = shown.argmax(1)
-    coverage, error, shares, smallest = _coverage(seen, labels, len(classes), about["seed"])
-    about = {**about, "classifier_accuracy": float((known.argmax(1) == labels).double().mean()),
-             "shares": dict(zip(classes, shares, strict=True))}
+    seen = of_samples.argmax(1)
+    coverage, error, shares, smallest = _coverage(seen, labels, len(classes), protocol["seed"])
+    record = {**protocol, "classifier_accuracy": float((of_reference.argmax(1) == labels).double().mean()),
+              "shares": dict(zip(classes, shares, strict=True))}
     yield Metric("class_coverage", coverage, error, len(seen), "of classes", "estimate",
-                 {**about, "covered_from": _FOUND})
+                 {**record, "covered_from": _COVERED})
     yield mean("smallest_class_share", seen == smallest, "of samples", "estimate",
-               {**about, "class": classes[smallest]})
+               {**record, "class": classes[smallest]})
 
 
-def _clusters(samples: Tensor, reference: Tensor, about: dict[str, Any], seed: int) -> Metric:
+def _clusters(samples: Tensor, reference: Tensor, protocol: dict[str, Any], seed: int) -> Metric:
     """Which clusters of the reference (N, D) samples (M, D) lie in: those of k-means on at most 2,000 examples."""
-    chosen = torch.randperm(len(reference), generator=generator(seed, "clusters"))[:2000]
-    some = reference[chosen]
-    centres = lloyd(some, plus_plus(some, max(2, min(_CLUSTERS, len(some) // 10)), generator(seed, "centres")))
-    seen, known = (torch.cat([distances.argmin(1) for _, distances in squared_distances(x, centres)])
-                   for x in (samples, reference))
-    coverage, error, shares, _ = _coverage(seen, known, len(centres), seed)
-    return Metric("cluster_coverage", coverage, error, len(seen), "of clusters", "estimate",
-                  {**about, "clusters": len(centres), "shares": shares, "covered_from": _FOUND})
+    subset = reference[torch.randperm(len(reference), generator=generator(seed, "clusters"))[:2000]]
+    centres = lloyd(subset, plus_plus(subset, max(2, min(_CLUSTERS, len(subset) // 10)), generator(seed, "centres")))
+    of_samples, of_reference = (torch.cat([distances.argmin(1) for _, distances in squared_distances(x, centres)])
+                                for x in (samples, reference))
+    coverage, error, shares, _ = _coverage(of_samples, of_reference, len(centres), seed)
+    return Metric("cluster_coverage", coverage, error, len(of_samples), "of clusters", "estimate",
+                  {**protocol, "clusters": len(centres), "shares": shares, "covered_from": _COVERED})
 
 
-def _coverage(seen: Tensor, known: Tensor, count: int, seed: int) -> tuple[float, float, list[float], int]:
-    """Share of the classes of `known` (N,) that have their part of `seen` (M,), its bootstrap error, the shares of all
-    classes, and the number of the smallest."""
-    shares, expected = (torch.bincount(x, minlength=count) / len(x) for x in (seen, known))
+def _coverage(seen: Tensor, reference: Tensor, count: int, seed: int) -> tuple[float, float, list[float], int]:
+    """Share of the classes of `reference` (N,) that have their part of `seen` (M,), its bootstrap error, the shares of
+    all classes, and the number of the smallest."""
+    shares, expected = (torch.bincount(x, minlength=count) / len(x) for x in (seen, reference))
     present = expected > 0
 
     def coverage(shares: Tensor) -> Tensor:
-        return (shares >= _FOUND * expected)[..., present].double().mean(-1)
+        return (shares >= _COVERED * expected)[..., present].double().mean(-1)
 
     drawn = torch.multinomial(shares, _ROUNDS * len(seen), True, generator=generator(seed, "coverage"))
     rounds = drawn.view(_ROUNDS, -1) + count * torch.arange(_ROUNDS)[:, None]

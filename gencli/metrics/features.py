@@ -1,13 +1,13 @@
 """Feature spaces, in which samples are compared with data: a batch of B examples -> features (B, D).
 
 - those of the kind of the examples (`Kind.spaces`), such as `pixels`, the numbers of a picture, or `inception`, the
-  pool layer of InceptionV3, for Frechet distances (FID) that others published.
+  pool layer of InceptionV3, for Fréchet distances that compare with published FIDs.
 - the name of a family that classifies: the last hidden layer of its network, trained with its defaults on the labelled
   training data, once; `NAME:RUN` is that of a run.
 
 A third party adds a space with an entry point in the group `gencli.features`: a function of `Inputs` that returns a
-`Space`. Spaces are imported when they are used. What takes long is kept in the cache folder: trained networks, and the
-features of data sets.
+`Space`. Spaces are imported when they are used. What is expensive is cached: trained networks, and the features of data
+sets.
 """
 
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ _LEAST_STEPS = 500  # that a network is trained for, however little data there i
 
 
 class Space:
-    """What examples are compared in.
+    """A space that examples are compared in.
 
     Attributes:
-        name: as it stands in the protocol of metrics.
-        identity: everything the features depend on but the examples, so that they can be kept; None: not worth keeping.
+        name: as in the protocol of metrics.
+        identity: everything the features depend on except the examples, the key of the cache; None: not worth caching.
         block: examples whose features are computed at once.
-        classes: names of what `describe` gives the log-probabilities of.
+        classes: names of the classes whose log-probabilities `describe` gives.
     """
 
     name: str
@@ -106,22 +106,22 @@ def feature_space(inputs: Inputs) -> Space:
 
     Raises:
         UsageError: no such space, or it does not fit the examples.
-        DataError: a network is to be trained, and the training data is not here or has no labels.
-        ModelError: a run, an extra or weights that are needed are not here or damaged.
+        DataError: a network has to be trained, and the training data is missing or has no labels.
+        ModelError: a run, an extra or weights that are needed are missing or damaged.
     """
     wanted, spec = inputs.features or default_space(inputs), inputs.examples.spec
     name, colon, argument = wanted.partition(":")
-    known = spaces(spec.kind)
-    if name not in known or (colon and name not in classifying(spec.kind)):
+    names = spaces(spec.kind)
+    if name not in names or (colon and name not in classifying(spec.kind)):
         raise UsageError(f"{registry.kind(spec.kind).plural} have no features called {wanted!r}"
-                         f"{did_you_mean(name, known)}")
+                         f"{did_you_mean(name, names)}")
     if name in classifying(spec.kind):
         return _of_run(name, argument, spec) if colon else _trained(name, inputs)
     return registry.features[name].load()(inputs)
 
 
 def _of_run(name: str, run: str, spec: Spec) -> Space:
-    """The network of a run of a family that classifies."""
+    """The network of a run; its family classifies."""
     card = runs.read_card(run)
     if card.family != name:
         raise UsageError(f"features {name}:{run}: {run} is of family {card.family!r}; give a run of family {name!r}")
@@ -147,7 +147,7 @@ def _trained(name: str, inputs: Inputs) -> Space:
 
 
 def trained_settings(name: str, examples: int) -> TrainSettings:
-    """How a network of a family that classifies is trained on so many examples: the family's defaults."""
+    """How a network of a family that classifies is trained on this many examples: the family's defaults."""
     defaults = registry.families.named(name).load().defaults
     settings = TrainSettings(**{**defaults, "preview_every": 0, "log_every": 10})
     steps = int(settings.epochs * examples // settings.batch_size)
@@ -166,16 +166,15 @@ def trained(model: Model, data: Dataset, settings: TrainSettings, inputs: Inputs
     """The model trained on the data, in evaluation mode on the CPU.
 
     Raises:
-        UsageError: nobody gave the metrics a trainer.
+        UsageError: `inputs.train` is None.
     """
     if inputs.train is None:
-        raise UsageError("a network has to be trained to measure this, and nothing here trains: use 'gencli evaluate', "
-                         "or give Inputs a function as `train`")
+        raise UsageError("this metric has to train a network: use 'gencli evaluate', or set Inputs.train")
     try:
         with torch.enable_grad():
             return inputs.train(model, data, settings, device, inputs).cpu()
     except StoppedError as stop:
-        raise StoppedError("stopped while a network to measure with was trained; it is not kept",
+        raise StoppedError("stopped while a metric trained its network, which is lost",
                            stop.exit_code) from None
 
 
@@ -184,25 +183,25 @@ def trained(model: Model, data: Dataset, settings: TrainSettings, inputs: Inputs
 
 
 def batches(data: Dataset, block: int = 500, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """All examples in order, in blocks of a fixed size: no feature depends on how many were asked for."""
+    """All examples in order, in blocks of a fixed size, so that no feature depends on how many were asked for."""
     return (data.batch(indices, device) for indices in torch.arange(len(data)).split(block))
 
 
-def features(space: Space, data: Dataset, keep: bool = False) -> tuple[Tensor, Tensor | None]:
+def features(space: Space, data: Dataset, cache: bool = False) -> tuple[Tensor, Tensor | None]:
     """Features (N, D) float32 of all examples, and log-probabilities (N, K) or None; on the CPU.
 
-    `keep` puts them into the cache folder, or takes them from there, where they are worth it.
+    `cache`: take them from the cache folder or put them there, if the space is worth it.
     """
 
     @torch.no_grad()
     def compute() -> dict[str, Tensor]:
-        found = [space.describe(batch) for batch in batches(data, space.block, space.device)]
-        kept = {"features": torch.cat([x.float().cpu() for x, _ in found])}
-        if classes := [p.float().cpu() for _, p in found if p is not None]:
-            kept["log_probabilities"] = torch.cat(classes)
-        return kept
+        described = [space.describe(batch) for batch in batches(data, space.block, space.device)]
+        tensors = {"features": torch.cat([x.float().cpu() for x, _ in described])}
+        if classes := [p.float().cpu() for _, p in described if p is not None]:
+            tensors["log_probabilities"] = torch.cat(classes)
+        return tensors
 
-    if keep and space.identity is not None and data.fingerprint:
+    if cache and space.identity is not None and data.fingerprint:
         tensors = cached("features", {"space": space.identity, **_identity(data)}, compute)
     else:
         tensors = compute()
@@ -210,6 +209,6 @@ def features(space: Space, data: Dataset, keep: bool = False) -> tuple[Tensor, T
 
 
 def _identity(data: Dataset) -> dict[str, Any]:
-    """What tells these examples from all others."""
+    """What identifies these examples."""
     return {"spec": data.spec.model_dump(mode="json"), "fingerprint": data.fingerprint, "split": data.split,
             "examples": len(data), "offset": data.offset, "drawn": data.drawn, "protocol": data.protocol}

@@ -1,18 +1,18 @@
-"""What numbers are called in full, what they say, and which way is better: one table, for reports and for the gate."""
+"""Glossary of the metrics: full name, meaning, and which way is better; for reports and for the gate."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """What a number is to a reader.
+class Term:
+    """A metric, for a reader who does not know it.
 
     Attributes:
-        title: its name in full.
+        title: its full name.
         topic: the heading it stands under.
         better: which way is better; None where neither is, so that nothing is a regression.
-        says: one sentence for a reader who does not know it.
+        says: one sentence that explains it.
     """
 
     title: str
@@ -21,25 +21,25 @@ class Meaning:
     says: str
 
 
-# The first one measured of a topic stands for it at the head of a report.
+# The first one measured of a topic represents it at the head of a report.
 _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = {
     "Likelihood": {
         "nll": ("Negative log-likelihood", "less", "How surprised the model is by an example it has not seen."),
         "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
-        "perplexity": ("Perplexity", "less", "Among how many equally likely tokens the model hesitates, on average."),
-        "bpc": ("Bits per character", "less", "To how many bits the model would compress a character."),
-        "bpd": ("Bits per dimension", "less", "To how many bits the model would compress one number of an example."),
+        "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
+        "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
+        "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
-        "kl": ("KL term", None, "The part of the ELBO that is spent on the code: what the code tells."),
+        "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
     },
     "Classification": {
-        "accuracy": ("Accuracy", "more", "Share of the examples whose class is recognised."),
+        "accuracy": ("Accuracy", "more", "Share of the examples that are classified correctly."),
         "class_nll": ("Cross-entropy", "less", "How surprised the classifier is by the true class."),
-        "calibration_error": ("Calibration error", "less", "How far the probabilities that are given lie from how "
-                                                           "often they are right."),
+        "calibration_error": ("Calibration error", "less", "How far the predicted probabilities are from how often "
+                                                           "they are right."),
         "worst_class_accuracy": ("Accuracy of the worst class", "more", "The same in the class that does worst."),
     },
     "Reconstruction": {
@@ -54,13 +54,15 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                                        "window by window; 1 is the same picture."),
     },
     "Samples against data": {
-        "frechet_distance": ("Fréchet distance", "less", "How far the samples as a whole lie from real examples."),
+        "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
+                             "How far the samples as a whole lie from real examples."),
         "kernel_distance": ("Kernel distance", "less", "The same by another measure, without bias; near 0 is ideal."),
-        "coverage": ("Coverage", "more", "Share of the real examples with a sample nearby: the variety that is kept."),
+        "coverage": ("Coverage", "more", "Share of the real examples with a sample nearby: variety."),
         "precision": ("Precision", "more", "Share of the samples that look real."),
         "recall": ("Recall", "more", "Share of the real examples that the samples reach."),
-        "density": ("Density", "more", "How thickly real examples lie around the samples; 1 is what real data has."),
-        "inception_score": ("Inception score", "more", "How clearly each sample is of a class, and of how many."),
+        "density": ("Density", "more", "How densely real examples lie around the samples; real data has 1."),
+        "inception_score": ("Inception score", "more",
+                            "How clearly each sample shows one class, and how many classes there are."),
         "cluster_coverage": ("Clusters covered", "more", "Share of the clusters of real examples that are reached."),
         "class_coverage": ("Classes covered", "more", "Share of the classes that turn up among the samples."),
         "class_agreement": ("Class agreement", "more", "Share of the samples that show the class they were drawn for."),
@@ -70,19 +72,20 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "column_distance": ("Distance of columns", "less", "How far the values of a column lie from real ones, on "
                                                            "average over the columns; 0 to 1."),
         "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),
-        "correlation_difference": ("Difference of correlations", "less", "How differently columns hang together."),
+        "correlation_difference": ("Difference of correlations", "less", "How differently columns are correlated."),
     },
     "Texts": {
         **{f"distinct_{n}": (f"Distinct runs of {n} words" if n > 1 else "Distinct words", None,
-                             "Share of those in the samples that are different ones; low, they repeat themselves.")
+                             "Share of those in the samples that are distinct; low means repetitive samples.")
            for n in (1, 2, 3, 4, 8)},
         **{f"copied_{n}": (f"Copied runs of {n} words" if n > 1 else "Copied words", None,
-                           "Share of those in the samples that stand in the training data.") for n in (1, 2, 3, 4, 8)},
+                           "Share of those in the samples that occur in the training data.") for n in (1, 2, 3, 4, 8)},
     },
     "Usefulness": {
-        "usefulness": ("Usefulness", "more", "Accuracy of a classifier that learnt from samples, over the next one."),
-        "synthetic_accuracy": ("Accuracy, learnt from samples", "more", "Tested on real examples."),
-        "real_accuracy": ("Accuracy, learnt from data", None, "From as many real examples."),
+        "usefulness": ("Usefulness", "more",
+                       "Accuracy of a classifier trained on samples, relative to one trained on data."),
+        "synthetic_accuracy": ("Accuracy, trained on samples", "more", "Tested on real examples."),
+        "real_accuracy": ("Accuracy, trained on data", None, "With equally many real examples."),
         "two_sample_accuracy": ("Two-sample test", "less", "How often a classifier tells samples from data; 0.5 is "
                                                            "chance, the ideal."),
     },
@@ -91,9 +94,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
     },
     "Parzen window": {
         "parzen_nll": ("Parzen window estimate", None, "Misleading; see the control below it."),
-        "parzen_nll_training": ("The same of training examples", None, "What real examples in place of samples give."),
-        "parzen_nll_kmeans": ("The same of cluster centres", None, "Centres of clusters often beat all models: the "
-                                                                   "estimate rewards no good samples."),
+        "parzen_nll_training": ("The same of training examples", None, "With real examples in place of samples."),
+        "parzen_nll_kmeans": ("The same of cluster centres", None, "Cluster centres often beat all models: the "
+                                                                   "estimate does not reward good samples."),
     },
     "Memorisation": {
         "nearest_training_ratio": ("Distance to training data, relative", None,
@@ -105,13 +108,13 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
 }
 
 OTHER = "Further numbers"
-MEANINGS = {name: Meaning(title, topic, better, says) for topic, names in _TABLE.items()
+GLOSSARY = {name: Term(title, topic, better, says) for topic, names in _TABLE.items()
             for name, (title, better, says) in names.items()}
 
 
-def meaning(name: str) -> Meaning:
-    """What the metric of that name means; of one that nobody described, its name."""
+def term(name: str) -> Term:
+    """The entry of a metric; one that has none is explained by its name alone."""
     if name.startswith("auroc_"):
-        return Meaning(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
-                       "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
-    return MEANINGS.get(name) or Meaning(name.replace("_", " ").capitalize(), OTHER, None, "")
+        return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
+                    "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
+    return GLOSSARY.get(name) or Term(name.replace("_", " ").capitalize(), OTHER, None, "")

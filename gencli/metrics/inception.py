@@ -1,4 +1,4 @@
-"""The features of InceptionV3 (Szegedy et al. 2016, arXiv:1512.00567) that published Frechet distances stand on.
+"""The features of InceptionV3 (Szegedy et al. 2016, arXiv:1512.00567), on which published FIDs are based.
 
 The network and its weights are those of the package torch-fidelity, which agree with the original TensorFlow ones.
 The weights are fetched once, when asked for, and used only if they are the published bytes.
@@ -36,15 +36,15 @@ class Inception(Space):
 
     def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         levels = (batch.x * 255).round().clamp(0, 255).byte().contiguous()
-        found, logits = self.network(levels.expand(-1, 3, -1, -1))
-        return found, logits.log_softmax(1)
+        features, logits = self.network(levels.expand(-1, 3, -1, -1))
+        return features, logits.log_softmax(1)
 
 
 def inception(inputs: Inputs) -> Space:
     """The space `inception`.
 
     Raises:
-        ModelError: the package torch-fidelity or the weights are not here.
+        ModelError: the package torch-fidelity or the weights are missing.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -56,15 +56,15 @@ def inception(inputs: Inputs) -> Space:
 
 
 def weights(download: bool) -> Path:
-    """The file of the weights, in the cache folder; fetched if it is not there and `download` says so.
+    """The file of the weights, in the cache folder; fetched if it is missing and `download` allows it.
 
     Raises:
-        ModelError: it is not there, cannot be fetched, or is not the published file.
+        ModelError: it is missing, cannot be fetched, or is not the published file.
     """
     path = cache_folder() / _NAME
     if not path.exists():
         if not download:
-            raise ModelError(f"the weights of inception are not here: add --download, or put {_ADDRESS} at {path}")
+            raise ModelError(f"the weights of inception are missing: add --download, or put {_ADDRESS} at {path}")
         try:
             with urllib.request.urlopen(_ADDRESS) as response:
                 content = response.read()
@@ -74,7 +74,7 @@ def weights(download: bool) -> Path:
         _check(content, _ADDRESS)
         with publish(path) as file:
             file.write(content)
-    _check(path.read_bytes(), str(path))  # torch-fidelity reads it as a pickle: these bytes and no others
+    _check(path.read_bytes(), str(path))  # torch-fidelity unpickles it: only the published bytes
     return path
 
 

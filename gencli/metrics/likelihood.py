@@ -17,10 +17,10 @@ from gencli.rng import ExampleStreams
 
 
 def likelihood(inputs: Inputs) -> Iterator[Found]:
-    """All scores of the family, for each example and on average, what follows from them, and its diagnoses."""
+    """All scores of the family, for each example and on average, what follows from them, and its diagnostics."""
     model, data = inputs.model, inputs.examples
     assert model is not None
-    scored = model.log_prob if type(model).scores is Model.scores else model.scores  # the default passes options on
+    scored = model.log_prob if type(model).scores is Model.scores else model.scores  # the default passes its options on
     scores = collect(model, data, seed=inputs.seed, options=own_options(scored, dict(inputs.options)),
                      progress=inputs.progress)
     for name, score in scores.items():
@@ -28,7 +28,7 @@ def likelihood(inputs: Inputs) -> Iterator[Found]:
     metrics = [_metric(name, score, data, inputs.seed) for name, score in scores.items()]
     yield from metrics
     yield from _rates(metrics, scores, data)
-    yield from _diagnoses(model, data, inputs.seed)
+    yield from _diagnostics(model, data, inputs.seed)
 
 
 def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str, Any] | None = None,
@@ -61,28 +61,28 @@ def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
 
 
 def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
-    """The best likelihood or bound in other units, as the kind of the examples has them."""
+    """The best likelihood or bound in the other units of the kind of the examples."""
     # A density has no bits: its nats depend on the unit of x.
     of_data = [m for m in metrics if m.unit.startswith("nats") and not m.protocol.get("density")
                and (m.name == "nll" or m.kind == "bound")]
     if not of_data:
         return
     best = min(of_data, key=lambda metric: (metric.name != "nll", metric.value))
-    about = {**best.protocol, "from": best.name}
+    record = {**best.protocol, "from": best.name}
     for rate in registry.kind_of(data.spec).rates(data.spec, data):
         if rate.exponential:
             value = math.exp(min(best.value, 700.0))  # what a float holds
             error = None if best.error is None else value * best.error
-            yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=about)
+            yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=record)
         elif rate.per is not None:
-            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, about, rate.per)
+            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per)
         else:
             error = None if best.error is None else best.error * rate.factor
             yield replace(best, name=rate.name, value=best.value * rate.factor, error=error, unit=rate.unit,
-                          protocol=about)
+                          protocol=record)
 
 
-def _diagnoses(model: Model, data: Dataset, seed: int) -> list[Metric]:
+def _diagnostics(model: Model, data: Dataset, seed: int) -> list[Metric]:
     with torch.no_grad():
         return [Metric(d.name, d.value, d.error, len(data), d.unit, d.kind, protocol(data, seed, **d.protocol))
                 for d in model.diagnose(batch for _, batch in blocks(model, data))]

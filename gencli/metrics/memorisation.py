@@ -1,4 +1,4 @@
-"""Does a model memorise? Samples against their nearest training examples."""
+"""Whether a model memorises: samples against their nearest training examples."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ _PAIRS = 16  # shown in the figure
 
 
 def memorisation(inputs: Inputs) -> Iterator[Found]:
-    """Samples and as many held-out examples, each to the nearest training example (gencli.metrics.neighbours).
+    """Distance of samples, and of as many held-out examples, to the nearest training example (`metrics.neighbours`).
 
     `nearest_training_distance` and `nearest_training_ratio`, of pixels, standardised columns or log-mel bands; of
     pictures the figure `nearest`: the samples that lie nearest, above their training examples.
@@ -27,14 +27,14 @@ def memorisation(inputs: Inputs) -> Iterator[Found]:
     training = inputs.training
     assert training is not None
     space = plain_space(inputs)
-    chosen = torch.randperm(len(reference), generator=generator(inputs.seed, "held_out"))[: len(samples)]
-    held_out = [space.describe(reference.batch(part))[0] for part in chosen.sort().values.split(space.block)]
+    numbers = torch.randperm(len(reference), generator=generator(inputs.seed, "held_out"))[: len(samples)]
+    held_out = [space.describe(reference.batch(part))[0] for part in numbers.sort().values.split(space.block)]
     both = torch.cat([features(space, samples)[0], *held_out])
-    distances, places = nearest(both, (space.describe(batch)[0] for batch in batches(training)))
-    about = protocol(training, inputs.seed, features=space.name, training=len(training))
-    yield from ratio(distances[: len(samples)], distances[len(samples) :], about)
+    distances, neighbours = nearest(both, (space.describe(batch)[0] for batch in batches(training)))
+    record = protocol(training, inputs.seed, features=space.name, training=len(training))
+    yield from ratio(distances[: len(samples)], distances[len(samples) :], record)
     shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
-    pairs = [picture for data, numbers in ((samples, shown), (training, places[shown]))
+    pairs = [picture for data, numbers in ((samples, shown), (training, neighbours[shown]))
              for tile in registry.kind_of(data.spec).tiles(data.spec, data.batch(numbers)) for picture in tile.pictures]
     if pairs:
         yield Figure("nearest", make_grid(pairs, len(shown), pad_value=0.5),

@@ -10,7 +10,7 @@ from torch import Tensor
 from gencli.metrics import Metric
 from gencli.metrics.estimates import mean
 
-_ROWS = 1024  # rows of a distance matrix held at once
+_ROWS = 1024  # rows of a distance matrix in memory at once
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -31,20 +31,20 @@ def squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
 def nearest(x: Tensor, others: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """L2 distance of each of x (N, D) to the nearest of `others`, blocks (M, D), and the number of that one.
 
-    (N,) float64 and (N,) int64; of several equally near the first.
+    (N,) float64 and (N,) int64; of several equally near ones the first.
     """
     best = torch.full((len(x),), math.inf, dtype=torch.float64)
-    places, start = torch.zeros(len(x), dtype=torch.int64), 0
+    numbers, start = torch.zeros(len(x), dtype=torch.int64), 0
     for block in others:
         for rows, distances in squared_distances(x, block):
             closest = distances.argmin(1)
-            # The quick distances find the neighbour; the difference itself says how far it is (0 for a copy).
+            # The fast distances find the neighbour; the difference itself gives its distance (0 for a copy).
             exact = (x[rows].double() - block[closest].double()).norm(dim=1)
             nearer = exact < best[rows]
             best[rows] = torch.where(nearer, exact, best[rows])
-            places[rows] = torch.where(nearer, start + closest, places[rows])
+            numbers[rows] = torch.where(nearer, start + closest, numbers[rows])
         start += len(block)
-    return best, places
+    return best, numbers
 
 
 def ratio(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> list[Metric]:
@@ -56,9 +56,9 @@ def ratio(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> li
     """
     distance = mean("nearest_training_distance", to_training, "L2", "exact", protocol)
     usual = mean("held_out", held_out, "L2", "exact", protocol)
-    found = distance.value / usual.value if usual.value else math.nan
+    quotient = distance.value / usual.value if usual.value else math.nan
     error = None
     if distance.value and usual.value and distance.error is not None and usual.error is not None:
-        error = found * math.hypot(distance.error / distance.value, usual.error / usual.value)
-    return [distance, Metric("nearest_training_ratio", found, error, len(to_training), "", "estimate",
+        error = quotient * math.hypot(distance.error / distance.value, usual.error / usual.value)
+    return [distance, Metric("nearest_training_ratio", quotient, error, len(to_training), "", "estimate",
                              {**protocol, "held_out_distance": usual.value, "held_out": len(held_out)})]

@@ -33,8 +33,8 @@ def parzen(inputs: Inputs) -> Iterator[Found]:
     """`parzen_nll` of the held-out examples under the samples, in nats; a cost.
 
     Beside it the same with as many training examples (`parzen_nll_training`) and as many centres of k-means on the
-    training data (`parzen_nll_kmeans`) in the place of samples. The bandwidth of each is chosen on training examples
-    that none of them is.
+    training data (`parzen_nll_kmeans`) in place of samples. The bandwidth of each is chosen on other training
+    examples.
     """
     samples, reference = comparable(inputs)
     training = inputs.training
@@ -43,25 +43,25 @@ def parzen(inputs: Inputs) -> Iterator[Found]:
     space = plain_space(inputs)
     order = torch.randperm(len(training), generator=generator(inputs.seed, "parzen"))
     cut = min(_VALIDATION, len(training) // 2)
-    validation, rest = _chosen(training, space, order[:cut]), order[cut:]
+    validation, rest = _features_of(training, space, order[:cut]), order[cut:]
     test = features(space, reference)[0].double()
     count = min(len(samples), len(rest))
     drawn = features(space, samples)[0].double()
-    real = _chosen(training, space, rest[:count])
-    clustered = _chosen(training, space, rest[: max(count, _CLUSTERED)])
+    real = _features_of(training, space, rest[:count])
+    clustered = _features_of(training, space, rest[: max(count, _CLUSTERED)])
     centres = lloyd(clustered.float(), clustered[:count].float(), 10).double()
     for done, (name, points) in enumerate((("parzen_nll", drawn), ("parzen_nll_training", real),
                                            ("parzen_nll_kmeans", centres))):
         bandwidth = choose_bandwidth(points, validation)
-        about = protocol(reference, inputs.seed, features=space.name, samples=len(points), bandwidth=bandwidth,
-                         density=True)
-        yield mean(name, -log_density(test, points, bandwidth), "nats", "estimate", about)
+        record = protocol(reference, inputs.seed, features=space.name, samples=len(points), bandwidth=bandwidth,
+                          density=True)
+        yield mean(name, -log_density(test, points, bandwidth), "nats", "estimate", record)
         inputs.progress(done + 1, 3)
 
 
-def _chosen(data: Dataset, space: Space, places: Tensor) -> Tensor:
+def _features_of(data: Dataset, space: Space, numbers: Tensor) -> Tensor:
     """Features of the examples of these numbers, (N, D) float64."""
-    picked = [space.describe(data.batch(part))[0] for part in places.sort().values.split(space.block)]
+    picked = [space.describe(data.batch(part))[0] for part in numbers.sort().values.split(space.block)]
     return torch.cat(picked).double()
 
 
@@ -79,11 +79,11 @@ def _log_density(distances: Tensor, bandwidth: float, dimensions: int) -> Tensor
 def choose_bandwidth(points: Tensor, validation: Tensor) -> float:
     """The bandwidth under which validation examples (V, D) are most likely, by golden section search on its logarithm.
 
-    It is sought within a factor of 30 of the distance to the nearest point in one dimension.
+    It is searched within a factor of 30 of the distance to the nearest point in one dimension.
     """
     distances = torch.cat([part for _, part in squared_distances(validation, points)])
     usual = math.sqrt(float(distances.min(1).values.mean()) / points.shape[1])
-    usual = max(usual, 1e-3 * float(points.std()), 1e-9)  # not 0, though every validation example lie on a point
+    usual = max(usual, 1e-3 * float(points.std()), 1e-9)  # not 0 even if every validation example lies on a point
     shrink = (math.sqrt(5) - 1) / 2
 
     def cost(log_bandwidth: float) -> float:

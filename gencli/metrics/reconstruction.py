@@ -14,7 +14,7 @@ from gencli.rng import ExampleStreams
 def reconstruction(inputs: Inputs) -> Iterator[Found]:
     """`reconstruction_mse`, the squared error of an element, and for pictures `psnr` in dB; means over the examples.
 
-    PSNR is -10 log10(MSE / peak^2), the peak of pictures being 1; one that comes back exactly counts as 100 dB.
+    PSNR is -10 log10(MSE / peak^2), where the peak of pictures is 1; one that comes back exactly counts as 100 dB.
     """
     model, data = inputs.model, inputs.examples.subset(inputs.reconstruct)
     assert model is not None
@@ -32,9 +32,9 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
         errors.append((decoded.x - batch.x).double().square().flatten(1).mean(1).cpu())
         inputs.progress(sum(map(len, errors)), len(data))
     mse = torch.cat(errors)
-    about = protocol(data, inputs.seed)
-    if len(data) == len(inputs.examples):  # a column has a number for each
+    record = protocol(data, inputs.seed)
+    if len(data) == len(inputs.examples):  # a column needs a number for each example
         yield Column("reconstruction_mse", mse, "squared")
-    yield mean("reconstruction_mse", mse, "squared", "exact", about)
+    yield mean("reconstruction_mse", mse, "squared", "exact", record)
     if peak := registry.kind_of(data.spec).peak:
-        yield mean("psnr", -10 * torch.log10((mse / peak**2).clamp(min=1e-10)), "dB", "exact", about)
+        yield mean("psnr", -10 * torch.log10((mse / peak**2).clamp(min=1e-10)), "dB", "exact", record)

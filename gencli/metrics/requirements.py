@@ -20,14 +20,14 @@ from pydantic import BaseModel, ValidationError
 
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.metrics import Metric
-from gencli.metrics.glossary import meaning
+from gencli.metrics.glossary import term
 
 CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*(\S+)\s*")
-# What may differ between two results that are compared: where the data lay, the noise, and what was found on the way.
+# What may differ between two results that are compared: the path of the data, the noise, and by-products.
 _FREE = {"data", "seed", "bandwidth", "class", "classifier_accuracy", "column", "shares"}
 
 
@@ -52,12 +52,12 @@ class Rule(Protocol):
 
 def check(rules: Iterable[Rule], metrics: Iterable[Metric]) -> list[dict[str, Any]]:
     """The result of each rule, in order."""
-    found = {metric.name: metric for metric in metrics}
+    measured = {metric.name: metric for metric in metrics}
     results = []
     for rule in rules:
-        metric = found.get(rule.name)
+        metric = measured.get(rule.name)
         if metric is None:
-            passed, reason = False, f"{rule.name} was not measured{did_you_mean(rule.name, found)}"
+            passed, reason = False, f"{rule.name} was not measured{did_you_mean(rule.name, measured)}"
         elif not math.isfinite(metric.value):
             passed, reason = False, f"{rule.name} could not be measured: it is {metric.value}"
         else:
@@ -72,10 +72,10 @@ def shown(value: float, error: float | None) -> str:
     """`84.32 ± 0.21`: the error to two digits, the value to as many places."""
     if not error or not math.isfinite(error):
         return f"{value:.5g}"
-    places = 1 - math.floor(math.log10(error))
-    if 0 <= places <= 6:
-        return f"{value:.{places}f} ± {error:.{places}f}"
-    digits = max(2, math.floor(math.log10(abs(value) or error)) + places + 1)
+    decimals = 1 - math.floor(math.log10(error))
+    if 0 <= decimals <= 6:
+        return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    digits = max(2, math.floor(math.log10(abs(value) or error)) + decimals + 1)
     return f"{value:.{digits}g} ± {error:.2g}"
 
 
@@ -87,7 +87,7 @@ def shown(value: float, error: float | None) -> str:
 class Requirement:
     """`name operator limit`; `text` is what the user wrote.
 
-    `strict`: the limit must hold all over the 95% interval, so that an estimate without an error bar fails.
+    `strict`: the limit must hold over the whole 95% interval, so that an estimate without an error bar fails.
     """
 
     text: str
@@ -97,17 +97,17 @@ class Requirement:
     strict: bool = False
 
     def judge(self, metric: Metric) -> tuple[bool, str]:
-        found = f"{self.name} is {shown(metric.value, metric.error)}"
+        result = f"{self.name} is {shown(metric.value, metric.error)}"
         ends = [metric.value]
         if self.strict:
             if metric.error is None and metric.kind != "exact":
-                return False, f"{found} and has no error bar, which --strict decides on"
+                return False, f"{result} and has no error bar, which --strict needs"
             reach = CONFIDENCE * (metric.error or 0)
             ends = [metric.value - reach, metric.value + reach]
         if all(_HOLDS[self.operator](end, self.limit) for end in ends):
-            return True, found
+            return True, result
         interval = f", 95% within {ends[0]:.6g} to {ends[1]:.6g}" if self.strict else ""
-        return False, f"{found}{interval}, expected {self.operator} {self.limit:g}"
+        return False, f"{result}{interval}, expected {self.operator} {self.limit:g}"
 
 
 def parse_requirement(text: str, strict: bool = False) -> Requirement:
@@ -127,7 +127,7 @@ def parse_requirement(text: str, strict: bool = False) -> Requirement:
 
 
 class _Record(BaseModel):
-    """What is read of a metric in a document; see `Metric`."""
+    """The part of a metric in a document that is compared; see `Metric`."""
 
     name: str
     value: float | None
@@ -144,8 +144,8 @@ class Comparison:
     """A metric is not worse than before.
 
     It is worse if it lies further in the bad direction than `tolerance`, percent of the earlier value, and further than
-    chance explains: two-sided z-test at 95% on the two error bars. An estimate without an error bar is never found
-    worse, as chance cannot be told; numbers that were measured in different ways are not compared but fail.
+    chance explains: two-sided z-test at 95% on the two error bars. An estimate without an error bar is never judged
+    worse, as it may be chance; numbers that were measured in different ways are not compared but fail.
     """
 
     name: str
@@ -167,26 +167,26 @@ class Comparison:
     @property
     def _worse(self) -> int:
         """The sign of a change for the worse."""
-        return 1 if meaning(self.name).better == "less" else -1
+        return 1 if term(self.name).better == "less" else -1
 
     def judge(self, metric: Metric) -> tuple[bool, str]:
-        found = f"{self.name} is {shown(metric.value, metric.error)}, was {shown(self.before, self.error)}"
+        result = f"{self.name} is {shown(metric.value, metric.error)}, was {shown(self.before, self.error)}"
         for key in sorted((self.protocol.keys() | metric.protocol.keys()) - _FREE):
             then, now = self.protocol.get(key), metric.protocol.get(key)
             if then != now:
-                return False, f"{found}, but cannot be compared: {key} is {_brief(now)}, was {_brief(then)}"
+                return False, f"{result}, but cannot be compared: {key} is {_brief(now)}, was {_brief(then)}"
         worse = (metric.value - self.before) * self._worse
         if worse <= 0:
-            return True, found
+            return True, result
         share = 100 * worse / abs(self.before) if self.before else math.inf
-        found += f": {share:.3g}% worse"
+        result += f": {share:.3g}% worse"
         if share <= self.tolerance:
-            return True, found
+            return True, result
         if metric.kind != "exact" and None in (metric.error, self.error):
-            return True, f"{found}, but without error bars chance cannot be told; limit it with --require"
+            return True, f"{result}, but without error bars it may be chance; limit it with --require"
         if worse <= CONFIDENCE * math.hypot(metric.error or 0, self.error or 0):
-            return True, f"{found}, which is within the error bars"
-        return False, found
+            return True, f"{result}, which is within the error bars"
+        return False, result
 
 
 def read_baseline(path: str, tolerance: float = 0.0) -> list[Comparison]:
@@ -197,7 +197,7 @@ def read_baseline(path: str, tolerance: float = 0.0) -> list[Comparison]:
         tolerance: in percent.
 
     Raises:
-        DataError: it cannot be read, or holds nothing to compare with.
+        DataError: it cannot be read, or there is nothing in it to compare with.
     """
     try:
         document = _Document.model_validate_json(Path(path).read_bytes())
@@ -206,11 +206,11 @@ def read_baseline(path: str, tolerance: float = 0.0) -> list[Comparison]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"--baseline {path} is no result of 'gencli evaluate --json': "
+        raise DataError(f"--baseline {path} is not a result of 'gencli evaluate --json': "
                         f"{f'{where}: ' if where else ''}{first['msg']}") from error
     rules = [Comparison(record.name, record.value, record.error, record.protocol, tolerance, Path(path).name)
              for record in document.metrics
-             if record.value is not None and meaning(record.name).better]
+             if record.value is not None and term(record.name).better]
     if not rules:
         raise DataError(f"--baseline {path} holds no metric that could get worse; nothing would be compared")
     return rules

@@ -1,8 +1,9 @@
 """How many different examples a model can draw: the birthday paradox (Arora & Zhang 2017, arXiv:1706.08224).
 
-Of N equally likely examples two draws are the same with probability 1/N, so that about sqrt(N) draws hold a pair. Where
-some are likelier than others, 1 over that probability is what is seen. Nobody looks at the pairs here, as the paper
-does: two samples are the same if they lie nearer to each other than all but 1% of held-out examples do to any other.
+Of N equally likely examples two draws are the same with probability 1/N, so that about sqrt(N) draws contain a pair.
+Where some are likelier than others, 1 over that probability is reported. No person inspects the pairs here, as in the
+paper: two samples count as the same if they are nearer to each other than all but 1% of held-out examples are to any
+other.
 """
 
 import math
@@ -18,7 +19,7 @@ from gencli.metrics.features import features
 from gencli.metrics.memorisation import plain_space
 from gencli.metrics.neighbours import squared_distances
 
-_SAME = 0.01  # share of held-out examples with another one that counts as the same
+_SAME = 0.01  # share of held-out examples that have another one counted as the same
 
 
 def support(inputs: Inputs) -> Iterator[Found]:
@@ -31,8 +32,8 @@ def support(inputs: Inputs) -> Iterator[Found]:
     threshold = float(nearest.quantile(_SAME))
     of_real, _, _ = support_size(real[: len(samples)], threshold)
     size, error, kind = support_size(features(space, samples)[0], threshold)
-    about = protocol(reference, inputs.seed, features=space.name, threshold=math.sqrt(threshold), real=of_real)
-    yield Metric("support_size", size, error, len(samples), "examples", kind, about)
+    record = protocol(reference, inputs.seed, features=space.name, threshold=math.sqrt(threshold), real=of_real)
+    yield Metric("support_size", size, error, len(samples), "examples", kind, record)
 
 
 def support_size(x: Tensor, threshold: float) -> tuple[float, float | None, Kind]:
@@ -47,7 +48,7 @@ def support_size(x: Tensor, threshold: float) -> tuple[float, float | None, Kind
     if not partners.any():
         return pairs / 3, None, "bound"
     share = float(partners.mean()) / (len(x) - 1)
-    # The spread of the partners holds the chance of single pairs twice, the variance of the share but once.
+    # The spread of the partners contains the variance of single pairs twice, that of the share only once.
     single = 2 * share * (1 - share) / len(x) ** 2
     variance = max(single, 4 * float(partners.var()) / (len(x) - 1) ** 2 / len(x) - single)
     return 1 / share, math.sqrt(variance) / share**2, "estimate"

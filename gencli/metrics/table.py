@@ -2,7 +2,8 @@
 
 A column that takes at most 20 values in the held-out rows is compared by total variation, half the sum of differences
 of the shares of its values; others by Kolmogorov and Smirnov's largest difference of distribution functions. Both lie
-between 0, the same, and 1. Error bars by the bootstrap over rows of both sides (Efron 1979); it repeats from the seed.
+between 0, the same, and 1. Error bars are from the bootstrap over rows of both sides (Efron 1979), a function of the
+seed.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def table(inputs: Inputs) -> Iterator[Found]:
     spec = reference.spec
     assert isinstance(spec, VectorSpec)
     x, y = _rows(reference), _rows(samples)
-    about = protocol(reference, inputs.seed, rows=len(x), samples=len(y))
+    record = protocol(reference, inputs.seed, rows=len(x), samples=len(y))
     columns = [_Column(x[:, i], y[:, i]) for i in range(x.shape[1])]
     resampled: list[list[float]] = []
     correlations: list[float] = []
@@ -48,13 +49,14 @@ def table(inputs: Inputs) -> Iterator[Found]:
         inputs.progress(done + 1, _ROUNDS)
     spread = torch.tensor(resampled)
     worst = int(distances.argmax())
-    named = {**about, "columns": dict(zip(spec.columns, distances.tolist(), strict=True))}
-    yield Metric("column_distance", float(distances.mean()), float(spread.mean(1).std()), len(y), "", "estimate", named)
+    by_column = {**record, "columns": dict(zip(spec.columns, distances.tolist(), strict=True))}
+    yield Metric("column_distance", float(distances.mean()), float(spread.mean(1).std()), len(y), "", "estimate",
+                 by_column)
     yield Metric("worst_column_distance", float(distances[worst]), float(spread[:, worst].std()), len(y), "",
-                 "estimate", {**about, "column": spec.columns[worst]})
+                 "estimate", {**record, "column": spec.columns[worst]})
     if x.shape[1] > 1:
         yield Metric("correlation_difference", difference, float(torch.tensor(correlations).std()), len(y), "",
-                     "estimate", about)
+                     "estimate", record)
 
 
 class Columns(Space):
@@ -81,7 +83,7 @@ def _rows(data: Dataset) -> Tensor:
     if len(rows) < 2:
         raise DataError(f"{data.name}: {len(rows)} rows; at least 2 are needed to compare tables")
     if not rows.isfinite().all():
-        raise DataError(f"{data.name} has numbers that are not finite; expected finite ones")
+        raise DataError(f"{data.name} contains numbers that are not finite")
     return rows
 
 
@@ -91,12 +93,12 @@ def _counts(n: int, source: torch.Generator) -> Tensor:
 
 
 class _Column:
-    """One column of both sides, sorted once, so that each resample is a sum over weights."""
+    """One column of both sides, sorted once, so that a resample is a weighted sum."""
 
     def __init__(self, x: Tensor, y: Tensor):
-        values, place = torch.unique(torch.cat([x, y]), return_inverse=True)  # sorted
+        values, rank = torch.unique(torch.cat([x, y]), return_inverse=True)  # sorted
         self.values = len(values)
-        self.of_x, self.of_y = place[: len(x)], place[len(x) :]
+        self.of_x, self.of_y = rank[: len(x)], rank[len(x) :]
         self.discrete = len(torch.unique(x)) <= _FEW
 
     def distance(self, weight_x: Tensor, weight_y: Tensor) -> float:
@@ -104,8 +106,8 @@ class _Column:
         difference = self._shares(self.of_x, weight_x) - self._shares(self.of_y, weight_y)
         return float(difference.abs().sum() / 2 if self.discrete else difference.cumsum(0).abs().max())
 
-    def _shares(self, place: Tensor, weight: Tensor) -> Tensor:
-        return torch.zeros(self.values, dtype=torch.float64).index_add_(0, place, weight) / weight.sum()
+    def _shares(self, rank: Tensor, weight: Tensor) -> Tensor:
+        return torch.zeros(self.values, dtype=torch.float64).index_add_(0, rank, weight) / weight.sum()
 
 
 def _correlation_difference(x: Tensor, y: Tensor, weight_x: Tensor, weight_y: Tensor) -> float:

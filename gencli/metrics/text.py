@@ -1,6 +1,6 @@
 """Samples of text: how varied they are, and how much of them is copied from the training data.
 
-An n-gram is n words or marks in a row, whatever a token of the model is.
+An n-gram is a run of n words or punctuation marks, whatever a token of the model is.
 """
 
 import math
@@ -22,12 +22,12 @@ _GROUPS = 20  # that the jackknife leaves out in turn
 
 
 def text(inputs: Inputs) -> Iterator[Found]:
-    """`distinct_1` ... `distinct_8`, and with training data `copied_1` ... `copied_8`; orders no sample is long enough
-    for are left out.
+    """`distinct_1` ... `distinct_8`, and with training data `copied_1` ... `copied_8`; orders for
+    which no sample is long enough are left out.
 
     distinct_n: different n-grams over all n-grams of the samples (Li et al. 2016, arXiv:1510.03055); it falls with the
-    number of samples. copied_n: share of the n-grams that stand in the training data; that of held-out text, which the
-    protocol gives as `held_out`, is what new text shares anyway.
+    number of samples. copied_n: share of the n-grams that occur in the training data; that of held-out text, `held_out`
+    in the protocol, is what new text has in common with it anyway.
     """
     assert inputs.samples is not None
     samples, reference = _words(inputs.samples), _words(inputs.examples)
@@ -36,34 +36,34 @@ def text(inputs: Inputs) -> Iterator[Found]:
         drawn = [_ngrams(words, n) for words in samples]
         if not any(drawn):
             continue
-        about = protocol(inputs.examples, inputs.seed, samples=len(samples), ngrams=sum(map(len, drawn)))
-        yield _distinct(n, drawn, about)
+        record = protocol(inputs.examples, inputs.seed, samples=len(samples), ngrams=sum(map(len, drawn)))
+        yield _distinct(n, drawn, record)
         if training is not None:
-            known = {ngram for words in training for ngram in _ngrams(words, n)}
+            trained = {ngram for words in training for ngram in _ngrams(words, n)}
             new = [ngram for words in reference for ngram in _ngrams(words, n)]
-            held_out = sum(ngram in known for ngram in new) / len(new) if new else None
-            copied = torch.tensor([sum(ngram in known for ngram in ngrams) for ngrams in drawn])
-            yield mean(f"copied_{n}", copied, "", "exact", {**about, "held_out": held_out},
+            held_out = sum(ngram in trained for ngram in new) / len(new) if new else None
+            copied = torch.tensor([sum(ngram in trained for ngram in ngrams) for ngrams in drawn])
+            yield mean(f"copied_{n}", copied, "", "exact", {**record, "held_out": held_out},
                        torch.tensor([len(ngrams) for ngrams in drawn]))
 
 
 def _words(data: Dataset) -> list[list[str]]:
-    """The words and marks of every text."""
+    """The words and punctuation marks of every text."""
     spec = data.spec
     assert isinstance(spec, TextSpec)
-    found = []
+    texts = []
     for part in torch.arange(len(data)).split(1024):
-        found += [_WORD.findall(detokenize(tokens, spec)) for tokens in data.batch(part).pieces()]
-    if not found:
-        raise DataError(f"{data.name} holds no text to measure; at least one is needed")
-    return found
+        texts += [_WORD.findall(detokenize(tokens, spec)) for tokens in data.batch(part).pieces()]
+    if not texts:
+        raise DataError(f"{data.name} contains no text to measure; at least one is needed")
+    return texts
 
 
 def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def _distinct(n: int, texts: list[list[tuple[str, ...]]], about: dict) -> Metric:
+def _distinct(n: int, texts: list[list[tuple[str, ...]]], protocol: dict) -> Metric:
     """Different n-grams over all, with the error of a jackknife that leaves out groups of texts."""
     counts = Counter(ngram for ngrams in texts for ngram in ngrams)
     total = counts.total()
@@ -74,7 +74,7 @@ def _distinct(n: int, texts: list[list[tuple[str, ...]]], about: dict) -> Metric
         gone = sum(counts[ngram] == count for ngram, count in left_out.items())
         if total > left_out.total():
             without.append((len(counts) - gone) / (total - left_out.total()))
-    return Metric(f"distinct_{n}", len(counts) / total, _jackknife(without), len(texts), "", "exact", about)
+    return Metric(f"distinct_{n}", len(counts) / total, _jackknife(without), len(texts), "", "exact", protocol)
 
 
 def _jackknife(estimates: Iterable[float]) -> float | None:

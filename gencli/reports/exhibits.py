@@ -1,7 +1,7 @@
 """What a report shows beside the numbers: samples, reconstructions, nearest neighbours, paths, curves.
 
-All of it was measured or drawn before, but for paths, whose ends are codes that were. How examples look, their kind
-says: as tiles (pictures, sound, text) or in charts (tables).
+All of it was measured or drawn before, except paths, which go between codes that were. The kind of the examples
+says how they are shown: as tiles (pictures, sound, text) or in charts (tables).
 """
 
 import base64
@@ -39,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A section of the page. `legend` names the series of its charts, `across` of how many tiles a row consists."""
+    """A section of the page. `legend` names the series of its charts, `across` is the number of tiles in a row."""
 
     title: str
     caption: str
@@ -50,7 +50,7 @@ class Exhibit:
 
 
 def collect(inputs: Inputs, results: Results, run: str | None) -> list[Exhibit]:
-    """All that the inputs and results have to show, and the training curves of the run."""
+    """Everything that the inputs and results have to show, and the training curves of the run."""
     return [*_samples(inputs), *_reconstructions(inputs, results), *_paths(inputs, results), *_scores(inputs, results),
             *_figures(results), *_curves(run)]
 
@@ -67,7 +67,7 @@ def _samples(inputs: Inputs) -> Iterator[Exhibit]:
     samples, examples = _first(inputs.samples, kind.shown.samples), _spread(inputs.examples, kind.shown.samples)
     what = "not picked by hand: the first ones of the seed" if inputs.model else "the first ones"
     if tiles := _tiles(spec, samples):
-        origin = "Drawn from the model" if inputs.model else "Of those given"
+        origin = "Drawn from the model" if inputs.model else "From those given"
         yield Exhibit("Samples", f"{origin}, {what}.", tiles, across=kind.shown.across)
         yield Exhibit("Unseen examples", "For comparison, spread over the data.", _tiles(spec, examples),
                       across=kind.shown.across)
@@ -83,11 +83,11 @@ def _reconstructions(inputs: Inputs, results: Results) -> Iterator[Exhibit]:
         if tiles := _tiles(spec, examples):
             pairs = [replace(below, pictures=above.pictures + below.pictures)
                      for above, below in zip(tiles, _tiles(spec, decoded), strict=True)]
-            yield Exhibit("Reconstructions", "Unseen examples above, and below what comes back from their codes.",
+            yield Exhibit("Reconstructions", "Unseen examples above, their reconstructions from codes below.",
                           pairs, across=kind.shown.across)
         elif shown := kind.correspond(spec, examples, decoded):
-            yield Exhibit("Reconstructions", "Unseen examples encoded and decoded again: given (across), come back "
-                          "(up).", charts=shown)
+            yield Exhibit("Reconstructions", "Unseen examples encoded and decoded again: original (across), "
+                          "reconstruction (up).", charts=shown)
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def _path(inputs: Inputs, ends: Sequence[Tensor], frames: int, given: Given) -> 
 
 
 def _scores(inputs: Inputs, results: Results) -> Iterator[Exhibit]:
-    """How the main score spreads over the examples, and the examples at its ends."""
+    """The distribution of the main score over the examples, and the examples at its ends."""
     if not results.columns or len(inputs.examples) < 2 * _EXTREMES:
         return
     column = results.columns[0]
@@ -129,9 +129,9 @@ def _scores(inputs: Inputs, results: Results) -> Iterator[Exhibit]:
     spec = inputs.examples.spec
     tiles = [replace(tile, caption=f"{values[i] + 0.0:.4g}")
              for i, tile in zip(ends, _tiles(spec, inputs.examples.batch(ends)), strict=False)]
-    says = "Every unseen example has its own value."
-    yield Exhibit("Example by example", f"{says} The {_EXTREMES} highest, then the {_EXTREMES} lowest."
-                  if tiles else says, tiles, [Chart(column.name, charts.histogram([finite], column.name))],
+    caption = "Every unseen example has its own value."
+    yield Exhibit("Example by example", f"{caption} The {_EXTREMES} highest, then the {_EXTREMES} lowest."
+                  if tiles else caption, tiles, [Chart(column.name, charts.histogram([finite], column.name))],
                   across=registry.kind_of(spec).shown.across)
 
 
@@ -142,7 +142,7 @@ def _figures(results: Results) -> Iterator[Exhibit]:
 
 
 def _curves(run: str | None) -> Iterator[Exhibit]:
-    """What the training logged, each number over the steps; that of the validation beside it."""
+    """What the training logged, each number over the steps."""
     path = Path(run or "") / "metrics.jsonl"
     if run is None or not path.is_file():
         return
@@ -168,7 +168,7 @@ def _first(data: Dataset, count: int) -> Batch:
 
 
 def _spread(data: Dataset, count: int) -> Batch:
-    """Examples at equal distances: files are often sorted by class."""
+    """Examples at equal distances, because files are often sorted by class."""
     return data.batch(torch.linspace(0, len(data) - 1, min(count, len(data))).long())
 
 
@@ -192,5 +192,5 @@ def _picture(x: Tensor, side: int | None) -> str:
     return _data_uri("image/png", out.getvalue())
 
 
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _data_uri(media: str, content: bytes) -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"

@@ -8,24 +8,24 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gencli import __version__, charts
-from gencli.metrics.glossary import MEANINGS, OTHER, meaning
+from gencli.metrics.glossary import GLOSSARY, OTHER, term
 from gencli.metrics.requirements import CONFIDENCE, shown
 from gencli.reports import subject, verdict
 from gencli.reports.exhibits import Exhibit
 from gencli.reports.page import PAGE, STYLE
 
 _HEADLINES = 4  # numbers at the head of the page
-_ORDER = {name: position for position, name in enumerate(MEANINGS)}
+_ORDER = {name: position for position, name in enumerate(GLOSSARY)}
 
 
 def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
-    """The document as a page, with the exhibits after its numbers. Whatever the user named is escaped."""
+    """The document as a page, with the exhibits after its numbers. All names are escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    # A chart is serialised XML, in which every text is escaped already.
+    # A chart is serialised XML, whose texts are already escaped.
     environment.filters["drawing"] = Markup
     shared = _shared(document["metrics"])
     metrics = [_row(metric, shared) for metric in document["metrics"]]
-    topics = {row["means"].topic: [other for other in metrics if other["means"].topic == row["means"].topic]
+    topics = {row["term"].topic: [other for other in metrics if other["term"].topic == row["term"].topic]
               for row in sorted(metrics, key=_rank)}
     if OTHER in topics:
         topics[OTHER] = topics.pop(OTHER)  # last
@@ -37,19 +37,19 @@ def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
 
 
 def _row(metric: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A metric as the page lists it: its protocol is what not all of them have in common."""
+    """A metric as the page lists it, with the part of its protocol that not all of them share."""
     value, _, error = ("not measured" if metric["value"] is None else
                        shown(metric["value"], metric["error"])).partition(" ± ")
     own = {name: _text(entry) for name, entry in metric["protocol"].items() if name not in shared}
-    return {**metric, "value": value, "error": error, "protocol": own, "means": meaning(metric["name"])}
+    return {**metric, "value": value, "error": error, "protocol": own, "term": term(metric["name"])}
 
 
 def _headlines(topics: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The first numbers of the topics that can be better or worse: one of each, then a second one."""
-    judged = [sorted((row for row in rows if row["means"].better), key=_rank)
+    judged = [sorted((row for row in rows if row["term"].better), key=_rank)
               for rows in topics.values()]
-    chosen = [rows[place] for place in (0, 1) for rows in reversed(judged) if place < len(rows)]
-    return sorted(chosen[:_HEADLINES], key=_rank)
+    headlines = [rows[rank] for rank in (0, 1) for rows in reversed(judged) if rank < len(rows)]
+    return sorted(headlines[:_HEADLINES], key=_rank)
 
 
 def _rank(row: dict[str, Any]) -> int:
@@ -65,7 +65,7 @@ def _requirement(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shared(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the protocols of all metrics say alike."""
+    """The entries that the protocols of all metrics share."""
     if not metrics:
         return {}
     first, *others = (metric["protocol"] for metric in metrics)

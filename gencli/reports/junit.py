@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from gencli.reports import subject
 
-# What XML 1.0 cannot hold, not even escaped (its production 2, Char).
+# Characters that XML 1.0 cannot contain, not even escaped (production 2, Char).
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 

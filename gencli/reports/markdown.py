@@ -1,4 +1,4 @@
-"""A summary in GitHub-flavoured Markdown, for the page of a CI job (`>> "$GITHUB_STEP_SUMMARY"`)."""
+"""A summary in GitHub-flavoured Markdown, for the summary page of a CI job (`>> "$GITHUB_STEP_SUMMARY"`)."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from gencli.reports import subject, verdict
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The verdict, the requirements and, folded away, all numbers."""
+    """The verdict, the requirements and, collapsed, all numbers."""
     results, metrics = document["requirements"], document["metrics"]
     mark = "" if not results else "✅ " if document["passed"] else "❌ "
     lines = [f"### {mark}{verdict(document)}", "", f"{_plain(subject(document))}, {document['data']['n']:,} examples.",
@@ -30,5 +30,5 @@ def _value(metric: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that means nothing but itself in Markdown, in one line of a table."""
+    """Text escaped for Markdown, on one line of a table."""
     return re.sub(r"([\\`*_{}\[\]<>#|~&$!@])", r"\\\1", " ".join(text.split()))

@@ -144,9 +144,9 @@ PAGE = """\
   <div class="headlines">
     {% for row in headlines %}
     <div class="card">
-      <h3>{{ row.means.title }}</h3>
+      <h3>{{ row.term.title }}</h3>
       <p class="big">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</p>
-      <p class="small">{{ row.unit ~ ", " if row.unit }}{{ row.means.better }} is better</p>
+      <p class="small">{{ row.unit ~ ", " if row.unit }}{{ row.term.better }} is better</p>
     </div>
     {% endfor %}
   </div>
@@ -169,15 +169,15 @@ PAGE = """\
 {% endif %}
 <section>
   <h2>Numbers</h2>
-  <p>After ± stands the standard error. A bound is a limit that the true value is better than; an estimate may lie on
-    either side of it.</p>
+  <p>After ± comes the standard error. The true value is better than a bound; it may lie on either side of an
+    estimate.</p>
   {% for topic, rows in topics.items() %}
   <h3 class="topic">{{ topic }}</h3>
   <div class="numbers card">
     {% for row in rows %}
     <details class="number"><summary>
-      <div class="name">{{ row.means.title }} <code class="soft">{{ row.name }}</code>
-        {% if row.means.says %}<p class="small">{{ row.means.says }}</p>{% endif %}</div>
+      <div class="name">{{ row.term.title }} <code class="soft">{{ row.name }}</code>
+        {% if row.term.says %}<p class="small">{{ row.term.says }}</p>{% endif %}</div>
       <div class="value">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</div>
       <div class="of small">{{ row.unit }} <span class="kind">{{ row.kind }}</span></div>
     </summary>
@@ -225,7 +225,7 @@ PAGE = """\
 {% endfor %}
 <section>
   <h2>How it was measured</h2>
-  <p>Two numbers compare only where all of this is the same.</p>
+  <p>Two numbers are comparable only where all of this is the same.</p>
   <div class="card"><dl>
     {% for name, value in shared.items() %}<dt>{{ name }}</dt><dd>{{ value }}</dd>
     {% endfor %}

@@ -1,4 +1,4 @@
-"""A table of one row for each example: what it costs, e.g. to find anomalies."""
+"""A table with a row for each example and its scores, e.g. to find anomalies."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from gencli.metrics import Column
 
 
 def scores(columns: Sequence[Column], data: Dataset) -> str:
-    """CSV with the columns `example` (its number from 0), `label` where the data has some, and a column for each.
+    """CSV with the columns `example` (its number from 0), `label` if the data has labels, and one for each score.
 
     Raises:
         UsageError: nothing that was measured has a number for each example.
