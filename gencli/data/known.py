@@ -91,6 +91,9 @@ KNOWN: dict[str, Known] = {
     "binarized-mnist": Known("50,000 + 10,000 + 10,000 MNIST digits, binary (Larochelle & Murray 2011)",
                              _folder("binarized_mnist", "binarized-mnist")),
     "fsdd": Known("2,700 + 300 spoken digits, 6 speakers, 8 kHz, 10 classes (Free Spoken Digit Dataset)", _fsdd),
+    "facades": Known("200 + 50 + 50 photographs of facades beside their label maps (pix2pix): --pair right",
+                     _folder("facades")),
+    "bsds500": Known("200 photographs of 481x321 or 321x481 (Berkeley segmentation, training set)", _folder("bsds500")),
     "cifar10": Known("50,000 + 10,000 pictures, 32x32 RGB, 10 classes", _cifar("CIFAR10"), "CIFAR10"),
     "cifar100": Known("50,000 + 10,000 pictures, 32x32 RGB, 100 classes", _cifar("CIFAR100"), "CIFAR100"),
 }
