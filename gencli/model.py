@@ -229,7 +229,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def training_state(self) -> dict[str, Tensor]:
-        """State carried between steps that is not a weight (persistent chains, recurrent state); saved in checkpoints."""
+        """State carried between steps besides weights (persistent chains, recurrent state); saved in checkpoints."""
         return {}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
