@@ -114,7 +114,7 @@ class MetricGroup(Entry):
 class FeatureSpace(Entry):
     """A space that samples are compared in: a function of `gencli.metrics.Inputs` that returns a `Space`.
 
-    Each kind names the built-in ones that fit it (`Kind.spaces`); that of a plugin is offered to every kind.
+    Each kind names those that fit it (`Kind.spaces`); one of a plugin that no kind names is offered to all.
     """
 
     noun = "features"

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gencli.data import load
@@ -277,3 +278,50 @@ def test_own_samples_are_measured_as_those_from_a_pipe(gencli, small_data):
     own = gencli(*common, "--draw", "30").json()["metrics"]
     piped = gencli(*common, "--samples", "-", stdin=gencli("sample", "b", "-n", "30").stdout).json()["metrics"]
     assert [(m["name"], m["value"]) for m in own] == [(m["name"], m["value"]) for m in piped]
+
+
+def test_set_reaches_every_method_that_a_verb_calls(gencli, small_run, small_data, tmp_path):
+    run, source = str(small_run("vae", "image")), str(small_data["image"])
+
+    def measured(*more: str) -> dict[str, float]:
+        found = gencli("evaluate", run, source, "--draw", "0", "--reconstruct", "8", "--json", *more).json()["metrics"]
+        return {metric["name"]: metric["value"] for metric in found}
+
+    usual = measured()
+    drawn_code, more_particles = measured("--set", "output=draw"), measured("--set", "particles=3")
+    drawn_pixels = measured("--set", "encode.output=mean", "--set", "decode.draw=true")
+    assert drawn_code["elbo"] == usual["elbo"] and drawn_code["psnr"] != usual["psnr"], "encode's"
+    assert more_particles["iw_bound"] != usual["iw_bound"] and more_particles["psnr"] == usual["psnr"], "scores's"
+    assert drawn_pixels["psnr"] == usual["psnr"], "decode draws nothing without noise to draw with"
+    ends = ["interpolate", run, f"{source}#0", f"{source}#1", "--frames", "3", "-o"]
+    gencli(*ends, "usual.npy")
+    gencli(*ends, "drawn.npy", "--set", "output=draw")
+    assert not np.array_equal(np.load(tmp_path / "usual.npy"), np.load(tmp_path / "drawn.npy"))
+    assert "did you mean 'particles'" in gencli("evaluate", run, source, "--set", "particle=3", code=2).stderr
+
+
+def test_nothing_measured_is_said_and_fails_a_gate(gencli, small_run, small_data):
+    args = ["evaluate", str(small_run("gan", "image")), str(small_data["image"]), "--draw", "0", "--reconstruct", "0"]
+    assert "nothing could be measured" in gencli(*args).stderr
+    assert "elbo was not measured" in gencli(*args, "--require", "elbo<=3", code=5).stderr
+
+
+def test_encode_decodes_on_request_alone(gencli, small_run, small_data, tmp_path):
+    args = ["encode", str(small_run("vae", "vector")), str(small_data["vector"]), "--limit", "5", "-o"]
+    gencli(*args, "plain.npz")
+    gencli(*args, "errors.npz", "--errors")
+    plain, errors = np.load(tmp_path / "plain.npz"), np.load(tmp_path / "errors.npz")
+    assert "reconstruction_error" not in plain.files and (errors["reconstruction_error"] > 0).all()
+    assert np.array_equal(plain["codes"], errors["codes"])
+
+
+def test_the_same_from_python(gencli, small_data, tmp_path):
+    import gencli as package
+
+    options = {"latent": 2, "width": 8, "steps": 12, "batch_size": 8}
+    outcome = package.train("vae", str(small_data["vector"]), tmp_path / "python", **options)
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    gencli("train", "vae", str(small_data["vector"]), "-o", "shell", "-q", *flags)
+    assert outcome.step == 12 and outcome.values["loss"]
+    tensors = [package.load(str(tmp_path / run)).state_dict() for run in ("python", "shell")]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])

@@ -103,6 +103,12 @@ def _torch_export(graph: Graph) -> tuple[bytes, float]:
     return buffer.getvalue(), _difference(graph, probe, [outputs] if isinstance(outputs, Tensor) else list(outputs))
 
 
+def _relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest number; infinities that agree do not differ."""
+    difference = (a - b).abs().where(a != b, 0.0)
+    return float(difference.max() / max(1.0, float(a.abs().where(a.isfinite(), 0.0).max())))
+
+
 def _dynamic(graph: Graph) -> dict[str, Any]:
     batch = torch.export.Dim("batch", min=1)
     return {name: {0: batch} for name in graph.inputs}
@@ -118,8 +124,7 @@ def _difference(graph: Graph, probe: dict[str, Tensor], outputs: list[Tensor]) -
     with torch.no_grad():
         expected = graph.module(**probe)
     expected = [expected] if isinstance(expected, Tensor) else list(expected)
-    worst = max(float((a.double() - b.double()).abs().max() / max(1.0, float(a.abs().max())))
-                for a, b in zip(expected, outputs, strict=True))
+    worst = max(_relative(a.double(), b.double()) for a, b in zip(expected, outputs, strict=True))
     if not worst < 1e-3:
         raise ModelError(f"the exported graph differs from torch by {worst:.2g}; nothing was written")
     return worst

@@ -59,7 +59,7 @@ class _Members:
         self.kind: Kind | None = None  # None: of arrays, which say themselves what they are
         wanted = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
         # Of several files with one key the first of these is the example: a picture may come with a text about it.
-        self._endings = [*(ending for kind in wanted if kind.single for ending in kind.endings), ".npy",
+        self._endings = [*(ending for kind in wanted if not kind.plain for ending in kind.endings), ".npy",
                          *(ending for kind in wanted if kind.plain for ending in kind.endings)]
         self._kinds = {ending: [kind for kind in wanted if ending in kind.endings] for ending in self._endings}
 

@@ -201,9 +201,9 @@ class Vectors(Kind):
     shown = Shown(preview=("csv", 64), samples=400, pairs=64, frames=40)
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        (name, content), = sources
         settings = request.settings(self)
-        return table(Cells(bytes_of(content), name), settings.label, request)
+        first, *others = (table(Cells(bytes_of(content), name), settings.label, request) for name, content in sources)
+        return first.join(others) if others else first
 
     def claims(self, array: np.ndarray) -> bool:
         return array.ndim == 2

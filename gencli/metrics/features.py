@@ -87,9 +87,9 @@ def classifying(kind: str) -> list[str]:
 
 def spaces(kind: str) -> list[str]:
     """The names of the feature spaces for examples of this kind: its own, classifiers, those of plugins."""
-    own = registry.kind(kind).spaces
-    plugins = [name for name, space in registry.features.items() if space.source != "gencli" and name not in own]
-    return [*own, *classifying(kind), *plugins]
+    of_kinds = {space for other in registry.kinds for space in registry.kind(other).spaces}
+    plugins = [name for name, space in registry.features.items() if space.source != "gencli" and name not in of_kinds]
+    return [*registry.kind(kind).spaces, *classifying(kind), *plugins]
 
 
 def default_space(inputs: Inputs) -> str:
