@@ -46,7 +46,7 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` is bf16 where the processor has it, else fp32."""
+    """`auto` is bf16 on hardware that supports it, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

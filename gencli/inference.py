@@ -59,7 +59,7 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
         given: what else the examples are conditioned on; example i is made from number i // each of `condition`, from
             the start again after the last.
         frames: return this many states of the making of each example, the last being the example itself; 0: examples.
-        watch: sees every piece as it is made, where examples are made in pieces (`Model.stream`).
+        watch: called with every piece as it is made, if examples are made in pieces (`Model.stream`).
         each: examples made from one and the same condition.
         options: of the family's `sample`, or `film`.
     """

@@ -178,7 +178,7 @@ class Model(nn.Module):
     # Kinds of example that it fits, and of what these may be made from (`spec.condition`).
     kinds: ClassVar[frozenset[str]] = frozenset()
     conditions: ClassVar[frozenset[str]] = frozenset()
-    # Training settings that suit the family where the user says nothing, by name in `settings.TrainSettings`.
+    # Default training settings of the family, by name in `settings.TrainSettings`.
     defaults: ClassVar[dict[str, Any]] = {}
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
@@ -229,7 +229,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def training_state(self) -> dict[str, Tensor]:
-        """State carried between steps that is no weight (persistent chains, recurrent state); saved in checkpoints."""
+        """State carried between steps besides weights (persistent chains, recurrent state); saved in checkpoints."""
         return {}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:

@@ -55,7 +55,7 @@ class TrainSettings(BaseModel):
     grad_clip: float = Field(0.0, ge=0, description="Largest norm of a player's gradient; 0: no limit.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is saved and "
                                                     "sampled from; 0: the weights themselves.")
-    precision: Precision = Field("auto", description="auto: bf16 where the processor computes in it.")
+    precision: Precision = Field("auto", description="auto: bf16 on hardware that supports it, else fp32.")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
     validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples held out for validation.")

@@ -8,7 +8,7 @@ import torch
 
 from gencli.kinds.image import ImageSpec
 from gencli.metrics import Column, Inputs, Metric
-from gencli.metrics.glossary import MEANINGS
+from gencli.metrics.glossary import GLOSSARY
 from gencli.metrics.pairs import pairs, ssim
 from gencli.model import Batch, FamilyConfig, Model
 
@@ -90,7 +90,7 @@ def test_means_over_pairs_with_their_errors():
         assert metric.protocol["fingerprint"] == "abc" and metric.protocol["pair"] == "left"
         assert metric.protocol["seed"] == 3
         assert np.allclose(columns[name].values.numpy(), values, rtol=1e-5)
-        assert columns[name].cost == (MEANINGS[name].better == "less")
+        assert columns[name].cost == (GLOSSARY[name].better == "less")
 
 
 def test_the_target_itself():

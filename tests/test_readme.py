@@ -181,7 +181,8 @@ def test_output_formats(cells, tmp_path):
 def test_files_that_are_shown_are_the_files():
     shown = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", README, re.M | re.S)
     assert shown and all((ROOT / path).read_text() == text for path, text in shown)
-    assert blocks("toml")[0] in (ROOT / "examples/plugin/pyproject.toml").read_text()
+    for block, folder in zip(blocks("toml"), ("examples/plugin", "tests/plugin"), strict=True):
+        assert block in (ROOT / folder / "pyproject.toml").read_text()
 
 
 def test_links_lead_somewhere():

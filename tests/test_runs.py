@@ -130,7 +130,7 @@ def test_a_bit_of_the_model_flips(gencli, small_run, small_data, tmp_path):
 def test_a_damaged_model_of_a_finished_run_is_made_again(gencli, small_data, tmp_path, whole):
     gencli(*args(small_data))
     flip(tmp_path / "run/model.safetensors", 0.9)
-    assert "made again" in gencli(*args(small_data, "--resume")).stderr
+    assert "recreated" in gencli(*args(small_data, "--resume")).stderr
     the_same(tmp_path / "run", whole)
 
 

@@ -93,7 +93,7 @@ def spaces(kind: str) -> list[str]:
 
 
 def default_space(inputs: Inputs) -> str:
-    """The space to compare in where the user names none: a classifier, where that is better and there are labels."""
+    """The default space: a classifier if that is better for the kind and the training data has labels."""
     spec, training = inputs.examples.spec, inputs.training
     networks = classifying(spec.kind)
     if registry.kind_of(spec).learned and networks and training is not None and training.labels is not None:

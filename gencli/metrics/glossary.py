@@ -113,7 +113,7 @@ GLOSSARY = {name: Term(title, topic, better, says) for topic, names in _TABLE.it
 
 
 def term(name: str) -> Term:
-    """The entry of a metric; one that has none is explained by its name alone."""
+    """The entry of a metric; without one, its name as title."""
     if name.startswith("auroc_"):
         return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
                     "How often an anomaly looks less normal than a normal example; 0.5 is chance.")

@@ -2,7 +2,7 @@
 
 A Gaussian kernel of one bandwidth sits on each sample (Parzen 1962; Breuleux et al. 2011). Theis et al. 2016 ("A note
 on the evaluation of generative models", arXiv:1511.01844) show that in many dimensions it is far from the likelihood,
-even of the true distribution, and ranks models wrongly: the centres of k-means, which are no model of anything, beat
+even of the true distribution, and ranks models wrongly: the centres of k-means, which model nothing, beat
 samples of the data itself.
 """
 
