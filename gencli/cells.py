@@ -36,7 +36,8 @@ def numbered(count: int) -> tuple[str, ...]:
 class Cells:
     """The lines of a table, divided by commas, semicolons or tabs.
 
-    A header is a first line without any number, or one that has all the columns `named` by the user.
+    A header is a first line without any number, or one that has all the columns `named` by the user; where he named
+    them by number, one without a number above a column of numbers.
 
     Attributes:
         columns: their names; of a table without a header their numbers, from 1.
@@ -47,9 +48,10 @@ class Cells:
     def __init__(self, data: bytes, name: str, named: tuple[str, ...] = ()):
         text = decode(data, name)
         first = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
-        # In plain text a quotation mark is nothing but itself.
-        plain = Path(name.removesuffix(".gz").removesuffix(".xz")).suffix.lower() not in (".csv", ".tsv")
+        ending = Path(name.removesuffix(".gz").removesuffix(".xz")).suffix.lower()
+        # Sentences have commas of their own.
+        delimiter = "\t" if ending != ".csv" and "\t" in first else max(",;\t", key=first.count)
+        plain = ending not in (".csv", ".tsv")  # in plain text a quotation mark is nothing but itself
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True,
                             quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
         try:
@@ -58,12 +60,21 @@ class Cells:
             raise DataError(f"{name}: line {reader.line_num}: {error}") from error
         self.name = name
         top = [cell.strip() for cell in self.rows[0][1]] if self.rows else []
-        self.header = bool(top) and (set(named) <= set(top) if named else all(number(cell) is None for cell in top))
+        words = all(number(cell) is None for cell in top)
+        self.header = bool(top) and (self._is_header(top, named) if named else words)
+        self._top = top
         self.columns = top if self.header else list(numbered(len(top)))
         if self.header:
             self.rows = self.rows[1:]
         if twice := [column for i, column in enumerate(self.columns) if column in self.columns[:i]]:
             raise DataError(f"{name}: two columns are called {twice[0]!r}; give each its own name")
+
+    def _is_header(self, top: list[str], named: tuple[str, ...]) -> bool:
+        if set(named) <= set(top):
+            return True
+        places = [int(name) - 1 for name in named if name.isdecimal() and 1 <= int(name) <= len(top)]
+        return any(number(top[i]) is None and len(self.rows) > 1
+                   and all(i < len(row) and number(row[i]) is not None for _, row in self.rows[1:]) for i in places)
 
     def place(self, column: str, flag: str) -> int:
         """The place of a column that the user names, or gives the number of from 1."""
@@ -71,4 +82,7 @@ class Cells:
             return self.columns.index(column)
         if column.isdecimal() and 1 <= int(column) <= len(self.columns):
             return int(column) - 1
-        raise UsageError(f"{flag} {column}: {self.name} has no such column{did_you_mean(column, self.columns)}")
+        # A name that is slightly wrong is why a header was not taken for one.
+        close = did_you_mean(column, self._top) if not self.header and not column.isdecimal() else ""
+        raise UsageError(f"{flag} {column}: {self.name} has no such column"
+                         f"{close if 'did you mean' in close else did_you_mean(column, self.columns)}")

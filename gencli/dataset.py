@@ -39,7 +39,8 @@ class Dataset:
             or if `derive` makes it.
         derive: makes the condition of a batch from the batch itself, e.g. small pictures from large ones.
         groups: (N,) int64, the same number for examples that share a condition: no split may separate them.
-        origin: (N,) int64, which example of the data as it was found each is, or is a piece of; None: that number.
+        origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
+            into pieces the place of the piece in it; None: the number is its own.
         document: (T,) all tokens of a document in order, where the text is one; else None.
         fingerprint: hex digest of what was read, the same wherever the data lies.
         skipped: unreadable examples left out on request.

@@ -52,6 +52,8 @@ class Request:
         options: options of the kinds that the data may hold, by name; those that are None are not set.
         skip_bad: leave out examples that cannot be read, and count them.
         notify: takes sentences for the user about what had to be decided.
+        sources: of pairs read what the examples are made from, alone.
+        trained: the options are those of a model's training, which other data need not follow.
     """
 
     name: str
@@ -59,6 +61,12 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     skip_bad: bool = False
     notify: Callable[[str], None] = lambda sentence: None
+    sources: bool = False
+    trained: bool = False
+
+    def of_any_kind(self) -> Self:
+        """The same of examples whose kind nobody has named, such as the other side of pairs."""
+        return replace(self, general=self.general.model_copy(update={"kind": None}))
 
     def settings(self, kind: Kind) -> Any:
         """The options of a kind, checked.
@@ -108,6 +116,7 @@ class Examples(ABC):
     """N examples of one kind. `name` is what messages call them, `labels` the names of their classes.
 
     `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
+    `numbers`: where some could not be read, which of those that were asked for these are.
     """
 
     kind: ClassVar[str]
@@ -116,6 +125,7 @@ class Examples(ABC):
         self.name, self.skipped = name, skipped
         self.labels = None if labels is None else list(labels)
         self.condition: Examples | None = None
+        self.numbers: list[int] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -176,7 +186,7 @@ class Examples(ABC):
         from gencli.rng import generator  # imports torch
 
         groups = self.groups() or list(range(len(self)))
-        count = max(groups) + 1
+        count = max(groups, default=-1) + 1
         if count < 2:
             return self, self.take(())
         held = min(max(round(count * holdout), 1), count - 1)
@@ -295,13 +305,33 @@ def unpacked_name(path: Path) -> str:
     return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in PACKED else name
 
 
+def joined(examples: Examples, condition: Examples, name: str) -> Examples:
+    """Examples with what they are made from; pairs of which one side could not be read are left out, and counted.
+
+    Raises:
+        DataError: no pair is left.
+    """
+    places = [{number: place for place, number in enumerate(range(len(side)) if side.numbers is None else side.numbers)}
+              for side in (examples, condition)]
+    shared = sorted(places[0].keys() & places[1].keys())
+    if not shared:
+        raise DataError(f"{name}: of no pair both sides can be read")
+    lost = len(examples) - len(shared)
+    if lost or len(condition) > len(shared):
+        examples, condition = (side.take([place[number] for number in shared])
+                               for side, place in zip((examples, condition), places, strict=True))
+    examples.skipped += lost
+    examples.condition = condition
+    return examples
+
+
 def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, skip_bad: bool) -> Dataset:
     """Examples with what they are made from: pieces of both that stem from the same pair belong together.
 
     Raises:
         DataError: an example of one side is not there on the other, and `skip_bad` is off.
     """
-    places = [_pieces(part) for part in (data, condition)]
+    places = [_places(part) for part in (data, condition)]
     shared = [piece for piece in places[0] if piece in places[1]]
     lost = max(map(len, places)) - len(shared)
     if lost and (not skip_bad or not shared):
@@ -310,17 +340,13 @@ def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, 
     if lost:
         data, condition = (part.take(torch.tensor([place[piece] for piece in shared]))
                            for part, place in zip((data, condition), places, strict=True))
-    numbers = torch.tensor([number for number, _ in shared])
-    return replace(data, condition=condition, skipped=data.skipped + lost,
+    numbers = torch.tensor([number for number, *_ in shared])
+    return replace(data, condition=condition, skipped=data.skipped + len(places[0]) - len(shared),
                    groups=None if groups is None else torch.tensor(groups)[numbers],
                    fingerprint=fingerprint(data.fingerprint.encode(), condition.fingerprint.encode()))
 
 
-def _pieces(data: Dataset) -> dict[tuple[int, int], int]:
-    """Where each piece of an example lies: (number of the example, number of the piece in it) -> place."""
-    count: dict[int, int] = {}
-    places = {}
-    for place, number in enumerate(range(len(data)) if data.origin is None else data.origin.tolist()):
-        count[number] = count.get(number, -1) + 1
-        places[number, count[number]] = place
-    return places
+def _places(data: Dataset) -> dict[tuple[int, ...], int]:
+    """Where each example lies, by its origin."""
+    origin = torch.arange(len(data))[:, None] if data.origin is None else data.origin
+    return {tuple(row): place for place, row in enumerate(origin.tolist())}

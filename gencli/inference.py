@@ -151,12 +151,12 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
 
 @torch.no_grad()
 def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 0, given: Given | None = None,
-           **options: Any) -> Iterator[Batch]:
+           each: int = 1, **options: Any) -> Iterator[Batch]:
     """Codes (B, ...) in blocks of any size -> examples, or of each so many `frames` of its making.
 
     Args:
-        given: of a model of examples that are made from others, what these codes are to be made from: `condition`, one
-            for each code, or one for all.
+        given: of a model of examples that are made from others, what these codes are to be made from: example i from
+            number i // each of `condition`.
         options: of the family's `decode`, or `film`.
     """
     method = model.film if frames else model.decode
@@ -181,7 +181,7 @@ def decode(model: Model, blocks: Iterable[Tensor], seed: int = 0, frames: int = 
             if frames:
                 yield _in_turn(model.film(rng, frames, code=part, **own), torch.arange(count))
             else:
-                own_condition = _condition(model, condition, numbers)
+                own_condition = _condition(model, condition, numbers // each)
                 yield decode_batch(model, part, rng, own_condition, options)[:count].to("cpu")
         start += len(codes)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -164,8 +164,8 @@ class Kind:
         raise UsageError(f"--kind {self.name}: {self.plural} are not read from arrays; {name} is one")
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
-        """The examples of a file whose number n belongs to number n of another file."""
-        raise UsageError(f"{source[0]} is one of {self.plural}, which are not paired line by line")
+        """The examples of a file whose number n belongs to number n of another file; none may be left out."""
+        return self.read([source], None, replace(request, skip_bad=False))
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
         """The examples in columns of a table, with their names; None if these are not of this kind.

@@ -50,7 +50,7 @@ class SampleRequest:
 
     def decoded(self, model: Model, codes: Iterable[Tensor]) -> Iterator[Batch]:
         """What blocks of codes decode to."""
-        return inference.decode(model, codes, self.seed, self.frames, self.given, **self.options)
+        return inference.decode(model, codes, self.seed, self.frames, self.given, self.each, **self.options)
 
 
 def shard(text: str | None, number: int, unit: int) -> range:

@@ -88,7 +88,7 @@ class Plan:
 
     def card(self, outcome: Outcome) -> runs.Card:
         """What the model file says beside the weights."""
-        return runs.Card(family=self.family, config=self.config.model_dump(), spec=outcome.model.spec, data=self.data,
+        return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec, data=self.data,
                          data_settings=self.reading, steps=outcome.step, fingerprint=self.examples.fingerprint,
                          seed=self.settings.seed)
 

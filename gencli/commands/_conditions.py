@@ -72,10 +72,10 @@ def _prompt(card: Any, words: str, console: Console) -> "Tensor":
     """What an example begins with, (P, ...)."""
     import torch
 
-    from gencli.commands._reading import load_for
+    from gencli.commands._reading import load_alone
 
     kind = registry.kind_of(card.spec)
     literal = kind.parse(words, card.spec, "prompt")
     if literal is None:
-        literal = load_for(card, words, dict(kind.whole), console, "all").batch(torch.zeros(1, dtype=torch.int64))
+        literal = load_alone(card, words, dict(kind.whole), console, card.spec).batch(torch.zeros(1, dtype=torch.int64))
     return literal.pieces()[0]

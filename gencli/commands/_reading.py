@@ -1,5 +1,6 @@
 """Reading data for a trained model: as it was read in training, unless options say otherwise."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -8,49 +9,82 @@ from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.data import load
-from gencli.data.pairs import sources
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.model import Batch, Spec
 from gencli.runs import Card
 from gencli.settings import DataSettings, environment
 
-_OF_PAIRS = ("pair", "source", "target", "condition", "kind")
+_OF_PAIRS = ("pair", "source", "target", "condition")
+_COLUMNS = {"source", "target"}
 
 
 def reading_of(card: Card | None, settings: dict[str, Any]) -> dict[str, Any]:
     """How to read data: the training's options, where there is a model < environment < the command line."""
     names = [*DataSettings.model_fields, *options.reading_fields()]
     trained = {} if card is None else {name: value for name, value in card.reading.items() if value is not None}
+    if given := settings.keys() & set(_OF_PAIRS):  # then pairs do not come as in training; columns come two by two
+        kept = _COLUMNS if given <= _COLUMNS else set()
+        trained = {name: value for name, value in trained.items() if name not in _OF_PAIRS or name in kept}
     return trained | environment(names) | settings
 
 
 def load_for(card: Card | None, source: str, settings: dict[str, Any], console: Console,
              split: Literal["train", "test", "all"], like: Spec | None = None, **arguments: Any) -> Dataset:
     """Data that fits a model, or `like`; `split` where `source` names none."""
-    like = card.spec if card else like
-    return load(source, reading_of(card, settings), split=split, like=like, notify=console.note, **arguments)
+    like = like or (card.spec if card else None)
+    # What the user says about pairs here must fit; what the training says need not.
+    trained = not any(name in settings for name in _OF_PAIRS)
+    return load(source, reading_of(card, settings), split=split, like=like, trained=trained, notify=console.note,
+                **arguments)
 
 
-def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None) -> Batch:
-    """One example: written out, a file, or an element of a data set, `DATA#3`."""
+def load_alone(card: Card | None, source: str, settings: dict[str, Any], console: Console, like: Spec,
+               **arguments: Any) -> Dataset:
+    """All of some examples that fit `like` and come without what they are made from, such as samples."""
+    names = [*DataSettings.model_fields, *registry.kind_of(like).Settings.model_fields]
+    reading = {name: value for name, value in reading_of(card, settings).items()
+               if name in names and (name in settings or name not in _OF_PAIRS)}
+    return load(source, reading, split="all", like=unconditional(like), notify=console.note, **arguments)
+
+
+def unconditional(spec: Spec) -> Spec:
+    """The Spec of the same examples, made from nothing."""
+    return spec.model_copy(update={"condition": None})
+
+
+def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None,
+               given: Batch | None = None) -> Batch:
+    """One example: written out, a file, or an element of a data set, `DATA#3`; with what it is made from.
+
+    Args:
+        given: what it is made from, instead of what the data says.
+
+    Raises:
+        UsageError: nobody says what it is made from.
+    """
     source, mark, number = words.rpartition("#")
     if not (mark and number.isdigit()):
         source, mark, number = words, "", "0"
-    literal = None if mark else registry.kind_of(card.spec).parse(words, card.spec, "example")
-    if literal is not None:
-        return literal
-    data = load_for(card, source, settings, console, "all", data_root=data_root)
-    if int(number) >= len(data):
-        raise DataError(f"{words}: {source} has {len(data)} examples, numbered from 0")
-    return data.batch(torch.tensor([int(number)]))
+    batch = None if mark else registry.kind_of(card.spec).parse(words, card.spec, "example")
+    if batch is None:
+        like = card.spec if given is None else unconditional(card.spec)
+        data = load_for(card, source, settings, console, "all", like, data_root=data_root)
+        if int(number) >= len(data):
+            raise DataError(f"{words}: {source} has {len(data)} examples, numbered from 0")
+        batch = data.batch(torch.tensor([int(number)]))
+    elif card.spec.condition and given is None:
+        raise UsageError(f"{words}: nothing says what it is made from; name one of "
+                         f"{registry.kind_of(card.spec.condition).plural} with --given")
+    return batch if given is None else replace(batch, condition=given)
 
 
 def conditions_for(card: Card, source: str, settings: dict[str, Any], console: Console,
                    data_root: str | None = None) -> Batch:
-    """What examples are to be made from: data of that kind, or the sources of pairs.
+    """What examples are to be made from: data of that kind, or that side of pairs, one for each pair.
 
-    Pairs are a folder, tar or the like that has both sides, and where `--pair` or `--source` say so.
+    Args:
+        card: with the Spec of the model itself (`runs.complete`).
 
     Raises:
         UsageError: the model makes its examples from nothing.
@@ -58,21 +92,10 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
     like = card.spec.condition
     if like is None:
         raise UsageError(f"--given: this model makes examples from nothing; leave {source} out")
-    kind, target = registry.kind_of(like), registry.kind_of(card.spec)
-    trained = {name: value for name, value in card.reading.items()
-               if name in kind.Settings.model_fields and name not in _OF_PAIRS and value is not None}
-    if kind is target:
+    kind = registry.kind_of(like)
+    trained = {name: value for name, value in card.reading.items() if name in kind.Settings.model_fields}
+    if kind is registry.kind_of(card.spec):
         trained = kind.for_condition(trained)
-    reading = {**trained, **kind.whole, **{name: value for name, value in settings.items() if name != "pair"}}
-    if "source" in settings:  # a column of a table
-        reading["target"] = reading.pop("source")
-    if settings.get("pair"):
-        pairs = load(source, {**card.reading, **settings}, split="all", like=card.spec, data_root=data_root,
-                     notify=console.note)
-        return _all(sources(pairs))
-    return _all(sources(load(source, reading, split="all", like=like, data_root=data_root, notify=console.note)))
-
-
-def _all(data: Dataset) -> Batch:
+    data = load(source, {**trained, **kind.whole, **settings}, split="all", like=like, sources=True,
+                data_root=data_root, notify=console.note)
     return data.batch(torch.arange(len(data)))
-

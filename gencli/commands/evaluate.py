@@ -87,7 +87,7 @@ def evaluate(
 
     from gencli import device as devices
     from gencli import runs
-    from gencli.commands._reading import load_for
+    from gencli.commands._reading import load_alone, load_for
     from gencli.kind import describe
     from gencli.metrics.anomalies import aurocs
     from gencli.metrics.distribution import draw as draw_samples
@@ -107,7 +107,7 @@ def evaluate(
         wanted = metrics.needed(names, examples.spec, model)
         drawn: Dataset | None = None
         if samples:
-            drawn = load_for(card, samples, settings, console, "all", like=examples.spec, skip_bad=skip_bad)
+            drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad)
         elif draw and model and "samples" in wanted and "sample" in model.abilities():
             drawn = draw_samples(model, draw, examples, seed, **keywords)
         wants_training = "training" in wanted and (drawn or names)

@@ -50,7 +50,9 @@ def interpolate(
     registry.require(card.family, "interpolate")
     ends = len(examples or ()) if examples else seeds.count(",") + 1 if seeds else None
     total = None if ends is None else max(0, (ends - 1) * (frames - 1) + 1)
-    fixed = Given(condition=conditions_for(runs.complete(card), given, {}, console, data_root)) if given else Given()
+    # Reading options are about A and B, where there are such.
+    fixed = (Given(condition=conditions_for(runs.complete(card), given, {} if examples else settings, console,
+                                            data_root)[:1]) if given else Given())
     with streams.open_writer(output, card.spec, format=format, total=total) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.decode, *([model.prior] if seeds else [model.encode] if examples else [])]
@@ -60,7 +62,8 @@ def interpolate(
         elif latents:
             corners = [code for block in streams.read_codes(latents) for code in block.values]
         else:
-            batches = [example_of(card, words, settings, console, data_root) for words in examples or ()]
+            batches = [example_of(card, words, settings, console, data_root, fixed.condition)
+                       for words in examples or ()]
             corners = [inference.code_of(model, batch, seed, **keywords) for batch in batches]
             fixed = fixed if given else Given(condition=batches[0].condition)
         done = 0

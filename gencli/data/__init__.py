@@ -38,7 +38,8 @@ def known() -> dict[str, str]:
 def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split | None = None,
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
-         other_classes: bool = False, notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
+         other_classes: bool = False, sources: bool = False, trained: bool = False,
+         notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
     """Read examples.
 
     Args:
@@ -54,6 +55,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         limit: read this many examples at most.
         stdin: the stream that "-" reads; default standard input.
         other_classes: take in classes that `like` does not have (anomalies, say); they come after its own.
+        sources: of pairs read what the examples are made from, alone; then `like` is the Spec of these.
+        trained: `options` are those of the training of a model, so that pairs which come in another way are taken.
         notify: takes sentences for the user.
 
     Raises:
@@ -67,9 +70,12 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     kind = registry.kind_of(like) if like else None
     if kind and like:
         like, options = kind.adopt(like, options)
+        if like.condition:
+            condition = registry.kind_of(like.condition).adopt(like.condition, options)[0]
+            like = like.model_copy(update={"condition": condition})
         options["kind"] = kind.name
     general = DataSettings(**{key: options.pop(key) for key in DataSettings.model_fields if key in options})
-    request = Request(name, general, options, skip_bad, notify)
+    request = Request(name, general, options, skip_bad, notify, sources, trained)
     splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
     if not len(chosen):

@@ -50,6 +50,7 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     names = None if labels is None else [str(label) for label in np.asarray(labels)[~bad].tolist()]
     examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, names, columns)
     examples.skipped += int(bad.sum())
+    examples.numbers = np.flatnonzero(~bad).tolist() if bad.any() else None
     return examples
 
 

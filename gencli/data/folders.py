@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gencli import registry
 from gencli.cells import Cells
 from gencli.data import arrays
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, unpacked_name, whole
+from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, unpacked_name, whole
 from gencli.kind import Kind
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
@@ -26,6 +27,8 @@ def read_file(path: Path, request: Request) -> Splits:
     """The examples of a file: by its ending; where that says nothing, by its first bytes."""
     if request.general.source or request.general.target:
         return whole(lambda: _columns(path, request))
+    if request.sources and _ending(path)[1:] not in registry.readers:
+        return whole(lambda: _aligned_side(path, request))
     ending = _ending(path)
     if ending[1:] in registry.readers:
         return registry.readers[ending[1:]].load()(path, request)
@@ -53,13 +56,15 @@ def read_folder(folder: Path, request: Request) -> Splits:
 
 def _contents(folder: Path, request: Request) -> Splits:
     """The files of a folder and its sub-folders."""
-    sides = {entry.stem if entry.is_file() else entry.name: entry for entry in folder.iterdir()}
+    sides = {_stem(entry) if entry.is_file() else entry.name: entry for entry in folder.iterdir()}
+    if request.sources and "source" in sides:
+        return read_path(sides["source"], request)
     if sides.keys() >= _SIDES:
         return whole(lambda: _pair(sides["source"], sides["target"], request))
     files = sorted(path for path in folder.rglob("*")
                    if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    if request.general.source and request.general.target:
-        return _aligned_by_ending(files, folder, request)
+    if aligned := _aligned_by_ending(files, folder, request):
+        return aligned
     kind, of_kind = of_one_kind(files, folder, request)
     if kind and kind.single:
         return whole(lambda: read_files(of_kind, _folders(folder, of_kind), kind, request))
@@ -120,6 +125,11 @@ def _ending(path: Path) -> str:
     return Path(unpacked_name(path)).suffix
 
 
+def _stem(path: Path) -> str:
+    """The name of a file without its ending and that of its packing."""
+    return path.name[: len(unpacked_name(path)) - len(_ending(path))]
+
+
 def _named_splits(files: list[Path]) -> dict[str, Path]:
     """Files whose names differ in a word as train, test or valid; {} if that does not tell them apart."""
     splits: dict[str, Path] = {}
@@ -154,14 +164,19 @@ def _pair(source: Path, target: Path, request: Request) -> Examples:
         raise DataError(f"{source} and {target}: expected two folders, or two files")
     if not source.is_dir():
         return _aligned(source, target, request)
-    general = replace(request, general=request.general.model_copy(update={"kind": None}))  # it is the target's
     sides = []
-    for folder, own in ((source, general), (target, request)):
+    for folder, own in ((source, request.of_any_kind()), (target, request)):
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         kind, files = of_one_kind(files, folder, own)
         if kind is None:
             raise DataError(f"{folder} holds {files[0].name}; of pairs every file is an example")
-        sides.append((kind, {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}))
+        by_name: dict[str, Path] = {}
+        for path in files:
+            name = path.relative_to(folder).with_name(_stem(path)).as_posix()
+            if by_name.setdefault(name, path) is not path:
+                raise DataError(f"{by_name[name]} and {path} have one name, by which they would be paired; "
+                                "take one out")
+        sides.append((kind, by_name))
     (source_kind, sources), (target_kind, targets) = sides
     names, lonely = sorted(sources.keys() & targets.keys()), sorted(sources.keys() ^ targets.keys())
     if lonely and (not request.skip_bad or not names):
@@ -169,56 +184,65 @@ def _pair(source: Path, target: Path, request: Request) -> Examples:
         raise DataError(f"{request.name}: {lonely[0]} has no {side} ({len(lonely)} such); files of source/ and target/ "
                         f"belong together by their names; --skip-bad leaves others out")
     examples = target_kind.read_each([(str(targets[name]), targets[name]) for name in names], None, request)
-    condition = source_kind.read_each([(str(sources[name]), sources[name]) for name in names], None, general)
-    if len(examples) != len(condition):
-        raise DataError(f"{request.name}: of some pairs one side cannot be read; repair them, or leave them out")
-    examples.condition = condition
+    condition = source_kind.read_each([(str(sources[name]), sources[name]) for name in names], None,
+                                      request.of_any_kind())
+    examples = joined(examples, condition, request.name)
     examples.skipped += len(lonely)
     return examples
 
 
 def _aligned(source: Path, target: Path, request: Request) -> Examples:
     """Two files: number n of one is made from number n of the other."""
-    sides = []
-    for path in (target, source):
-        kinds = [kind for kind in all_kinds() if _ending(path) in kind.endings]
-        kind = request.choose(kinds, str(path)) or _plain(path, request)
-        sides.append(kind.read_aligned((str(path), path), request))
-    examples, condition = sides
+    examples, condition = _aligned_side(target, request), _aligned_side(source, request.of_any_kind())
     if len(examples) != len(condition):
-        raise DataError(f"{source} has {len(condition)} lines and {target} {len(examples)}; line n of one belongs to "
-                        f"line n of the other")
+        raise DataError(f"{source} has {len(condition)} examples and {target} {len(examples)}; expected as many, since "
+                        f"number n of one belongs to number n of the other")
     examples.name, examples.condition = request.name, condition
     return examples
 
 
-def _aligned_by_ending(files: list[Path], folder: Path, request: Request) -> Splits:
-    """Files such as train.de and train.en, with `--source de --target en`."""
-    sides = []
-    for side, name in (("source", request.general.source), ("target", request.general.target)):
-        found = [path for path in files if _ending(path) == f".{name}"]
-        if not found:
-            raise DataError(f"--{side} {name}: {folder} holds no file that ends in .{name}")
-        sides.append(_named_splits(found) or ({"all": found[0]} if len(found) == 1 else {}))
-    sources, targets = sides
+def _aligned_side(path: Path, request: Request) -> Examples:
+    """The examples of a file whose number n belongs to number n of another one."""
+    ending = _ending(path)
+    if ending[1:] in registry.readers:
+        return _only(registry.readers[ending[1:]].load()(path, replace(request, skip_bad=False)), path)()
+    kind = request.choose([kind for kind in all_kinds() if ending in kind.endings], str(path))
+    return (kind or _plain(path, request)).read_aligned((str(path), path), request)
+
+
+def _aligned_by_ending(files: list[Path], folder: Path, request: Request) -> Splits | None:
+    """Files such as train.de and train.en, with `--source de --target en`; None if there are none of either."""
+    names = {"source": request.general.source, "target": request.general.target}
+    found = {side: [path for path in files if name and _ending(path) == f".{name}".lower()]
+             for side, name in names.items()}
+    if not any(found.values()):
+        return None
+    if request.sources:
+        found["target"] = found["source"]
+    for side, name in names.items():
+        if not found[side]:
+            raise DataError(f"--{side} {name}: {folder} holds no file that ends in .{name}" if name else
+                            f"of {folder} name both sides: add --{side} ENDING")
+    sources, targets = (_named_splits(paths) or ({"all": paths[0]} if len(paths) == 1 else {})
+                        for paths in found.values())
+    if request.sources and sources:
+        return {split: partial(_aligned_side, path, request) for split, path in sources.items()}
     if not sources or sources.keys() != targets.keys():
         raise DataError(f"{folder}: the files of --source and --target differ in more than their ending; expected "
                         f"train.{request.general.source}, train.{request.general.target} and the like")
 
-    def pair(split: str) -> Callable[[], Examples]:
-        return lambda: _aligned(sources[split], targets[split], request)
-
-    return {split: pair(split) for split in sources}
+    return {split: partial(_aligned, sources[split], targets[split], request) for split in sources}
 
 
 def _columns(path: Path, request: Request) -> Examples:
     """The examples of a table in the columns `--target`, made from those in the columns `--source`."""
-    general = request.general
-    if not (general.source and general.target):
-        missing = "target" if general.source else "source"
-        raise UsageError(f"of a table name both columns: add --{missing} COLUMN")
-    sides = {side: tuple(names.split(",")) for side, names in (("source", general.source), ("target", general.target))}
-    cells = Cells(read_bytes(path), str(path), sides["source"] + sides["target"])
+    request = replace(request, name=str(path))
+    named = {"source": request.general.source, "target": None if request.sources else request.general.target}
+    missing = [side for side in (["source"] if request.sources else named) if not named[side]]
+    if missing:
+        raise UsageError(f"{path} is a table, of which both columns are named: add --{missing[0]} COLUMN")
+    sides = {side: tuple(names.split(",")) for side, names in named.items() if names}
+    cells = Cells(read_bytes(path), str(path), sum(sides.values(), ()))
     places = {side: [cells.place(name, f"--{side}") for name in names] for side, names in sides.items()}
     last = max(place for side in places.values() for place in side)
     rows = [row for _, row in cells.rows if len(row) > last]
@@ -228,15 +252,17 @@ def _columns(path: Path, request: Request) -> Examples:
         raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
                         f"lines out")
 
-    def side(name: str) -> Examples:
+    def side(name: str, request: Request) -> Examples:
         columns = [[row[place].strip() for row in rows] for place in places[name]]
-        kinds = all_kinds() if name == "source" or general.kind is None else [registry.kind(general.kind)]
-        for kind in kinds:
+        wanted = request.general.kind
+        for kind in [registry.kind(wanted)] if wanted else all_kinds():
             if (examples := kind.from_cells(columns, [cells.columns[i] for i in places[name]], request)) is not None:
                 return examples
         raise DataError(f"{path}: the columns of --{name} are neither numbers, nor names of files, nor one of text")
 
-    examples = side("target")
-    examples.condition = side("source")
+    if request.sources:
+        examples = side("source", request)
+    else:
+        examples = joined(side("target", request), side("source", request.of_any_kind()), str(path))
     examples.skipped += bad
     return examples

@@ -13,13 +13,11 @@ Pairs come as
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
-
 from gencli import registry
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import Examples, Request, Splits, with_condition
-from gencli.kind import Kind
+from gencli.kind import Kind, alike, describe
 from gencli.spec import Batch, Spec
 
 
@@ -32,13 +30,18 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
     def checked() -> Examples:
         examples, general = read(), request.general
         kind = registry.kind(examples.kind)
-        if general.pair:
+        if general.pair and examples.condition is None:
             examples = kind.halves(examples, general.pair)
+            if request.sources:
+                assert examples.condition is not None
+                return examples.condition
+        elif general.pair and not request.trained:
+            raise UsageError(f"--pair {general.pair}: {request.name} has pairs already; leave it out")
         if examples.condition is None:
-            if general.source or general.target:
+            if (general.source or general.target) and not request.trained and not request.sources:
                 raise UsageError(f"--source and --target name columns of a table; {request.name} is not one")
             return examples
-        if general.condition:
+        if general.condition and not request.trained:
             raise UsageError(f"--condition {general.condition}: the examples of {request.name} are made from something "
                              f"already; leave it out")
         bad = kind.match(examples, examples.condition, request)
@@ -61,14 +64,17 @@ def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> 
         DataError: they do not fit, or the model takes a condition and they have none.
     """
     kind = registry.kind(examples.kind)
-    if examples.condition is None or spec.condition is None:
+    if spec.condition is None:
         if examples.condition is not None:
             request.notify(f"{request.name}: what the examples are made from is left out: the model takes nothing")
+        return examples.fit(spec, request, limit)
+    if examples.condition is None:
+        own, derive = derived(kind, spec, request)
+        if not alike(own, spec.condition):
+            raise DataError(f"--condition {request.general.condition} makes {describe(own)} of the examples of "
+                            f"{request.name}; expected {describe(spec.condition)}")
         data = examples.fit(spec, request, limit)
-        if request.general.condition and spec.condition is not None:
-            _, derive = derived(kind, spec, request)
-            data = replace(data, derive=derive, protocol={**data.protocol, "condition": request.general.condition})
-        return data
+        return replace(data, derive=derive, protocol={**data.protocol, "condition": request.general.condition})
     if spec.condition.kind != examples.condition.kind:
         raise DataError(f"the examples of {request.name} are made from {examples.condition.describe()}; expected "
                         f"{registry.kind_of(spec.condition).describe(spec.condition)}")
@@ -90,18 +96,17 @@ def condition_request(request: Request, examples: Examples) -> Request:
 
 def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Batch], Batch]]:
     """The Spec of the condition that `--condition NAME=ARGUMENT` derives from examples, and how."""
-    name, _, argument = (request.general.condition or "").partition("=")
+    if not request.general.condition:
+        assert spec.condition is not None
+        raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from one of "
+                        f"{registry.kind_of(spec.condition).plural}{_ways(kind)}")
+    name, _, argument = request.general.condition.partition("=")
     if name not in kind.conditions:
         raise UsageError(f"--condition {name}: {kind.plural} have no such condition"
                          f"{did_you_mean(name, kind.conditions)}")
     return kind.conditions[name](spec, argument)
 
 
-def sources(data: Dataset) -> Dataset:
-    """What the examples of a data set are made from, each once, in the order in which they first occur."""
-    if data.condition is None:
-        return data
-    if data.groups is None:
-        return data.condition
-    order = {group: place for place, group in reversed(list(enumerate(data.groups.tolist())))}
-    return data.condition.take(torch.tensor(sorted(order.values())))
+def _ways(kind: Kind) -> str:
+    """How examples that come alone may be made from something."""
+    return f", or --condition {' or '.join(kind.conditions)}" if kind.conditions else ""

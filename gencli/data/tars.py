@@ -11,7 +11,7 @@ import numpy as np
 
 from gencli.data.arrays import examples_of, load_npy
 from gencli.errors import DataError
-from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, readable, whole
+from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, readable, whole
 from gencli.kind import Kind
 from gencli.spec import Spec
 from gencli.streams import parse_record, read_tar
@@ -27,27 +27,27 @@ def read_tar_file(path: Path, request: Request) -> Splits:
 def from_tar(file: BinaryIO, name: str, request: Request) -> Examples:
     """The examples of a tar stream; `name` is what messages call it."""
     stream = read_tar(file, name)
-    targets, sources = _Members(name, request), _Members(name, request)
+    targets, sources = _Members(name, request), _Members(name, request if request.sources else request.of_any_kind())
     labels: list[str | None] = []
-    for key, files in stream:
-        targets.add(key, {ending: data for ending, data in files.items() if not ending.startswith(_SOURCE)})
-        if source := {ending.removeprefix(_SOURCE): data for ending, data in files.items()
-                      if ending.startswith(_SOURCE)}:
-            sources.add(key, source)
+    for number, (key, files) in enumerate(stream):
+        source = {ending.removeprefix(_SOURCE): data for ending, data in files.items() if ending.startswith(_SOURCE)}
+        if source:
+            sources.add(number, key, source)
+        if not (source and request.sources):
+            targets.add(number, key, {ending: data for ending, data in files.items() if not ending.startswith(_SOURCE)})
         record = parse_record(files.get("json", b"{}"), f"{name}: {key}.json")
         labels.append(_class(record.get("label"), stream.spec.classes if stream.spec else ()))
-    if not targets.members:
+    if not labels:
         raise DataError(f"{name} holds no examples")
+    if sources.members and len(sources.members) != len(labels) and (request.sources or not request.skip_bad):
+        raise DataError(f"{name}: {len(sources.members)} of {len(labels)} examples have a source; expected one for "
+                        f"each{'' if request.sources else '; --skip-bad leaves out those without'}")
+    source_spec = stream.spec.condition if stream.spec else None
+    if request.sources and sources.members:
+        return sources.examples(None, source_spec)
     classes = [label for label in labels if label is not None]
     examples = targets.examples(classes if len(classes) == len(labels) else None, stream.spec)
-    if sources.members:
-        if len(sources.members) != len(targets.members):
-            raise DataError(f"{name}: {len(sources.members)} of {len(targets.members)} examples have a source; "
-                            f"expected one for each")
-        if len(examples) != len(targets.members):
-            raise DataError(f"{name}: of an example with a source the target cannot be read; repair the stream")
-        examples.condition = sources.examples(None, stream.spec.condition if stream.spec else None)
-    return examples
+    return joined(examples, sources.examples(None, source_spec), name) if sources.members else examples
 
 
 class _Members:
@@ -56,6 +56,7 @@ class _Members:
     def __init__(self, name: str, request: Request):
         self.name, self.request = name, request
         self.members: list[tuple[str, bytes]] = []
+        self.numbers: list[int] = []  # of the examples in the stream that they belong to
         self.kind: Kind | None = None  # None: of arrays, which say themselves what they are
         wanted = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
         # Of several files with one key the first of these is the example: a picture may come with a text about it.
@@ -63,7 +64,7 @@ class _Members:
                          *(ending for kind in wanted if kind.plain for ending in kind.endings)]
         self._kinds = {ending: [kind for kind in wanted if ending in kind.endings] for ending in self._endings}
 
-    def add(self, key: str, files: dict[str, bytes]) -> None:
+    def add(self, number: int, key: str, files: dict[str, bytes]) -> None:
         """Take in the file that is the example, of those with this key."""
         ending = next((ending for ending in self._endings if ending[1:] in files), None)
         if ending is None:
@@ -74,11 +75,16 @@ class _Members:
             raise DataError(f"{self.name}: {key} is {ending[1:]}, unlike those before; expected one kind of examples")
         self.kind = kind
         self.members.append((f"{self.name}: {key}{ending}", files[ending[1:]]))
+        self.numbers.append(number)
 
     def examples(self, labels: list[str] | None, spec: Spec | None) -> Examples:
-        """All that was taken in."""
-        if self.kind:
-            return self.kind.read_each(self.members, labels, self.request)
+        """All that was taken in; its numbers are those in the stream."""
+        examples = self.kind.read_each(self.members, labels, self.request) if self.kind else self._arrays(labels, spec)
+        numbers = range(len(examples)) if examples.numbers is None else examples.numbers
+        examples.numbers = [self.numbers[i] for i in numbers]
+        return examples
+
+    def _arrays(self, labels: list[str] | None, spec: Spec | None) -> Examples:
         numbers, values = readable(self.members, lambda member: load_npy(member[1], member[0]), self.request)
         if len({value.shape for value in values}) > 1:
             raise DataError(f"{self.name}: the arrays have different shapes")
@@ -86,6 +92,7 @@ class _Members:
                                [labels[i] for i in numbers] if labels else None, getattr(spec, "columns", None),
                                spec.kind if spec else None)
         examples.skipped += len(self.members) - len(numbers)
+        examples.numbers = [numbers[i] for i in examples.numbers or range(len(numbers))]
         return examples
 
 

@@ -104,7 +104,7 @@ class Recordings(FileExamples):
             raise UsageError(f"--rate {settings.rate} does not fit a model of {spec.rate} Hz; leave it out")
         readable: list[int] = []
         pieces: list[Tensor] = []
-        numbers: list[int] = []  # of the recordings that the pieces are from
+        origin: list[tuple[int, int]] = []  # the recording that a piece is from, and its place in it
         mixed = 0
         wanted = self.head(limit)
         for i, source in enumerate(wanted.sources):
@@ -119,15 +119,15 @@ class Recordings(FileExamples):
             readable.append(i)
             cut = spec.to_levels(x.clamp(-1, 1)).split(spec.length)
             pieces += cut
-            numbers += [i] * len(cut)
+            origin += [(i, place) for place in range(len(cut))]
         wanted.skipped += len(wanted) - len(readable)
         silence = int(spec.to_levels(torch.zeros(1)))
         examples, lengths = stack_padded(pieces, _dtype(spec), silence)
         protocol = {"rate": spec.rate, "length": spec.length, "levels": spec.levels, "trim": settings.trim}
         notes = ((f"{mixed} of {len(readable)} recordings have several channels; each was mixed to one",) if mixed
                  else ())
-        data = wanted.take(numbers)._dataset(spec, examples, lengths=lengths, protocol=protocol, notes=notes,
-                                             origin=torch.tensor(numbers))
+        data = wanted.take([i for i, _ in origin])._dataset(spec, examples, lengths=lengths, protocol=protocol,
+                                                            notes=notes, origin=torch.tensor(origin))
         return data.subset(limit)
 
     def _rates(self) -> set[int]:
@@ -288,6 +288,13 @@ class Audio(Kind):
                              f"the first is {Path(names[0]).name}")
         labels = [part[int(wanted or 1) - 1] for part in parts] if alike else []
         return labels if wanted or 1 < len(set(labels)) < len(names) else None
+
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> Any:
+        """Recordings that are made from others are cut at the same times as these."""
+        own = super().condition_spec(examples, spec, condition, request)
+        if not isinstance(own, AudioSpec):
+            return own
+        return own.model_copy(update={"length": max(1, round(spec.length * own.rate / spec.rate))})
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[AudioSpec, dict[str, Any]]:
         """A model of sound has no length of its own."""

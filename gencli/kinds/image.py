@@ -13,6 +13,7 @@ import math
 import os
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -95,8 +96,8 @@ class PictureExamples(Examples):
         return "pictures"
 
     @abstractmethod
-    def sizes(self) -> list[tuple[int, int]]:
-        """(H, W) of each picture that can be read."""
+    def sizes(self) -> list[tuple[int, int] | None]:
+        """(H, W) of each picture; None if it cannot be read."""
 
     @abstractmethod
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
@@ -140,7 +141,8 @@ class PictureExamples(Examples):
             protocol["crop"] = settings.crop
         if spec.levels == 2:
             protocol["binarize"] = drawn or ("as given" if given else "threshold")
-        return readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin)
+        data = readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin)
+        return data.subset(limit)
 
 
 class Pictures(FileExamples, PictureExamples):
@@ -150,7 +152,6 @@ class Pictures(FileExamples, PictureExamples):
                  half: Literal["left", "right"] | None = None):
         super().__init__(name, sources, labels, skipped)
         self.half = half
-        self.numbers: list[int] | None = None  # of the pictures that could be read, where some could not
 
     def describe(self) -> str:
         return "pictures"
@@ -172,11 +173,14 @@ class Pictures(FileExamples, PictureExamples):
     def identities(self) -> list[Any]:
         if self.half is None:
             return super().identities()
-        return [hashlib.sha256(pixels.tobytes()).digest()  # the other half makes equal files rare
-                for pixels in _threaded(lambda source: _whole(source, 3, self.half), self.sources)]
+        # The other half makes equal files rare. What cannot be read is told, or counted, where it is decoded.
+        halves = _threaded(lambda source: _caught(_whole, source, 3, self.half), self.sources)
+        return [i if isinstance(pixels, DataError) else hashlib.sha256(pixels.tobytes()).digest()
+                for i, pixels in enumerate(halves)]
 
-    def sizes(self) -> list[tuple[int, int]]:
-        return [size for _, size in self._readable(self._header)[1]]
+    def sizes(self) -> list[tuple[int, int] | None]:
+        headers = _threaded(lambda source: _caught(self._header, source), self.sources)
+        return [None if isinstance(header, DataError) else header[1] for header in headers]
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         # What cannot be read is not seen here: it is an error, or counted, where it is decoded.
@@ -186,8 +190,8 @@ class Pictures(FileExamples, PictureExamples):
         return 1 if grey else 3, {size for _, size in headers}, 2 if modes == {"1"} else 256
 
     def _header(self, source: Source) -> tuple[str, tuple[int, int]]:
-        mode, (height, width) = _header(source)
-        return mode, (height, width if self.half is None else width // 2)
+        mode, (height, width) = _header(source, self.half)
+        return mode, (height, width)
 
     def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
         if crop:
@@ -213,7 +217,8 @@ class Pictures(FileExamples, PictureExamples):
         owners = [i for i, places in enumerate(corners) for _ in places]
         if not owners:
             raise DataError(f"{self.name}: no picture has {side}x{side} pixels; give a smaller --crop")
-        origin = torch.tensor(owners if readable.numbers is None else [readable.numbers[i] for i in owners])
+        origin = torch.tensor([(number, y // side, x // side) for number, places in
+                               zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.sources, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
             lazy = LazyPictures([(source, self.half, place) for source, places in views for place in places], shape)
@@ -227,7 +232,7 @@ class Pictures(FileExamples, PictureExamples):
         return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
 
     def _origin(self) -> Tensor | None:
-        return None if self.numbers is None else torch.tensor(self.numbers)
+        return None if self.numbers is None else torch.tensor(self.numbers)[:, None]
 
     def _readable(self, read: Callable[[Source], T], skip_bad: bool = True) -> tuple[Self, list[T]]:
         """The pictures that can be read, and what `read` makes of them. DataError if none, or `skip_bad` is off."""
@@ -267,7 +272,7 @@ class PictureArray(PictureExamples):
     def identities(self) -> list[Any]:
         return [hashlib.sha256(picture.tobytes()).digest() for picture in self.pixels]
 
-    def sizes(self) -> list[tuple[int, int]]:
+    def sizes(self) -> list[tuple[int, int] | None]:
         return [self.pixels.shape[1:3]] * len(self)
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
@@ -284,8 +289,8 @@ class PictureArray(PictureExamples):
             squares = self.pixels[:, : rows * height, : columns * width].reshape(
                 len(self), rows, height, columns, width, -1).swapaxes(2, 3).reshape(-1, height, width,
                                                                                     self.pixels.shape[-1])
-            origin = torch.arange(len(self)).repeat_interleave(rows * columns)
-            cut = type(self)(self.name, squares, self._label(origin.tolist()), self.skipped)
+            origin = torch.cartesian_prod(*map(torch.arange, (len(self), rows, columns)))
+            cut = type(self)(self.name, squares, self._label(origin[:, 0].tolist()), self.skipped)
             return *cut.decode(shape, False, skip_bad)[:2], origin
         if self.pixels.shape[1:] == (height, width, channels):
             pixels = self.pixels.transpose(0, 3, 1, 2)
@@ -392,13 +397,14 @@ def _opened(source: Source) -> Iterator[Image.Image]:
         raise DataError(f"{name} cannot be read as a picture: {' '.join(str(error).split())}") from error
 
 
-def _header(source: Source) -> tuple[str, tuple[int, int]]:
-    """Mode and (H, W) of a picture, without decoding it."""
+def _header(source: Source, half: str | None = None) -> tuple[str, tuple[int, int]]:
+    """Mode and (H, W) of a picture, or of a half of it, without decoding it."""
     with _opened(source) as image:
         width, height = image.size
         # Without this question Pillow would decode a whole PNG to look behind it; the size of a TIFF is turned already.
         turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) > 4
-        return image.mode, (width, height) if turned else (height, width)
+        height, width = (width, height) if turned else (height, width)
+        return image.mode, (height, width if half is None else _middle(width))
 
 
 def _decode(source: Source, shape: Shape, half: str | None = None) -> np.ndarray:
@@ -419,10 +425,14 @@ def _whole(source: Source, channels: int, half: str | None) -> np.ndarray:
 def _half(image: Image.Image, half: str | None) -> Image.Image:
     if half is None:
         return image
-    if image.width % 2:
-        raise ValueError(f"it is {image.width} pixels wide, which two halves of one size cannot be")
-    middle = image.width // 2
+    middle = _middle(image.width)
     return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
+
+
+def _middle(width: int) -> int:
+    if width % 2:
+        raise ValueError(f"it is {width} pixels wide; expected an even number, for two halves of one size")
+    return width // 2
 
 
 def _fit(image: Image.Image, shape: Shape) -> np.ndarray:
@@ -595,15 +605,12 @@ class Images(Kind):
         """Sources whose size is another part of the size of their target than that of the others."""
         if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
             return []
-        try:
-            pairs = list(zip(examples.sizes(), condition.sizes(), strict=True))
-        except ValueError:  # unreadable ones, which are told, or counted, where they are decoded
-            return []
-        ratios = [(source[0] / target[0], source[1] / target[1]) for target, source in pairs]
-        usual = max(set(ratios), key=ratios.count)
+        pairs = _sizes(examples, condition)
+        ratios = Counter((source[0] / target[0], source[1] / target[1]) for _, target, source in pairs)
+        usual = ratios.most_common(1)[0][0] if ratios else (1.0, 1.0)
         return [(i, f"the source has {source[1]}x{source[0]} pixels and its target {target[1]}x{target[0]}; the others "
                     f"have sources of {usual[1]:g} times the width and {usual[0]:g} times the height")
-                for i, (ratio, (target, source)) in enumerate(zip(ratios, pairs, strict=True))
+                for i, target, source in pairs
                 # What a whole factor makes of a size that it does not divide is rounded.
                 if any(abs(part - round(factor * full)) > 1 for part, factor, full in zip(source, usual, target,
                                                                                           strict=True))]
@@ -611,10 +618,20 @@ class Images(Kind):
     def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> Any:
         if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
             return super().condition_spec(examples, spec, condition, request)
-        own = condition.spec(ImageSettings(), ())
-        target, source = examples.sizes()[0], condition.sizes()[0]
-        height, width = (max(1, round(side * part / full)) for side, part, full in
-                         zip((spec.height, spec.width), source, target, strict=True))
+        own, crop = condition.spec(ImageSettings(), ()), request.settings(self).crop
+        pairs = _sizes(examples, condition)
+        if not pairs:
+            raise DataError(f"{examples.name}: of no pair both pictures can be read")
+        _, target, source = pairs[0]
+        sides = []
+        for side, part, full in zip((spec.height, spec.width), source, target, strict=True):
+            exact = side * part / full
+            sides.append(max(1, round(exact)))
+            # Squares of both sides lie side by side, so that what is rounded adds up.
+            if crop and abs(exact - sides[-1]) * max(1, full // side - 1) >= 0.5:
+                raise UsageError(f"--crop {crop}: squares of the sources, which are {part / full:g} times as large, "
+                                 f"would have {exact:g} pixels; expected a number that makes them whole")
+        height, width = sides
         levels = own.levels if (own.height, own.width) == (height, width) else own.levels and 256
         return own.model_copy(update={"height": height, "width": width, "levels": levels})
 
@@ -698,6 +715,12 @@ class Images(Kind):
         if spec.levels == 2:
             _black_or_white(known[keep], source, "the model's pictures are")
         return known, keep
+
+
+def _sizes(examples: PictureExamples, condition: PictureExamples) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
+    """Number and sizes (H, W) of target and source of the pairs that can be read."""
+    both = zip(examples.sizes(), condition.sizes(), strict=True)
+    return [(i, target, source) for i, (target, source) in enumerate(both) if target and source]
 
 
 def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:

@@ -256,11 +256,15 @@ class Texts(Kind):
 
     def read_each(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
         numbers, texts = readable(sources, lambda source: decode(bytes_of(source[1]), source[0]), request)
-        return Lines(request.name, texts, labels and [labels[i] for i in numbers], len(sources) - len(numbers))
+        lines = Lines(request.name, texts, labels and [labels[i] for i in numbers], len(sources) - len(numbers))
+        lines.numbers = numbers
+        return lines
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """Every line is an example, empty ones too."""
         lines = split_lines(decode(bytes_of(source[1]), source[0]))
+        if not any(lines):
+            raise DataError(f"{source[0]} holds empty lines only")
         return Lines(source[0], lines[:-1] if lines[-1] == "" else lines)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
