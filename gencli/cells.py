@@ -36,8 +36,8 @@ def numbered(count: int) -> tuple[str, ...]:
 class Cells:
     """The lines of a table, divided by commas, semicolons or tabs.
 
-    A header is a first line without any number, or one that has all the columns `named` by the user; where he named
-    them by number, one without a number above a column of numbers.
+    A header is a first line without any number, or where columns are `named` by the user one that has such a name; for
+    columns that are named by their number, one without a number above a column of numbers.
 
     Attributes:
         columns: their names; of a table without a header their numbers, from 1.
@@ -70,9 +70,10 @@ class Cells:
             raise DataError(f"{name}: two columns are called {twice[0]!r}; give each its own name")
 
     def _is_header(self, top: list[str], named: tuple[str, ...]) -> bool:
-        if set(named) <= set(top):
+        by_number = [name for name in named if name.isdecimal() and 1 <= int(name) <= len(top)]
+        if (set(named) - set(by_number)) & set(top):
             return True
-        places = [int(name) - 1 for name in named if name.isdecimal() and 1 <= int(name) <= len(top)]
+        places = [int(name) - 1 for name in by_number]
         return any(number(top[i]) is None and len(self.rows) > 1
                    and all(i < len(row) and number(row[i]) is not None for _, row in self.rows[1:]) for i in places)
 

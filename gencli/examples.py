@@ -326,27 +326,40 @@ def joined(examples: Examples, condition: Examples, name: str) -> Examples:
 
 
 def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, skip_bad: bool) -> Dataset:
-    """Examples with what they are made from: pieces of both that stem from the same pair belong together.
+    """Examples with what they are made from, by where both were found.
+
+    Where both were cut into pieces, the pieces at one place belong together; where the examples alone were, each piece
+    is made from the same.
 
     Raises:
         DataError: an example of one side is not there on the other, and `skip_bad` is off.
     """
-    places = [_places(part) for part in (data, condition)]
-    shared = [piece for piece in places[0] if piece in places[1]]
-    lost = max(map(len, places)) - len(shared)
-    if lost and (not skip_bad or not shared):
-        raise DataError(f"{data.name}: {lost} of {max(map(len, places))} examples have no counterpart of the same "
-                        f"extent in what they are made from; --skip-bad leaves them out")
+    rows, sources = _origins(data), _origins(condition)
+    width = min(len(rows[0]), len(sources[0]))
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, row in enumerate(sources):
+        places.setdefault(row[:width], []).append(place)
+    if pieces := [key for key, several in places.items() if len(several) > 1]:
+        if not skip_bad:
+            raise DataError(f"{data.name}: what {len(pieces)} of {len(places)} examples are made from is cut into "
+                            f"pieces; read it whole (for sound a larger --length), or leave them out with --skip-bad")
+        places = {key: several for key, several in places.items() if len(several) == 1}
+    shared = [(place, places[row[:width]][0]) for place, row in enumerate(rows) if row[:width] in places]
+    lost, spare = len(rows) - len(shared), len(places) - len({source for _, source in shared})
+    if (lost or spare) and (not skip_bad or not shared):
+        raise DataError(f"{data.name}: {max(lost, spare)} of {max(len(rows), len(sources))} examples have no "
+                        f"counterpart of the same extent in what they are made from; --skip-bad leaves them out")
+    examples, order = torch.tensor(shared).unbind(1)
     if lost:
-        data, condition = (part.take(torch.tensor([place[piece] for piece in shared]))
-                           for part, place in zip((data, condition), places, strict=True))
-    numbers = torch.tensor([number for number, *_ in shared])
-    return replace(data, condition=condition, skipped=data.skipped + len(places[0]) - len(shared),
+        data = data.take(examples)
+    if len(order) < len(sources) or order.tolist() != list(range(len(sources))):
+        condition = condition.take(order)
+    numbers = torch.tensor([rows[place][0] for place, _ in shared])
+    return replace(data, condition=condition, skipped=data.skipped + lost,
                    groups=None if groups is None else torch.tensor(groups)[numbers],
                    fingerprint=fingerprint(data.fingerprint.encode(), condition.fingerprint.encode()))
 
 
-def _places(data: Dataset) -> dict[tuple[int, ...], int]:
-    """Where each example lies, by its origin."""
-    origin = torch.arange(len(data))[:, None] if data.origin is None else data.origin
-    return {tuple(row): place for place, row in enumerate(origin.tolist())}
+def _origins(data: Dataset) -> list[tuple[int, ...]]:
+    """Where each example was found."""
+    return [*map(tuple, data.origin.tolist())] if data.origin is not None else [(i,) for i in range(len(data))]
