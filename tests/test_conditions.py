@@ -216,10 +216,10 @@ def test_the_right_half_of_a_facade_is_its_label_map(real_data):
     assert len(data) == 50 and data.spec.condition.shape == (3, 256, 256)
     batch = data.batch(torch.arange(10))
 
-    def colours(x):  # a label map has few, which JPEG blurs
-        return [len((picture * 7).round().flatten(1).T.unique(dim=0)) for picture in x]
+    def flat(x):  # the share of neighbours of nearly one colour: in a label map most are
+        return ((x[..., 1:] - x[..., :-1]).abs().amax(1) < 0.02).float().mean((1, 2))
 
-    assert max(colours(batch.condition.x)) < min(colours(batch.x))
+    assert (flat(batch.condition.x) > flat(batch.x) + 0.1).all()
     file = sorted((real_data / "facades" / "test").iterdir())[0]
     pixels = np.asarray(Image.open(file).convert("RGB"))
     assert np.abs((batch.condition.x[0] * 255).numpy() - pixels[:, 256:].transpose(2, 0, 1)).max() < 1e-3
@@ -268,11 +268,15 @@ def test_multi30k(real_data):
 def test_columns_of_sentences(real_data):
     file = real_data / "translation" / "eng-fra.txt"
     lines = [line.split("\t") for line in file.read_text().splitlines()]
-    data = load(f"{file}:all", {"source": "1", "target": "2"})
+    data = load(f"{file}:all", {"source": "1", "target": "2", "length": 200, **BYTES})
     batch = everything(data)
     assert len(data) == 5000
-    assert texts(batch.condition, data.spec.condition) == [line[0].strip() for line in lines]
-    assert texts(batch, data.spec) == [line[1].strip() for line in lines]
+
+    def cut(line, spec):  # what is longer than all training lines is cut
+        return line.strip().encode()[: spec.length - 1].decode(errors="replace")
+
+    assert texts(batch.condition, data.spec.condition) == [cut(line[0], data.spec.condition) for line in lines]
+    assert texts(batch, data.spec) == [cut(line[1], data.spec) for line in lines]
 
 
 def test_columns_of_numbers_with_and_without_names(tmp_path):
@@ -383,7 +387,8 @@ def test_no_english_line_is_in_both_splits(real_data):
     assert abs(len(parts["test"]) / 5000 - 0.1) < 0.02
     held, validation = parts["train"].hold_out(0.1)
     assert not set(held.groups.tolist()) & set(validation.groups.tolist())
-    assert len(held) + len(validation) == len(parts["train"]) and abs(len(validation) / len(parts["train"]) - 0.1) < 0.02
+    assert len(held) + len(validation) == len(parts["train"])
+    assert abs(len(validation) / len(parts["train"]) - 0.1) < 0.02
 
 
 @pytest.mark.parametrize("pair", [None, "left"])
@@ -471,7 +476,7 @@ def test_recordings_are_cut_alike(tmp_path):
         assert (batch.x + batch.condition.x).abs().max() < 0.02
         assert data.groups.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
     soundfile.write(tmp_path / "source" / "0.wav", -np.linspace(0.1, 0.2, 150), 8000)
-    with pytest.raises(DataError, match="1 of 8 .* no counterpart"):
+    with pytest.raises(DataError, match="1 of 8 examples have no counterpart"):
         load(f"{tmp_path}:all", {"length": 100})
     assert len(load(f"{tmp_path}:all", {"length": 100}, skip_bad=True)) == 7
 
@@ -742,7 +747,7 @@ def test_one_sample_for_each_source(gencli, trained):
     gencli("sample", "run", "--given", "given", "-o", "a.npz", "-q")
     a = images("a.npz")
     assert len(a) == 11
-    model, card = runs.load_model("run")
+    model, _ = runs.load_model("run")
     sources = torch.from_numpy(np.stack([picture(100 + i) for i in range(11)])).permute(0, 3, 1, 2) / 255
     want = next(inference.sample(model, range(8), 0, given=Given(condition=Batch(sources)))).x
     assert np.abs(a[:8] - (want * 255).clamp(0, 255).numpy()).max() <= 1
@@ -787,7 +792,7 @@ def test_sources_come_in_all_ways(gencli, trained):
     gencli("sample", "run", "--given", "plain.tar", "-o", "plain.npz", "-q")
     assert np.array_equal(images("plain.npz"), want)
     full = dict(members)
-    for name, data in members.items():
+    for name in members:
         full[name.replace("source.", "")] = b"a target that nobody reads"
     (trained / "full.tar").write_bytes(tar(dict(sorted(full.items()))))
     gencli("sample", "run", "--given", "full.tar", "-o", "full.npz", "-q")
@@ -852,7 +857,8 @@ def test_evaluate_draws_from_the_conditions_of_the_examples(gencli, trained):
     assert {"nll", "reconstruction_mse", "pair_l1"} <= names and result["data"]["n"] == 30
     # Samples come without what they were made from.
     gencli("sample", "run", "--given", "pairs", "-o", "samples.tar", "-q")
-    assert gencli("evaluate", "run", "pairs:all", "--samples", "samples.tar", "--json", "-q").json()["samples"]["n"] == 30
+    result = gencli("evaluate", "run", "pairs:all", "--samples", "samples.tar", "--json", "-q").json()
+    assert result["samples"]["n"] == 30
 
 
 def test_pairs_that_come_otherwise_than_in_training(gencli, trained):

@@ -221,8 +221,9 @@ def _aligned_by_ending(files: list[Path], folder: Path, request: Request) -> Spl
         found["target"] = found["source"]
     for side, name in names.items():
         if not found[side]:
-            raise DataError(f"--{side} {name}: {folder} holds no file that ends in .{name}" if name else
-                            f"of {folder} name both sides: add --{side} ENDING")
+            if not name:
+                raise UsageError(f"of {folder} name both sides: add --{side} ENDING")
+            raise DataError(f"--{side} {name}: {folder} holds no file that ends in .{name}")
     sources, targets = (_named_splits(paths) or ({"all": paths[0]} if len(paths) == 1 else {})
                         for paths in found.values())
     if request.sources and sources:

@@ -475,8 +475,11 @@ def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], B
     small = spec.model_copy(update={"height": height, "width": width, "levels": 256, "classes": ()})
 
     def derive(batch: Batch) -> Batch:
-        x = torch.nn.functional.interpolate(batch.x, (height, width), mode="bicubic", antialias=True)
-        return Batch((x * 255).round_().clamp_(0, 255).div_(255).contiguous(memory_format=torch.channels_last))
+        x = batch.x
+        for size in ((spec.height, width), (height, width)):  # Pillow rounds between the two passes, too
+            x = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
+            x = (x * 255).round_().clamp_(0, 255).div_(255)
+        return Batch(x.contiguous(memory_format=torch.channels_last))
 
     return small, derive
 
