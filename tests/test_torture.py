@@ -65,9 +65,7 @@ def test_the_second_signal_leaves_at_once(cases, tmp_path):
     os.kill(child.pid, signal.SIGINT)
     time.sleep(0.3)
     assert os.waitpid(child.pid, os.WNOHANG) == (0, 0), "the first waits for the step"
-    began = time.monotonic()
-    assert child.send(signal.SIGTERM, 0) == 143
-    assert time.monotonic() - began < 30
+    assert child.send(signal.SIGTERM, 0) == 143, "at once: after the step it would be 130"
     assert "Traceback" not in child.said.read_text() and not list(tmp_path.rglob("*.gencli-tmp"))
 
 
