@@ -42,7 +42,7 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
                 raise UsageError(f"--source and --target name columns of a table; {request.name} is not one")
             return examples
         if general.condition and request.trained:
-            request.notify(f"{request.name}: its own pairs are used, not --condition {general.condition} as in training")
+            request.notify(f"{request.name}: its own pairs are used, not --condition {general.condition} of training")
         elif general.condition:
             raise UsageError(f"--condition {general.condition}: the examples of {request.name} are made from something "
                              f"already; leave it out")
