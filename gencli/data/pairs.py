@@ -6,7 +6,7 @@ Pairs come as
 - two aligned text files, `source.txt` and `target.txt`, line by line (the same);
 - a tar with `000000.source.png` beside `000000.png` (`gencli.data.tars`);
 - pictures that show both sides: `--pair left` or `right`;
-- columns of a table: `--source COLUMN --target COLUMN`;
+- columns of a table: `--source COLUMN --target COLUMN`; files that differ in their endings: `--source de --target en`;
 - examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`).
 """
 
@@ -41,7 +41,9 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
             if (general.source or general.target) and not request.trained and not request.sources:
                 raise UsageError(f"--source and --target name columns of a table; {request.name} is not one")
             return examples
-        if general.condition and not request.trained:
+        if general.condition and request.trained:
+            request.notify(f"{request.name}: its own pairs are used, not --condition {general.condition} of training")
+        elif general.condition:
             raise UsageError(f"--condition {general.condition}: the examples of {request.name} are made from something "
                              f"already; leave it out")
         bad = kind.match(examples, examples.condition, request)
