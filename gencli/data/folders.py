@@ -61,8 +61,8 @@ def _contents(folder: Path, request: Request) -> Splits:
         return read_path(sides["source"], request)
     if sides.keys() >= _SIDES:
         if (request.general.source or request.general.target) and not request.trained:
-            raise UsageError(f"--source and --target name columns of a table, or endings of files; {folder} has a source "
-                             f"and a target: leave them out")
+            raise UsageError(f"--source and --target name columns of a table, or endings of files; {folder} has a "
+                             f"source and a target: leave them out")
         return whole(lambda: _pair(sides["source"], sides["target"], request))
     files = sorted(path for path in folder.rglob("*")
                    if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
