@@ -12,8 +12,10 @@ Only the optimisers of the current phase are there: a phase that is over never m
 """
 
 import hashlib
+import itertools
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,8 +27,8 @@ from torch import Tensor
 from gencli.errors import DivergedError, ModelError
 from gencli.model import Model, Phase
 from gencli.optimisers import MovingAverage, load_optimiser, make_optimiser, optimiser_tensors
-from gencli.publish import publish, publish_folder, remove, sync, write
-from gencli.runs import LOGS, MANIFEST, Run, checksums, read_card, read_checked
+from gencli.publish import explained, publish, publish_folder, sync, system, write
+from gencli.runs import LOGS, MANIFEST, Run, checksums, discard, named, read_card, read_checked
 from gencli.settings import TrainSettings
 from gencli.tensors import is_finite, read_tensors, sha256, to_bytes, verified
 
@@ -100,9 +102,9 @@ _TENSORS = {"model", "optimisers", "average", "best_weights"}
 
 
 def folders(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    complete = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return sorted(complete, key=_step)
+    """The checkpoints of a run, oldest first; one without a manifest is damaged, or somebody else's."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step)
 
 
 def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int) -> None:
@@ -111,15 +113,29 @@ def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: 
     for log in _logs(run):
         sync(log)
         manifest[log.name] = sha256(log)
-    with publish_folder(run / "checkpoints" / f"step-{step}") as folder:
+    path = run / "checkpoints" / f"step-{step}"
+    if path.is_dir() and {file.name for file in path.iterdir()} - named(path):  # damaged, or not only ours
+        _set_aside(path)
+    with publish_folder(path) as folder:
         for name, group in tensors.items():
             manifest[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", to_bytes(group))
         manifest["state.json"] = _write(folder / "state.json", json.dumps(numbers).encode())
         _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
-    earlier = [folder for folder in folders(run) if _step(folder) <= step]
-    later = [folder for folder in folders(run) if _step(folder) > step]  # damaged: this training started before
+    own = [folder for folder in folders(run) if "state.json" in named(folder)]
+    earlier = [folder for folder in own if _step(folder) <= step]
+    later = [folder for folder in own if _step(folder) > step]  # damaged: this training started before
     for folder in earlier[:-keep] + later:
-        remove(folder)
+        discard(folder)
+
+
+def _set_aside(folder: Path) -> None:
+    """Give another name to a folder that is in the way of a checkpoint, and holds what no manifest names."""
+    for i in itertools.count(1):
+        aside = folder.with_name(f"{folder.name}-set-aside-{i}")
+        if not aside.exists():
+            with explained(folder):
+                system(os.rename, folder, aside)
+            return
 
 
 def load(run: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:

@@ -2,11 +2,14 @@
 
     RUN/
       config.json         resolved settings, argv, versions, data fingerprint: itself a valid --config
-      manifest.json       the SHA-256 of the files of the run; a checkpoint has one of its own
+      manifest.json       the SHA-256 of the files of the run; every folder in it has one of its own
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
       checkpoints/step-N/ everything that is needed to continue, see `checkpoints`; complete or absent
+
+A folder is a run by gencli's mark: versions in config.json, or config.json in the manifest. Any other folder with
+something in it is left alone, as are files in a run that no manifest names.
 
 Weights and state are safetensors; everything else about a model is one JSON string in their metadata. No pickle.
 """
@@ -17,7 +20,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,17 @@ from torch.nn.modules import module as registration
 from gencli import registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
 from gencli.model import Model
-from gencli.publish import alive, append, publish, publish_text, remove, sweep
+from gencli.publish import (
+    append,
+    explained,
+    is_temporary,
+    make_folder,
+    publish,
+    publish_text,
+    remove,
+    sweep,
+    system,
+)
 from gencli.settings import DataSettings
 from gencli.spec import Spec, parse_spec
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
@@ -143,7 +156,7 @@ def model_path(run: str | Path) -> Path:
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
-            hint = "finish its training with --resume" if (path.parent / "config.json").exists() else "it is not a run"
+            hint = "finish its training with --resume" if Run(path.parent).started else "it is not a run"
             raise ModelError(f"{run} holds no model.safetensors; {hint}")
     if not path.exists():
         raise ModelError(f"no run or model file is called {run}; expected a run directory or a .safetensors file")
@@ -279,7 +292,7 @@ MANIFEST = "manifest.json"  # beside the files that it lists: the SHA-256 of eac
 
 
 def checksums(path: Path) -> list[str]:
-    """The SHA-256 sums that a file of a run may have; none if the file is not part of a run.
+    """The SHA-256 sums that a file of a run may have; none if it is not part of a run, or changes all the time.
 
     While a file is being replaced there are two, so that either version is valid after a crash.
     """
@@ -291,6 +304,32 @@ def checksums(path: Path) -> list[str]:
         return []
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to continue unchecked") from error
+
+
+def named(folder: Path) -> set[str]:
+    """The names of the files in a folder of a run that gencli wrote, as its manifest says; none without one."""
+    try:
+        names = json.loads((folder / MANIFEST).read_bytes())
+        return {MANIFEST, *names} if isinstance(names, dict) else set()
+    except (OSError, ValueError, RecursionError):
+        return set()
+
+
+def discard(folder: Path) -> None:
+    """Remove the files that the manifest of a folder names, and the folder unless it holds anything else.
+
+    A folder of our files alone goes as a whole. One with others loses its manifest first: what is left is no part of a
+    run. Nothing is removed through a link.
+    """
+    own = named(folder)
+    if folder.is_symlink() or not own:
+        return
+    if own >= {path.name for path in folder.iterdir() if not is_temporary(path.name)}:
+        remove(folder)
+        return
+    for name in sorted(own, key=lambda name: name != MANIFEST):
+        if name == Path(name).name and not (folder / name).is_dir():
+            remove(folder / name)
 
 
 def read_checked(path: Path) -> bytes:
@@ -306,10 +345,16 @@ def read_checked(path: Path) -> bytes:
 # Run directories
 
 
+_CHANGING = (*LOGS, "log.txt")  # files of a run that have no sum
+_FOLDERS = ("checkpoints", "samples", "eval")
+_NAMES = (*_CHANGING, *_FOLDERS, "model.safetensors", "README.md", MANIFEST, "config.json", ".lock", ".holder")
+
+
 class Run:
     """A run directory that this process writes to. Use as a context manager: it holds the run's lock.
 
     Raises (on entering):
+        UsageError: as `require_own`.
         LockedError: another process holds the run. ResourceError: the folder cannot be written.
     """
 
@@ -318,15 +363,34 @@ class Run:
         self._wait = wait
         self._lock = FileLock(self.path / ".lock")
 
+    def require_own(self) -> None:
+        """UsageError unless the folder is a run, empty or new, and no name that a run writes to is a link."""
+        for name in _NAMES:
+            self._refuse_link(self.path / name)
+        if self.path.is_dir() and not self.started:
+            left = {".lock", ".holder", *named(self.path)}  # by a training that was killed as it began
+            with explained(self.path):
+                others = sorted(set(system(os.listdir, self.path)) - left)
+            if found := [name for name in others if not is_temporary(name)]:
+                raise UsageError(f"{self.path} is not a run and not empty (it holds {found[0]}); "
+                                 f"name a new or an empty folder")
+
+    def _refuse_link(self, path: Path) -> None:
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link, and nothing is written through links out of a run; "
+                             f"put what it names in its place")
+
     def __enter__(self) -> "Run":
+        self.require_own()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            with explained(self.path):
+                make_folder(self.path)
             self._acquire()
         except OSError as error:
             raise ResourceError(f"cannot write {self.path}: {os.strerror(error.errno or 0)}; "
                                 f"choose another output") from error
         publish_text(self.path / ".holder", f"{os.getpid()} {socket.gethostname()}")
-        for folder in (self.path, *(child for child in self.path.iterdir() if child.is_dir())):
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
             sweep(folder)
         return self
 
@@ -356,35 +420,63 @@ class Run:
         """The living process that claims to hold the lock."""
         try:
             pid, host = (self.path / ".holder").read_text().split()
-            return f"process {pid} on {host}" if host != socket.gethostname() or alive(int(pid)) else None
+            return f"process {pid} on {host}" if host != socket.gethostname() or _alive(int(pid)) else None
         except (OSError, ValueError):
             return None
 
     @property
     def started(self) -> bool:
-        """Whether a training was started here."""
-        return (self.path / "config.json").exists()
+        """Whether a training was started here: whether the folder bears gencli's mark."""
+        path = self.path / "config.json"
+        if not path.is_file():
+            return False
+        try:
+            return "config.json" in named(self.path) or "gencli" in json.loads(path.read_bytes())["versions"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return False
 
     def clear(self) -> None:
-        """Remove what an earlier training left: everything that gencli writes into a run.
+        """Remove what an earlier training left: what the manifests of the run name.
 
         config.json, which makes it a run, goes last: half cleared, it is still one that only --overwrite replaces.
         """
-        for name in ("checkpoints", "samples", "eval", "model.safetensors", *LOGS, "log.txt", "README.md", MANIFEST,
-                     "config.json"):
-            remove(self.path / name)
+        for name in _FOLDERS:
+            folder = self.path / name
+            if folder.is_dir():
+                for inside in (*folder.iterdir(), folder):
+                    discard(inside)
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+        own = named(self.path) or {"model.safetensors", "README.md"}  # older runs have no manifest
+        for name in (*sorted(own - {MANIFEST, "config.json"}), *_CHANGING, MANIFEST, "config.json"):
+            if name == Path(name).name and not (self.path / name).is_dir():
+                remove(self.path / name)
+
+    def place(self, name: str, *sums: str) -> Path:
+        """Where a file of the run goes, after the manifest beside it names it, with its sums if it has any.
+
+        Raises:
+            UsageError: its folder is a link, through which nothing is written.
+        """
+        path = self.path / name
+        if path.parent != self.path:
+            self._refuse_link(path.parent)
+        manifest = path.with_name(MANIFEST)
+        try:
+            digests = dict(json.loads(manifest.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            digests = {}
+        if digests.get(path.name) != list(sums):
+            publish_text(manifest, json.dumps(digests | {path.name: list(sums)}, indent=2) + "\n")
+        if path.is_symlink():
+            remove(path)
+        return path
 
     def publish(self, name: str, content: bytes) -> None:
         """Publish a file of the run, after recording its SHA-256 beside that of the file it replaces."""
-        path, manifest = self.path / name, self.path / MANIFEST
-        try:
-            digests = json.loads(manifest.read_bytes())
-        except (OSError, ValueError):
-            digests = {}
-        before = [digest for digest in digests.get(name, []) if path.exists() and digest == sha256(path)]
-        digests[name] = list(dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))
-        publish_text(manifest, json.dumps(digests, indent=2) + "\n")
-        with publish(path) as file:
+        path = self.path / name
+        before = [digest for digest in _sums(path) if path.exists() and digest == sha256(path)]
+        with publish(self.place(name, *dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))) as file:
             file.write(content)
 
     def config(self) -> dict[str, Any]:
@@ -396,7 +488,9 @@ class Run:
             raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
 
     def write_config(self, settings: dict[str, Any]) -> None:
-        """Publish `config.json`."""
+        """Publish `config.json`, and claim the names of the logs."""
+        for name in _CHANGING:
+            self.place(name)
         self.publish("config.json", (json.dumps(settings, indent=2) + "\n").encode())
 
     def log(self, message: str) -> None:
@@ -406,3 +500,24 @@ class Run:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
         append(self.path / name, json.dumps(record))
+
+
+def _sums(path: Path) -> list[str]:
+    """`checksums`, none where the manifest is damaged."""
+    try:
+        return checksums(path)
+    except ModelError:
+        return []
+
+
+def _alive(pid: int) -> bool:
+    """Whether another process with that number runs. Our own number on a foreign file is from an earlier boot."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

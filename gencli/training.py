@@ -164,13 +164,16 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
         settings: options of the family, of training and of reading, and those of `plan`, as on the command line.
 
     Raises:
-        UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data.
+        UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data; a
+            folder that is not a run and not empty.
         DivergedError: a loss is not finite. StoppedError: stopped by signal or time limit, after a checkpoint.
         LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
     """
     picked = devices.pick(device)
     processes = Processes(picked)
     run = Run(output, wait)
+    if processes.first:
+        run.require_own()
     require_writable(run.path / "config.json")  # before data is read
     resolved = plan(family, data, output, resume=resume, note=events.note, **settings)
     model = resolved.build()  # before the run, so that a model that does not fit leaves no folder behind
@@ -222,7 +225,7 @@ def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device
         run.publish("README.md", runs.model_card(card, outcome.values).encode())
 
     def preview(current: Model, step: int) -> None:
-        _preview(run.path / "samples", resolved.examples, current, step)
+        _preview(run, resolved.examples, current, step)
 
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
@@ -255,12 +258,12 @@ def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: 
     return Trainer(model, data, settings, device=device, hooks=hooks).run().model
 
 
-def _preview(folder: Path, examples: Dataset, model: Model, step: int) -> None:
-    """A file with some samples; none for a model that draws none."""
+def _preview(run: Run, examples: Dataset, model: Model, step: int) -> None:
+    """A file with some samples in the run; none for a model that draws none."""
     if "sample" not in model.abilities():
         return
     ending, count = registry.kind_of(model.spec).shown.preview
-    with open_writer(str(folder / f"step-{step}.{ending}"), model.spec, total=count) as writer:
+    with open_writer(str(run.place(f"samples/step-{step}.{ending}")), model.spec, total=count) as writer:
         for batch in inference.sample(model, range(count), given=inference.conditions_of(model, examples, count)):
             writer.write(batch)
 

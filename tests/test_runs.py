@@ -148,6 +148,137 @@ def test_a_changed_log_is_told(interrupted, gencli, small_data, tmp_path):
     assert "metrics.jsonl is not what it was" in gencli(*args(small_data, "--resume")).stderr
 
 
+# --- what is not the run's
+
+
+def tree(folder: Path) -> dict[str, bytes | str]:
+    """Everything in a folder: the bytes of files, where links lead to."""
+    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+            for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+
+
+PROJECTS = {
+    "a project": {"README.md": "mine", "model.safetensors": "mine", "checkpoints/step-1000/weights.pt": "mine"},
+    "another tool's config": {"config.json": '{"model_type": "gpt2"}', "model.safetensors": "mine"},
+    "another tool's manifest": {"manifest.json": '{"name": "app", "icons": []}', "index.html": "mine"},
+    "a config that is no object": {"config.json": "[1, 2]"},
+    "a config that is no JSON": {"config.json": "\x00"},
+    "versions of something else": {"config.json": '{"versions": {"torch": "2"}}'},
+    "a hidden file": {".git/config": "mine"},
+    "a lock of something else": {".lock": "", "data.csv": "1"},
+}
+
+
+@pytest.mark.parametrize("how", [[], ["--resume"], ["--overwrite"], ["--overwrite", "--resume"]])
+@pytest.mark.parametrize("name", PROJECTS)
+def test_a_folder_that_is_no_run_is_left_alone(name, how, gencli, small_data, tmp_path):
+    project = tmp_path / "project"
+    for file, text in PROJECTS[name].items():
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        (project / file).write_text(text)
+    before = tree(project)
+    stderr = gencli(*args(small_data, *how, "-o", str(project)), code=2).stderr
+    assert "is not a run and not empty" in stderr and len(stderr.splitlines()) == 1
+    assert tree(project) == before
+    verbs = (["sample", str(project)], ["evaluate", str(project), str(small_data["vector"])])
+    assert all(gencli(*verb, code=4).stderr.count("\n") == 1 for verb in verbs) and tree(project) == before
+
+
+def test_an_empty_folder_and_what_a_kill_left_in_it_become_a_run(gencli, small_data, tmp_path):
+    for name in ("", ".lock", ".holder", ".config.json.0123456789abcdef.gencli-tmp"):
+        folder = tmp_path / f"run{name}"
+        folder.mkdir()
+        if name:
+            (folder / name).touch()
+        gencli(*args(small_data, "-o", str(folder)))
+        assert Run(folder).started and not (folder / ".config.json.0123456789abcdef.gencli-tmp").exists()
+
+
+MINE = ("notes.txt", "samples/mine.png", "eval/mine.json", "checkpoints/step-7/weights.pt", "checkpoints/step-40/mine",
+        "checkpoints/step-14/sub/mine", "checkpoints/mine.txt", "checkpoints/step-1000/weights.pt")
+
+
+@pytest.mark.parametrize("how", ["--overwrite", "--resume"])
+def test_files_in_a_run_that_are_not_its_own_stay(how, interrupted, gencli, small_data, tmp_path, whole):
+    """Wherever they lie; what the run wrote is gone with --overwrite."""
+    interrupted(25, "--preview-every", "5", "--keep", "2")
+    run = tmp_path / "run"
+    Run(run).publish("eval/data-test.json", b"{}")
+    assert list(run.glob("samples/step-*"))
+    for name in MINE:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    gencli(*args(small_data, how, "--keep", "1", "--checkpoint-every", "7", "--preview-every", "0"))
+    the_same(run, whole)
+    assert sorted(text for text in tree(run).values() if text.decode(errors="replace") in MINE) == \
+        sorted(name.encode() for name in MINE)
+    if how == "--overwrite":
+        assert not [path for path in (*run.glob("samples/step-*"), *run.glob("eval/*")) if path.name != "mine.json"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "samples", "eval", "log.txt", ".lock", ".holder", "metrics.jsonl",
+                                  "README.md", "manifest.json"])
+@pytest.mark.parametrize("how", ["--resume", "--overwrite"])
+def test_nothing_is_written_through_a_link_out_of_a_run(name, how, interrupted, gencli, small_data, tmp_path):
+    interrupted(25, "--preview-every", "5")
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    if (run / name).exists():
+        (run / name).rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+    (run / name).symlink_to(elsewhere)
+    before = tree(tmp_path)
+    stderr = gencli(*args(small_data, how), code=2).stderr
+    assert f"{name} is a link" in stderr and len(stderr.splitlines()) == 1
+    assert tree(tmp_path) == before
+
+
+def test_links_inside_the_folders_of_a_run(interrupted, gencli, small_data, tmp_path):
+    """A link in the place of a file is replaced, a link to a checkpoint is none."""
+    interrupted(25, "--preview-every", "5")
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("samples/step-30.png", "samples/step-30.csv", "eval/x.json"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(mine)
+    (run / "checkpoints/step-2").symlink_to(tmp_path)
+    gencli(*args(small_data, "--resume", "--keep", "1"))
+    assert mine.read_text() == "mine" and (run / "checkpoints/step-2").is_symlink()
+
+
+def test_evaluate_writes_nothing_beside_a_model_that_is_in_no_run(gencli, small_run, small_data, tmp_path):
+    import shutil
+
+    (tmp_path / "project").mkdir()
+    shutil.copy(small_run("vae", "vector") / "model.safetensors", tmp_path / "project")
+    gencli("evaluate", str(tmp_path / "project"), str(small_data["vector"]))
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["model.safetensors"]
+
+
+def test_a_run_of_an_older_version_opens(gencli, small_data, tmp_path, whole):
+    """One whose manifest does not name its logs and previews, or that has none, or whose config lacks the version."""
+    import shutil
+
+    for change in ("no logs", "no manifest", "no versions"):
+        run = tmp_path / change.replace(" ", "-")
+        shutil.copytree(whole, run)
+        if change == "no manifest":
+            (run / "manifest.json").unlink()
+        if change == "no logs":
+            sums = json.loads((run / "manifest.json").read_text())
+            (run / "manifest.json").write_text(json.dumps({name: value for name, value in sums.items() if value}))
+        if change == "no versions":
+            content = json.loads((run / "config.json").read_text())
+            del content["versions"]
+            Run(run).publish("config.json", json.dumps(content).encode())
+        before = tree(run)
+        gencli(*args(small_data, "--resume", "-o", str(run)))
+        assert tree(run) == before
+        gencli(*args(small_data, "--overwrite", "-o", str(run)))
+        the_same(run, whole)
+
+
 # --- what crashes leave
 
 
@@ -200,12 +331,8 @@ def test_a_crash_between_the_last_checkpoint_and_the_model(gencli, small_data, t
 
 def test_orphans_anywhere_in_a_run_are_swept(gencli, small_data, tmp_path):
     gencli(*args(small_data, "--preview-every", "20"))
-    dead = os.fork()
-    if dead == 0:
-        os._exit(0)
-    os.waitpid(dead, 0)
     for place in ("", "checkpoints", "samples"):
-        (tmp_path / "run" / place / f".x.{socket.gethostname()}.{dead}.gencli-tmp").write_bytes(b"x")
+        (tmp_path / "run" / place / ".x.0123456789abcdef.gencli-tmp").write_bytes(b"x")
     gencli(*args(small_data, "--resume"))
     assert not list((tmp_path / "run").rglob("*.gencli-tmp"))
 

@@ -8,6 +8,7 @@ from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.errors import UsageError
+from gencli.publish import is_stdout
 
 
 @options.with_fields(*options.reading_panels())
@@ -36,11 +37,13 @@ def encode(
 
     from gencli import device as devices
     from gencli import inference, runs, streams
+    from gencli.commands._outputs import require_apart
     from gencli.commands._reading import load_for
 
     console = Console(quiet, verbose, json)
-    if json and output in (None, "-"):
+    if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")
+    require_apart({"-o": output}, [data], run)
     card = runs.read_card(run)
     registry.require(card.family, "encode")
     examples = load_for(card, data, settings, console, "all", limit=limit, skip_bad=skip_bad, download=download,

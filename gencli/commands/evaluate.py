@@ -12,11 +12,11 @@ from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
-from gencli.publish import publish, publish_text
+from gencli.publish import is_stdout, publish
 
 if TYPE_CHECKING:
     from gencli.dataset import Dataset
-    from gencli.runs import Card
+    from gencli.runs import Card, Run
 
 
 @options.with_fields(*options.reading_panels())
@@ -87,6 +87,7 @@ def evaluate(
 
     from gencli import device as devices
     from gencli import runs
+    from gencli.commands._outputs import require_apart
     from gencli.commands._reading import load_alone, load_for
     from gencli.kind import describe
     from gencli.metrics.anomalies import aurocs
@@ -94,9 +95,10 @@ def evaluate(
     from gencli.training import train_quietly
 
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
+    paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
+    require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, baseline], run, json)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
-        paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
         stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
         progress = stack.enter_context(console.progress("evaluate"))
@@ -120,8 +122,8 @@ def evaluate(
         document = _document(run, card, inputs, results, check(rules, results.metrics))
         for report, file in files.items():
             file.write(_report(report, document, inputs, results, run).encode())
-    if run and Path(run).is_dir():
-        _save_in_run(Path(run), document, results, console)
+    if run and runs.Run(run).started:
+        _save_in_run(runs.Run(run), document, results, console)
     if run and model and card:
         try:
             runs.save_findings(run, model, card)
@@ -130,7 +132,8 @@ def evaluate(
     if not results.metrics:
         console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
                      f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
-    console.result(document, _table(results.metrics))
+    if not any(path and is_stdout(path) for path in paths.values()):
+        console.result(document, _table(results.metrics))
     failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
@@ -179,20 +182,22 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
     return {"junit": junit, "markdown": markdown}[name](document)
 
 
-def _save_in_run(run: Path, document: dict[str, Any], results: metrics.Results, console: Console) -> None:
+def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results, console: Console) -> None:
     """Save the result and its figures in the run's eval/ folder, if it can be written."""
     import json
+    from io import BytesIO
 
     from torchvision.transforms.functional import to_pil_image
 
     data = document["data"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data['name']}-{data['split']}").strip("-")
     try:
-        publish_text(run / "eval" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+        run.publish(f"eval/{name}.json", (json.dumps(document, indent=2) + "\n").encode())
         for figure in results.figures:
-            with publish(run / "eval" / f"{name}-{figure.name}.png") as file:
-                to_pil_image(figure.image).save(file, "png")
-    except ResourceError as error:
+            png = BytesIO()
+            to_pil_image(figure.image).save(png, "png")
+            run.publish(f"eval/{name}-{figure.name}.png", png.getvalue())
+    except (ResourceError, UsageError) as error:
         console.note(f"the result is not saved in the run: {error}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gencli import registry, runs
 from gencli.commands import _options as options
+from gencli.commands._outputs import require_apart
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError
 from gencli.model import Batch, Graph, Model
@@ -36,6 +37,7 @@ def export(
     kind_of_file = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
     if kind_of_file not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
+    require_apart({"-o": output}, [run], run, json)
     require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
     document: dict[str, Any] = {"output": output, "format": kind_of_file}

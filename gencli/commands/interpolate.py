@@ -8,6 +8,7 @@ from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.errors import UsageError
+from gencli.publish import is_stdout
 
 
 @options.with_fields(*options.reading_panels())
@@ -38,14 +39,16 @@ def interpolate(
     """Draw a path between examples, seeds or codes: a .png sheet, a .gif film, or any format of 'gencli sample'."""
     from gencli import device as devices
     from gencli import inference, runs, streams
+    from gencli.commands._outputs import require_apart
     from gencli.commands._reading import conditions_for, example_of
     from gencli.model import Given
 
     console = Console(quiet, verbose, json)
     if sum(source is not None and source != [] for source in (examples, seeds, latents)) != 1:
         raise UsageError("interpolate goes between examples A B, or --seeds 3,9, or --latents CODES: give one of these")
-    if json and output in (None, "-"):
+    if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the path to a file with -o FILE")
+    require_apart({"-o": output}, [*(examples or ()), latents, given], run)
     card = runs.read_card(run)
     registry.require(card.family, "interpolate")
     ends = len(examples or ()) if examples else seeds.count(",") + 1 if seeds else None

@@ -11,6 +11,7 @@ from gencli.commands import _options as options
 from gencli.commands._conditions import class_number, read_given
 from gencli.console import Console
 from gencli.errors import UsageError
+from gencli.publish import is_stdout
 
 if TYPE_CHECKING:
     from gencli.model import Batch
@@ -56,18 +57,20 @@ def sample(
     """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
     from gencli import device as devices
     from gencli import runs, streams
+    from gencli.commands._outputs import require_apart
     from gencli.sampling import SampleRequest, shard
 
     console = Console(quiet, verbose, json)
-    if json and output in (None, "-"):
+    if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the examples to a file with -o FILE")
-    if shard_size and (latents or film or output in (None, "-")):
+    if shard_size and (latents or film or is_stdout(output)):
         raise UsageError("--shard-size goes with -n and with a folder to write to: add -o FOLDER, leave --latents and "
                          "--film out")
     if latents and (label, prompt, complete) != (None, None, None):
         raise UsageError("--latents determines an example; leave --label, --prompt and --complete out")
     if each > 1 and not given:
         raise UsageError(f"--each {each} needs --given: name what the samples are made from")
+    require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gencli.errors import DataError, UsageError
-from gencli.publish import explained, publish_text, sweep, system
+from gencli.publish import explained, make_folder, publish_text, sweep
 from gencli.spec import Batch
 from gencli.streams.writers import Writer
 
@@ -50,7 +50,7 @@ class Shards(AbstractContextManager["Shards"]):
 
     def __enter__(self) -> Self:
         with explained(self._folder):
-            system(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+            make_folder(self._folder)
         sweep(self._folder)
         entries = [path.name for path in self._folder.iterdir() if not path.name.startswith(".")]
         if _ABOUT in entries:

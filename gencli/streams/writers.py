@@ -15,7 +15,7 @@ from torch import Tensor
 from gencli import registry
 from gencli.errors import UsageError
 from gencli.format import Content, Format, Rows
-from gencli.publish import publish, publish_folder
+from gencli.publish import in_place, is_stdout, publish, publish_folder
 from gencli.spec import Batch, Spec
 from gencli.streams import codes as coding
 from gencli.streams.formats import COMMON
@@ -108,12 +108,12 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     content.header.update({} if total is None else {"total": total}, **({"meta": meta} if meta else {}))
     sink: AbstractContextManager[Any]
     terminal = False
-    if output is None or output == "-":
+    if output is None or is_stdout(output):
         stream = stdout or sys.stdout.buffer
         sink, terminal = _flushed(stream), stream.isatty()
         usual = on_terminal or "tar" if terminal else "tar"
-    elif _is_device(output):
-        sink, usual = _device(output), Path(output).suffix or "tar"
+    elif in_place(output):
+        sink, usual = publish(output), Path(output).suffix or "tar"
     else:
         sink, content = publish(output), replace(content, rewritable=True)
         usual = "folder" if output.endswith("/") or Path(output).is_dir() else Path(output).suffix or "folder"
@@ -123,24 +123,12 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
         raise UsageError(f"{content.noun}s cannot be written as {format!r}; formats that fit: {endings}")
     chosen = formats[format]
     if format == "folder":
-        if output is None or output == "-" or _is_device(output):
+        if output is None or in_place(output):
             raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")
         sink = publish_folder(_replaceable(Path(output), content, start, total))
     elif terminal and chosen.binary:
         raise UsageError(f"{format} is binary and standard output is a terminal; write to a file with -o FILE.{format}")
     return chosen(sink, content, start)
-
-
-def _is_device(output: str) -> bool:
-    """Whether a named output is a pipe or device, which nothing may be renamed over."""
-    path = Path(output)
-    return path.exists() and not path.is_file() and not path.is_dir()
-
-
-@contextmanager
-def _device(output: str) -> Iterator[BinaryIO]:
-    with open(output, "wb") as file:
-        yield file
 
 
 @contextmanager
