@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,20 @@ class Cases:
             assert app.run([*args, "-o", str(whole), "--overwrite"]) == 0
             self._whole[tuple(args)] = whole, time.monotonic() - began
         return args, *self._whole[tuple(args)]
+
+    def get_of_two(self, trial: int, chance: random.Random) -> tuple[list[str], Path, float]:
+        """The same of a training by two processes, of families that train by gradients."""
+        families = [("vae", "vector"), ("rnn", "text"), ("flow", "vector"), ("rbm", "image")]
+        family, kind = families[trial % len(families)]
+        args = [*command(family, kind, self.data, "run", *chance.choice(MORE)), "--device", "cpu"]
+        if ("two", *args) not in self._whole:
+            whole = self.folder / f"whole-{len(self._whole)}"
+            whole.mkdir()
+            children = two(whole, args)
+            for child in children:
+                expect(child.wait(), (0,), child)
+            self._whole["two", *args] = whole / "run", max(child.took for child in children)
+        return args, *self._whole["two", *args]
 
 
 def compare(found: Path, whole: Path) -> None:
@@ -236,7 +251,153 @@ def small_disk(place: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-TRIALS = {function.__name__: function for function in (kills, signals, writers, saves, disks)}
+def foreign(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """Somebody's files, before or inside a run, and links out of it: whatever is done, and killed, they stay."""
+    args, whole, took = cases.get(trial, chance)
+    run, elsewhere = folder / "run", folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_bytes(b"mine")
+    is_run = chance.random() < 0.5
+    if is_run:
+        shutil.copytree(whole, run)
+    names = ["README.md", "model.safetensors", "config.json", "manifest.json", "checkpoints/step-40/weights.pt",
+             "checkpoints/step-15/mine", "samples/mine.png", "samples/step-9/mine", "eval/mine.json", "notes",
+             "log.txt", ".lock", "checkpoints", "samples", "checkpoints/step-3", "a/b/c"]
+    mine = []
+    for name in chance.sample(names, chance.randint(1, 5)):
+        path = run / name
+        if os.path.lexists(path) or any(parent.is_file() or parent.is_symlink() for parent in path.parents):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if chance.random() < 0.3:
+            path.symlink_to(elsewhere / chance.choice(["mine", "none", ""]))
+        else:
+            path.write_bytes(name.encode() * chance.randint(1, 99))
+            mine.append(path.read_bytes())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = Child(folder, [*args, *chance.choice([["--resume"], ["--overwrite"], []]), "--checkpoint-every", "5"])
+    code = done.send(signal.SIGKILL, chance.uniform(0, 2 * took)) if chance.random() < 0.5 else done.wait()
+    expect(code, (0, 2, 4, -signal.SIGKILL), done)
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert set(mine) <= set(after.values()), f"lost: {set(mine) - set(after.values())}"
+    assert is_run or before.items() <= after.items(), "a folder that is no run was changed"
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == {"mine": b"mine"}
+
+
+def devices(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """Outputs that are no regular files: they are what they were, and what came out is whole."""
+    _, whole, took = cases.get(0, random.Random(0))
+    data = str(cases.data["image"])
+    command = chance.choice([
+        *(["evaluate", str(whole), data, f"--{report}"] for report in ("html", "markdown", "scores")),
+        ["sample", str(whole), "-n", "50", "-f", "npz", "-o"], ["encode", str(whole), data, "-f", "csv", "-o"],
+        ["export", str(whole), "-f", "safetensors", "-o"]])
+    place, other = folder / "place", folder / "other"
+    what = chance.choice(["pipe", "device", "link", "dangling"])
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "device":
+        place.symlink_to(chance.choice(["/dev/null", "/dev/full"]))
+    else:
+        place.symlink_to(other)
+        if what == "link":
+            other.write_bytes(b"old")
+    before = place.lstat().st_ino
+    child = Child(folder, [*command, str(place), "-q"])
+    found = b""
+    if what == "pipe":  # a reader that reads all, or leaves
+        with open(place, "rb") as pipe:
+            found = pipe.read(-1 if chance.random() < 0.5 else 10)
+    killed = chance.random() < 0.3
+    number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+    code = child.send(number, chance.uniform(0, took)) if killed else child.wait()
+    expect(code, (0, 7, 141, *((-signal.SIGKILL, -signal.SIGTERM, 143) if killed else ())), child)
+    assert place.lstat().st_ino == before and not (what == "device" and place.is_file())
+    if code == 0 and what in ("link", "dangling"):
+        found = other.read_bytes()
+    assert code or what == "device" or found
+    if what == "link" and code:
+        assert other.read_bytes() == b"old"
+
+
+def namespaces(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """Containers that share a folder and their process numbers, some of them killed: whole files, nothing lost."""
+    if Child(folder, ["--version"], _own_namespace).wait() == _REFUSED:
+        raise PermissionError("namespaces are not allowed here")
+    _, whole, _ = cases.get(0, random.Random(0))
+    shards = chance.random() < 0.5
+    command = ["sample", str(whole), "-n", "2000", "-q", "-o"]
+    children = []
+    for i in range(3):
+        more = ["out", "--shard-size", "100", "--shard", f"{i + 1}/3"] if shards else ["out.tar", "--seed", str(i)]
+        children.append(Child(folder, [*command, *more], _own_namespace))
+    for child in children:
+        if chance.random() < 0.3:
+            child.send(signal.SIGKILL, chance.uniform(0, 0.3))
+        else:
+            expect(child.wait(), (0,), child)
+    if shards:
+        for i in range(3):
+            child = Child(folder, [*command, "out", "--shard-size", "100", "--shard", f"{i + 1}/3"])
+            expect(child.wait(), (0,), child)
+        found = b"".join(path.read_bytes() for path in sorted((folder / "out").glob("*.tar")))
+        assert len(list((folder / "out").iterdir())) == 21 and found.count(b"ustar") >= 2000, os.listdir(folder / "out")
+    else:
+        Child(folder, [*command, "out.tar", "--seed", "0"]).wait()
+        assert app.run(["sample", str(whole), "-n", "2000", "-q", "-o", str(folder / "alone.tar"), "--seed", "0"]) == 0
+        assert (folder / "out.tar").read_bytes() == (folder / "alone.tar").read_bytes()
+    assert not list(folder.rglob("*.gencli-tmp"))
+
+
+_CLONE_NEWPID, _PR_SET_PDEATHSIG = 0x20000000, 1  # <linux/sched.h>, <linux/prctl.h>
+_REFUSED = 77
+
+
+def _own_namespace() -> None:
+    """Go on as process 1 of a new namespace, which dies with the one that waits for it."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWPID):
+        os._exit(_REFUSED)
+    if pid := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os._exit(code if code >= 0 else 1)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ranks(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """kill -9 at random moments to one of two processes of a training, and as torchrun does, then to the other."""
+    args, whole, took = cases.get_of_two(trial, chance)
+    for _ in range(2):
+        children = two(folder, [*args, "--checkpoint-every", chance.choice(["2", "5", "13"]), "--resume"])
+        time.sleep(chance.uniform(0, took))
+        chance.shuffle(children)
+        os.kill(children[0].pid, signal.SIGKILL)
+        time.sleep(chance.choice([0, 0.05]))
+        os.kill(children[1].pid, signal.SIGKILL)
+        codes = [child.wait() for child in children]
+        assert set(codes) <= {0, 1, 7, -signal.SIGKILL}, (codes, [child.said.read_text() for child in children])
+    for child in two(folder, [*args, "--resume"]):
+        expect(child.wait(), (0,), child)
+    compare(folder / "run", whole)
+
+
+def two(folder: Path, args: list[str]) -> list[Child]:
+    """A training by two processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def prepare(rank: int) -> Callable[[], None]:
+        return lambda: os.environ.update({"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
+                                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+
+    return [Child(folder, args, prepare(rank)) for rank in range(2)]
+
+
+TRIALS = {function.__name__: function
+          for function in (kills, signals, writers, saves, disks, foreign, devices, namespaces, ranks)}
 
 
 def run_trials(name: str, numbers: range, folder: Path, cases: Cases) -> None:
