@@ -209,20 +209,26 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
 
 
 class _Stream(io.FileIO):
-    """A file whose writes go through `system`."""
+    """What is written in place, through `system`: no place to go back to, and /dev/null counts no bytes."""
 
     def write(self, data: Any) -> int:
         return system(super().write, data)
 
+    def seekable(self) -> bool:
+        return False
 
-class _File(_Stream):
-    """A new file; `length` is its expected size."""
+    def tell(self) -> int:
+        raise io.UnsupportedOperation("tell")
+
+
+class _File(io.FileIO):
+    """A new file, whose writes go through `system`; `length` is its expected size."""
 
     length = 0
 
     def write(self, data: Any) -> int:
         start = self.tell()
-        written = super().write(data)
+        written = system(super().write, data)
         self.length = max(self.length, start + written)
         return written
 
