@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import SMALL
 from filelock import FileLock
-from test_publish import Failing, door, in_child
+from test_publish import Disk, Failing, door, in_child
 
 from gencli import checkpoints, publish, runs
 from gencli.errors import LockedError, ModelError
@@ -146,6 +146,17 @@ def test_a_changed_log_is_told(interrupted, gencli, small_data, tmp_path):
     log = tmp_path / "run/metrics.jsonl"
     log.write_text(log.read_text().replace('"step": 3,', '"step":  3,'))
     assert "metrics.jsonl is not what it was" in gencli(*args(small_data, "--resume")).stderr
+
+
+def test_a_run_survives_power_loss(small_data, gencli, tmp_path, monkeypatch):
+    """What a training of a new folder in a new folder has published is there, if all that was not synced is lost."""
+    disk = Disk(tmp_path)
+    monkeypatch.setattr(publish, "system", disk.system)
+    gencli(*args(small_data, "-o", "new/run", "--preview-every", "20"))
+    run = tmp_path / "new/run"
+    for path in (*run.glob("checkpoints/step-*/*"), *run.glob("samples/*"), *run.glob("*.json"),
+                 *run.glob("*.safetensors"), run / "metrics.jsonl", run / "README.md"):
+        assert disk.find(*path.relative_to(tmp_path).parts) == path.read_bytes(), path
 
 
 # --- what is not the run's
