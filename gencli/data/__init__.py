@@ -91,6 +91,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         new = [label for label in class_names(labels or ()) if label not in like.classes]
         like = like.model_copy(update={"classes": (*like.classes, *new)})
     data = pairs.fit(chosen, like, request, limit)
+    if labels and not class_names(labels):
+        notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
     data.name, data.split = name, wanted
     data.protocol = {"split": wanted, **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),
                      **data.protocol}
