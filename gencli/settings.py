@@ -180,12 +180,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """A --config file: TOML, or JSON such as a run's config.json.
 
     Raises:
-        DataError: it cannot be read. UsageError: it is neither TOML nor JSON.
+        UsageError: it is not there, or neither TOML nor JSON. DataError: it cannot be read.
     """
     try:
         data = Path(path).read_bytes()
         text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
         content = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"--config {path}: there is no such file; expected one of settings") from error
     except OSError as error:
         raise DataError(f"--config {path}: {error.strerror}; expected a file of settings") from error
     except (ValueError, RecursionError) as error:
