@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -246,3 +248,25 @@ def test_one_class_folder_is_called_that(small_run, gencli):
     gencli("sample", str(small_run("vae", "image")), "-n", "12", "-o", "all/cats/")
     told = gencli("train", "classifier", "all", "-o", "run", code=2).stderr
     assert "every example is of class 'cats'" in told and "single class" in told and "0" not in told
+
+
+# --- a signal to one of several processes
+
+
+def test_all_processes_stop_where_one_is_told_to(small_data, tmp_path):
+    """The checkpoint is saved once; torchrun returns 1, and names the code of each process."""
+    words = args(small_data, "vae", "vector", "--steps", "1000000", "--device", "cpu")
+    run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                            "-m", "gencli", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.05)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    (second,) = [pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(second), signal.SIGTERM)
+    _, told = run.communicate(timeout=120)
+    assert run.returncode == 1 and told.count("exitcode  : 143") == 2 and "internal error" not in told
+    (checkpoint,) = checkpoints.folders(tmp_path / "run")
+    assert f"stopped at step {checkpoint.name[5:]}" in told
+    assert runs.read_card(tmp_path / "run").steps == int(checkpoint.name[5:])
