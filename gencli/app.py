@@ -1,9 +1,11 @@
 """The command line: the verbs, and exceptions turned into one line and an exit code. Imports no torch."""
 
 import importlib
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from typer.exceptions import Exit, TyperException
 from gencli import __version__, registry
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console
-from gencli.errors import ClosedPipeError, GencliError, ResourceError, UsageError, did_you_mean
+from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
 from gencli.stopping import leave_on_signals
 
 
@@ -56,6 +58,20 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
     pass
 
 
+def _options() -> Iterator[set[str]]:
+    """The options of every verb, family and kind, some at a time."""
+    for verb in registry.VERBS:
+        module = importlib.import_module(f"gencli.commands.{verb}")
+        if verb != "train":
+            yield set(inspect.signature(getattr(module, verb)).parameters)
+            continue
+        for family in registry.families.values():
+            try:
+                yield set(inspect.signature(module.command(family)).parameters)
+            except ModelError:  # a broken plugin; using its family reports it
+                continue
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in README.md."""
     leave_on_signals()
@@ -76,11 +92,16 @@ def run(args: list[str]) -> int:
         for table in registry.TABLES:
             for clash in table.clashes():
                 console.warn(clash)
+        if args and args[0] in registry.VERBS and "--help" not in args:
+            from gencli.settings import check_environment  # the verbs import it as well; --help need not
+
+            check_environment(_options())
         code = app(args, prog_name="gencli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except TyperException as error:  # a usage error from Typer
-        console.error(" ".join(error.format_message().split()))
+    except TyperException as error:  # a usage error from Typer; that of no arguments has shown the help
+        if message := " ".join(error.format_message().split()):
+            console.error(message)
         return error.exit_code
     except ClosedPipeError as error:
         # Python would fail again when it flushes stdout at exit: give it somewhere to write.

@@ -51,6 +51,7 @@ class TrainingState:
     sums: dict[str, tuple[Any, int]] = field(default_factory=dict)  # name -> (sum, count) since the last logged line
     history: list[dict[str, float]] = field(default_factory=list)  # the last 100 logged lines of the phase
     best: float = math.inf  # lowest validation score of the phase
+    best_step: int = 0  # the step of `best_weights`
     waited: int = 0  # validations since then
     stopped_early: bool = False  # the training is over, before its last step
 
@@ -68,12 +69,12 @@ class TrainingState:
         """Whether early stopping ends the phase."""
         return 0 < settings.patience <= self.waited
 
-    def refuse_not_finite(self) -> None:
-        """Raise DivergedError if a weight is not finite."""
+    def refuse_not_finite(self, kept: str) -> None:
+        """Raise DivergedError if a weight is not finite; `kept` says what is left."""
         for name, tensor in self.result.state_dict().items():
             if not is_finite(tensor):
                 raise DivergedError(f"after step {self.step} the weight {name} is not finite; try a smaller --lr, "
-                                    f"--grad-clip 1 or --precision fp32; the last checkpoint is kept")
+                                    f"--grad-clip 1 or --precision fp32; {kept}")
 
     def tensors(self) -> Tensors:
         optimisers = {f"optimiser-{name}": optimiser_tensors(item) for name, item in self.optimisers.items()}
@@ -189,12 +190,19 @@ def rewind(run: Path, step: int, warn: Callable[[str], None]) -> None:
             warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
 
 
-def finished(run: Run, settings: TrainSettings) -> bool:
-    """Whether the newest checkpoint is the end of the training, for these settings, and the model is published."""
+def kept(run: Run | None) -> str:
+    """What is left of a training that cannot go on, as part of a sentence."""
+    newest = folders(run.path)[-1:] if run else []
+    return f"the checkpoint of step {_step(newest[0])} is kept" if newest else "nothing was saved"
+
+
+def finished(run: Run, total: int, settings: TrainSettings) -> bool:
+    """Whether the newest checkpoint is the end of a training of `total` steps, and the model is published."""
     try:
         numbers = _read_numbers(folders(run.path)[-1])
-        over = numbers["stopped_early"] or numbers["step"] >= (settings.steps or numbers["total"])
-        return over and read_card(run.path).steps == numbers["step"]
+        patient = not settings.patience or settings.patience > numbers["waited"]  # more than before: it goes on
+        over = numbers["step"] >= total or (numbers["stopped_early"] and not patient)
+        return over and read_card(run.path).trained == numbers["step"]
     except (OSError, LookupError, ValueError, ModelError):
         return False
 

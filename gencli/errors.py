@@ -72,10 +72,19 @@ class StoppedError(GencliError):
         self.exit_code = exit_code
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
+# Packages of the extras in pyproject.toml: no index has a package gencli to ask for them.
+_EXTRAS = {"fast": "numba", "onnx": "onnx onnxscript onnxruntime", "metrics": "torch-fidelity"}
+
+
+def install(extra: str) -> str:
+    """The command that installs what an extra needs."""
+    return f"pip install {_EXTRAS[extra]}"
+
+
+def did_you_mean(name: str, choices: Iterable[str], listed: bool = True) -> str:
     """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of choices, or nothing."""
     choices = sorted(choices)
     close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(choices)}" if choices else ""
+    return f"; known: {', '.join(choices)}" if choices and listed else ""

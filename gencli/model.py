@@ -182,6 +182,8 @@ class Model(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
+    # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.
+    smallest_batch: int = 1
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were
     # asked for: matrix products round differently for other batch sizes.
     block: ClassVar[int] = 64
@@ -229,7 +231,10 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def training_state(self) -> dict[str, Tensor]:
-        """State carried between steps besides weights (persistent chains, recurrent state); saved in checkpoints."""
+        """State carried between steps besides weights (persistent chains, recurrent state); saved in checkpoints.
+
+        Each process has its own. Of a model that reads a stream, each tensor has a row for each row of the batch.
+        """
         return {}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:

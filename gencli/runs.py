@@ -68,7 +68,8 @@ class Card(BaseModel):
     data: str = ""  # what the model was trained on, as on the command line
     data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
-    steps: int = 0
+    steps: int = 0  # of training behind the weights
+    stopped: int | None = None  # the step at which training ended, where weights of an earlier one were kept
     seed: int = 0
     findings: dict[str, Any] = {}  # what evaluations have computed about the weights
     gencli: str = __version__
@@ -77,6 +78,11 @@ class Card(BaseModel):
     @classmethod
     def _of_its_kind(cls, spec: Any) -> Any:
         return parse_spec(spec) if isinstance(spec, dict) else spec
+
+    @property
+    def trained(self) -> int:
+        """The step at which training ended."""
+        return self.steps if self.stopped is None else self.stopped
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -262,6 +268,7 @@ def model_card(card: Card, values: dict[str, float]) -> str:
     usage = f"gencli evaluate RUN {card.data}:test --json"
     if "sample" in family.load().abilities():
         usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
+    kept = "" if card.stopped is None else f" (the best on validation; training ended at step {card.stopped})"
     losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
     return f"""# {card.family} trained on {card.data}
 
@@ -271,7 +278,7 @@ def model_card(card: Card, values: dict[str, float]) -> str:
 |---|---|
 {config}
 
-- training: {card.steps} steps, seed {card.seed}; every setting is in config.json
+- training: {card.steps} steps{kept}, seed {card.seed}; every setting is in config.json
 - data: {card.data}, fingerprint {card.fingerprint[:16]}
 {losses}
 

@@ -3,6 +3,8 @@
 Flags > environment > --config > preset > defaults.
 """
 
+import codecs
+import itertools
 import json
 import os
 import tomllib
@@ -14,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from gencli.errors import UsageError, did_you_mean
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.stopping import seconds
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -104,15 +106,26 @@ def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:
     return annotation, ()
 
 
+# Two ways to say one thing: the later layer decides which of them counts.
+_EXCLUSIVE = ("steps", "epochs")
+
+
 def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, str]]:
     """Values of fields from layers, later ones overriding earlier ones; and where each comes from.
 
     Raises:
-        UsageError: a key that is not a field, with a suggestion.
+        UsageError: a key that is not a field, with a suggestion; both steps and epochs in one layer.
     """
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for where, layer in layers:
+        given = [name for name in _EXCLUSIVE if layer.get(name) is not None]
+        if len(given) > 1 and "versions" in layer:  # config.json of an older version: epochs held the default
+            layer, given = {name: value for name, value in layer.items() if name != "epochs"}, ["steps"]
+        if len(given) > 1:
+            raise UsageError(f"{where} sets --steps and --epochs, which both say how long; leave one out")
+        for name in _EXCLUSIVE if given else ():
+            values.pop(name, None)
         for name, value in layer.items():
             if name in _REPORTED:
                 continue
@@ -138,6 +151,26 @@ def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mappi
                          f"(from {origin.get(name, 'default')})") from None
 
 
+VARIABLES = frozenset({"data", "cache", "plugins"})  # of the environment, that are no options
+
+
+def check_environment(options: Iterable[Iterable[str]]) -> None:
+    """Refuse a `GENCLI_NAME` that names none of the options, which are looked up in turn until all are found.
+
+    Raises:
+        UsageError: with a suggestion.
+    """
+    names = {name for name in os.environ if name.startswith("GENCLI_")}
+    known: set[str] = set()
+    for some in itertools.chain([VARIABLES, DataSettings.model_fields, TrainSettings.model_fields], options):
+        known |= {f"GENCLI_{name.upper()}" for name in some}
+        if names <= known:
+            return
+    unknown = min(names - known)
+    raise UsageError(f"the environment sets {unknown}, which is no option of any command or family"
+                     f"{did_you_mean(unknown, known, listed=False)}")
+
+
 def environment(fields: Iterable[str]) -> dict[str, Any]:
     """Values of `GENCLI_NAME` variables for these fields."""
     return {name: os.environ[f"GENCLI_{name.upper()}"] for name in fields if f"GENCLI_{name.upper()}" in os.environ}
@@ -147,13 +180,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """A --config file: TOML, or JSON such as a run's config.json.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it is not there, or neither TOML nor JSON. DataError: it cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
         content = json.loads(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise UsageError(f"--config {path}: there is no such file; expected one of settings") from error
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
+        raise DataError(f"--config {path}: {error.strerror}; expected a file of settings") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is neither TOML nor JSON: {error}") from error
     return {key.replace("-", "_"): value for key, value in content.items() if value is not None}

@@ -15,9 +15,10 @@ from torch import nn
 
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
+from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
-from gencli.device import Processes, autocast, compiled, keep_memory, memory_explained, resolve_precision
-from gencli.errors import DivergedError, StoppedError, UsageError
+from gencli.device import Processes, autocast, compiled, keep_memory, memory_explained, processor, resolve_precision
+from gencli.errors import DataError, DivergedError, StoppedError, UsageError
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
@@ -28,6 +29,10 @@ from gencli.schedule import learning_rate, phases_of, training_order
 from gencli.settings import TrainSettings
 from gencli.stopping import Stop, seconds
 
+# Settings that decide what a step computes.
+_DECISIVE = ("batch_size", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile", "validation",
+             "seed")
+
 
 @dataclass
 class Hooks:
@@ -36,6 +41,7 @@ class Hooks:
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
     warn: Callable[[str], None] = lambda message: None
     preview: Callable[[Model, int], None] = lambda model, step: None
+    save: Callable[[], None] = lambda: None  # before a checkpoint is published
 
 
 @dataclass
@@ -43,8 +49,14 @@ class Outcome:
     """How a training ended."""
 
     model: Model  # in evaluation mode: the moving average if there is one, at its best if early stopping is on
-    step: int
+    step: int  # at which training ended
     values: dict[str, float] = field(default_factory=dict)  # last logged
+    kept: int | None = None  # the step of the weights, if it is an earlier one
+    early: bool = False  # before the last step, as --patience wants it
+
+    def __str__(self) -> str:
+        end = f"stopped early at step {self.step}" if self.early else f"{self.step} steps"
+        return end if self.kept is None else f"{end}; the weights of step {self.kept}, the best on validation, are kept"
 
 
 class Trainer:
@@ -54,6 +66,9 @@ class Trainer:
         DivergedError: a loss is not finite; the checkpoints before it stay.
         StoppedError: stopped by signal or time limit, after a checkpoint was saved.
         ModelError: the checkpoint is of a version of gencli, or of the family, that trained in other phases.
+        UsageError: what the model carries from step to step fits no other batch size or number of processes.
+    Raises (when made):
+        DataError: a step has fewer examples than the processes, or the family, need.
     """
 
     def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
@@ -67,6 +82,7 @@ class Trainer:
             raise UsageError("--validation needs a family that scores examples; this one does not")
         self.data, self.validation_data = data.on(self.device).hold_out(settings.validation)
         self.order = training_order(model, self.data, settings, self.device, self.processes)
+        self._refuse_small_steps()
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.phases = phases_of(model, self.total)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
@@ -96,11 +112,29 @@ class Trainer:
                     self.state.step = self.phase_end  # early stopping ends a phase, and the next one starts on time
         self.state.stopped_early = self.state.step < self.total
         self._save()
-        model = self.state.result
+        model, kept = self.state.result, None
         if self.state.best_weights:
             model.load_state_dict(self.state.best_weights)
+            kept = self.state.best_step or None  # 0: an older checkpoint, which does not say
         last = self.state.history[-1] if self.state.history else {}
-        return Outcome(model.eval().requires_grad_(False), self.state.step, last)
+        return Outcome(model.eval().requires_grad_(False), self.state.step, last,
+                       None if kept == self.state.step else kept, self.state.stopped_early)
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are steps; phases without gradients take all examples as they come."""
+        return any(phase.players for phase in self.model.phases())
+
+    def _refuse_small_steps(self) -> None:
+        """DataError if a process would get fewer examples in a step than it can compute with."""
+        least, world = self.model.smallest_batch, self.processes.world
+        if not self.learns or self.order.rows >= least * world:
+            return
+        who = f"{world} processes need" if world > 1 else "this model needs"
+        what = f"{who} {least * world} examples in a step"
+        if self.settings.batch_size < least * world:
+            raise DataError(f"--batch-size {self.settings.batch_size} is too small: {what}")
+        raise DataError(f"{self.data.name} is too small: {what}, and there are {self.order.rows} to train on")
 
     # --- phases
 
@@ -156,7 +190,8 @@ class Trainer:
             value = loss.total.item()
             if not math.isfinite(value):
                 raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
-                                    f"--grad-clip 1 or --precision fp32; the last checkpoint is kept")
+                                    f"--grad-clip 1 or --precision fp32; "
+                                    f"{checkpoints.kept(self.run_folder)}")
             prefix = f"{player.name}/" if len(players) > 1 else ""
             values |= {f"{prefix}loss": value, **{f"{prefix}{name}": part for name, part in loss.parts.items()}}
 
@@ -245,7 +280,7 @@ class Trainer:
         self._logged_at = now
         alarm = self.model.alarm(state.history)
         if alarm and self.settings.fail_on_collapse:
-            raise DivergedError(f"step {step}: {alarm}; the last checkpoint is kept")
+            raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")
         if alarm and self.processes.first:
             self.hooks.warn(f"step {step}: {alarm}")
 
@@ -258,7 +293,7 @@ class Trainer:
         if self.processes.first and self.run_folder:
             self.run_folder.append("metrics.jsonl", {"step": state.step, f"validation/{name}": value})
         if value < state.best:
-            state.best, state.waited = value, 0
+            state.best, state.best_step, state.waited = value, state.step, 0
             if self.settings.patience:
                 state.best_weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         else:
@@ -273,11 +308,13 @@ class Trainer:
         return bool(self.processes.agree(time.monotonic() - self._saved_at >= seconds(every)))
 
     def _save(self) -> None:
-        self.state.refuse_not_finite()
+        self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
         carried = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
             tensors = self.state.tensors() | {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
-            checkpoints.save(self.run_folder.path, self.state.step, tensors, self.state.numbers(), self.settings.keep)
+            self.hooks.save()
+            numbers = self.state.numbers() | {"conditions": self._conditions()}
+            checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep)
         self.processes.wait()
         self._saved_at = time.monotonic()
 
@@ -288,9 +325,46 @@ class Trainer:
         path, warn = self.run_folder.path, self.hooks.warn
         tensors, numbers = checkpoints.load(path, warn) or ({}, {"step": 0})
         phase = checkpoints.current_phase(tensors, numbers, self.phases) if tensors else None
+        if tensors:
+            self._compare_conditions(tensors, numbers)
         if self.processes.first:
             checkpoints.rewind(path, numbers["step"], warn)
         if tensors:
             self.state.restore(tensors, numbers, self.settings, phase)
             carried = tensors.get(f"state-{self.processes.rank}", {})
             self.model.load_training_state({name: tensor.to(self.device) for name, tensor in carried.items()})
+
+    def _conditions(self) -> dict[str, Any]:
+        """What the bits of a training depend on beside model and data, by the words of messages."""
+        settings = {f"--{name.replace('_', '-')}": getattr(self.settings, name) for name in _DECISIVE}
+        course = any(phase.schedule == "cosine" for phase, _ in self.phases) or self.settings.schedule == "cosine"
+        if course or sum(phase.share > 0 for phase, _ in self.phases) > 1:  # steps that were done would be others
+            settings["steps"] = self.total
+        if self.device.type == "cpu":
+            settings["threads"] = torch.get_num_threads()  # each sums a part
+        return {"processes": self.processes.world, "device": processor(self.device), "precision": self.precision,
+                "torch": torch.__version__, **settings}
+
+    def _compare_conditions(self, tensors: checkpoints.Tensors, numbers: dict[str, Any]) -> None:
+        """Refuse to go on where carried state fits no longer, and say so where the bits will be others.
+
+        Older checkpoints do not say how they were made; how many processes there were shows in their files.
+        """
+        carried = [group for name, group in tensors.items() if name.startswith("state-")]
+        before, now = {"processes": len(carried), **numbers.get("conditions", {})}, self._conditions()
+        changed = [name for name in now if name in before and before[name] != now[name]]
+        if any(carried) and "processes" in changed:
+            raise UsageError(f"the run was trained by {before['processes']} processes, each of which carries state "
+                             f"from step to step; {now['processes']} cannot take it up: resume with as many as before "
+                             f"(torchrun --nproc-per-node), or start over with --overwrite")
+        if isinstance(self.order, Contiguous):
+            rows = sum(len(next(iter(group.values()))) for group in carried if group)
+            if any(carried) and rows != self.order.rows:
+                raise UsageError(f"--batch-size {self.settings.batch_size}: the run carries {rows} states "
+                                 f"from step to step, one for each reader of the text, and this would be "
+                                 f"{self.order.rows}; resume with --batch-size {before.get('--batch-size', rows)}, or "
+                                 f"start over with --overwrite")
+        if changed and self.processes.first:
+            told = ", ".join(f"{name} {now[name]} (was {before[name]})" for name in changed)
+            self.hooks.warn(f"the training goes on otherwise than it began: {told}; the result will not be bit for bit "
+                            f"that of an unbroken training")

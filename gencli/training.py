@@ -4,6 +4,7 @@
     gencli.train("vae", "digits", "runs/vae", binarize="dynamic", latent=20, steps=2000)
 """
 
+import functools
 import platform
 import sys
 import traceback
@@ -64,6 +65,7 @@ class Plan:
         return {
             "family": self.family, "data": self.data,
             **self.config.model_dump(), **self.settings.model_dump(), **self.reading,
+            **({"epochs": None} if self.settings.steps else {}),  # one of the two says how long
             "fingerprint": self.examples.fingerprint,
             "argv": sys.argv[1:],
             "versions": {"gencli": __version__, "python": platform.python_version(), "torch": torch.__version__},
@@ -89,8 +91,9 @@ class Plan:
     def card(self, outcome: Outcome) -> runs.Card:
         """What the model file says beside the weights."""
         return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec, data=self.data,
-                         data_settings=self.reading, steps=outcome.step, fingerprint=self.examples.fingerprint,
-                         seed=self.settings.seed)
+                         data_settings=self.reading, fingerprint=self.examples.fingerprint,
+                         steps=outcome.step if outcome.kept is None else outcome.kept,
+                         stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed)
 
 
 @dataclass
@@ -124,11 +127,15 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         of_data |= registry.kind(kind).Settings.model_fields
     fields = {**of_data, **TrainSettings.model_fields, **cls.Config.model_fields}
     run = Run(output) if output is not None else None
+    before = run.config() if run and run.started and resume else {}
+    if before.get("family", family) != family:
+        raise UsageError(f"{output} holds a {before['family']}, which cannot go on as a {family}; name another "
+                         f"directory, or {_HINT}")
     values, origin = resolve(
         fields,
         (f"family {family}", cls.defaults),
         (f"--preset {preset}", read_preset(family, preset) if preset else {}),
-        (f"{output}/config.json", without_defaults(run.config(), of_data) if run and run.started and resume else {}),
+        (f"{output}/config.json", without_defaults(before, of_data)),
         (f"--config {config}", without_defaults(read_config(config), of_data) if config else {}),
         ("the environment", environment(fields)),
         ("the command line", {name: value for name, value in settings.items() if value is not None}),
@@ -176,11 +183,12 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
         run.require_own()
     require_writable(run.path / "config.json")  # before data is read
     resolved = plan(family, data, output, resume=resume, note=events.note, **settings)
-    model = resolved.build()  # before the run, so that a model that does not fit leaves no folder behind
+    # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
+    trainer = _trainer(run, resolved, resolved.build(), picked, events)
     with run if processes.first else nullcontext():
         if processes.first:
             _prepare(run, resolved, resume, overwrite)
-        return _train_and_save(run, resolved, model, picked, resume, events, processes)
+        return _train_and_save(run, resolved, trainer, resume, events)
 
 
 def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
@@ -194,29 +202,56 @@ def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
         if changed:
             raise UsageError(f"--{changed[0].replace('_', '-')} differs from {run.path}, so its weights do not fit; "
                              f"leave it out, or {_HINT}")
+        seed = resolved.settings.seed
+        if before.get("seed", seed) != seed:
+            raise UsageError(f"--seed {seed}: {run.path} has seed {before['seed']}, which decides its order and noise; "
+                             f"leave it out, or {_HINT}")
     elif run.started and not overwrite:
         raise UsageError(f"{run.path} holds a run already; continue with --resume, or start over with --overwrite")
     elif run.started:
         run.clear()
 
 
-def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device, resume: bool, events: Events,
-                    processes: Processes) -> Outcome:
-    if resume and finished(run, resolved.settings):
+def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, events: Events) -> Trainer:
+    """The training that writes to the run.
+
+    The settings of a run are those of its newest checkpoint: others, given to a resumed training, are kept with the
+    first that it saves, so that one which fails before leaves them as they were.
+    """
+
+    def warn(message: str) -> None:
+        events.warn(message)
+        run.log(f"warning: {message}")
+
+    def preview(current: Model, step: int) -> None:
+        _preview(run, resolved.examples, current, step)
+
+    @functools.cache  # once
+    def keep_settings() -> None:
+        run.write_config(resolved.document())
+
+    trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
+                      Hooks(events.progress, warn, preview, keep_settings))
+    if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
+        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
+                    f"{trainer.order.rows} examples")
+    return trainer
+
+
+def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, events: Events) -> Outcome:
+    if resume and finished(run, trainer.total, resolved.settings):
         try:
             trained, card = runs.load_model(run.path)
         except ModelError as error:
             events.warn(f"{error}; it is recreated from the last checkpoint")
         else:
             events.note(f"{run.path} is finished; nothing to do")
-            return Outcome(trained, card.steps)
+            return Outcome(trained, card.trained, kept=card.steps if card.stopped else None)
+    processes = trainer.processes
     if processes.first:
-        run.write_config(resolved.document())
+        if not (resume and run.started):
+            trainer.hooks.save()
         run.log("gencli " + " ".join(sys.argv[1:]))
-
-    def warn(message: str) -> None:
-        events.warn(message)
-        run.log(f"warning: {message}")
 
     def publish(outcome: Outcome) -> None:
         """Write the model and its card into the run."""
@@ -224,13 +259,8 @@ def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device
         run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
         run.publish("README.md", runs.model_card(card, outcome.values).encode())
 
-    def preview(current: Model, step: int) -> None:
-        _preview(run, resolved.examples, current, step)
-
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
-            trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
-                              Hooks(events.progress, warn, preview))
             try:
                 outcome = trainer.run(resume, stop)
             except StoppedError:  # the model so far can be sampled from until the run is resumed
@@ -248,7 +278,7 @@ def _train_and_save(run: Run, resolved: Plan, model: Model, device: torch.device
         raise
     processes.close()
     if processes.first:
-        run.log(f"finished: {outcome.step} steps")
+        run.log(f"finished: {outcome}")
     return outcome
 
 

@@ -108,7 +108,7 @@ def test_pictures_are_moved_by_at_most_shift():
 
 
 @pytest.mark.parametrize(("config", "spec", "sentence"), [
-    ({}, TABLE.model_copy(update={"classes": ()}), "needs labelled data of two classes or more, and this data has 0"),
+    ({}, TABLE.model_copy(update={"classes": ()}), "this data has no labels or a single class"),
     ({"net": "cnn"}, TABLE, "net cnn fits pictures")])
 def test_what_cannot_be_learnt(config, spec, sentence):
     with pytest.raises(UsageError, match=sentence):

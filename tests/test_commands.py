@@ -3,6 +3,8 @@
 import io
 import json
 import tarfile
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 
 from gencli.data import load
+from gencli.errors import install
 from gencli.runs import load_model
 
 
@@ -25,6 +28,8 @@ def one_line(stderr: str) -> str:
 @pytest.mark.parametrize(("args", "code", "says"), [
     (["trian"], 2, "did you mean 'train'"),
     (["train", "vea", "digits", "-o", "x"], 2, "did you mean 'vae'"),
+    (["train", "vae", "digits", "-o", "-"], 2, "-o RUN"),
+    (["train", "vae", "digits", "-o", "x", "--steps", "9", "--epochs", "2"], 2, "--steps and --epochs"),
     (["train", "vae", "digits", "--latent", "0", "-o", "x"], 2, "--latent 0"),
     (["train", "vae", "digits", "--latent", "many", "-o", "x"], 2, "--latent"),
     (["train", "vae", "digits", "--net", "cnov", "-o", "x"], 2, "--net"),
@@ -103,6 +108,57 @@ def test_an_unknown_key_is_an_error(gencli, tmp_path):
     (tmp_path / "c.toml").write_text("latnet = 4\n")
     assert "did you mean 'latent'" in one_line(
         gencli("train", "vae", "digits", "-o", "x", "--config", "c.toml", code=2).stderr)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", ["latent = 4\n", '{"latent": 4}'])
+def test_a_config_with_a_mark_of_its_byte_order(text, encoding, gencli, tmp_path):
+    (tmp_path / "c").write_bytes(text.encode(encoding))
+    assert gencli("train", "vae", "digits", "--config", "c", "--dry-run").json()["latent"] == 4
+
+
+def test_steps_or_epochs(gencli, tmp_path, monkeypatch):
+    """The later layer says how long; a file that says it twice is refused, unless an older gencli wrote it."""
+    (tmp_path / "steps.toml").write_text("steps = 9\n")
+    (tmp_path / "both.toml").write_text("steps = 9\nepochs = 3\n")
+    (tmp_path / "older.json").write_text('{"steps": 9, "epochs": 20.0, "versions": {}}')
+
+    def resolved(*more):
+        found = gencli("train", "vae", "digits", "--dry-run", *more).json()
+        return found["steps"], found["epochs"]
+
+    assert resolved("--config", "steps.toml") == (9, None) == resolved("--config", "older.json")
+    assert resolved("--config", "steps.toml", "--epochs", "3") == (None, 3.0)
+    monkeypatch.setenv("GENCLI_EPOCHS", "2")
+    assert resolved("--config", "steps.toml") == (None, 2.0) and resolved("--steps", "5") == (5, None)
+    assert "both.toml sets --steps and --epochs" in one_line(
+        gencli("train", "vae", "digits", "--dry-run", "--config", "both.toml", code=2).stderr)
+
+
+def test_variables_that_name_no_option(gencli, small_run, monkeypatch):
+    run = str(small_run("vae", "vector"))
+    for name in ("GENCLI_WINDOW", "GENCLI_RATE", "GENCLI_EACH", "GENCLI_OVERWRITE", "GENCLI_LR"):  # of any of them
+        monkeypatch.setenv(name, "1")
+    gencli("sample", run, "-n", "2")
+    monkeypatch.setenv("GENCLI_LATEN", "20")
+    for words in (["sample", run], ["train", "vae", "digits", "--dry-run"], ["evaluate", run, "digits"]):
+        assert "GENCLI_LATEN," in (line := one_line(gencli(*words, code=2).stderr))
+        assert "did you mean 'GENCLI_LATENT'" in line
+    gencli("sample", "--help")
+
+
+@pytest.mark.parametrize("args", [[], ["train"]])
+def test_without_arguments_there_is_help(args, gencli):
+    done = gencli(*args, code=2)
+    assert b"Usage" in done.stdout and not done.stderr.strip()
+
+
+def test_remedies_name_packages_that_there_are():
+    """Those of the extras in pyproject.toml; gencli itself is on no index."""
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    for extra in ("fast", "onnx", "metrics"):
+        packages = [line.partition(">")[0] for line in extras["optional-dependencies"][extra]]
+        assert install(extra) == f"pip install {' '.join(packages)}"
 
 
 def test_family_help_has_ranges_and_defaults(gencli, monkeypatch):

@@ -101,7 +101,7 @@ def test_vectors_come_in_the_units_of_the_data():
 
 
 def test_what_does_not_fit_is_refused_in_one_line():
-    with pytest.raises(UsageError, match=r"no classes; leave --conditional out"):
+    with pytest.raises(UsageError, match=r"a single class; leave --conditional out"):
         gan(PLANE, conditional=True)
     with pytest.raises(UsageError, match=r"at least 8x8.*use net 'mlp'"):
         gan(ImageSpec(channels=1, height=7, width=30), net="dcgan")

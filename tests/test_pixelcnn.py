@@ -264,7 +264,7 @@ def test_it_learns_that_rows_have_one_colour(tmp_path, gencli):
 @pytest.mark.parametrize(("option", "value", "code", "message"), [
     ("--likelihood", "bernoulli", 2, "256 levels"),
     ("--kernel", "4", 2, "odd"),
-    ("--conditional", None, 2, "no classes"),
+    ("--conditional", None, 2, "a single class"),
 ])
 def test_settings_that_do_not_fit(option, value, code, message, tmp_path, gencli):
     np.savez(tmp_path / "grey.npz", x=np.random.default_rng(0).integers(0, 256, (20, 6, 6)).astype(np.uint8))

@@ -1,5 +1,6 @@
 """`gencli evaluate RUN DATA`: numbers with error bars, and a gate for CI."""
 
+import os
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,7 +105,7 @@ def evaluate(
         progress = stack.enter_context(console.progress("evaluate"))
         model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
         keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
-        split: Literal["all", "test"] = "all" if card is None or Path(data).is_file() else "test"
+        split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
         examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies), **reading)
         wanted = metrics.needed(names, examples.spec, model)
         drawn: Dataset | None = None

@@ -13,7 +13,7 @@ from gencli import registry, runs
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
-from gencli.errors import ModelError, UsageError
+from gencli.errors import ModelError, UsageError, install
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
 from gencli.streams import open_writer
@@ -79,7 +79,7 @@ def _onnx(graph: Graph) -> tuple[bytes, float]:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
-        raise ModelError(f"ONNX needs the package {error.name}: pip install 'gencli[onnx]'") from error
+        raise ModelError(f"ONNX needs the package {error.name}: {install('onnx')}") from error
 
     with warnings.catch_warnings(action="ignore"):  # the exporter's own deprecations
         program = torch.onnx.export(graph.module.eval(), kwargs=graph.inputs, output_names=graph.outputs,

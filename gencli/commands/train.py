@@ -20,7 +20,7 @@ class _Families(LazyGroup):
         return {family.name: family.summary for family in registry.families.values()}
 
     def make(self, name: str) -> Any:
-        return _command(registry.families.named(name))
+        return command(registry.families.named(name))
 
 
 app = typer.Typer(cls=_Families, no_args_is_help=True, add_completion=False)
@@ -31,7 +31,7 @@ def _group() -> None:
     """Fit a model of a family to data; 'gencli train FAMILY --help' lists the family's own options."""
 
 
-def _command(family: registry.Family) -> Any:
+def command(family: registry.Family) -> Any:
     """The function of `gencli train FAMILY`."""
     cls = family.load()
     kinds = [name for name in registry.kinds if name in cls.kinds | cls.conditions]
@@ -68,6 +68,8 @@ def _command(family: registry.Family) -> Any:
         console = Console(quiet, verbose, json)
         if output is None and not dry_run:
             raise UsageError("train needs a run directory to write to: add -o RUN")
+        if output == "-":
+            raise UsageError("train -o -: a run is a directory and cannot go to stdout; name one with -o RUN")
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:
@@ -81,9 +83,9 @@ def _command(family: registry.Family) -> Any:
                                      events=training.Events(console.note, console.warn, progress), **settings)
         if first:
             if json:
-                console.result({"run": output, "steps": outcome.step, **outcome.values}, "")
+                console.result({"run": output, "steps": outcome.step, "kept": outcome.kept, **outcome.values}, "")
             shown = "".join(f", {name} {value:.4g}" for name, value in outcome.values.items())
-            console.note(f"{output}: {outcome.step} steps{shown}")
+            console.note(f"{output}: {outcome}{shown}")
 
     train.__doc__ = f"{family.describe()}: fit it to DATA and write the run directory."
     return train

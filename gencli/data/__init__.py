@@ -8,7 +8,8 @@ What an example is, and how it is read from a file, is the business of its kind 
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -35,6 +36,16 @@ def known() -> dict[str, str]:
     return {name: entry.summary for name, entry in KNOWN.items()}
 
 
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """What the system refuses to read is bad input, whoever asks for it."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or 'the data'} cannot be read: {error.strerror or error}") from error
+
+
+@_input_errors()
 def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split | None = None,
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
@@ -91,6 +102,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         new = [label for label in class_names(labels or ()) if label not in like.classes]
         like = like.model_copy(update={"classes": (*like.classes, *new)})
     data = pairs.fit(chosen, like, request, limit)
+    if labels and not class_names(labels):
+        notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
     data.name, data.split = name, wanted
     data.protocol = {"split": wanted, **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),
                      **data.protocol}

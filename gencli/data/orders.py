@@ -3,6 +3,7 @@
 import torch
 
 from gencli.dataset import Dataset
+from gencli.errors import DataError
 from gencli.rng import StepStream, derive_seed, generator
 from gencli.spec import Batch
 
@@ -14,6 +15,11 @@ class Shuffled:
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self.rank, self.world = rank, world
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def rows(self) -> int:
+        """Examples in a step, over all processes."""
+        return min(self.batch_size, len(self.data))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -31,27 +37,32 @@ class Shuffled:
 
 
 class Contiguous:
-    """Training order of a document: `batch_size` places read on in parallel, `window` tokens a step (truncated BPTT).
+    """Training order of a document: `rows` places read on in parallel, `window` tokens a step (truncated BPTT).
 
     A batch holds window + 1 tokens: all but the last are input, all but the first are targets; the next batch starts
     with the token this one ended with. Every epoch the document is cut at other places.
+
+    Raises:
+        DataError: the document has no token to predict from another.
     """
 
     def __init__(self, data: Dataset, batch_size: int, window: int, seed: int, device: torch.device,
                  rank: int = 0, world: int = 1):
         assert data.document is not None
+        if len(data.document) < 2:
+            raise DataError(f"{data.name}: the text to train on has {len(data.document)} tokens; at least 2 are needed")
         self.document = data.document.to(device)
         self.seed, self.device, self.rank, self.world = seed, device, rank, world
         # A short document is read by fewer readers, in shorter windows, rather than not at all.
-        self.batch_size = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
+        self.rows = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
         self.window = min(window, len(self.document) - 1)
-        self.steps_per_epoch = max(1, (len(self.document) // self.batch_size - 1) // self.window)
+        self.steps_per_epoch = max(1, (len(self.document) // self.rows - 1) // self.window)
 
     def __getitem__(self, step: int) -> tuple[Batch, StepStream]:
         epoch, position = divmod(step, self.steps_per_epoch)
-        stride = len(self.document) // self.batch_size
+        stride = len(self.document) // self.rows
         offset = derive_seed(self.seed, "order", epoch) % len(self.document)
-        starts = offset + torch.arange(self.batch_size, device=self.device) * stride + position * self.window
+        starts = offset + torch.arange(self.rows, device=self.device) * stride + position * self.window
         starts = starts[self.rank :: self.world]
         places = starts[:, None] + torch.arange(self.window + 1, device=self.device)  # (B, window + 1)
         x = self.document[places % len(self.document)].long()

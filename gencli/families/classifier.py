@@ -61,10 +61,11 @@ class Classifier(Model):
     def __init__(self, config: ClassifierConfig, spec: Spec):
         super().__init__(config, spec)
         if len(spec.classes) < 2:
-            raise UsageError(f"classifier needs labelled data of two classes or more, and this data has "
-                             f"{len(spec.classes)}; give data with labels (a table: --label COLUMN)")
+            raise UsageError("classifier needs labelled data of two classes or more, and this data has no labels or a "
+                             "single class; give a folder for each class, or labels (a table: --label COLUMN)")
         assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec)  # `kinds` has no other
         net = config.net if config.net != "auto" else "mlp" if isinstance(spec, VectorSpec) else "cnn"
+        self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
         self.seen: nn.Module = nn.Identity()
         shape = spec.shape
         if isinstance(spec, AudioSpec):

@@ -77,6 +77,7 @@ class GAN(Model):
     kinds = frozenset({"image", "vector"})
     block = 16  # projection costs hundreds of passes through the generator: waste few on surplus examples
     defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}
+    smallest_batch = 2  # for batch normalisation, and for the diversity of examples
     path = "spherical"
     config: GANConfig
     shift: Tensor
@@ -85,7 +86,7 @@ class GAN(Model):
     def __init__(self, config: GANConfig, spec: ImageSpec | VectorSpec):
         super().__init__(config, spec)
         if config.conditional and not spec.classes:
-            raise UsageError("a conditional gan needs labelled data, and this data has no classes; "
+            raise UsageError("a conditional gan needs labelled data, and this data has none or a single class; "
                              "leave --conditional out or give data with labels")
         self.classes = len(spec.classes) if config.conditional else 0
         code = config.latent + self.classes

@@ -75,8 +75,8 @@ class PixelCNN(Model):
             raise UsageError("pixelcnn models pixels of discrete levels, and these pictures are real-valued; "
                              "give 8-bit pictures, or binarize them")
         if config.conditional and not spec.classes:
-            raise UsageError("a conditional pixelcnn needs labelled data, and this data has no classes; "
-                             "leave --conditional out or give data with labels")
+            raise UsageError("a conditional pixelcnn needs labelled data, and this data has none or a "
+                             "single class; leave --conditional out or give data with labels")
         if config.likelihood == "bernoulli" and spec.levels != 2:
             raise UsageError(f"likelihood 'bernoulli' is for binary pictures, and these have {spec.levels} levels; "
                              "use 'categorical' or 'mixture', or --binarize the data")

@@ -149,7 +149,7 @@ class VAE(Model):
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Active units: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016)."""
         means = torch.cat([self.posterior(batch.x)[0].double().cpu() for batch in batches])
-        active = int((means.var(dim=0) > 0.01).sum())
+        active = int((means.var(dim=0, correction=0) > 0.01).sum())
         return [Diagnostic("active_units", active, f"of {self.config.latent}", protocol={"threshold": 0.01})]
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.errors import DataError, ModelError, UsageError
+from gencli.errors import DataError, ModelError, UsageError, install
 from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
 from gencli.layers.distributions import Categorical, Discrete, DiscretisedLogisticMixture
@@ -75,8 +75,8 @@ class WaveNet(Model):
     def __init__(self, config: WaveNetConfig, spec: AudioSpec):
         super().__init__(config, spec)
         if config.conditional and not spec.classes:
-            raise UsageError("a conditional wavenet needs labelled data, and this data has no classes; "
-                             "leave --conditional out or give data with labels")
+            raise UsageError("a conditional wavenet needs labelled data, and this data has none or a "
+                             "single class; leave --conditional out or give data with labels")
         self.classes = len(spec.classes) if config.conditional else 0
         self.mels = (config.mels or _MELS) if self.spec.condition else 0
         self.dilations = [2**i for _ in range(config.stacks) for i in range(config.layers)]
@@ -304,7 +304,7 @@ class WaveNet(Model):
         if engine == "compiled" and self.device.type != "cpu":
             raise UsageError("engine=compiled runs on the CPU; add --device cpu, or use engine=torch")
         if engine == "compiled" and not installed:
-            raise ModelError("engine=compiled needs the package numba: pip install 'gencli[fast]'")
+            raise ModelError(f"engine=compiled needs the package numba: {install('fast')}")
         return engine == "compiled" or (engine == "auto" and installed and self.device.type == "cpu")
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0,

@@ -730,7 +730,7 @@ def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
     """The picture in a file, (channels, H, W) in [0, 1], of the height and width of `spec`."""
     from pathlib import Path
 
-    if not Path(file).is_file():
+    if not os.path.isfile(file):
         raise DataError(f"{file} is not a picture file; give one")
     source = (file, Path(file))
     _, (height, width) = _header(source)

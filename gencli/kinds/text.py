@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -315,7 +315,7 @@ class Texts(Kind):
 
     def parse(self, text: str, spec: Any, role: Literal["prompt", "example"]) -> Batch | None:
         """The text itself; where an example may be the name of a file that there is, that is meant."""
-        if role == "example" and Path(text).exists():
+        if role == "example" and os.path.exists(text):
             return None
         tokens = tokenize(text, spec) + [TextSpec.END] * (spec.lines and role == "example")
         return Batch(torch.tensor([tokens], dtype=torch.int64), lengths=torch.tensor([len(tokens)]))

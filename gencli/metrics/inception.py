@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gencli.cache import cache_folder
-from gencli.errors import ModelError
+from gencli.errors import ModelError, install
 from gencli.metrics import Inputs
 from gencli.metrics.features import Space
 from gencli.model import Batch
@@ -49,7 +49,7 @@ def inception(inputs: Inputs) -> Space:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise ModelError("features inception need the package torch-fidelity: pip install 'gencli[metrics]'") from error
+        raise ModelError(f"features inception need the package torch-fidelity: {install('metrics')}") from error
     path = weights(inputs.download)
     network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     return Inception(network, torch.device("cpu") if inputs.model is None else inputs.model.device)

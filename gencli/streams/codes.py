@@ -85,6 +85,7 @@ def read_codes(source: str, stdin: BinaryIO | None = None, block: int = 64) -> I
         else:
             try:
                 file = stack.enter_context(open(source, "rb"))
+                file.peek(1)
             except OSError as error:
                 raise DataError(f"cannot read codes from {name}: {error.strerror}") from error
         head = file.read(TAR_BLOCK)
