@@ -124,7 +124,7 @@ def _correlation_difference(x: Tensor, y: Tensor, weight_x: Tensor, weight_y: Te
     count, total = x.shape[1], 0.0
     for start in range(0, count, _COLUMNS):
         difference = x[:, start : start + _COLUMNS].T @ x[:, start:]
-        difference.addmm_(y[:, start : start + _COLUMNS].T, y[:, start:], alpha=-1)
+        difference -= y[:, start : start + _COLUMNS].T @ y[:, start:]
         total += float(difference.triu_(1).abs_().sum(dtype=torch.float64))
     return total / (count * (count - 1) / 2)
 
