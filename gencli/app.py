@@ -119,13 +119,27 @@ def run(args: list[str]) -> int:
     except (OSError, MemoryError) as error:  # wherever the machine reaches its limits
         if verbose:
             console.traceback()
-        console.error(f"the system refused: {error}" if isinstance(error, OSError) else "the machine is out of memory")
+        console.error(f"the system refused: {error}" if isinstance(error, OSError) else _out_of_memory())
         return ResourceError.exit_code
     except Exit as error:
         return error.exit_code
     except Exception as error:
         if verbose:
             console.traceback()
+        if isinstance(error, ImportError) and "failed to map segment" in str(error):  # a library that has no room
+            console.error(_out_of_memory())
+            return ResourceError.exit_code
         console.error(f"internal error: {type(error).__name__}: {error}; "
                       f"this is a bug in gencli: run again with -v and report what it prints")
         return 1
+
+
+def _out_of_memory() -> str:
+    """What to do about it depends on whether this process is allowed less than the machine has."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return "the machine is out of memory"
+    return (f"this process may use {limit / 2**30:.1f} GiB of addresses (ulimit -v), and that is not enough: torch "
+            f"alone takes 4; raise the limit")

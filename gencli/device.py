@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli.errors import ResourceError, UsageError
+from gencli.limits import physical_memory
 from gencli.settings import Precision
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -153,7 +153,7 @@ def room_for(copies: int) -> Iterator[None]:
         ResourceError: as soon as the weights registered so far are too many, even if none has been written to: Linux
             overcommits memory and kills the process that uses it.
     """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    memory = physical_memory()
     needed = 0
 
     def count(module: Any, name: str, parameter: Tensor | None) -> None:

@@ -83,6 +83,11 @@ class Format:
             self.end()
         return None
 
+    @classmethod
+    def held(cls, content: Content) -> bool:
+        """Whether all examples stay in memory until the end."""
+        return False
+
     def begin(self) -> None:
         """Write what stands before the first example."""
 
@@ -102,6 +107,10 @@ class Format:
 
 class Held(Format):
     """A format that needs all examples at once."""
+
+    @classmethod
+    def held(cls, content: Content) -> bool:
+        return True
 
     def begin(self) -> None:
         self.blocks: list[Rows] = []

@@ -1,7 +1,9 @@
-"""Limits against decompression bombs: a file that unpacks to far more than its size is refused, unread."""
+"""What the machine has, and limits against decompression bombs: what unpacks to far more than its size is refused."""
 
 import gzip
 import lzma
+import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +15,11 @@ from gencli.errors import DataError
 _LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; beyond that, the ratio (gzip reaches 1,032)
 _READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 PACKED = frozenset(_READERS)  # endings of packed files
+
+
+def physical_memory() -> float:
+    """Bytes of memory that the machine has; infinite where it does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
 
 
 def unpack(data: bytes, ending: str, name: str) -> bytes:

@@ -1,9 +1,11 @@
 """Sound as data and as output: any file becomes one channel of one rate; what is written is read back."""
 
+import gzip
 import io
 import signal
 import struct
 import wave
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,15 +63,31 @@ def test_a_signal_in_a_callback_of_libsndfile_is_not_lost(tmp_path, monkeypatch)
     def stop(number: int, _: object) -> None:
         raise SystemExit(number)
 
-    path = sound(tmp_path / "a.wav")
+    path = tmp_path / "a.wav.gz"  # of a file that is unpacked libsndfile reads the bytes, else the file itself
+    path.write_bytes(gzip.compress(Path(sound(tmp_path / "a.wav")).read_bytes()))
     before = signal.signal(signal.SIGUSR1, stop)
     try:
         monkeypatch.setattr(audio, "io", SimpleNamespace(BytesIO=File))
         with pytest.raises(SystemExit):
-            load(path, split="all")
+            load(str(path), split="all")
         assert signal.getsignal(signal.SIGUSR1) is stop
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"rate": 16000}, {"rate": 5513, "trim": 10}, {"rate": 11025, "levels": 65536}])
+def test_a_long_recording_is_read_in_blocks_to_the_same_levels(tmp_path, monkeypatch, options):
+    """No block is larger than it says, and one that is as large as the recording gives the same."""
+    path = sound(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.2, (40_000, 2)))
+    monkeypatch.setattr(audio, "_BLOCK", 2**30)
+    whole = load(path, options, split="all")
+    monkeypatch.setattr(audio, "_BLOCK", 4001)
+    sizes = []
+    encode = AudioSpec.to_levels
+    monkeypatch.setattr(AudioSpec, "to_levels", lambda self, x: sizes.append(len(x)) or encode(self, x))
+    parts = load(path, options, split="all")
+    assert parts.fingerprint == whole.fingerprint
+    assert max(sizes) <= 4001 and sum(sizes) >= 5 * whole.spec.rate
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_U8"),

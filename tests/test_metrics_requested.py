@@ -18,6 +18,7 @@ from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Column, Inputs, measure
 from gencli.metrics import features as feature_spaces
+from gencli.metrics import table as tables
 from gencli.metrics.anomalies import auroc, aurocs
 from gencli.metrics.audio import LogMel
 from gencli.metrics.parzen import choose_bandwidth, log_density
@@ -74,6 +75,19 @@ def test_a_table_of_one_column_and_constant_columns():
     assert found["correlation_difference"].value == found["column_distance"].value == 0
     with pytest.raises(DataError, match="1 rows; at least 2"):
         measure(["table"], Inputs(table(x), samples=table(x[:1])))
+
+
+def test_tables_are_compared_in_blocks_to_the_same_numbers(monkeypatch):
+    """Of columns and of pairs of columns; and the correlations are numpy's."""
+    x, y = normal(40, 8), normal(30, 8, seed=1)
+    x[:, 2], y[:, 3] = (x[:, 2] > 0).double(), y[:, 3].round()
+    whole = by_name(["table"], table(x), samples=table(y))
+    monkeypatch.setattr(tables, "_BLOCK", 210)
+    monkeypatch.setattr(tables, "_COLUMNS", 3)
+    for name, metric in by_name(["table"], table(x), samples=table(y)).items():
+        assert (metric.value, metric.error) == pytest.approx((whole[name].value, whole[name].error), rel=1e-5), name
+    differences = np.abs(np.corrcoef(x.T.float()) - np.corrcoef(y.T.float()))[np.triu_indices(8, 1)]
+    assert whole["correlation_difference"].value == pytest.approx(differences.mean(), rel=1e-6)
 
 
 # --- text

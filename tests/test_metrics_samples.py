@@ -18,7 +18,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, ModelError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.metrics import Inputs, inception, measure
+from gencli.metrics import Inputs, inception, measure, neighbours
 from gencli.metrics import features as feature_spaces
 from gencli.metrics.distances import distances, frechet_distance, kernel_distance, manifold_metrics
 from gencli.metrics.distribution import inception_score
@@ -212,6 +212,26 @@ def test_what_cannot_be_compared():
 
 
 # --- neighbours
+
+
+@pytest.mark.parametrize(("count", "size", "copies"), [(700, 2, 0), (300, 3, 50), (200, 12, 20), (9, 1, 0)])
+def test_what_is_near_is_found_as_by_brute_force(count, size, copies, monkeypatch):
+    monkeypatch.setattr(neighbours, "_CELL", 16)
+    x, y = normal(count, size), normal(count // 2 + 1, size, seed=1)
+    x[:copies], y[:copies] = x[-1], x[-1]
+    exact = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    assert torch.allclose(neighbours.radii(x, 3), exact.topk(4, largest=False).values[:, 1:], atol=1e-12)
+    between = torch.cdist(x, y).square()
+    reach_x, reach_y = between.min(1).values, between.min(0).values
+    found, looked_at = torch.full_like(between, torch.inf), 0
+    for rows, columns, squares in neighbours.near(x, y, reach_x, reach_y):
+        assert (found[rows][:, columns] == torch.inf).all(), "no pair comes twice"
+        place = torch.arange(len(y))[columns]
+        found[rows[:, None], place] = squares
+        looked_at += squares.numel()
+    within = (between <= reach_x[:, None]) | (between <= reach_y)
+    assert torch.allclose(found[within], between[within], atol=1e-12)
+    assert looked_at < (0.3 if count == 700 else 1.01) * between.numel()
 
 
 def test_nearest_by_brute_force_and_zero_for_copies():

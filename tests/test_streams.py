@@ -413,3 +413,27 @@ def test_pickles_are_never_loaded(tmp_path):
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="allow_pickle"):
         list(read_codes(str(tmp_path / "evil.npy")))
+
+
+# --- large outputs
+
+
+def test_npy_files_are_written_as_they_come(tmp_path):
+    """To the same bytes as numpy's, without holding the examples."""
+    spec = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
+    x = torch.randn(11, 2)
+    with open_writer(str(tmp_path / "x.npy"), spec, total=11) as writer:
+        for part in x.split(4):
+            writer.write(Batch(part))
+        assert not writer._to.blocks
+    np.save(tmp_path / "theirs.npy", x.numpy())
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "what"), [("x.npy", "disk"), ("x.npz", "memory"), ("x.tar", "disk"),
+                                            ("x.csv", "disk"), ("folder/", "disk")])
+def test_what_cannot_fit_is_refused_before_the_work(tmp_path, name, what):
+    spec = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
+    with pytest.raises(ResourceError, match=f"99999999999999 vectors need at least .* GiB of {what}"):
+        open_writer(str(tmp_path / name), spec, total=99999999999999)
+    assert not list(tmp_path.iterdir())

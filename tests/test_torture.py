@@ -29,8 +29,8 @@ def cases(tmp_path_factory) -> torture.Cases:
     return torture.Cases(tmp_path_factory.mktemp("cases"))
 
 
-COUNTS = {"kills": 20, "signals": 30, "writers": 30, "saves": 20, "disks": 4, "foreign": 20, "devices": 20,
-          "namespaces": 6, "ranks": 3}
+COUNTS = {"kills": 10, "signals": 15, "writers": 20, "saves": 20, "disks": 4, "foreign": 8, "devices": 12,
+          "namespaces": 3, "ranks": 2}
 
 
 @pytest.mark.parametrize("name", COUNTS)

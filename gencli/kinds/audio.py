@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,6 +23,7 @@ from gencli.examples import Examples, FileExamples, KindSettings, Request, Sourc
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
+from gencli.limits import PACKED
 from gencli.spec import Batch, Spec
 from gencli.stopping import signals_wait
 
@@ -37,6 +39,7 @@ else:
 
 _FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed
 _HOP, _BANDS = 0.008, 64  # of the picture of a sound: seconds from a column to the next, rows
+_BLOCK = 2**18  # samples decoded at once
 # In a stream whose length was not known when its header was written, sizes are as large as they can be.
 _UNKNOWN = 2**31 - 2**16
 
@@ -109,15 +112,14 @@ class Recordings(FileExamples):
         wanted = self.head(limit)
         for i, source in enumerate(wanted.sources):
             try:
-                sound, rate = _decode(source)
-                x = _trimmed(_resampled(sound.mean(0), rate, spec.rate), spec.rate, settings.trim)
+                levels, channels = _levels(source, spec, settings.trim)
             except DataError:
                 if not request.skip_bad or (not readable and i == len(wanted) - 1):
                     raise
                 continue
-            mixed += len(sound) > 1
+            mixed += channels > 1
             readable.append(i)
-            cut = spec.to_levels(x.clamp(-1, 1)).split(spec.length)
+            cut = levels.split(spec.length)
             pieces += cut
             origin += [(i, place) for place in range(len(cut))]
         wanted.skipped += len(wanted) - len(readable)
@@ -149,14 +151,26 @@ def _dtype(spec: AudioSpec) -> torch.dtype:
     return torch.uint8 if spec.levels == 256 else torch.int32
 
 
+def _opened(content: Path | bytes) -> bytes | io.BytesIO:
+    """What libsndfile opens: a file by its name, so that it is never whole in memory; else bytes."""
+    if not isinstance(content, Path) or content.suffix.lower() in PACKED or not content.is_file():
+        return io.BytesIO(bytes_of(content))
+    try:
+        with open(content, "rb") as file:
+            if not file.read(1):
+                raise DataError(f"{content} is empty")
+    except OSError as error:
+        raise DataError(f"{content} cannot be read: {error.strerror}") from error
+    return os.fsencode(content)
+
+
 @signals_wait()  # libsndfile reads bytes through callbacks
 def _open(source: Source) -> soundfile.SoundFile:
     name, content = source
-    data = bytes_of(content)
-    if not data:
+    if content == b"":
         raise DataError(f"{name} is empty")
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(_opened(content))
     except (soundfile.LibsndfileError, TypeError, ValueError, RuntimeError) as error:
         reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise DataError(f"{name} is damaged or no recording ({reason}); expected a WAV, FLAC or OGG file") from error
@@ -168,37 +182,87 @@ def _open(source: Source) -> soundfile.SoundFile:
     return file
 
 
-@signals_wait()
-def _decode(source: Source) -> tuple[Tensor, int]:
-    """Channels of samples in [-1, 1], (C, T) float32, and their rate in Hz."""
+def _levels(source: Source, spec: AudioSpec, trim: float | None) -> tuple[Tensor, int]:
+    """A recording as stored levels (T,), and how many channels it had. No more than a block of it is held as floats."""
     with _open(source) as file:
-        try:
-            x = file.read(dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
-            raise DataError(f"{source[0]} is damaged or cut short: {error}") from error
-        if len(x) < file.frames:
-            raise DataError(f"{source[0]} was cut: it has {len(x)} samples, and says that it had {file.frames}")
-        if not np.isfinite(x).all():
-            raise DataError(f"{source[0]} holds NaN or infinity")
-        return torch.from_numpy(x.T), file.samplerate
+        levels, loudness = [], []
+        frame = max(1, round(_FRAME * spec.rate))
+        sound = _resampled(_blocks(file, source[0]), file.samplerate, spec.rate)
+        for x in _of_length(sound, frame * max(1, _BLOCK // frame)):
+            levels.append(spec.to_levels(x.clamp(-1, 1)).to(_dtype(spec)))
+            if trim is not None:
+                padded = torch.nn.functional.pad(x, (0, -len(x) % frame))
+                loudness.append(padded.view(-1, frame).square().mean(1))
+        whole = torch.cat(levels)
+        if trim is not None:
+            loud = _loud(torch.cat(loudness), trim)
+            whole = whole[loud.start * frame : loud.stop * frame]
+        return whole, file.channels
 
 
-def _resampled(x: Tensor, rate: int, wanted: int) -> Tensor:
+@signals_wait()
+def _read(file: soundfile.SoundFile, name: str) -> Tensor:
+    """The next block of samples in [-1, 1], (T, C) float32; of none at the end."""
+    try:
+        x = file.read(_BLOCK, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, MemoryError) as error:
+        raise DataError(f"{name} is damaged or cut short: {error}") from error
+    if not np.isfinite(x).all():
+        raise DataError(f"{name} holds NaN or infinity")
+    return torch.from_numpy(x)
+
+
+def _blocks(file: soundfile.SoundFile, name: str) -> Iterator[Tensor]:
+    """The mean of the channels, (T,) at a time."""
+    done = 0
+    while len(x := _read(file, name)):
+        done += len(x)
+        yield x.T.mean(0)
+    if done < file.frames:
+        raise DataError(f"{name} was cut: it has {done} samples, and says that it had {file.frames}")
+
+
+def _of_length(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
+    """The same samples in blocks of this length, but for the last."""
+    rest: list[Tensor] = []
+    for block in blocks:
+        rest.append(block)
+        if sum(map(len, rest)) >= length:
+            *whole, last = torch.cat(rest).split(length)
+            yield from whole
+            rest = [last]
+    if rest:
+        yield torch.cat(rest)
+
+
+def _resampled(blocks: Iterable[Tensor], rate: int, wanted: int) -> Iterator[Tensor]:
+    """A sound at another rate, block by block, with the same samples as if it were resampled at once.
+
+    A block begins where a sample of the old rate and one of the new coincide, and is resampled with as much of its
+    neighbours as the filter sees.
+    """
     if rate == wanted:
-        return x
+        yield from blocks
+        return
     from torchaudio.functional import resample  # takes a second to import
 
-    return resample(x, rate, wanted)
+    old, new = rate // math.gcd(rate, wanted), wanted // math.gcd(rate, wanted)
+    # torchaudio's filter spans 6 zero crossings on either side, with a rolloff of 0.99.
+    seen = old * math.ceil(6 / (0.99 * min(old, new)) + 1)
+    before, ahead = torch.empty(0), torch.empty(0)
+    for block in _of_length(blocks, old * max(1, _BLOCK // old)):
+        if len(ahead):
+            part = resample(torch.cat([before, ahead, block[:seen]]), rate, wanted)[len(before) // old * new :]
+            yield part[: len(ahead) // old * new]
+            before = ahead[-seen:]
+        ahead = block
+    yield resample(torch.cat([before, ahead]), rate, wanted)[len(before) // old * new :]
 
 
-def _trimmed(x: Tensor, rate: int, decibels: float | None) -> Tensor:
-    """(T,) without the quiet frames at the beginning and end; as it is where all is silent."""
-    if decibels is None:
-        return x
-    frame = max(1, round(_FRAME * rate))
-    loudness = torch.nn.functional.pad(x, (0, -len(x) % frame)).view(-1, frame).square().mean(1)
+def _loud(loudness: Tensor, decibels: float) -> slice:
+    """The frames without the quiet ones at the beginning and end; all where everything is silent."""
     loud = (loudness > loudness.max() * 10 ** (-decibels / 10)).nonzero()[:, 0]
-    return x[loud[0] * frame : (loud[-1] + 1) * frame] if len(loud) else x
+    return slice(int(loud[0]), int(loud[-1]) + 1) if len(loud) else slice(0, len(loudness))
 
 
 def _itself(spec: AudioSpec, argument: str) -> tuple[Spec, Callable[[Batch], Batch]]:

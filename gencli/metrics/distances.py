@@ -18,7 +18,7 @@ from torch import Tensor
 from gencli.errors import DataError
 from gencli.metrics import Metric
 from gencli.metrics.estimates import mean
-from gencli.metrics.neighbours import squared_distances
+from gencli.metrics.neighbours import near, radii
 from gencli.rng import generator
 
 _ROWS = 8192  # rows of features taken at once in float64
@@ -141,30 +141,21 @@ def manifold_metrics(reference: Tensor, samples: Tensor, protocol: dict[str, Any
     possible). Coverage: share of balls of the reference with a sample. Errors are those of sampling what is counted.
     """
     _need(reference, samples, max(precision_k, coverage_k) + 1)
-    around_reference = _radii(reference, max(precision_k, coverage_k))  # (N, k) squared
-    around_samples = _radii(samples, precision_k)[:, -1]
+    around_reference = radii(reference, max(precision_k, coverage_k))  # (N, k) squared
+    around_samples = radii(samples, precision_k)[:, -1]
     wide, narrow = around_reference[:, coverage_k - 1, None], around_reference[:, precision_k - 1, None]
     precise = torch.zeros(len(samples), dtype=torch.bool)
     density = torch.zeros(len(samples), dtype=torch.float64)
     recalled, covered = (torch.zeros(len(reference), dtype=torch.bool) for _ in range(2))
-    for rows, distances in squared_distances(reference, samples):
-        precise |= (distances <= narrow[rows]).any(0)
-        recalled[rows] = (distances <= around_samples).any(1)
+    for rows, columns, distances in near(reference, samples, around_reference.amax(1), around_samples):
+        precise[columns] |= (distances <= narrow[rows]).any(0)
+        recalled[rows] = (distances <= around_samples[columns]).any(1)
         inside = distances < wide[rows]
-        density += inside.sum(0)
+        density[columns] += inside.to(distances.dtype).sum(0)
         covered[rows] = inside.any(1)
     shares = {"precision": (precise, precision_k), "recall": (recalled, precision_k),
               "density": (density / coverage_k, coverage_k), "coverage": (covered, coverage_k)}
     return [mean(name, values, "", "estimate", {**protocol, "k": k}) for name, (values, k) in shares.items()]
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    """(N, k) squared distances to the 1st, ..., k-th nearest other example."""
-    radii = []
-    for rows, distances in squared_distances(x, x):
-        distances.diagonal(rows.start).fill_(math.inf)
-        radii.append(distances.topk(k, largest=False).values)
-    return torch.cat(radii)
 
 
 def distances(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed: int = 0) -> list[Metric]:

@@ -17,7 +17,7 @@ from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import protocol
 from gencli.metrics.features import features
 from gencli.metrics.memorisation import plain_space
-from gencli.metrics.neighbours import squared_distances
+from gencli.metrics.neighbours import near, radii, without_self
 
 _SAME = 0.01  # share of held-out examples that have another one counted as the same
 
@@ -27,9 +27,7 @@ def support(inputs: Inputs) -> Iterator[Found]:
     samples, reference = comparable(inputs)
     space = plain_space(inputs)
     real = features(space, reference)[0]
-    nearest = torch.cat([_without_self(rows, distances).min(1).values
-                         for rows, distances in squared_distances(real, real)])
-    threshold = float(nearest.quantile(_SAME))
+    threshold = float(radii(real, 1)[:, 0].quantile(_SAME))
     of_real, _, _ = support_size(real[: len(samples)], threshold)
     size, error, kind = support_size(features(space, samples)[0], threshold)
     record = protocol(reference, inputs.seed, features=space.name, threshold=math.sqrt(threshold), real=of_real)
@@ -42,8 +40,10 @@ def support_size(x: Tensor, threshold: float) -> tuple[float, float | None, Kind
     The share is a U-statistic, whose error follows from how many partners each example has (Hoeffding 1948). Without
     any pair it is at most 3 over the number of pairs, with a confidence of 95%.
     """
-    partners = torch.cat([(_without_self(rows, distances) <= threshold).sum(1)
-                          for rows, distances in squared_distances(x, x)]).double()
+    partners = torch.empty(len(x), dtype=torch.float64)
+    reach = x.new_full((len(x),), threshold)
+    for rows, columns, distances in near(x, x, reach, reach):
+        partners[rows] = (without_self(rows, columns, distances, len(x)) <= threshold).sum(1).double()
     pairs = len(x) * (len(x) - 1) / 2
     if not partners.any():
         return pairs / 3, None, "bound"
@@ -53,7 +53,3 @@ def support_size(x: Tensor, threshold: float) -> tuple[float, float | None, Kind
     variance = max(single, 4 * float(partners.var()) / (len(x) - 1) ** 2 / len(x) - single)
     return 1 / share, math.sqrt(variance) / share**2, "estimate"
 
-
-def _without_self(rows: slice, distances: Tensor) -> Tensor:
-    distances.diagonal(rows.start).fill_(math.inf)
-    return distances

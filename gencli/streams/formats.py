@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gencli.format import Format, Held, Rows, json_line, npy_bytes
+from gencli.format import Content, Format, Held, Rows, json_line, npy_bytes
 from gencli.publish import write
 from gencli.streams.tar import Tar
 
@@ -24,12 +24,36 @@ class Folder(Format):
 
 
 class Npy(Held):
-    """One array."""
+    """One array. Into a file it is written as it comes, where all values have one shape; its length in the end."""
 
     exact = True
 
+    @classmethod
+    def held(cls, content: Content) -> bool:
+        return not (content.rewritable and content.shape)
+
+    def put(self, rows: Rows) -> None:
+        if self.held(self.content):
+            super().put(rows)
+        elif len(rows.values):
+            block = np.ascontiguousarray(np.stack(list(rows.values)))
+            if not self.count:
+                self._kind = np.lib.format.header_data_from_array_1_0(block)
+                self._header()
+            self.out.write(block.tobytes())
+            self.count += len(block)
+
     def end(self) -> None:
-        self.out.write(npy_bytes(self.array))
+        if self.count:
+            self.out.seek(0)
+            self._header()
+        else:
+            self.out.write(npy_bytes(self.array))
+
+    def _header(self) -> None:
+        # numpy leaves room for a first dimension of any length, so that the header never grows.
+        shape = (self.count, *self._kind["shape"][1:])
+        np.lib.format.write_array_header_1_0(self.out, {**self._kind, "shape": shape})
 
 
 class Npz(Held):

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from gencli import registry
-from gencli.errors import UsageError
+from gencli.errors import ResourceError, UsageError
 from gencli.format import Content, Format, Rows
+from gencli.limits import physical_memory
 from gencli.publish import in_place, is_stdout, publish, publish_folder
 from gencli.spec import Batch, Spec
 from gencli.streams import codes as coding
@@ -128,7 +130,28 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
         sink = publish_folder(_replaceable(Path(output), content, start, total))
     elif terminal and chosen.binary:
         raise UsageError(f"{format} is binary and standard output is a terminal; write to a file with -o FILE.{format}")
+    _require_room(output if content.rewritable else None, chosen, content, total or 0)
     return chosen(sink, content, start)
+
+
+def _require_room(output: str | None, chosen: type[Format], content: Content, total: int) -> None:
+    """ResourceError if so many examples cannot fit, by the least they take: a byte for each number.
+
+    Those of a compressed file may take less of the disk than that, but hardly less than a byte each.
+    """
+    what = f"{total} {content.noun}s need at least"
+    if chosen.held(content):
+        needed, memory = total * math.prod(content.shape), physical_memory()
+        if needed > memory:
+            raise ResourceError(f"{what} {needed / 2**30:,.0f} GiB of memory in this format, and the machine has "
+                                f"{memory / 2**30:.0f}; write a tar, or parts of it with --shard")
+    elif output is not None:
+        needed = total * (math.prod(content.shape) if chosen is COMMON["npy"] else 1)
+        folder = next(parent for parent in Path(output).absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ResourceError(f"{what} {needed / 2**30:,.0f} GiB of disk, and {folder} has {free / 2**30:.0f} free; "
+                                f"ask for fewer with -n, or write elsewhere")
 
 
 @contextmanager
