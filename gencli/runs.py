@@ -14,6 +14,7 @@ Weights and state are safetensors; everything else about a model is one JSON str
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from torch.nn.modules import module as registration
 
 from gencli import registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
+from gencli.escape import markdown_text, printable, to_json
 from gencli.model import Model
 from gencli.publish import alive, append, publish, publish_text, remove, sweep
 from gencli.settings import DataSettings
@@ -165,6 +167,7 @@ def read_card(run: str | Path) -> Card:
         if content.get("format", FORMAT) > FORMAT:
             raise ModelError(f"{path} has format {content['format']}, this gencli reads up to {FORMAT}; upgrade gencli")
         card = Card.model_validate(content)
+        card.model_dump_json()  # names that are no UTF-8 could not be written again
     except UsageError as error:  # a kind that is not installed
         raise ModelError(f"{path}: {error}; install its plugin") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -245,12 +248,14 @@ def _no_larger_than(path: Path) -> Iterator[None]:
 def model_card(card: Card, values: dict[str, float]) -> str:
     """README.md of a run: what the model is, how it was made, how to use it. `values`: last logged in training."""
     family = registry.families.named(card.family)
-    config = "\n".join(f"| {name} | {value} |" for name, value in card.config.items())
-    usage = f"gencli evaluate RUN {card.data}:test --json"
+    config = "\n".join(f"| {name} | {markdown_text(str(value))} |" for name, value in card.config.items())
+    data = markdown_text(card.data)
+    usage = f"gencli evaluate RUN {shlex.quote(printable(card.data) + ':test')} --json"
     if "sample" in family.load().abilities():
         usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
-    losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
-    return f"""# {card.family} trained on {card.data}
+    losses = "\n".join(f"- {markdown_text(name)}: {value:.6g} (last logged in training)"
+                       for name, value in values.items())
+    return f"""# {card.family} trained on {data}
 
 {family.describe()}
 
@@ -259,12 +264,12 @@ def model_card(card: Card, values: dict[str, float]) -> str:
 {config}
 
 - training: {card.steps} steps, seed {card.seed}; every setting is in config.json
-- data: {card.data}, fingerprint {card.fingerprint[:16]}
+- data: {data}, fingerprint {markdown_text(card.fingerprint[:16])}
 {losses}
 
     {usage}
 
-Made with gencli {card.gencli}.
+Made with gencli {markdown_text(card.gencli)}.
 """
 
 
@@ -383,7 +388,7 @@ class Run:
             digests = {}
         before = [digest for digest in digests.get(name, []) if path.exists() and digest == sha256(path)]
         digests[name] = list(dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))
-        publish_text(manifest, json.dumps(digests, indent=2) + "\n")
+        publish_text(manifest, to_json(digests, indent=2) + "\n")
         with publish(path) as file:
             file.write(content)
 
@@ -397,12 +402,13 @@ class Run:
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Publish `config.json`."""
-        self.publish("config.json", (json.dumps(settings, indent=2) + "\n").encode())
+        self.publish("config.json", (to_json(settings, indent=2) + "\n").encode())
 
     def log(self, message: str) -> None:
         """Append a line with the time to `log.txt`."""
-        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
+        lines = map(printable, message.split("\n"))  # further ones are indented: none passes for a record
+        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} " + "\n    ".join(lines))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
-        append(self.path / name, json.dumps(record))
+        append(self.path / name, to_json(record))

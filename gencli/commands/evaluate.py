@@ -11,6 +11,7 @@ from gencli import metrics, registry
 from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
+from gencli.escape import to_json
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
 from gencli.publish import publish, publish_text
 
@@ -181,14 +182,12 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
 
 def _save_in_run(run: Path, document: dict[str, Any], results: metrics.Results, console: Console) -> None:
     """Save the result and its figures in the run's eval/ folder, if it can be written."""
-    import json
-
     from torchvision.transforms.functional import to_pil_image
 
     data = document["data"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data['name']}-{data['split']}").strip("-")
     try:
-        publish_text(run / "eval" / f"{name}.json", json.dumps(document, indent=2) + "\n")
+        publish_text(run / "eval" / f"{name}.json", to_json(document, indent=2) + "\n")
         for figure in results.figures:
             with publish(run / "eval" / f"{name}-{figure.name}.png") as file:
                 to_pil_image(figure.image).save(file, "png")

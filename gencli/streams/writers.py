@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.errors import UsageError
+from gencli.escape import printable
 from gencli.format import Content, Format, Rows
 from gencli.publish import publish, publish_folder
 from gencli.spec import Batch, Spec
@@ -122,6 +123,8 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
         endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in formats)
         raise UsageError(f"{content.noun}s cannot be written as {format!r}; formats that fit: {endings}")
     chosen = formats[format]
+    if terminal and not chosen.binary:
+        sink = _flushed(_Legible(stream))
     if format == "folder":
         if output is None or output == "-" or _is_device(output):
             raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")
@@ -137,6 +140,18 @@ def _is_device(output: str) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
+class _Legible:
+    """A terminal: what is in a text or a name is shown on it and does not control it."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self.flush = stream.flush
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(printable(data.decode(), lines=True).encode())
+        return len(data)
+
+
 @contextmanager
 def _device(output: str) -> Iterator[BinaryIO]:
     with open(output, "wb") as file:
@@ -144,7 +159,7 @@ def _device(output: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _flushed(stream: BinaryIO) -> Iterator[BinaryIO]:
+def _flushed(stream: Any) -> Iterator[Any]:
     yield stream
     stream.flush()
 
