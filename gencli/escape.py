@@ -26,6 +26,15 @@ def printable(text: str, lines: bool = False) -> str:
                        else found[0].encode("unicode_escape").decode(), text)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written down; a file name of other bytes cannot, Python keeps those as lone surrogates."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def markdown_text(text: str) -> str:
     """A name in Markdown, on one line of a table."""
     return _MARKDOWN.sub(r"\\\1", printable(text))

@@ -57,6 +57,8 @@ class Card(BaseModel):
     data: str = ""  # what the model was trained on, as on the command line
     data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
+    examples: int = 0  # that it was trained on; 0 in older files
+    extent: tuple[int, int] | None = None  # files and bytes of the training data, where it lay in files
     steps: int = 0
     seed: int = 0
     findings: dict[str, Any] = {}  # what evaluations have computed about the weights
@@ -184,9 +186,10 @@ def complete(card: Card) -> Card:
 
 
 def identity(run: str | Path) -> str:
-    """A hex digest that identifies a model: of its weights and card, without findings."""
+    """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
     card = read_card(run).model_copy(update={"findings": {}})
-    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: card.model_dump_json()})).hexdigest()
+    about = card.model_dump_json(exclude={"examples", "extent"})
+    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 
 def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Card]:

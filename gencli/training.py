@@ -18,7 +18,7 @@ import torch
 from gencli import __version__, inference, registry, runs
 from gencli import device as devices
 from gencli.checkpoints import finished
-from gencli.data import load
+from gencli.data import extent, load
 from gencli.dataset import Dataset
 from gencli.device import Processes, memory_explained, room_for
 from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
@@ -90,7 +90,7 @@ class Plan:
         """What the model file says beside the weights."""
         return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec, data=self.data,
                          data_settings=self.reading, steps=outcome.step, fingerprint=self.examples.fingerprint,
-                         seed=self.settings.seed)
+                         examples=len(self.examples), extent=extent(self.data), seed=self.settings.seed)
 
 
 @dataclass

@@ -1,0 +1,256 @@
+"""What strangers chose decides nothing: folders, names, cells, logs, model files and caches of others."""
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_commands import one_line
+
+from gencli.data import load
+from gencli.errors import DataError
+from gencli.escape import guarded, printable, to_json, unguarded
+
+EVIL = "\x1b]0;owned\x07\u202egnp\nfake: line\x9b31m"
+
+
+def pictures(folder: Path, count: int = 4, seed: int = 0) -> Path:
+    """A folder of different pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(np.random.default_rng(seed).integers(0, 256, (count, 5, 4), np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{seed}-{i}.png")
+    return folder
+
+
+def forbid(monkeypatch, folder: Path) -> None:
+    """Let nobody list a folder, not even root."""
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if os.fspath(path) == os.fspath(folder):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+# --- folders
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch, gencli):
+    pictures(tmp_path / "data" / "a")
+    pictures(tmp_path / "data" / "b", seed=1)
+    forbid(monkeypatch, tmp_path / "data" / "b")
+    with pytest.raises(DataError, match=r"data/b cannot be listed: Permission denied; --skip-bad"):
+        load(f"{tmp_path}/data:all")
+    said = []
+    data = load(f"{tmp_path}/data:all", skip_bad=True, notify=said.append)
+    assert len(data) == 4 and data.skipped == 1 and data.protocol["skipped"] == 1
+    assert any("data/b cannot be listed" in sentence for sentence in said)
+    done = gencli("train", "gaussian", f"{tmp_path}/data", "-o", "run", "-q", code=3)
+    assert "data/b" in one_line(done.stderr)
+
+
+def test_one_side_of_pairs_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for side in ("source", "target"):
+        pictures(tmp_path / "pairs" / side / "a")
+        pictures(tmp_path / "pairs" / side / "b", seed=1)
+        forbid(monkeypatch, tmp_path / "pairs" / side / "b")
+    with pytest.raises(DataError, match="source/b cannot be listed"):
+        load(f"{tmp_path}/pairs:all")
+    data = load(f"{tmp_path}/pairs:all", skip_bad=True)
+    assert len(data) == 4 and data.skipped == 2
+
+
+def test_the_folder_itself_that_cannot_be_listed_is_never_skipped(tmp_path, monkeypatch):
+    forbid(monkeypatch, pictures(tmp_path / "data"))
+    with pytest.raises(DataError, match="Permission denied"):
+        load(f"{tmp_path}/data:all", skip_bad=True)
+
+
+def test_links_to_folders_are_classes(tmp_path):
+    pictures(tmp_path / "pool" / "cats")
+    pictures(tmp_path / "data" / "dogs", seed=1)
+    (tmp_path / "data" / "cats").symlink_to("../pool/cats")
+    data = load(f"{tmp_path}/data:all")
+    assert data.spec.classes == ("cats", "dogs") and len(data) == 8
+
+
+def test_links_to_folders_of_texts_and_splits_are_followed(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "pool" / name).mkdir(parents=True)
+        (tmp_path / "pool" / name / "a.txt").write_text(f"{name} ")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to("../pool/one")
+    (tmp_path / "data" / "test").symlink_to("../pool/two")
+    assert len(load(f"{tmp_path}/data:test", {"lines": True})) == 1
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "x").symlink_to("../pool")
+    assert load(f"{tmp_path}/all:all", {"lines": True, "unit": "words"}).examples.shape[0] == 2
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "a"])
+def test_links_in_a_circle_are_named_and_end(tmp_path, target):
+    """Also a link out of the data to what contains it, and a second way to a folder."""
+    pictures(tmp_path / "data" / "a")
+    pictures(tmp_path / "elsewhere", seed=1)
+    (tmp_path / "data" / "loop").symlink_to(target)
+    said = []
+    data = load(f"{tmp_path}/data:all", notify=said.append)
+    assert len(data) == 4 and any("loop leads to a folder that is read already" in sentence for sentence in said)
+
+
+def test_a_link_that_leads_nowhere_is_a_picture_that_cannot_be_read(tmp_path):
+    pictures(tmp_path / "data")
+    (tmp_path / "data" / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "data" / "round.png").symlink_to("round.png")
+    with pytest.raises(DataError, match=r"gone\.png cannot be read"):
+        load(f"{tmp_path}/data:all")
+    assert load(f"{tmp_path}/data:all", skip_bad=True).skipped == 2
+
+
+def test_a_pipe_among_pictures_is_not_opened(tmp_path):
+    pictures(tmp_path / "data")
+    os.mkfifo(tmp_path / "data" / "p.png")
+    os.mkfifo(tmp_path / "data" / "control")  # no data by its name
+    with pytest.raises(DataError, match=r"p\.png is no regular file"):
+        load(f"{tmp_path}/data:all")
+    assert load(f"{tmp_path}/data:all", skip_bad=True).skipped == 1
+
+
+# --- names
+
+
+def test_printable():
+    assert printable(EVIL) == r"\x1b]0;owned\x07\u202egnp\nfake: line\x9b31m"
+    assert printable("Größe 漢字 👩‍👧 نص") == "Größe 漢字 👩‍👧 نص"
+    assert printable("caf\udce9") == r"caf\udce9" and printable("a\tb\nc\x1b", lines=True) == "a\tb\nc\\x1b"
+
+
+def no_control(text: str) -> bool:
+    return printable(text, lines=True) == text
+
+
+def test_names_of_strangers_do_not_reach_terminal_log_or_card(tmp_path, gencli, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gencli", "train", "gaussian", EVIL])
+    for i in range(2):
+        pictures(tmp_path / EVIL / f"{EVIL}{i}", seed=i)
+    (tmp_path / EVIL / f"{EVIL}0" / f"{EVIL}.png").write_bytes(b"no picture")
+    done = gencli("train", "gaussian", EVIL, "-o", f"run{EVIL}", code=3)
+    assert printable(EVIL) in one_line(done.stderr) and no_control(done.stderr)
+    done = gencli("train", "gaussian", EVIL, "-o", f"run{EVIL}", "--skip-bad")
+    assert no_control(done.stderr) and printable(EVIL) in done.stderr
+    run = tmp_path / f"run{EVIL}"
+    for name in ("log.txt", "README.md"):
+        assert no_control((run / name).read_text()) and "gnp" in (run / name).read_text(), name
+    assert "\nfake" not in (run / "README.md").read_text() and "\nfake" not in (run / "log.txt").read_text()
+    assert json.loads((run / "config.json").read_bytes())["data"] == EVIL, "JSON is exact"
+    args = ["evaluate", f"run{EVIL}", f"{EVIL}:all", "--skip-bad", "--metrics", "likelihood", "--require", "nll<=1e99"]
+    done = gencli(*args, "--json", "--markdown", "r.md", "--html", "r.html", "--junit", "r.xml")
+    assert done.json()["data"]["name"] == EVIL and done.json()["model"]["trained_on"] == EVIL
+    assert no_control(done.stderr)
+    for name in ("r.md", "r.html", "r.xml"):
+        text = (tmp_path / name).read_text()
+        assert no_control(text) and "gnp" in text, name
+
+
+def test_the_usage_in_a_card_is_one_word_for_a_shell(tmp_path, gencli):
+    name = "a; touch `x` $(y)"
+    pictures(tmp_path / name)
+    gencli("train", "gaussian", name, "-o", "run", "-q")
+    gencli("export", "run", "-o", "card.md")
+    for path in ("run/README.md", "card.md"):
+        assert "    gencli evaluate RUN 'a; touch `x` $(y):test' --json" in (tmp_path / path).read_text().splitlines()
+
+
+def test_names_that_are_no_utf8_are_refused_when_they_are_read(tmp_path, gencli):
+    for i, name in enumerate((b"caf\xe9", b"tea")):
+        folder = os.path.join(os.fsencode(tmp_path), b"data", name)
+        os.makedirs(folder)
+        pictures(Path(os.fsdecode(folder)), seed=i)
+    done = gencli("train", "gaussian", "data", "-o", "run", code=3)
+    assert r"caf\udce9" in one_line(done.stderr) and not (tmp_path / "run").exists()
+    done = gencli("train", "gaussian", os.fsdecode(b"data/caf\xe9"), "-o", "run", code=3)
+    assert r"data/caf\udce9" in one_line(done.stderr) and not (tmp_path / "run").exists()
+    np.savez(tmp_path / "labels.npz", x=np.zeros((4, 5, 4), np.uint8), y=np.array(["a", "caf\udce9"] * 2))
+    done = gencli("train", "gaussian", "labels.npz", "-o", "run", code=3)
+    assert r"caf\udce9" in one_line(done.stderr)
+
+
+def test_files_in_a_folder_may_have_names_that_are_no_utf8(tmp_path, gencli):
+    folder = pictures(tmp_path / "data")
+    os.rename(folder / "0-0.png", os.path.join(os.fsencode(folder), b"\xe9.png"))
+    gencli("train", "gaussian", "data", "-o", "run", "-q")
+    Path(os.fsdecode(os.path.join(os.fsencode(folder), b"\xe9.png"))).write_bytes(b"no picture")
+    assert r"\udce9.png" in one_line(gencli("train", "gaussian", "data", "-o", "other", code=3).stderr)
+
+
+def test_a_text_on_a_terminal_does_not_control_it(monkeypatch):
+    import torch
+
+    from gencli.kinds.text import TextSpec
+    from gencli.spec import Batch
+    from gencli.streams import open_writer
+
+    class Terminal(io.BytesIO):
+        def isatty(self):
+            return True
+
+    spec = TextSpec(vocabulary=("<unk>", "<end>", "a", "\x1b", "\n"), length=4)
+    batch = Batch(torch.tensor([[2, 3, 4, 2]]), lengths=torch.tensor([4]))
+    for stream, expected in ((Terminal(), b"a\\x1b\na\n"), (io.BytesIO(), b"a\x1b\na\n")):
+        with open_writer("-", spec, format="txt", stdout=stream) as writer:
+            writer.write(batch)
+        assert stream.getvalue() == expected
+
+
+# --- cells
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+x", "-x", "@sum", "\tx", "\rx", "\nx", "＝1", "'=1", "''=1", "'x", "x", "",
+                                  "-5", "+1e3", "'-5", "-", "=", "-1_0"])
+def test_a_cell_is_no_formula_and_comes_back(cell):
+    assert unguarded(guarded(cell)) == cell
+    assert guarded(cell)[:1] not in tuple("=@\t\r\n＝") and (guarded(cell)[:1] not in ("+", "-") or float(cell))
+
+
+def test_formulas_in_tables_are_quoted_and_read_back_the_same(tmp_path, gencli):
+    columns = ["=cmd|' /C calc'!A0", "@b", "'=c", "-d"]
+    rows = np.random.default_rng(0).normal(size=(40, 4))
+    with (tmp_path / "data.csv").open("w", newline="") as file:
+        csv.writer(file).writerow([*map(guarded, columns), "label"])
+        csv.writer(file).writerows([[*row, guarded(["=x", "'+y"][i % 2])] for i, row in enumerate(rows.tolist())])
+    data = load(f"{tmp_path}/data.csv:all", {"label": "label"})
+    assert data.spec.columns == tuple(columns) and set(data.spec.classes) == {"=x", "'+y"}
+    gencli("train", "gaussian", "data.csv", "--label", "label", "-o", "run", "-q")
+    gencli("sample", "run", "-n", "5", "-o", "s.csv")
+    head = next(csv.reader((tmp_path / "s.csv").open()))
+    assert all(not cell.startswith(tuple("=@-")) for cell in head)
+    assert load(f"{tmp_path}/s.csv:all").spec.columns == tuple(columns)
+    gencli("evaluate", "run", "data.csv:all", "--metrics", "likelihood", "--scores", "scores.csv", "-q")
+    labels = {row["label"] for row in csv.DictReader((tmp_path / "scores.csv").open())}
+    assert labels == {"'=x", "''+y"} and set(map(unguarded, labels)) == {"=x", "'+y"}
+
+
+# --- JSON
+
+
+def strict(text: str | bytes):
+    """Parse JSON as other programs do, without NaN and Infinity."""
+    def refuse(word: str):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_is_json():
+    value = {"a": [float("inf"), (float("nan"), 1.5)], "b": "caf\udce9", "c": np.float64("-inf"), "d": "é"}
+    for ascii in (True, False):
+        text = to_json(value, ascii=ascii)
+        assert strict(text.encode()) == {"a": [None, [None, 1.5]], "b": "caf\udce9", "c": None, "d": "é"}
+    assert to_json({"a": 1.0}, indent=2) == json.dumps({"a": 1.0}, indent=2)
