@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
 from torch import Tensor
 from torch.nn.modules import module as registration
 
@@ -72,9 +72,21 @@ class Card(BaseModel):
     @property
     def reading(self) -> dict[str, Any]:
         """The options with which the training data was read, as far as they apply to its kinds."""
-        kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
-        names = set(DataSettings.model_fields).union(*(kind.Settings.model_fields for kind in kinds))
+        names = {name for settings in self._settings for name in settings.model_fields}
         return {name: value for name, value in self.data_settings.items() if name in names}
+
+    @model_validator(mode="after")
+    def _reading_can_be_followed(self) -> "Card":
+        for settings in self._settings:
+            settings(**{name: value for name, value in self.reading.items()
+                        if name in settings.model_fields and value is not None})
+        return self
+
+    @property
+    def _settings(self) -> list[type[BaseModel]]:
+        """Those that the options of reading belong to."""
+        kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
+        return [DataSettings, *(kind.Settings for kind in kinds)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,6 +304,8 @@ def checksums(path: Path) -> list[str]:
     While a file is being replaced there are two, so that either version is valid after a crash.
     """
     manifest = path.with_name(MANIFEST)
+    if manifest.exists() and not manifest.is_file():
+        raise ModelError(f"{manifest} is no regular file")
     try:
         digests = json.loads(manifest.read_bytes()).get(path.name, [])
         return digests if isinstance(digests, list) else [digests]

@@ -4,17 +4,22 @@ import csv
 import io
 import json
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_commands import one_line
 
+from gencli import checkpoints, runs
 from gencli.data import load
 from gencli.errors import DataError
 from gencli.escape import guarded, printable, to_json, unguarded
+from gencli.settings import TrainSettings
 
 EVIL = "\x1b]0;owned\x07\u202egnp\nfake: line\x9b31m"
 
@@ -191,7 +196,6 @@ def test_files_in_a_folder_may_have_names_that_are_no_utf8(tmp_path, gencli):
 
 
 def test_a_text_on_a_terminal_does_not_control_it(monkeypatch):
-    import torch
 
     from gencli.kinds.text import TextSpec
     from gencli.spec import Batch
@@ -254,3 +258,167 @@ def test_json_is_json():
         text = to_json(value, ascii=ascii)
         assert strict(text.encode()) == {"a": [None, [None, 1.5]], "b": "caf\udce9", "c": None, "d": "é"}
     assert to_json({"a": 1.0}, indent=2) == json.dumps({"a": 1.0}, indent=2)
+
+
+# --- what a model file names
+
+
+@pytest.fixture
+def stranger(small_run, small_data, tmp_path):
+    """A model file that says that it was trained on something else, and whatever else is changed."""
+    def make(**changes) -> str:
+        model, card = runs.load_model(small_run("gaussian", "image"))
+        runs.save_model(tmp_path / "stranger.safetensors", model, card.model_copy(update=changes))
+        return "stranger.safetensors"
+
+    return make
+
+
+def names_of(done) -> set[str]:
+    return {metric["name"] for metric in done.json()["metrics"]}
+
+
+MEMORISED = "nearest_training_ratio"
+
+
+def measure(gencli, model: str, data: Path, *args: str, code: int = 0):
+    return gencli("evaluate", model, f"{data}:test", "--draw", "20", "--features", "pixels", "--json", *args, code=code)
+
+
+def test_the_training_data_are_found_where_they_are_unchanged(gencli, stranger, small_data):
+    assert MEMORISED in names_of(measure(gencli, stranger(), small_data["image"]))
+    assert MEMORISED in names_of(measure(gencli, stranger(extent=None), small_data["image"])), "of an older version"
+
+
+@pytest.mark.parametrize("extent", [None, (1, 4096), (10**9, 10**15)])
+@pytest.mark.parametrize("name", ["pipe", "zero", "zero.npz", "-", "-:train", "/", "~", ".", "..", "", "a\0b", "gone",
+                                  "/dev/stdin", "/dev/zero", "/proc/kmsg", "pipes", "\x1b[31m", "endless.npz"])
+def test_what_a_model_file_names_is_not_opened(name, extent, gencli, stranger, small_data, tmp_path, monkeypatch):
+    def leave(*_):
+        os._exit(9)
+
+    monkeypatch.setattr("gencli.data.from_tar", lambda *_: os._exit(9))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "a.png")
+    for link in ("zero", "zero.npz"):
+        (tmp_path / link).symlink_to("/dev/zero")
+    with (tmp_path / "endless.npz").open("wb") as file:
+        file.truncate(2**43)  # as large as a file may say that it is
+    signal.signal(signal.SIGALRM, leave)
+    signal.alarm(60)
+    try:
+        done = measure(gencli, stranger(data=name, extent=extent), small_data["image"])
+    finally:
+        signal.alarm(0)
+    assert MEMORISED not in names_of(done) and "nearest_training_distance" not in names_of(done)
+    (note,) = [line for line in done.stderr.splitlines() if "is left out" in line]
+    assert printable(name) in note and "--training DATA" in note and no_control(done.stderr)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("deep"), OSError(5, "Input/output error"),
+                                   ZeroDivisionError("odd"), DataError("bad")])
+def test_whatever_goes_wrong_with_training_data_is_a_note(error, gencli, stranger, small_data, monkeypatch):
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gencli.commands._reading.require_unchanged", failing)
+    done = measure(gencli, stranger(), small_data["image"])
+    assert MEMORISED not in names_of(done) and "is left out" in done.stderr
+
+
+def test_other_data_of_the_same_extent_are_not_used(gencli, stranger, small_data, tmp_path):
+    content = np.load(small_data["image"])
+    np.savez(tmp_path / "mine.npz", x=255 - content["x"], y=content["y"])
+    size = (1, (tmp_path / "mine.npz").stat().st_size)
+    for changes in ({"extent": size}, {"extent": None}, {"extent": size, "fingerprint": ""}):
+        done = measure(gencli, stranger(data="mine.npz", **changes), small_data["image"])
+        assert MEMORISED not in names_of(done) and "it is not what the model was trained on" in done.stderr
+    done = measure(gencli, stranger(data="mine.npz"), small_data["image"], "--training", "mine.npz")
+    assert MEMORISED in names_of(done) and "mine.npz is not what the model was trained on" in done.stderr
+
+
+def test_a_model_trained_on_the_first_examples_finds_them_again(gencli, small_data):
+    gencli("train", "gaussian", str(small_data["image"]), "-o", "run", "--limit", "30", "-q")
+    done = measure(gencli, "run", small_data["image"])
+    (found,) = [metric for metric in done.json()["metrics"] if metric["name"] == MEMORISED]
+    assert found["protocol"]["training"] == 30
+
+
+def test_training_data_that_the_user_names(gencli, stranger, small_data, tmp_path):
+    model = stranger(data="gone.npz")
+    assert MEMORISED in names_of(measure(gencli, model, small_data["image"], "--training", str(small_data["image"])))
+    done = measure(gencli, model, small_data["image"], "--training", "none.npz", code=3)
+    assert "none.npz" in one_line(done.stderr)
+    gencli("sample", model, "-n", "20", "-o", "s.npz")
+    done = gencli("evaluate", f"{small_data['image']}:test", "--samples", "s.npz", "--training",
+                  f"{small_data['image']}:train", "--metrics", "memorisation", "--json")
+    assert MEMORISED in names_of(done)
+
+
+@pytest.mark.parametrize("options", [{"holdout": 7}, {"holdout": "x"}, {"pair": "up"}, {"size": -1}, {"kind": 3},
+                                     {"size": 3, "crop": 3}])
+def test_reading_options_of_a_model_file_are_checked(options, gencli, stranger, small_data):
+    done = measure(gencli, stranger(data_settings=options), small_data["image"], code=4)
+    assert "stranger.safetensors" in one_line(done.stderr)
+
+
+def test_names_in_a_model_file_that_are_no_utf8(gencli, small_run, tmp_path):
+    from gencli.tensors import read_metadata, read_tensors, to_bytes
+
+    path = small_run("gaussian", "image") / "model.safetensors"
+    content = json.loads(read_metadata(path)["gencli"])
+    content["data"] = "\udcff"
+    (tmp_path / "m.safetensors").write_bytes(to_bytes(read_tensors(path), {"gencli": json.dumps(content)}))
+    assert "m.safetensors" in one_line(gencli("export", "m.safetensors", "-o", "card.md", code=4).stderr)
+
+
+def test_a_model_that_is_a_pipe_or_a_folder_is_refused(gencli, tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in ("model.safetensors", ".", "folder.safetensors", "/dev/zero"):
+        one_line(gencli("sample", name, "-n", "1", "-o", "s.npz", code=4).stderr)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "manifest.json")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    one_line(gencli("sample", ".", "-n", "1", "-o", "s.npz", code=4).stderr)
+
+
+# --- logs
+
+
+@pytest.mark.parametrize("line", [b'{"step": 5, "lo', b"[1, 2]", b"7", b'{"loss": 1.0}', b'{"step": "a", "loss": 1}',
+                                  b'{"step": 1, "loss": NaN}', b'{"step": Infinity, "loss": 1}', b"\xff\xfe",
+                                  b"[" * 10**5, b'{"step": null, "loss": null}',
+                                  b'{"step": 3, "loss": ' + b"9" * 5000 + b"}",
+                                  b'{"step": 3, "loss": 1e308}', b'{"step": 3, "loss": {"a": 1}}', b'{"step": 1e308}'],
+                         ids=lambda line: line[:20].decode(errors="replace"))
+def test_a_bad_line_in_a_log_is_left_out(line, gencli, small_run, small_data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run("vae", "image"), run)
+    log = run / "metrics.jsonl"
+    log.write_bytes(line + b"\n" + log.read_bytes() + line)
+    (run / "timings.jsonl").write_bytes(line)
+    gencli("evaluate", "run", str(small_data["image"]), "--metrics", "likelihood", "--html", "r.html", "-q")
+    page = (tmp_path / "r.html").read_text()
+    assert "Training" in page and "nan" not in "".join(page.split("<svg")[1:]).lower().replace("finance", "")
+
+
+def test_logs_and_state_hold_json_whatever_was_computed(tmp_path):
+    """A line with a number that is not finite is null, is kept by a resume, and the state comes back as it was."""
+    from gencli.checkpoints import TrainingState
+
+    run = runs.Run(tmp_path)
+    run.append("metrics.jsonl", {"step": 1, "loss": float("inf"), "other": 2.0})
+    run.append("metrics.jsonl", {"step": 2, "loss": float("nan")})
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    assert [strict(line) for line in content.splitlines()] == [{"step": 1, "loss": None, "other": 2.0},
+                                                               {"step": 2, "loss": None}]
+    checkpoints.rewind(tmp_path, 2, print)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == content
+    model = torch.nn.Linear(1, 1)
+    state = TrainingState(model, 5, sums={"a": (float("inf"), 2)}, history=[{"a": float("-inf"), "b": 1.0}])
+    numbers = strict(to_json(state.numbers()))
+    other = TrainingState(torch.nn.Linear(1, 1), 5)
+    other.restore(state.tensors(), numbers, TrainSettings(), None)
+    assert (other.sums, other.history, other.best) == (state.sums, state.history, float("inf"))

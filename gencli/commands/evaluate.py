@@ -123,7 +123,7 @@ def evaluate(
         elif card and wants_training:
             trained_on = training_of(card, console, download=download, data_root=data_root)
         inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
-                                progress, console.warn, draw, train_quietly)
+                                progress, console.warn, draw, train_quietly, console.note)
         results = metrics.measure(names, inputs)
         if anomalies:
             results.add(aurocs(results.columns, examples, anomalies.split(","), seed))

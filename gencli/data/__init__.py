@@ -117,7 +117,7 @@ def extent(source: str) -> tuple[int, int] | None:
     """How many files data consists of, and their bytes; None for known sets and streams."""
     name, _ = _parse(source)
     try:
-        return None if name in KNOWN or name == "-" else size_of(Path(name), 10 * _MOST_FILES, data_endings())
+        return None if name in KNOWN or name == "-" else size_of(Path(name), 5 * _MOST_FILES, data_endings())
     except DataError:
         return None
 
@@ -135,8 +135,8 @@ def require_unchanged(source: str, expected: tuple[int, int] | None) -> None:
         return
     if name == "-":
         raise DataError("it came on standard input")
-    files, size = size_of(Path(name), _MOST_FILES + 2 * min(expected[0] if expected else 0, 10 * _MOST_FILES),
-                          data_endings())
+    most = _MOST_FILES * 5 if expected and expected[0] > _MOST_FILES // 2 else _MOST_FILES  # some seconds at most
+    files, size = size_of(Path(name), most, data_endings())
     if expected and (files, size) != tuple(expected):
         raise DataError(f"{files:,} files of {size:,} bytes are there; it had {expected[0]:,} of {expected[1]:,}")
     if not expected and (files > _MOST_FILES or size > _MOST_BYTES):
