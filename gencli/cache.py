@@ -22,7 +22,6 @@ from gencli.errors import ModelError, ResourceError
 from gencli.publish import publish
 from gencli.tensors import read_metadata, read_tensors, to_bytes
 
-
 _PATIENCE = 3600  # seconds to wait for another process before computing the same
 
 

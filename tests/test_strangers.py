@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import torch
 from PIL import Image
 from test_commands import one_line
 
-from gencli import checkpoints, runs
+from gencli import cache, checkpoints, runs
 from gencli.data import load
 from gencli.errors import DataError
 from gencli.escape import guarded, printable, to_json, unguarded
 from gencli.settings import TrainSettings
+from gencli.tensors import read_tensors, to_bytes
 
 EVIL = "\x1b]0;owned\x07\u202egnp\nfake: line\x9b31m"
 
@@ -126,6 +129,16 @@ def test_a_pipe_among_pictures_is_not_opened(tmp_path):
     with pytest.raises(DataError, match=r"p\.png is no regular file"):
         load(f"{tmp_path}/data:all")
     assert load(f"{tmp_path}/data:all", skip_bad=True).skipped == 1
+
+
+def test_a_pipe_that_a_table_names_is_not_opened(tmp_path, gencli):
+    pictures(tmp_path)
+    os.mkfifo(tmp_path / "p.png")
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"0-{i}.png,0-{i}.png\n" for i in range(4)) + "0-0.png,p.png\n")
+    signal.alarm(20)
+    done = gencli("train", "unet", "t.csv", "--source", "a", "--target", "b", "-o", "run", code=3)
+    signal.alarm(0)
+    assert "names p.png, which is no regular file" in one_line(done.stderr)
 
 
 # --- names
@@ -364,7 +377,7 @@ def test_reading_options_of_a_model_file_are_checked(options, gencli, stranger, 
 
 
 def test_names_in_a_model_file_that_are_no_utf8(gencli, small_run, tmp_path):
-    from gencli.tensors import read_metadata, read_tensors, to_bytes
+    from gencli.tensors import read_metadata
 
     path = small_run("gaussian", "image") / "model.safetensors"
     content = json.loads(read_metadata(path)["gencli"])
@@ -422,3 +435,114 @@ def test_logs_and_state_hold_json_whatever_was_computed(tmp_path):
     other = TrainingState(torch.nn.Linear(1, 1), 5)
     other.restore(state.tensors(), numbers, TrainSettings(), None)
     assert (other.sums, other.history, other.best) == (state.sums, state.history, float("inf"))
+
+
+# --- the cache
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def numbers() -> dict[str, torch.Tensor]:
+    return {"a": torch.ones(2)}
+
+
+def entry(shared: Path) -> Path:
+    cache.cached("x", {"of": 1}, numbers)
+    return next(path for path in shared.iterdir() if path.suffix == ".safetensors")
+
+
+def test_wrong_tensors_with_a_right_digest_are_computed_again(shared, gencli, small_run, small_data):
+    args = ["evaluate", str(small_run("vae", "image")), f"{small_data['image']}:test", "--draw", "20", "--features",
+            "classifier", "--json"]
+    def values() -> list[float]:
+        return [metric["value"] for metric in gencli(*args).json()["metrics"]]
+
+    first = values()
+    files = [path for path in shared.iterdir() if path.suffix == ".safetensors"]
+    assert {path.name.partition("-")[0] for path in files} == {"classifier", "features"}
+    good = {path: path.read_bytes() for path in files}
+    for name, change in (("features", lambda x: x[None]), ("features", lambda x: x.double()),
+                         ("features", lambda x: x[:, :1]), ("classifier", lambda x: x * float("nan"))):
+        (path,) = (path for path in files if path.name.startswith(name))
+        tensors = {key: change(x) if x.is_floating_point() else x for key, x in read_tensors(path).items()}
+        path.write_bytes(to_bytes(tensors, {"sha256": cache._digest(tensors)}))
+        assert values() == pytest.approx(first, rel=1e-3)
+        assert path.read_bytes() == good[path] or name == "classifier", "it was put right"
+    for path in files:
+        tensors = {"other": torch.ones(3)}
+        path.write_bytes(to_bytes(tensors, {"sha256": cache._digest(tensors)}))
+    assert values() == pytest.approx(first, rel=1e-3)
+    assert all("other" not in read_tensors(path) for path in files)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "device", "nothing", "empty"])
+def test_what_is_no_regular_file_in_the_cache_only_costs_time(what, shared):
+    path = entry(shared)
+    path.unlink()
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "device": lambda: path.symlink_to("/dev/zero"),
+     "nothing": lambda: path.symlink_to("gone"), "empty": path.touch}[what]()
+    signal.alarm(20)
+    assert torch.equal(cache.cached("x", {"of": 1}, numbers)["a"], torch.ones(2))
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "link"])
+def test_a_lock_that_is_none_only_costs_time(what, shared, tmp_path):
+    path = entry(shared)
+    path.unlink()
+    lock = path.with_name(f"{path.name}.lock")
+    lock.unlink(missing_ok=True)
+    (tmp_path / "precious").write_text("precious")
+    {"pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir, "link": lambda: lock.symlink_to("../precious")}[what]()
+    assert torch.equal(cache.cached("x", {"of": 1}, numbers)["a"], torch.ones(2))
+    assert (tmp_path / "precious").read_text() == "precious" and path.is_file()
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(monkeypatch):
+    monkeypatch.setenv("GENCLI_CACHE", "/dev/null/cache")
+    assert torch.equal(cache.cached("x", {"of": 1}, numbers)["a"], torch.ones(2))
+
+
+COMPUTE = """
+import sys, time, torch
+from gencli.cache import cached
+
+def make():
+    with open("made", "a") as file:
+        file.write("x")
+    if sys.argv[1:] == ["hang"]:
+        time.sleep(600)
+    time.sleep(1)
+    return {"a": torch.ones(2)}
+
+assert cached("x", {"of": 1}, make, note=lambda sentence: print(sentence))["a"].tolist() == [1, 1]
+"""
+
+
+def compute(tmp_path: Path, *args: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen([sys.executable, "-c", COMPUTE, *args], cwd=tmp_path, env=environment,
+                            stdout=subprocess.PIPE, text=True)
+
+
+def test_of_several_processes_one_computes_and_the_others_wait(shared, tmp_path):
+    processes = [compute(tmp_path) for _ in range(4)]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4
+    assert (tmp_path / "made").read_text() == "x" and sum("waiting for it" in text for text in said) <= 3
+
+
+def test_a_dead_holder_blocks_nobody(shared, tmp_path):
+    holder = compute(tmp_path, "hang")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "made").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    waiting = compute(tmp_path)
+    assert waiting.stdout is not None and "waiting for it" in waiting.stdout.readline()
+    holder.kill()
+    holder.communicate()
+    assert waiting.wait(timeout=60) == 0 and (tmp_path / "made").read_text() == "xx"
