@@ -110,7 +110,7 @@ def run(args: list[str]) -> int:
     except GencliError as error:
         if verbose:
             console.traceback()
-        console.error(" ".join(str(error).split()))
+        console.error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT

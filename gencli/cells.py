@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.escape import unguarded
 
 
 def decode(data: bytes, name: str) -> str:
@@ -60,6 +61,8 @@ class Cells:
             raise DataError(f"{name}: line {reader.line_num}: {error}") from error
         self.name = name
         top = [cell.strip() for cell in self.rows[0][1]] if self.rows else []
+        if not plain:
+            top = [unguarded(cell) for cell in top]
         words = all(number(cell) is None for cell in top)
         self.header = bool(top) and (self._is_header(top, named) if named else words)
         self._top = top

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from xml.etree import ElementTree
 
+from gencli.escape import printable
+
 _WIDTH, _HEIGHT = 320, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 26  # margins
 _MOST_POINTS = 240  # of a line
@@ -84,7 +86,7 @@ class _Chart:
     def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float]):
         self.x, self.y = x, y
         self.svg = ElementTree.Element("svg", {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "class": "chart", "role": "img",
-                                               "aria-label": title})
+                                               "aria-label": printable(title)})
         bottom = _HEIGHT - _BOTTOM
         for tick in _ticks(*y, 4):
             _line(self.svg, "grid", _LEFT, self._y(tick), _WIDTH - _RIGHT, self._y(tick))

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DivergedError, ModelError
+from gencli.escape import to_json
 from gencli.model import Model, Phase
 from gencli.optimisers import MovingAverage, load_optimiser, make_optimiser, optimiser_tensors
 from gencli.publish import explained, publish, publish_folder, sync, system, write
@@ -84,12 +85,17 @@ class TrainingState:
     def numbers(self) -> dict[str, Any]:
         """Everything else, for JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
-        return values | {"sums": {name: (float(total), count) for name, (total, count) in self.sums.items()}}
+        return values | {"sums": {name: (_plain(float(total)), count) for name, (total, count) in self.sums.items()},
+                         "history": [{name: _plain(value) for name, value in line.items()} for line in self.history],
+                         "best": _plain(self.best)}
 
     def restore(self, tensors: Tensors, numbers: dict[str, Any], settings: TrainSettings, phase: Phase | None) -> None:
         """Become what `tensors` and `numbers` were of, in the middle of `phase`, None if none had started."""
         for name in set(self.numbers()) & set(numbers) - {"total"}:  # other versions may have more, or less
             setattr(self, name, numbers[name])
+        self.sums = {name: (float(total), count) for name, (total, count) in self.sums.items()}
+        self.history = [{name: float(value) for name, value in line.items()} for line in self.history]
+        self.best = float(self.best)
         self.model.load_state_dict(tensors["weights"])
         self.best_weights = {name: tensor.to(self.model.device) for name, tensor in tensors.get("best", {}).items()}
         if settings.ema:
@@ -97,6 +103,11 @@ class TrainingState:
         for player in phase.players if phase else ():
             self.optimisers[player.name] = make_optimiser(player, settings)
             load_optimiser(self.optimisers[player.name], tensors[f"optimiser-{player.name}"])
+
+
+def _plain(value: float) -> float | str:
+    """A number for JSON, which has none that are not finite; `float` reads either."""
+    return value if math.isfinite(value) else str(value)
 
 
 _TENSORS = {"model", "optimisers", "average", "best_weights"}
@@ -120,8 +131,8 @@ def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: 
     with publish_folder(path) as folder:
         for name, group in tensors.items():
             manifest[f"{name}.safetensors"] = _write(folder / f"{name}.safetensors", to_bytes(group))
-        manifest["state.json"] = _write(folder / "state.json", json.dumps(numbers).encode())
-        _write(folder / MANIFEST, json.dumps(manifest, indent=2).encode())
+        manifest["state.json"] = _write(folder / "state.json", to_json(numbers).encode())
+        _write(folder / MANIFEST, to_json(manifest, indent=2).encode())
     own = [folder for folder in folders(run) if "state.json" in named(folder)]
     earlier = [folder for folder in own if _step(folder) <= step]
     later = [folder for folder in own if _step(folder) > step]  # damaged: this training started before

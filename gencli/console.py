@@ -1,16 +1,18 @@
 """The one place that writes to stdout and stderr: results, messages, warnings, progress, colour.
 
 stdout carries only the result; everything else goes to stderr: a live bar on a terminal, otherwise one plain line per
-interval, nothing with `-q`.
+interval, nothing with `-q`. What strangers named is shown, and cannot act (`gencli.escape`).
 """
 
-import json
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+
+from gencli.escape import printable, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -28,25 +30,25 @@ class Console:
     def _err(self) -> "RichConsole":
         from rich.console import Console as RichConsole  # a fifth of the start-up time: only when needed
 
-        return RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        return RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, message: str) -> None:
         """A message for a person."""
         if not self.quiet:
-            self._err.print(message, markup=False)
+            self._err.print(printable(message), markup=False)
 
     def warn(self, message: str) -> None:
         """A warning; printed even with `-q`, since cron mails it."""
-        self._err.print(f"warning: {message}", style="yellow", markup=False)
+        self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
     def error(self, message: str) -> None:
         """The one line of an error."""
-        self._err.print(f"error: {message}", style="red", markup=False)
+        self._err.print(f"error: {printable(message)}", style="red", markup=False)
 
     def result(self, document: Any, human: "str | Table") -> None:
         """The result of a command on stdout: one JSON document with `--json`, else for a person."""
         if self.json:
-            sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            sys.stdout.write(to_json(document, indent=2) + "\n")
         elif isinstance(human, Table) and sys.stdout.isatty():
             human.draw()
         else:
@@ -55,7 +57,8 @@ class Console:
 
     def traceback(self) -> None:
         """The traceback of the error being handled."""
-        self._err.print_exception(word_wrap=True)
+        for line in traceback.format_exc().split("\n"):
+            self._err.print(printable(line, lines=True), markup=False)
 
     def progress(self, what: str) -> "ProgressLine":
         """A progress display to be used as a context manager."""
@@ -83,7 +86,7 @@ class ProgressLine:
         return self
 
     def __call__(self, done: int, total: int | None = None, values: dict[str, float] | None = None) -> None:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in (values or {}).items())
+        shown = "  ".join(f"{printable(name)} {value:.4g}" for name, value in (values or {}).items())
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, values=shown)
         elif not self._quiet and time.monotonic() - self._printed_at >= _PLAIN_INTERVAL:
@@ -107,14 +110,16 @@ class Table:
         """Draw it on the terminal."""
         from rich.console import Console as RichConsole
         from rich.table import Table as RichTable
+        from rich.text import Text
 
         drawn = RichTable(*self.columns)
         for row in self.rows:
-            drawn.add_row(*row)
+            drawn.add_row(*(Text(printable(cell)) for cell in row))
         RichConsole(highlight=False).print(drawn)
 
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        rows = [[printable(cell) for cell in row] for row in [self.columns, *self.rows]]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                 for row in [self.columns, *self.rows]]
+                 for row in rows]
         return "\n".join(lines)

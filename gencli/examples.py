@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gencli import registry
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
+from gencli.escape import is_utf8, printable
 from gencli.lazy import Lazy
 from gencli.limits import PACKED, unpack
 from gencli.settings import DataSettings
@@ -269,8 +270,14 @@ def readable(items: Sequence[T], decode: Callable[[T], Any], request: Request) -
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels, if there are any: in the order of their value if all are numbers, else of the alphabet."""
+    """The different labels, if there are any: in the order of their value if all are numbers, else of the alphabet.
+
+    Raises:
+        DataError: one is no UTF-8, which a model file could not hold.
+    """
     names = sorted(set(labels))
+    if bad := [name for name in names if not is_utf8(name)]:
+        raise DataError(f"class {printable(bad[0])} has a name that is not UTF-8; rename it")
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names):
         names.sort(key=float)
     return tuple(names) if len(names) > 1 else ()

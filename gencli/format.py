@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from gencli.escape import to_json
 from gencli.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -156,5 +155,4 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 def json_line(record: dict[str, Any]) -> bytes:
     """A record as JSON; a number that is not finite becomes null, which JSON has."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(finite, ensure_ascii=False, allow_nan=False).encode()
+    return to_json(record, ascii=False).encode()

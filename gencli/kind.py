@@ -9,6 +9,7 @@ Listing options imports kinds, and must not import torch: a kind's file imports 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
-from gencli.errors import UsageError
+from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, KindSettings, Request, Source
 from gencli.format import Format
 from gencli.spec import Batch, Spec
@@ -176,7 +177,11 @@ class Kind:
         if not (self.single and len(columns) == 1 and all(Path(cell).suffix.lower() in self.endings
                                                           for cell in columns[0])):
             return None
-        return self.read_each([(cell, folder / cell) for cell in columns[0]], None, request)
+        sources: list[Source] = [(cell, folder / cell) for cell in columns[0]]
+        for cell, path in sources:
+            if os.path.exists(path) and not os.path.isfile(path):  # a pipe is never opened because a table names it
+                raise DataError(f"{request.name} names {cell}, which is no regular file")
+        return self.read_each(sources, None, request)
 
     def labels_of(self, names: Sequence[str], request: Request) -> list[str] | None:
         """Classes that the names of files tell, where nothing else does."""

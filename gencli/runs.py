@@ -17,6 +17,7 @@ Weights and state are safetensors; everything else about a model is one JSON str
 import hashlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections.abc import Iterator
@@ -27,12 +28,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator, model_validator
 from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli import registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError
+from gencli.escape import markdown_text, printable, to_json
 from gencli.model import Model
 from gencli.publish import (
     append,
@@ -68,6 +70,8 @@ class Card(BaseModel):
     data: str = ""  # what the model was trained on, as on the command line
     data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
+    examples: int = 0  # that it was trained on; 0 in older files
+    extent: tuple[int, int] | None = None  # files and bytes of the training data, where it lay in files
     steps: int = 0  # of training behind the weights
     stopped: int | None = None  # the step at which training ended, where weights of an earlier one were kept
     seed: int = 0
@@ -87,9 +91,21 @@ class Card(BaseModel):
     @property
     def reading(self) -> dict[str, Any]:
         """The options with which the training data was read, as far as they apply to its kinds."""
-        kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
-        names = set(DataSettings.model_fields).union(*(kind.Settings.model_fields for kind in kinds))
+        names = {name for settings in self._settings for name in settings.model_fields}
         return {name: value for name, value in self.data_settings.items() if name in names}
+
+    @model_validator(mode="after")
+    def _reading_can_be_followed(self) -> "Card":
+        for settings in self._settings:
+            settings(**{name: value for name, value in self.reading.items()
+                        if name in settings.model_fields and value is not None})
+        return self
+
+    @property
+    def _settings(self) -> list[type[BaseModel]]:
+        """Those that the options of reading belong to."""
+        kinds = [registry.kind_of(spec) for spec in (self.spec, self.spec.condition) if spec]
+        return [DataSettings, *(kind.Settings for kind in kinds)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,6 +200,7 @@ def read_card(run: str | Path) -> Card:
         if content.get("format", FORMAT) > FORMAT:
             raise ModelError(f"{path} has format {content['format']}, this gencli reads up to {FORMAT}; upgrade gencli")
         card = Card.model_validate(content)
+        card.model_dump_json()  # names that are no UTF-8 could not be written again
     except UsageError as error:  # a kind that is not installed
         raise ModelError(f"{path}: {error}; install its plugin") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -200,9 +217,10 @@ def complete(card: Card) -> Card:
 
 
 def identity(run: str | Path) -> str:
-    """A hex digest that identifies a model: of its weights and card, without findings."""
+    """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
     card = read_card(run).model_copy(update={"findings": {}})
-    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: card.model_dump_json()})).hexdigest()
+    about = card.model_dump_json(exclude={"examples", "extent"})
+    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 
 def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Card]:
@@ -264,13 +282,15 @@ def _no_larger_than(path: Path) -> Iterator[None]:
 def model_card(card: Card, values: dict[str, float]) -> str:
     """README.md of a run: what the model is, how it was made, how to use it. `values`: last logged in training."""
     family = registry.families.named(card.family)
-    config = "\n".join(f"| {name} | {value} |" for name, value in card.config.items())
-    usage = f"gencli evaluate RUN {card.data}:test --json"
+    config = "\n".join(f"| {name} | {markdown_text(str(value))} |" for name, value in card.config.items())
+    data = markdown_text(card.data)
+    usage = f"gencli evaluate RUN {shlex.quote(printable(card.data) + ':test')} --json"
     if "sample" in family.load().abilities():
         usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
     kept = "" if card.stopped is None else f" (the best on validation; training ended at step {card.stopped})"
-    losses = "\n".join(f"- {name}: {value:.6g} (last logged in training)" for name, value in values.items())
-    return f"""# {card.family} trained on {card.data}
+    losses = "\n".join(f"- {markdown_text(name)}: {value:.6g} (last logged in training)"
+                       for name, value in values.items())
+    return f"""# {card.family} trained on {data}
 
 {family.describe()}
 
@@ -279,12 +299,12 @@ def model_card(card: Card, values: dict[str, float]) -> str:
 {config}
 
 - training: {card.steps} steps{kept}, seed {card.seed}; every setting is in config.json
-- data: {card.data}, fingerprint {card.fingerprint[:16]}
+- data: {data}, fingerprint {markdown_text(card.fingerprint[:16])}
 {losses}
 
     {usage}
 
-Made with gencli {card.gencli}.
+Made with gencli {markdown_text(card.gencli)}.
 """
 
 
@@ -304,6 +324,8 @@ def checksums(path: Path) -> list[str]:
     While a file is being replaced there are two, so that either version is valid after a crash.
     """
     manifest = path.with_name(MANIFEST)
+    if manifest.exists() and not manifest.is_file():
+        raise ModelError(f"{manifest} is no regular file")
     try:
         digests = json.loads(manifest.read_bytes()).get(path.name, [])
         return digests if isinstance(digests, list) else [digests]
@@ -474,7 +496,7 @@ class Run:
         except (OSError, ValueError, TypeError):
             digests = {}
         if digests.get(path.name) != list(sums):
-            publish_text(manifest, json.dumps(digests | {path.name: list(sums)}, indent=2) + "\n")
+            publish_text(manifest, to_json(digests | {path.name: list(sums)}, indent=2) + "\n")
         if path.is_symlink():
             remove(path)
         return path
@@ -490,23 +512,24 @@ class Run:
         """The settings of the run, as `config.json` has them."""
         path = self.path / "config.json"
         try:
-            return json.loads(read_checked(path))
-        except (ValueError, RecursionError) as error:
+            return dict(json.loads(read_checked(path)))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Publish `config.json`, and claim the names of the logs."""
         for name in _CHANGING:
             self.place(name)
-        self.publish("config.json", (json.dumps(settings, indent=2) + "\n").encode())
+        self.publish("config.json", (to_json(settings, indent=2) + "\n").encode())
 
     def log(self, message: str) -> None:
         """Append a line with the time to `log.txt`."""
-        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {message}")
+        lines = map(printable, message.split("\n"))  # further ones are indented: none passes for a record
+        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} " + "\n    ".join(lines))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
-        append(self.path / name, json.dumps(record))
+        append(self.path / name, to_json(record))
 
 
 def _sums(path: Path) -> list[str]:

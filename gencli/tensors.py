@@ -25,7 +25,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
     Raises:
-        ModelError: it is not one, is truncated, or its header is too long or refers to bytes beyond its end.
+        ModelError: it is not one (a pipe is never opened), is truncated, or its header is too long or refers to bytes
+            beyond its end.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -39,6 +40,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is no regular file")
     try:
         with open(path, "rb") as start:
             length = int.from_bytes(start.read(8), "little")

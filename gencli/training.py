@@ -19,7 +19,7 @@ import torch
 from gencli import __version__, inference, registry, runs
 from gencli import device as devices
 from gencli.checkpoints import finished
-from gencli.data import load
+from gencli.data import extent, load
 from gencli.dataset import Dataset
 from gencli.device import Processes, memory_explained, room_for
 from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
@@ -92,6 +92,7 @@ class Plan:
         """What the model file says beside the weights."""
         return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec, data=self.data,
                          data_settings=self.reading, fingerprint=self.examples.fingerprint,
+                         examples=len(self.examples), extent=extent(self.data),
                          steps=outcome.step if outcome.kept is None else outcome.kept,
                          stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed)
 

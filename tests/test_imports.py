@@ -22,12 +22,12 @@ LAYERS = [
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
     {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
     {"registry"}, {"cache"}, {"publish", "tensors"}, {"device"}, {"settings"}, {"cells", "limits", "stopping"},
-    {"charts", "errors", "lazy", "rng", "spectrogram", "version"},
+    {"charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 # Some layers are allowed less than all that stands below them.
-HELPERS = {"cells", "errors", "lazy", "limits", "rng", "stopping"}
+HELPERS = {"cells", "errors", "escape", "lazy", "limits", "rng", "stopping"}
 MAY = {
     "families": {"kinds", "layers", "model", "spectrogram"} | HELPERS,
     "layers": {"kinds", "model"} | HELPERS,

@@ -8,9 +8,9 @@ import torch
 from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
-from gencli.data import load
+from gencli.data import load, require_unchanged
 from gencli.dataset import Dataset
-from gencli.errors import DataError, UsageError
+from gencli.errors import DataError, StoppedError, UsageError
 from gencli.model import Batch, Spec
 from gencli.runs import Card
 from gencli.settings import DataSettings, environment
@@ -37,6 +37,32 @@ def load_for(card: Card | None, source: str, settings: dict[str, Any], console: 
     trained = not any(name in settings for name in _OF_PAIRS)
     return load(source, reading_of(card, settings), split=split, like=like, trained=trained, notify=console.note,
                 **arguments)
+
+
+def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | None:
+    """What a model says that it was trained on; None, with a note, where that cannot be had.
+
+    A model file may be a stranger's. So nothing that it names is opened but known sets, and files of the extent that
+    the data had; and it is used only if it is the data of the fingerprint. Whatever goes wrong is no error.
+    """
+    def read(limit: int | None) -> Dataset:
+        return load(card.data, card.reading, split="train", like=card.spec, trained=True, skip_bad=True, limit=limit,
+                    notify=console.note, **arguments)
+
+    try:
+        require_unchanged(card.data, card.extent)
+        data = read(None)
+        if data.fingerprint != card.fingerprint and 0 < card.examples < len(data):
+            data = read(card.examples)  # it was trained with --limit
+        if data.fingerprint == card.fingerprint:
+            return data
+        reason = "it is not what the model was trained on"
+    except StoppedError:
+        raise
+    except Exception as error:  # of strangers' files anything, also the end of the memory
+        reason = str(error) or type(error).__name__
+    console.note(f"the training data {card.data} is left out: {reason}; --training DATA names it")
+    return None
 
 
 def load_alone(card: Card | None, source: str, settings: dict[str, Any], console: Console, like: Spec,

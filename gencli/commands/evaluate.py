@@ -11,6 +11,7 @@ from gencli import metrics, registry
 from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
+from gencli.escape import to_json
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
 from gencli.publish import is_stdout, publish
 
@@ -27,6 +28,9 @@ def evaluate(
                                                "for a tar on stdin, or a known name; NAME:test picks a split.")] = None,
     samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
                                                 "of 'gencli sample' on stdin. Default: the model's own.")] = None,
+    training: Annotated[str | None, typer.Option("--training", metavar="DATA", help="What the model was trained on, "
+                                                 "for nearest training examples and classifiers. Default: what the "
+                                                 "model file names, if it is there unchanged.")] = None,
     draw: Annotated[int, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none.")] = 1000,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
@@ -88,7 +92,7 @@ def evaluate(
     from gencli import device as devices
     from gencli import runs
     from gencli.commands._outputs import require_apart
-    from gencli.commands._reading import load_alone, load_for
+    from gencli.commands._reading import load_alone, load_for, training_of
     from gencli.kind import describe
     from gencli.metrics.anomalies import aurocs
     from gencli.metrics.distribution import draw as draw_samples
@@ -113,9 +117,15 @@ def evaluate(
         elif draw and model and "samples" in wanted and "sample" in model.abilities():
             drawn = draw_samples(model, draw, examples, seed, **keywords)
         wants_training = "training" in wanted and (drawn or names)
-        training = _training_data(card, settings, console, reading) if card and wants_training else None
-        inputs = metrics.Inputs(examples, model, drawn, training, seed, keywords, features, reconstruct, download,
-                                progress, console.warn, draw, train_quietly)
+        trained_on: Dataset | None = None
+        if training:
+            trained_on = load_for(card, training, settings, console, "train", examples.spec, **reading)
+            if card and trained_on.fingerprint != card.fingerprint:
+                console.note(f"{training} is not what the model was trained on")
+        elif card and wants_training:
+            trained_on = training_of(card, console, download=download, data_root=data_root)
+        inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
+                                progress, console.warn, draw, train_quietly, console.note)
         results = metrics.measure(names, inputs)
         if anomalies:
             results.add(aurocs(results.columns, examples, anomalies.split(","), seed))
@@ -137,18 +147,6 @@ def evaluate(
     failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
-
-
-def _training_data(card: "Card", settings: dict[str, Any], console: Console,
-                   reading: dict[str, Any]) -> "Dataset | None":
-    """What the model was trained on, for the nearest training examples; None, with a note, if it is missing."""
-    from gencli.commands._reading import load_for
-
-    try:
-        return load_for(card, card.data, settings, console, "train", **reading)
-    except GencliError as error:
-        console.note(f"the training data {card.data} is missing ({error}); nearest training examples are left out")
-        return None
 
 
 def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, results: metrics.Results,
@@ -184,7 +182,6 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
 
 def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results, console: Console) -> None:
     """Save the result and its figures in the run's eval/ folder, if it can be written."""
-    import json
     from io import BytesIO
 
     from torchvision.transforms.functional import to_pil_image
@@ -192,7 +189,7 @@ def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results,
     data = document["data"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data['name']}-{data['split']}").strip("-")
     try:
-        run.publish(f"eval/{name}.json", (json.dumps(document, indent=2) + "\n").encode())
+        run.publish(f"eval/{name}.json", (to_json(document, indent=2) + "\n").encode())
         for figure in results.figures:
             png = BytesIO()
             to_pil_image(figure.image).save(png, "png")

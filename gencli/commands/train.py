@@ -1,6 +1,5 @@
 """`gencli train FAMILY DATA -o RUN`: fit a model of a family to data."""
 
-import json as jsonlib
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,7 @@ from gencli.commands import _options as options
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console
 from gencli.errors import UsageError
+from gencli.escape import to_json
 from gencli.settings import DataSettings, TrainSettings
 
 
@@ -75,7 +75,7 @@ def command(family: registry.Family) -> Any:
         if dry_run or output is None:
             plan = training.plan(family.name, data, output, resume=resume, note=console.note, **settings)
             document = {**plan.document(), **plan.size()}
-            return console.result(document, jsonlib.dumps(document, indent=2))
+            return console.result(document, to_json(document, indent=2))
         first = Processes(pick(device)).first
         with console.progress(f"train {family.name}") as progress:
             outcome = training.train(family.name, data, output, resume=resume, overwrite=overwrite, wait=wait,

@@ -13,20 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
+from pydantic import ValidationError
+
 from gencli import registry
 from gencli.data import pairs
-from gencli.data.folders import read_path
+from gencli.data.folders import data_endings, read_path
 from gencli.data.known import KNOWN, data_folder, read_known
 from gencli.data.orders import Contiguous, Shuffled
 from gencli.data.tars import from_tar
+from gencli.data.walk import size_of
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.escape import is_utf8, printable
 from gencli.examples import Examples, Request, Splits, class_names
 from gencli.kind import Kind, describe
 from gencli.settings import DataSettings
 from gencli.spec import Spec
 
-__all__ = ["Contiguous", "Dataset", "Shuffled", "known", "load"]
+__all__ = ["Contiguous", "Dataset", "Shuffled", "extent", "known", "load", "require_unchanged"]
 
 Split = Literal["train", "test", "all"]
 
@@ -85,7 +89,9 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
             condition = registry.kind_of(like.condition).adopt(like.condition, options)[0]
             like = like.model_copy(update={"condition": condition})
         options["kind"] = kind.name
-    general = DataSettings(**{key: options.pop(key) for key in DataSettings.model_fields if key in options})
+    if not is_utf8(name):  # it travels inside the model file
+        raise DataError(f"data {printable(name)} has a name that is not UTF-8; rename it, or call it through a link")
+    general = _general({key: options.pop(key) for key in DataSettings.model_fields if key in options})
     request = Request(name, general, options, skip_bad, notify, sources, trained)
     splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
@@ -117,6 +123,39 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     return data
 
 
+_MOST_FILES, _MOST_BYTES = 100_000, 4 * 2**30  # of data whose extent nobody knows
+
+
+def extent(source: str) -> tuple[int, int] | None:
+    """How many files data consists of, and their bytes; None for known sets and streams."""
+    name, _ = _parse(source)
+    try:
+        return None if name in KNOWN or name == "-" else size_of(Path(name), 5 * _MOST_FILES, data_endings())
+    except DataError:
+        return None
+
+
+def require_unchanged(source: str, expected: tuple[int, int] | None) -> None:
+    """Data that a stranger names, in a model file, is opened only after this: a known set, or files of that extent.
+
+    Nothing is opened here, and no more files are counted than the data may have.
+
+    Raises:
+        DataError: it is neither, or a stream, or too large where its extent is not known.
+    """
+    name, _ = _parse(source)
+    if name in KNOWN:
+        return
+    if name == "-":
+        raise DataError("it came on standard input")
+    most = _MOST_FILES * 5 if expected and expected[0] > _MOST_FILES // 2 else _MOST_FILES  # some seconds at most
+    files, size = size_of(Path(name), most, data_endings())
+    if expected and (files, size) != tuple(expected):
+        raise DataError(f"{files:,} files of {size:,} bytes are there; it had {expected[0]:,} of {expected[1]:,}")
+    if not expected and (files > _MOST_FILES or size > _MOST_BYTES):
+        raise DataError(f"{files:,} files of {size:,} bytes are there; too much to be opened unasked")
+
+
 def _parse(source: str) -> tuple[str, Split | None]:
     """`name:test` -> name, "test"; a file that is really called so is meant itself."""
     name, _, suffix = source.rpartition(":")
@@ -124,6 +163,19 @@ def _parse(source: str) -> tuple[str, Split | None]:
         if name and suffix == split and not os.path.exists(source):
             return name, split
     return source, None
+
+
+def _general(options: dict[str, Any]) -> DataSettings:
+    """The options that any data has; UsageError if one has no such value."""
+    try:
+        settings = DataSettings(**options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg']}") from None
+    for name, value in settings:
+        if isinstance(value, str) and not is_utf8(value):
+            raise UsageError(f"--{name} {value}: this is not UTF-8")
+    return settings
 
 
 def _open(request: Request, data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Splits:

@@ -1,5 +1,6 @@
 """Files and folders: which reader a file has, and what a folder of files means."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,11 @@ from pathlib import Path
 from gencli import registry
 from gencli.cells import Cells
 from gencli.data import arrays
+from gencli.data.walk import Walk
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, unpacked_name, whole
 from gencli.kind import Kind
+from gencli.limits import PACKED
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
            "valid": "valid", "validation": "valid", "val": "valid"}
@@ -42,11 +45,7 @@ def read_folder(folder: Path, request: Request) -> Splits:
     """A folder: splits in sub-folders or file names, pairs, MNIST's files, files of one kind, or one file."""
     if splits := arrays.idx_folder(folder, request):
         return splits
-    try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
-    folders = [entry for entry in entries if entry.is_dir()]
+    folders = [entry for entry in _entries(folder) if os.path.isdir(entry)]
     if folders and all(entry.name.lower() in _SPLITS for entry in folders):
         parts = {_SPLITS[entry.name.lower()]: entry for entry in folders}
         if "train" in parts and len(parts) > 1:
@@ -56,7 +55,7 @@ def read_folder(folder: Path, request: Request) -> Splits:
 
 def _contents(folder: Path, request: Request) -> Splits:
     """The files of a folder and its sub-folders."""
-    sides = {_stem(entry) if entry.is_file() else entry.name: entry for entry in folder.iterdir()}
+    sides = {_stem(entry) if os.path.isfile(entry) else entry.name: entry for entry in _entries(folder)}
     if request.sources and "source" in sides:
         return read_path(sides["source"], request)
     if sides.keys() >= _SIDES:
@@ -64,8 +63,51 @@ def _contents(folder: Path, request: Request) -> Splits:
             raise UsageError(f"--source and --target name columns of a table, or endings of files; {folder} has a "
                              f"source and a target: leave them out")
         return whole(lambda: _pair(sides["source"], sides["target"], request))
-    files = sorted(path for path in folder.rglob("*")
-                   if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    files, lost = files_below(folder, request)
+    splits = _files_as_splits(files, folder, request)
+    return {split: partial(_without, read, lost) for split, read in splits.items()} if lost else splits
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, sorted."""
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def files_below(folder: Path, request: Request) -> tuple[list[Path], int]:
+    """The files below a folder (`Walk`), and how many folders and files of data had to be left out.
+
+    Raises:
+        DataError: one had to be, and `request.skip_bad` is off.
+    """
+    walk = Walk(folder)
+    for link in walk.repeated:
+        request.notify(f"{link} leads to a folder that is read already; it is not followed")
+    lost = [f"{path} cannot be listed: {reason}" for path, reason in walk.lost]
+    lost += [f"{path} is no regular file" for path in walk.special if path.suffix.lower() in data_endings()]
+    if lost and (not request.skip_bad or (walk.lost[:1] and walk.lost[0][0] == folder)):
+        raise DataError(f"{lost[0]}; --skip-bad leaves it out" if not request.skip_bad else lost[0])
+    for sentence in lost:
+        request.notify(f"{sentence}; it is left out")
+    return walk.files, len(lost)
+
+
+def data_endings() -> frozenset[str]:
+    """The endings of files that are data, packed ones included."""
+    return PACKED.union((f".{name}" for name in registry.readers), *(kind.endings for kind in all_kinds()))
+
+
+def _without(read: Callable[[], Examples], lost: int) -> Examples:
+    """Examples of which some were left out before they were read."""
+    examples = read()
+    examples.skipped += lost
+    return examples
+
+
+def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Splits:
+    """What the files below a folder mean together."""
     if aligned := _aligned_by_ending(files, folder, request):
         return aligned
     kind, of_kind = of_one_kind(files, folder, request)
@@ -167,9 +209,10 @@ def _pair(source: Path, target: Path, request: Request) -> Examples:
         raise DataError(f"{source} and {target}: expected two folders, or two files")
     if not source.is_dir():
         return _aligned(source, target, request)
-    sides = []
+    sides, lost = [], 0
     for folder, own in ((source, request.of_any_kind()), (target, request)):
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files, missing = files_below(folder, own)
+        lost += missing
         kind, files = of_one_kind(files, folder, own)
         if kind is None:
             raise DataError(f"{folder} holds {files[0].name}; of pairs every file is an example")
@@ -190,7 +233,7 @@ def _pair(source: Path, target: Path, request: Request) -> Examples:
     condition = source_kind.read_each([(str(sources[name]), sources[name]) for name in names], None,
                                       request.of_any_kind())
     examples = joined(examples, condition, request.name)
-    examples.skipped += len(lonely)
+    examples.skipped += len(lonely) + lost
     return examples
 
 

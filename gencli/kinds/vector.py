@@ -14,6 +14,7 @@ from gencli import charts
 from gencli.cells import Cells, number, numbered
 from gencli.dataset import Dataset
 from gencli.errors import DataError, did_you_mean
+from gencli.escape import guarded, unguarded
 from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, shorten
 from gencli.format import Format, Rows
 from gencli.kind import Chart, Kind, Shown
@@ -118,7 +119,7 @@ def table(cells: Cells, label: str | None, request: Request) -> TableExamples:
     for line, row in cells.rows:
         try:
             values.append(_numbers(row, columns, places))
-            labels.append(row[label_place].strip() if label_place is not None else "")
+            labels.append(unguarded(row[label_place].strip()) if label_place is not None else "")
         except ValueError as error:
             bad.append(f"{name}: line {line}: {error}")
     if bad and (not request.skip_bad or not values):
@@ -178,7 +179,7 @@ class Csv(Format):
 
     def _write(self, lines: Iterable[Iterable[Any]]) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        csv.writer(text, lineterminator="\n").writerows(map(guarded, map(str, line)) for line in lines)
         self.out.write(text.getvalue().encode())
 
 

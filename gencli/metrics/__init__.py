@@ -165,6 +165,7 @@ class Inputs:
         draw: samples that a group of metrics draws for itself, where it needs samples of its own kind.
         download: whether weights that are published elsewhere may be fetched.
         train: trains a network that a metric needs; None: no such network can be trained.
+        note: takes sentences for the user that are no warnings.
         progress: called with the examples done and their number.
         notify: takes warnings for the user, a sentence each.
     """
@@ -182,6 +183,7 @@ class Inputs:
     notify: Callable[[str], None] = lambda sentence: None
     draw: int = 1000
     train: Train | None = None
+    note: Callable[[str], None] = lambda sentence: None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     space = feature_space(inputs)
     record = protocol(reference, inputs.seed, features=space.name)
     sample_features, sample_classes = features(space, samples)
-    real_features, real_classes = features(space, reference, cache=True)
+    real_features, real_classes = features(space, reference, cache=True, note=inputs.note)
     yield from distances(real_features, sample_features, record, inputs.seed)
     if sample_classes is not None:
         yield inception_score(sample_classes, record)

@@ -10,7 +10,7 @@ A third party adds a space with an entry point in the group `gencli.features`: a
 sets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from gencli.metrics import Inputs, family_classifies
 from gencli.model import Batch, Model, Spec
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
-from gencli.tensors import sha256
+from gencli.tensors import is_finite, sha256
 
 _LEAST_STEPS = 500  # that a network is trained for, however little data there is
 
@@ -141,9 +141,22 @@ def _trained(name: str, inputs: Inputs) -> Space:
     device = torch.device("cpu") if inputs.model is None else inputs.model.device
     identity = {"gencli": __version__, "family": name, "config": model.config.model_dump(),
                 "settings": settings.model_dump(), "device": device.type, **_identity(training)}
-    model.load_state_dict(cached(name, identity, lambda: trained(new_model(name, training.spec), training, settings,
-                                                                 inputs, device).state_dict()))
+
+    def make() -> dict[str, Tensor]:
+        return trained(new_model(name, training.spec), training, settings, inputs, device).state_dict()
+
+    model.load_state_dict(cached(name, identity, make, lambda weights: _are_weights(weights, model), inputs.note))
     return Learned(model.to(device).requires_grad_(False), name, identity)
+
+
+def _are_weights(tensors: dict[str, Tensor], model: Model) -> bool:
+    """Whether tensors are weights of a model, which then has them."""
+    try:
+        model.load_state_dict(tensors)  # a model whose sizes depend on training makes room in a load hook
+    except (RuntimeError, LookupError, ValueError, TypeError):
+        return False
+    own = model.state_dict()
+    return all(tensor.dtype == own[name].dtype and is_finite(tensor) for name, tensor in tensors.items())
 
 
 def trained_settings(name: str, examples: int) -> TrainSettings:
@@ -187,10 +200,12 @@ def batches(data: Dataset, block: int = 500, device: torch.device | str = "cpu")
     return (data.batch(indices, device) for indices in torch.arange(len(data)).split(block))
 
 
-def features(space: Space, data: Dataset, cache: bool = False) -> tuple[Tensor, Tensor | None]:
+def features(space: Space, data: Dataset, cache: bool = False,
+             note: Callable[[str], None] = lambda sentence: None) -> tuple[Tensor, Tensor | None]:
     """Features (N, D) float32 of all examples, and log-probabilities (N, K) or None; on the CPU.
 
-    `cache`: take them from the cache folder or put them there, if the space is worth it.
+    `cache`: take them from the cache folder or put them there, if the space is worth it; `note` takes a sentence where
+    another process has to be waited for.
     """
 
     @torch.no_grad()
@@ -201,8 +216,15 @@ def features(space: Space, data: Dataset, cache: bool = False) -> tuple[Tensor, 
             tensors["log_probabilities"] = torch.cat(classes)
         return tensors
 
+    @torch.no_grad()
+    def valid(tensors: dict[str, Tensor]) -> bool:
+        x, p = space.describe(data.batch(torch.arange(1), space.device))
+        expected = {"features": x} | ({} if p is None else {"log_probabilities": p})
+        return {name: (len(data), *one.shape[1:], torch.float32) for name, one in expected.items()} \
+            == {name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
     if cache and space.identity is not None and data.fingerprint:
-        tensors = cached("features", {"space": space.identity, **_identity(data)}, compute)
+        tensors = cached("features", {"space": space.identity, **_identity(data)}, compute, valid, note)
     else:
         tensors = compute()
     return tensors["features"], tensors.get("log_probabilities")

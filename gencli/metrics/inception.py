@@ -6,13 +6,14 @@ The weights are fetched once, when asked for, and used only if they are the publ
 
 import hashlib
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gencli.cache import cache_folder
+from gencli.cache import cache_folder, locked
 from gencli.errors import ModelError, install
 from gencli.metrics import Inputs
 from gencli.metrics.features import Space
@@ -50,30 +51,33 @@ def inception(inputs: Inputs) -> Space:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
         raise ModelError(f"features inception need the package torch-fidelity: {install('metrics')}") from error
-    path = weights(inputs.download)
+    path = weights(inputs.download, inputs.note)
     network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(path))
     return Inception(network, torch.device("cpu") if inputs.model is None else inputs.model.device)
 
 
-def weights(download: bool) -> Path:
+def weights(download: bool, note: Callable[[str], None] = lambda sentence: None) -> Path:
     """The file of the weights, in the cache folder; fetched if it is missing and `download` allows it.
 
     Raises:
         ModelError: it is missing, cannot be fetched, or is not the published file.
     """
     path = cache_folder() / _NAME
-    if not path.exists():
-        if not download:
-            raise ModelError(f"the weights of inception are missing: add --download, or put {_ADDRESS} at {path}")
-        try:
-            with urllib.request.urlopen(_ADDRESS) as response:
-                content = response.read()
-        except OSError as error:
-            raise ModelError(f"the weights of inception cannot be fetched ({error}); put {_ADDRESS} at {path}"
-                             ) from error
-        _check(content, _ADDRESS)
-        with publish(path) as file:
-            file.write(content)
+    if path.exists() and not path.is_file():
+        raise ModelError(f"{path} is no regular file; remove it")
+    if not path.exists() and not download:
+        raise ModelError(f"the weights of inception are missing: add --download, or put {_ADDRESS} at {path}")
+    with locked(path, note):
+        if not path.exists():
+            try:
+                with urllib.request.urlopen(_ADDRESS) as response:
+                    content = response.read()
+            except OSError as error:
+                raise ModelError(f"the weights of inception cannot be fetched ({error}); put {_ADDRESS} at {path}"
+                                 ) from error
+            _check(content, _ADDRESS)
+            with publish(path) as file:
+                file.write(content)
     _check(path.read_bytes(), str(path))  # torch-fidelity unpickles it: only the published bytes
     return path
 

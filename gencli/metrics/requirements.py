@@ -7,7 +7,6 @@ Every rule gives a result {"requirement", "metric", "value", "error", "limit", "
 finite or not comparable fails.
 """
 
-import json
 import math
 import operator
 import re
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.escape import to_json
 from gencli.metrics import Metric
 from gencli.metrics.glossary import term
 
@@ -228,5 +228,5 @@ def parse_tolerance(text: str) -> float:
 
 
 def _brief(value: Any) -> str:
-    text = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+    text = "nothing" if value is None else value if isinstance(value, str) else to_json(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from gencli.model import Batch, Given, Spec
 
 _SIDE = 160  # pixels of a picture on the page at most
 _EXTREMES = 12
+_MOST_LOGGED, _MOST_DRAWN = 2**28, 1e100  # bytes of a log; size of a number in a chart
 _CORNERS = 6  # examples between which paths are drawn, in pairs
 
 
@@ -147,16 +149,36 @@ def _curves(run: str | None) -> Iterator[Exhibit]:
     if run is None or not path.is_file():
         return
     curves: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in _logged(path):
         for name, value in record.items():
-            if name not in ("step", "phase", "lr") and isinstance(value, int | float):
-                curves.setdefault(name, []).append((record["step"], value))
+            if name not in ("step", "phase", "lr") and _drawable(value):
+                curves.setdefault(name, []).append((record["step"], float(value)))
     constant = {name for name, points in curves.items() if len({y for _, y in points}) < 2}
     shown = [Chart(name.replace("_", " "), charts.lines([points], name)) for name, points in curves.items()
              if name not in constant]
     if shown:
         yield Exhibit("Training", "What was logged, over the steps.", charts=shown)
+
+
+def _logged(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a log, at most the first 256 MiB, that are records of a step; one that is cut or damaged is none."""
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_MOST_LOGGED).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and _drawable(record.get("step")):
+            yield record
+
+
+def _drawable(value: Any) -> bool:
+    """Whether a value is a number that has a place in a chart."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_DRAWN
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """One self-contained page: numbers, requirements, pictures and curves; no scripts, nothing from elsewhere."""
 
-import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from gencli import __version__, charts
+from gencli.escape import printable, to_json
 from gencli.metrics.glossary import GLOSSARY, OTHER, term
 from gencli.metrics.requirements import CONFIDENCE, shown
 from gencli.reports import subject, verdict
@@ -20,7 +21,8 @@ _ORDER = {name: position for position, name in enumerate(GLOSSARY)}
 
 def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
     """The document as a page, with the exhibits after its numbers. All names are escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+                              finalize=_seen)
     # A chart is serialised XML, whose texts are already escaped.
     environment.filters["drawing"] = Markup
     shared = _shared(document["metrics"])
@@ -34,6 +36,11 @@ def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
         headlines=_headlines(topics), requirements=[_requirement(result) for result in document["requirements"]],
         shared={name: _text(value) for name, value in shared.items()}, exhibits=exhibits,
         version=__version__)
+
+
+def _seen(value: Any) -> Any:
+    """What the page shows for a value: of text all that is to be seen, and nothing that turns it around."""
+    return printable(value, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _row(metric: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def _rank(row: dict[str, Any]) -> int:
 
 def _requirement(result: dict[str, Any]) -> dict[str, Any]:
     drawing = ""
-    if result["value"] is not None:
+    if result["value"] is not None and math.isfinite(result["limit"]):
         reach = CONFIDENCE * (result["error"] or 0)
         drawing = charts.limit(result["value"], reach, result["limit"], result["passed"])
     return {**result, "drawing": drawing}
@@ -77,4 +84,4 @@ def _text(value: Any) -> str:
         return ", ".join(f"{name} {_text(entry)}" for name, entry in value.items())
     if isinstance(value, float):
         return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else to_json(value)

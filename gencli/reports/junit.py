@@ -4,10 +4,11 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+from gencli.escape import printable
 from gencli.reports import subject
 
 # Characters that XML 1.0 cannot contain, not even escaped (production 2, Char).
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_XML = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(document: dict[str, Any]) -> str:
@@ -32,4 +33,4 @@ def junit(document: dict[str, Any]) -> str:
 
 
 def _clean(text: str) -> str:
-    return _NOT_XML.sub("�", text)
+    return _NOT_XML.sub("�", printable(text))

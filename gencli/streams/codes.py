@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DataError
+from gencli.escape import guarded, unguarded
 from gencli.format import Content, Format, Held, npy_bytes, stack
 from gencli.limits import check_archive
 from gencli.streams.formats import COMMON
@@ -32,7 +33,7 @@ class CodeCsv(Held):
         columns = self.columns
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([*(f"code_{i}" for i in range(codes.shape[1])), *columns])
+        writer.writerow([*(f"code_{i}" for i in range(codes.shape[1])), *map(guarded, columns)])
         for code, *others in zip(codes, *columns.values(), strict=True):
             writer.writerow([*map(str, code), *others])
         self.out.write(text.getvalue().encode())
@@ -179,7 +180,7 @@ def _line_codes(file: BinaryIO, name: str) -> Iterator[_Row]:
 def _csv_codes(file: BinaryIO, name: str) -> Iterator[_Row]:
     try:
         rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""), strict=True)
-        header = next(rows)
+        header = [unguarded(column) for column in next(rows)]
         known = [i for i, column in enumerate(header) if re.fullmatch(r"code_\d+", column)]
         if not known:
             raise DataError(f"{name}: no column is called code_0; codes come from `gencli encode`")

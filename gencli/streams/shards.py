@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from gencli.errors import DataError, UsageError
+from gencli.escape import to_json
 from gencli.publish import explained, make_folder, publish_text, sweep
 from gencli.spec import Batch
 from gencli.streams.writers import Writer
@@ -58,7 +59,7 @@ class Shards(AbstractContextManager["Shards"]):
         elif entries:
             raise UsageError(f"folder {self._folder} holds {entries[0]} and no {_ABOUT}; name a new or an empty folder")
         else:
-            publish_text(self._folder / _ABOUT, json.dumps(self._about, indent=2) + "\n")
+            publish_text(self._folder / _ABOUT, to_json(self._about, indent=2) + "\n")
         due = [part for part in self._parts if not self._path(part).exists()]
         self._due = iter(due)
         self.missing: list[range] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.errors import ResourceError, UsageError
+from gencli.escape import printable
 from gencli.format import Content, Format, Rows
 from gencli.limits import physical_memory
 from gencli.publish import in_place, is_stdout, publish, publish_folder
@@ -124,6 +125,8 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
         endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in formats)
         raise UsageError(f"{content.noun}s cannot be written as {format!r}; formats that fit: {endings}")
     chosen = formats[format]
+    if terminal and not chosen.binary:
+        sink = _flushed(_Legible(stream))
     if format == "folder":
         if output is None or in_place(output):
             raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")
@@ -153,9 +156,20 @@ def _require_room(output: str | None, chosen: type[Format], content: Content, to
             raise ResourceError(f"{what} {needed / 2**30:,.0f} GiB of disk, and {folder} has {free / 2**30:.0f} free; "
                                 f"ask for fewer with -n, or write elsewhere")
 
+class _Legible:
+    """A terminal: what is in a text or a name is shown on it and does not control it."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self.flush = stream.flush
+
+    def write(self, data: bytes) -> int:
+        self._stream.write(printable(data.decode(), lines=True).encode())
+        return len(data)
+
 
 @contextmanager
-def _flushed(stream: BinaryIO) -> Iterator[BinaryIO]:
+def _flushed(stream: Any) -> Iterator[Any]:
     yield stream
     stream.flush()
 
