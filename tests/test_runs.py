@@ -159,6 +159,31 @@ def test_a_run_survives_power_loss(small_data, gencli, tmp_path, monkeypatch):
         assert disk.find(*path.relative_to(tmp_path).parts) == path.read_bytes(), path
 
 
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_run_that_disappears_under_way(how, small_data, gencli, tmp_path, monkeypatch, whole):
+    """One line and 7; one that was moved goes on in its new place."""
+    import shutil
+
+    from gencli.trainer import Trainer
+
+    after = Trainer._after_step
+
+    def disappear(self, *arguments):
+        after(self, *arguments)
+        if self.state.step == 16:
+            shutil.move(tmp_path / "run", tmp_path / "moved")
+            if how == "deleted":
+                shutil.rmtree(tmp_path / "moved")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_after_step", disappear)
+        stderr = gencli(*args(small_data), code=7).stderr
+    assert "run" in stderr and len(stderr.splitlines()) == 1
+    if how == "moved":
+        gencli(*args(small_data, "--resume", "-o", "moved"))
+        the_same(tmp_path / "moved", whole)
+
+
 # --- what is not the run's
 
 
