@@ -136,3 +136,34 @@ def test_outputs_that_are_inputs(command, gencli, small_run, small_data, tmp_pat
     stderr = gencli(*command, code=2).stderr
     assert "would replace what is read" in stderr and len(stderr.splitlines()) == 1
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_what_was_measured_is_printed_whatever_fails_after(gencli, small_run, small_data, tmp_path, monkeypatch):
+    """A report that cannot be made, a disk that is full, names that no file may have."""
+    import json
+    import shutil
+
+    from gencli.commands import evaluate as command
+    from gencli.errors import ResourceError
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(small_run("vae", "vector"), "run")
+    data = Path("/".join(["a" * 80] * 3)) / "long.npz"
+    data.parent.mkdir(parents=True)
+    shutil.copy(small_data["vector"], data)
+    with monkeypatch.context() as patch:
+        def fail(*_: object) -> str:
+            raise ResourceError("no space left")
+
+        patch.setattr(command, "_report", fail)
+        done = gencli("evaluate", "run", str(data), "--json", "--html", "page.html", code=7)
+    assert json.loads(done.stdout)["metrics"] and not Path("page.html").exists()
+    places = [data, Path("б/г.npz"), Path("в/г.npz"), Path("a/c.npz"), Path("a-c.npz")]
+    for place in places[1:]:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data, place)
+    for place in places:
+        assert json.loads(gencli("evaluate", "run", str(place), "--json").stdout)["metrics"]
+    found = [json.loads(path.read_text())["data"]["name"] for path in Path("run/eval").glob("*.json")
+             if path.name != "manifest.json"]
+    assert sorted(found) == sorted(map(str, places))

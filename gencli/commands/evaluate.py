@@ -3,6 +3,7 @@
 import os
 import re
 from contextlib import ExitStack
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -100,38 +101,46 @@ def evaluate(
 
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
-    require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, baseline], run, json)
+    require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline], run,
+                  json)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
-        stack.enter_context(devices.memory_explained("give fewer examples with --limit"))
-        progress = stack.enter_context(console.progress("evaluate"))
-        model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
-        keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
-        split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
-        examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies), **reading)
-        wanted = metrics.needed(names, examples.spec, model)
-        drawn: Dataset | None = None
-        if samples:
-            drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad)
-        elif draw and model and "samples" in wanted and "sample" in model.abilities():
-            drawn = draw_samples(model, draw, examples, seed, **keywords)
-        wants_training = "training" in wanted and (drawn or names)
-        trained_on: Dataset | None = None
-        if training:
-            trained_on = load_for(card, training, settings, console, "train", examples.spec, **reading)
-            if card and trained_on.fingerprint != card.fingerprint:
-                console.note(f"{training} is not what the model was trained on")
-        elif card and wants_training:
-            trained_on = training_of(card, console, download=download, data_root=data_root)
-        inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
-                                progress, console.warn, draw, train_quietly, console.note)
-        results = metrics.measure(names, inputs)
-        if anomalies:
-            results.add(aurocs(results.columns, examples, anomalies.split(","), seed))
-        document = _document(run, card, inputs, results, check(rules, results.metrics))
-        for report, file in files.items():
-            file.write(_report(report, document, inputs, results, run).encode())
+        with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
+            model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
+            keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
+            split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
+            examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies),
+                                **reading)
+            wanted = metrics.needed(names, examples.spec, model)
+            drawn: Dataset | None = None
+            if samples:
+                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad)
+            elif draw and model and "samples" in wanted and "sample" in model.abilities():
+                drawn = draw_samples(model, draw, examples, seed, **keywords)
+            wants_training = "training" in wanted and (drawn or names)
+            trained_on: Dataset | None = None
+            if training:
+                trained_on = load_for(card, training, settings, console, "train", examples.spec, **reading)
+                if card and trained_on.fingerprint != card.fingerprint:
+                    console.note(f"{training} is not what the model was trained on")
+            elif card and wants_training:
+                trained_on = training_of(card, console, download=download, data_root=data_root)
+            inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
+                                    progress, console.warn, draw, train_quietly, console.note)
+            results = metrics.measure(names, inputs)
+            if anomalies:
+                results.add(aurocs(results.columns, examples, anomalies.split(","), seed))
+            document = _document(run, card, inputs, results, check(rules, results.metrics))
+        if not results.metrics:
+            console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
+                         f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
+        # Printed first: what was measured is not lost if a report or the copy in the run cannot be written.
+        if not any(path and is_stdout(path) for path in paths.values()):
+            console.result(document, _table(results.metrics))
+        with devices.memory_explained("leave --html out"):
+            for report, file in files.items():
+                file.write(_report(report, document, inputs, results, run).encode())
     if run and runs.Run(run).started:
         _save_in_run(runs.Run(run), document, results, console)
     if run and model and card:
@@ -139,11 +148,6 @@ def evaluate(
             runs.save_findings(run, model, card)
         except GencliError as error:
             console.note(f"what was computed about the weights is not saved in the model: {error}")
-    if not results.metrics:
-        console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
-                     f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
-    if not any(path and is_stdout(path) for path in paths.values()):
-        console.result(document, _table(results.metrics))
     failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
     if failed:
         raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
@@ -186,8 +190,7 @@ def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results,
 
     from torchvision.transforms.functional import to_pil_image
 
-    data = document["data"]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{data['name']}-{data['split']}").strip("-")
+    name = _short(f"{document['data']['name']}-{document['data']['split']}")
     try:
         run.publish(f"eval/{name}.json", (to_json(document, indent=2) + "\n").encode())
         for figure in results.figures:
@@ -196,6 +199,12 @@ def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results,
             run.publish(f"eval/{name}-{figure.name}.png", png.getvalue())
     except (ResourceError, UsageError) as error:
         console.note(f"the result is not saved in the run: {error}")
+
+
+def _short(name: str) -> str:
+    """A name for a file: the name itself if it is short and plain, else what is plain of it and a digest."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
+    return plain if plain == name and len(name) < 80 else f"{plain[-60:]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _table(measured: list[metrics.Metric]) -> Table:
