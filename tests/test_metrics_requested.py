@@ -90,6 +90,16 @@ def test_tables_are_compared_in_blocks_to_the_same_numbers(monkeypatch):
     assert whole["correlation_difference"].value == pytest.approx(differences.mean(), rel=1e-6)
 
 
+def test_the_error_of_correlations_needs_some_columns_only(monkeypatch):
+    """The value is of all columns; the error of some of them is that of all, as the rows make it."""
+    x, y = normal(60, 8), normal(50, 8, seed=1)
+    whole = by_name(["table"], table(x), samples=table(y))["correlation_difference"]
+    monkeypatch.setattr(tables, "_RESAMPLED", 5)
+    some = by_name(["table"], table(x), samples=table(y))["correlation_difference"]
+    assert some.value == whole.value and some.protocol["columns_of_error"] == 5
+    assert whole.error / 3 < some.error < 3 * whole.error
+
+
 # --- text
 
 LETTERS = TextSpec(vocabulary=("<unk>", "<end>", "a", "b", "c", " "), length=12)
