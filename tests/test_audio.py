@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import shutil
 import signal
 import struct
+import subprocess
 import wave
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +276,48 @@ def test_a_stream_is_heard_piece_by_piece(format):
         assert data[40:44] == b"\xff\xff\xff\xff", "the length is not known"
         x, _ = soundfile.read(io.BytesIO(data))
     assert np.array_equal(x, batch().x[0].double().numpy())
+
+
+class Pipe(io.RawIOBase):
+    """What is written, piece by piece, as a reader at the other end may get it."""
+
+    def __init__(self):
+        self.pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self.pieces.append(bytes(data))
+        return len(data)
+
+
+@pytest.mark.parametrize("size", [1, 100, 5000])
+def test_the_first_piece_of_a_stream_shows_what_it_is(size):
+    """sox judges a file by its first read: 44 bytes of header alone are none."""
+    pipe, x = Pipe(), torch.linspace(-1, 1, 12000)[None]
+    with streams.open_writer("-", SPEC, format="wav", stdout=io.BufferedWriter(pipe)) as writer:
+        for start in range(0, 10000, size):
+            writer.write(Batch(x[:, start : start + size]))
+    assert pipe.pieces[0].startswith(b"RIFF") and len(pipe.pieces[0]) >= 256
+    assert len(b"".join(pipe.pieces)) == 44 + 20000
+    short = Pipe()
+    with streams.open_writer("-", SPEC, format="wav", stdout=io.BufferedWriter(short)) as writer:
+        writer.write(Batch(x[:, :3]))
+    assert len(b"".join(short.pieces)) == 50
+
+
+@pytest.mark.parametrize("command", [["sox", "-", "-n", "stat"], ["ffmpeg", "-i", "-", "-f", "null", "-"]])
+@pytest.mark.parametrize("size", [1, 100, 5000])
+def test_real_programs_read_a_stream(command, size):
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    with streams.open_writer("-", SPEC, format="wav", stdout=reader.stdin) as writer:
+        for start in range(0, 10000, size):
+            writer.write(Batch(torch.linspace(-1, 1, 12000)[None, start : start + size]))
+    said = reader.communicate()[1].decode()
+    assert reader.returncode == 0 and ("10000" in said if command[0] == "sox" else "8000 Hz" in said), said
 
 
 def test_a_stream_of_unknown_length_can_be_read(tmp_path):

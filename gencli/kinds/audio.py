@@ -283,28 +283,49 @@ def wav_header(rate: int, samples: int | None) -> bytes:
                        2 * rate, 2, 16, b"data", size)
 
 
+_FIRST = 512  # bytes of the first piece of a stream with a header; sox judges a file by its first read
+
+
 class RawSound(Format):
     """16-bit samples of one recording after the other, without a header; whoever listens hears them as they come."""
 
     continuous = True
 
+    def begin(self) -> None:
+        self._held = self._header(None)
+        self._least = _FIRST if self._held else 0
+        self._written = 0
+
     def put(self, rows: Rows) -> None:
-        for _, value, _ in self._numbered(rows):
-            self.out.write(value.tobytes())
+        self._held += b"".join(value.tobytes() for _, value, _ in self._numbered(rows))
+        if self._written or len(self._held) >= self._least:
+            self._flush()
+
+    def end(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        self.out.write(self._held)
         self.out.flush()
+        self._written += len(self._held)
+        self._held = b""
+
+    def _header(self, samples: int | None) -> bytes:
+        """What stands before so many samples; None: nobody knows how many."""
+        return b""
 
 
 class Wav(RawSound):
     """The same as a WAV file. Its length is put into the header where that can be done."""
 
-    def begin(self) -> None:
-        self.out.write(wav_header(self._rate, None))
-
     def end(self) -> None:
+        super().end()
         if self.content.rewritable:
-            samples = (self.out.tell() - len(wav_header(0, 0))) // 2
             self.out.seek(0)
-            self.out.write(wav_header(self._rate, samples))
+            self.out.write(self._header((self._written - len(self._header(None))) // 2))
+
+    def _header(self, samples: int | None) -> bytes:
+        return wav_header(self._rate, samples)
 
     @property
     def _rate(self) -> int:
