@@ -381,3 +381,18 @@ def test_the_same_from_python(gencli, small_data, tmp_path):
     assert outcome.step == 12 and outcome.values["loss"]
     tensors = [package.load(str(tmp_path / run)).state_dict() for run in ("python", "shell")]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_a_number_is_the_name_of_a_class_before_it_is_a_place():
+    from types import SimpleNamespace
+
+    from gencli.commands._conditions import class_number
+    from gencli.errors import UsageError
+
+    def found(label: str, *classes: str) -> int | None:
+        return class_number(SimpleNamespace(family="gan", config={}, spec=SimpleNamespace(classes=classes)), label)
+
+    assert [found("1", "1", "2", "10"), found("10", "1", "2", "10"), found("1", "cat", "dog")] == [0, 2, 1]
+    for label, classes in (("0", ("1", "2", "10")), ("0", ("cat", "3")), ("2", ("cat", "dog")), ("-1", ("cat", "dog"))):
+        with pytest.raises(UsageError, match="no such class"):
+            found(label, *classes)

@@ -174,6 +174,43 @@ def test_exif_orientation(ending, tmp_path):
     assert data.examples[0, 0, :8].min() > 250 and data.examples[0, 0, 8:].max() < 5
 
 
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("how", ["jpg exif", "png exif", "tif exif", "webp exif", "png profile", "png xmp", "jpg xmp",
+                                 "tif xmp"])
+def test_orientation_wherever_it_is_said(how, orientation, tmp_path):
+    """The size that is asked for first, and the pixels, as Pillow turns them; none are cut off."""
+    from PIL import ImageOps, PngImagePlugin
+
+    ending, place = how.split()
+    pixels = np.zeros((24, 40), np.uint8)
+    pixels[:12, :30] = 255
+    file, options = tmp_path / f"a.{ending}", {}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if place == "exif":
+        options["exif"] = exif
+    elif place == "profile":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        content = exif.tobytes()
+        options["pnginfo"].add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    elif ending == "png":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.format(orientation))
+    elif ending == "tif":
+        options["tiffinfo"] = {700: XMP.format(orientation).encode()}
+    else:
+        options["xmp"] = XMP.format(orientation).encode()
+    Image.fromarray(pixels).save(file, **options)
+    with Image.open(io.BytesIO(file.read_bytes())) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("L")).astype(int)
+    data = load(f"{file}:all", dict(channels=1))
+    assert (data.spec.height, data.spec.width) == expected.shape
+    assert abs(np.asarray(data.examples[0, 0]).astype(int) - expected).max() < 40
+
+
 def test_sizes(tmp_path):
     for i, size in enumerate([(20, 10), (8, 30), (12, 12)]):
         Image.new("L", size, 90).save(tmp_path / f"{i}.png")

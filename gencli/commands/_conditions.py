@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def class_number(card: Any, label: str | None) -> int | None:
-    """The number of a class given by name or number.
+    """The number of a class given by name, or by number where no name is one.
 
     Raises:
         UsageError: the model has no classes, or not this one.
@@ -25,7 +25,8 @@ def class_number(card: Any, label: str | None) -> int | None:
         raise UsageError("--label: this model was trained without classes; train one with --conditional")
     if label in card.spec.classes:
         return card.spec.classes.index(label)
-    if label.isdigit() and int(label) < len(card.spec.classes):
+    numbered = not any(name.isdigit() for name in card.spec.classes)
+    if numbered and label.isdigit() and int(label) < len(card.spec.classes):
         return int(label)
     raise UsageError(f"--label {label}: the model has no such class{did_you_mean(label, card.spec.classes)}")
 

@@ -43,6 +43,9 @@ IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are deco
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
 _EXIF_ORIENTATION = 0x0112
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
 
 # Above this many pixels Pillow warns that a picture may be meant to fill the memory. Here that is an error.
 _MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
@@ -401,24 +404,36 @@ def _header(source: Source, half: str | None = None) -> tuple[str, tuple[int, in
     """Mode and (H, W) of a picture, or of a half of it, without decoding it."""
     with _opened(source) as image:
         width, height = image.size
-        # Without this question Pillow would decode a whole PNG to look behind it; the size of a TIFF is turned already.
-        turned = "exif" in image.info and image.getexif().get(_EXIF_ORIENTATION, 1) > 4
-        height, width = (width, height) if turned else (height, width)
+        height, width = (width, height) if _orientation(image) > 4 else (height, width)
         return image.mode, (height, width if half is None else _middle(width))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture that is not decoded yet has to be turned, as EXIF counts: 1 is upright, above 4 height is width.
+
+    Said by EXIF, by XMP or by a text in a PNG; what stands behind the pixels of a PNG is not looked for, Pillow would
+    decode it for that. The size of a TIFF is turned already, if it has the tag.
+    """
+    if _EXIF_ORIENTATION in getattr(image, "tag_v2", ()):
+        return 1
+    return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns a TIFF as it decodes it
+    return image if turn is None else image.transpose(turn)
 
 
 def _decode(source: Source, shape: Shape, half: str | None = None) -> np.ndarray:
     """(C, H, W) uint8."""
     with _opened(source) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        return _fit(_half(image, half), shape)
+        return _fit(_half(_upright(image), half), shape)
 
 
 def _whole(source: Source, channels: int, half: str | None) -> np.ndarray:
     """(C, H, W) uint8 of the picture's own size."""
     with _opened(source) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _half(image, half)
+        image = _half(_upright(image), half)
         return _fit(image, (channels, image.height, image.width))
 
 
