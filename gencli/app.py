@@ -13,7 +13,7 @@ from typer.exceptions import Exit, TyperException
 
 from gencli import __version__, registry
 from gencli.commands._lazy import LazyGroup
-from gencli.console import Console
+from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
 from gencli.stopping import leave_on_signals
 
@@ -75,7 +75,9 @@ def _options() -> Iterator[set[str]]:
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with a code of the table in README.md."""
     leave_on_signals()
+    prepare_streams()
     code = run(sys.argv[1:] if args is None else args)
+    leave_streams()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads of torch.distributed may still hold tensors, which sometimes aborts the process while Python shuts
         # down (pytorch/pytorch#179291). All files are closed and published by now.

@@ -4,14 +4,19 @@ stdout carries only the result; everything else goes to stderr: a live bar on a 
 interval, nothing with `-q`. What strangers named is shown, and cannot act (`gencli.escape`).
 """
 
+import codecs
+import io
+import os
 import sys
 import time
 import traceback
+import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from gencli.errors import ResourceError
 from gencli.escape import printable, to_json
 
 if TYPE_CHECKING:
@@ -97,6 +102,57 @@ class ProgressLine:
                  trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class _Closed(io.RawIOBase):
+    """A standard output that is closed: what is not written to it is no harm, anything else would be lost."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        raise ResourceError("standard output is closed; open it, or write to a file")
+
+
+def prepare_streams() -> None:
+    """Make standard streams fit for use where they are closed (`>&-`) or not UTF-8 (PYTHONIOENCODING=ascii).
+
+    A result for a closed stream is a ResourceError, messages for one are dropped, reading from one finds nothing.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would get its number, and what is printed
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.FileIO(os.devnull))
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.BufferedWriter(_Closed()), encoding="utf-8")
+    sys.stderr = sys.stderr or _nowhere()
+    codecs.register_error("legible", _legible)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="legible")
+
+
+def leave_streams() -> None:
+    """Keep Python from writing once more to a closed standard output as it ends."""
+    if isinstance(getattr(sys.stdout.buffer, "raw", None), _Closed):
+        sys.stdout = _nowhere()
+
+
+def _nowhere() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.devnull, "wb")), encoding="utf-8")
+
+
+_PLAIN = {"±": "+-", "×": "x", "→": "->", "…": "...", "–": "-", "—": "-"}
+
+
+def _legible(error: UnicodeError) -> tuple[str, int]:
+    """What is printed for characters that an encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    plain = "".join(_PLAIN.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode()
+                    or c.encode("ascii", "backslashreplace").decode() for c in text)
+    return plain, error.end
 
 
 @dataclass

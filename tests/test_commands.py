@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import tomllib
 from pathlib import Path
@@ -396,3 +399,31 @@ def test_a_number_is_the_name_of_a_class_before_it_is_a_place():
     for label, classes in (("0", ("1", "2", "10")), ("0", ("cat", "3")), ("2", ("cat", "dog")), ("-1", ("cat", "dog"))):
         with pytest.raises(UsageError, match="no such class"):
             found(label, *classes)
+
+
+@pytest.mark.parametrize(("command", "code", "said"), [
+    ("families >&-", 7, "standard output is closed"), ("--help >&-", 7, "standard output is closed"),
+    ("families --json >&- 2>&- <&-", 7, ""), ("families nothing 2>&-", 2, ""),
+    ("families >/dev/full", 7, "No space left"),
+    ("encode {run} - <&-", 3, "holds no examples"), ("sample {run} -n 1 >&-", 7, "standard output is closed"),
+    ("sample {run} -n 1 -o x.npz -q >&- 2>&- <&-", 0, ""),
+])
+def test_streams_that_are_closed(command, code, said, small_run, tmp_path):
+    command = command.format(run=small_run("vae", "vector"))
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} -m gencli {command}"], capture_output=True, cwd=tmp_path,
+                          text=True)
+    assert done.returncode == code and said in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == bool(said)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_streams_that_are_not_utf8(encoding, small_run, small_data, tmp_path):
+    (tmp_path / "größe-б.npz").write_bytes(small_data["vector"].read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    run = str(small_run("vae", "vector"))
+    command = [sys.executable, "-m", "gencli", "evaluate", run, "größe-б.npz", "--draw", "0"]
+    table, document = (subprocess.run([*command, *more], capture_output=True, cwd=tmp_path, env=environment)
+                       for more in ((), ("--json",)))
+    assert table.returncode == document.returncode == 0, table.stderr
+    assert b"+- " in table.stdout or "± ".encode(encoding, "ignore") in table.stdout
+    assert json.loads(document.stdout)["data"]["name"] == "größe-б.npz"
