@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -325,3 +327,14 @@ def test_the_same_from_python(gencli, small_data, tmp_path):
     assert outcome.step == 12 and outcome.values["loss"]
     tensors = [package.load(str(tmp_path / run)).state_dict() for run in ("python", "shell")]
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+def test_too_few_addresses_are_said_in_one_line(small_run):
+    """`ulimit -v` of less than torch maps; listing what is installed needs no torch, and works."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); " \
+              "from gencli.app import main; main(sys.argv[1:])"
+    sample = ["sample", str(small_run("vae", "image")), "-n", "1", "-o", "x.npz"]
+    done = subprocess.run([sys.executable, "-c", limited, *sample], capture_output=True, text=True)
+    assert done.returncode == 7 and len(done.stderr.splitlines()) == 1
+    assert "0.5 GiB of addresses (ulimit -v)" in done.stderr
+    assert subprocess.run([sys.executable, "-c", limited, "families"], capture_output=True).returncode == 0
