@@ -1,7 +1,10 @@
 """The command line: the verbs, and exceptions turned into one line and an exit code. Imports no torch."""
 
+import errno
 import importlib
 import inspect
+import math
+import mmap
 import os
 import signal
 import sys
@@ -16,6 +19,8 @@ from gencli.commands._lazy import LazyGroup
 from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
 from gencli.stopping import leave_on_signals
+
+_RESERVE = 2**26  # bytes
 
 
 class _Verbs(LazyGroup):
@@ -90,6 +95,9 @@ def main(args: list[str] | None = None) -> None:
 def run(args: list[str]) -> int:
     """Run the command line; the exit code."""
     console, verbose = Console(), "-v" in args or "--verbose" in args
+    limit = _address_limit()
+    # Room to say so when that is reached; addresses that nothing is written to cost no memory.
+    reserve = mmap.mmap(-1, _RESERVE) if limit > 4 * _RESERVE and limit < math.inf else None
     try:
         for table in registry.TABLES:
             for clash in table.clashes():
@@ -119,29 +127,40 @@ def run(args: list[str]) -> int:
     except SystemExit as error:  # a signal
         return error.code if isinstance(error.code, int) else 1
     except (OSError, MemoryError) as error:  # wherever the machine reaches its limits
+        if reserve:
+            reserve.close()
         if verbose:
             console.traceback()
-        console.error(f"the system refused: {error}" if isinstance(error, OSError) else _out_of_memory())
+        refused = isinstance(error, OSError) and error.errno != errno.ENOMEM
+        console.error(f"the system refused: {error}" if refused else _out_of_memory(limit))
         return ResourceError.exit_code
     except Exit as error:
         return error.exit_code
     except Exception as error:
+        if reserve:
+            reserve.close()
         if verbose:
             console.traceback()
-        if isinstance(error, ImportError) and "failed to map segment" in str(error):  # a library that has no room
-            console.error(_out_of_memory())
+        if isinstance(error, ImportError | SystemError) and limit < 2**32:  # a library that found no room
+            console.error(_out_of_memory(limit))
             return ResourceError.exit_code
         console.error(f"internal error: {type(error).__name__}: {error}; "
                       f"this is a bug in gencli: run again with -v and report what it prints")
         return 1
 
 
-def _out_of_memory() -> str:
-    """What to do about it depends on whether this process is allowed less than the machine has."""
-    import resource
-
+def _address_limit() -> float:
+    """Bytes of addresses that this process may use (ulimit -v)."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return math.inf
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def _out_of_memory(limit: float) -> str:
+    if limit == math.inf:
         return "the machine is out of memory"
     return (f"this process may use {limit / 2**30:.1f} GiB of addresses (ulimit -v), and that is not enough: torch "
             f"alone takes 4; raise the limit")

@@ -427,3 +427,14 @@ def test_streams_that_are_not_utf8(encoding, small_run, small_data, tmp_path):
     assert table.returncode == document.returncode == 0, table.stderr
     assert b"+- " in table.stdout or "± ".encode(encoding, "ignore") in table.stdout
     assert json.loads(document.stdout)["data"]["name"] == "größe-б.npz"
+
+
+def test_too_few_addresses_are_said_in_one_line(small_run):
+    """`ulimit -v` of less than torch maps; listing what is installed needs no torch, and works."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29)); " \
+              "from gencli.app import main; main(sys.argv[1:])"
+    sample = ["sample", str(small_run("vae", "image")), "-n", "1", "-o", "x.npz"]
+    done = subprocess.run([sys.executable, "-c", limited, *sample], capture_output=True, text=True)
+    assert done.returncode == 7 and len(done.stderr.splitlines()) == 1
+    assert "0.5 GiB of addresses (ulimit -v)" in done.stderr
+    assert subprocess.run([sys.executable, "-c", limited, "families"], capture_output=True).returncode == 0
