@@ -147,7 +147,7 @@ def test_what_was_measured_is_printed_whatever_fails_after(gencli, small_run, sm
     from gencli.errors import ResourceError
 
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(small_run("vae", "vector"), "run")
+    shutil.copytree(small_run("vae", "vector"), "run", ignore=shutil.ignore_patterns("eval"))
     data = Path("/".join(["a" * 80] * 3)) / "long.npz"
     data.parent.mkdir(parents=True)
     shutil.copy(small_data["vector"], data)

@@ -298,6 +298,7 @@ def killed_after(step: int, monkeypatch, model, data, settings, folder) -> None:
             raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, Run(folder) as run:
+        run.write_config({"versions": {"gencli": "0"}})  # the mark of a run
         patch.setattr(Trainer, "_after_step", interrupt)
         with pytest.raises(RuntimeError, match="killed"):
             Trainer(model, data, settings, run).run(resume=True)
