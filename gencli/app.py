@@ -6,6 +6,7 @@ import inspect
 import math
 import mmap
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -151,10 +152,6 @@ def run(args: list[str]) -> int:
 
 def _address_limit() -> float:
     """Bytes of addresses that this process may use (ulimit -v)."""
-    try:
-        import resource
-    except ImportError:  # not on this system
-        return math.inf
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return math.inf if limit == resource.RLIM_INFINITY else limit
 

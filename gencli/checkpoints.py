@@ -26,10 +26,11 @@ from torch import Tensor
 
 from gencli.errors import DivergedError, ModelError
 from gencli.escape import to_json
+from gencli.manifests import MANIFEST, checksums, discard, named, read_checked
 from gencli.model import Model, Phase
 from gencli.optimisers import MovingAverage, load_optimiser, make_optimiser, optimiser_tensors
 from gencli.publish import explained, publish, publish_folder, sync, system, write
-from gencli.runs import LOGS, MANIFEST, Run, checksums, discard, named, read_card, read_checked
+from gencli.runs import LOGS, Run, read_card
 from gencli.settings import TrainSettings
 from gencli.tensors import is_finite, read_tensors, sha256, to_bytes, verified
 

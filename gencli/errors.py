@@ -81,6 +81,11 @@ def install(extra: str) -> str:
     return f"pip install {_EXTRAS[extra]}"
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says, as part of a line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(name: str, choices: Iterable[str], listed: bool = True) -> str:
     """A suggestion to append to a message: `"; did you mean 'vae'?"`, or the list of choices, or nothing."""
     choices = sorted(choices)

@@ -23,7 +23,7 @@ from gencli.escape import is_utf8, printable
 from gencli.lazy import Lazy
 from gencli.limits import PACKED, unpack
 from gencli.settings import DataSettings
-from gencli.spec import Spec
+from gencli.spec import Spec, numbers_of
 
 if TYPE_CHECKING:
     import torch
@@ -206,9 +206,7 @@ class Examples(ABC):
         """(N,) int64, the labels as places in `classes`."""
         if self.labels is None or not classes:
             return None
-        number = {label: i for i, label in enumerate(classes)}
-        if not any(name.isdigit() for name in classes):  # as arrays and tables hold the classes that samples have
-            number |= {str(i): i for i in range(len(classes))}
+        number = numbers_of(classes)
         for label in self.labels:
             if label not in number:
                 raise DataError(f"{self.name}: class {label!r} is none of the model's or training split's classes: "

@@ -20,7 +20,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,8 +33,9 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli import registry
-from gencli.errors import LockedError, ModelError, ResourceError, UsageError
+from gencli.errors import LockedError, ModelError, ResourceError, UsageError, first_line
 from gencli.escape import markdown_text, printable, to_json
+from gencli.manifests import MANIFEST, checksums, discard, named, read_checked, record, remove_files, sums
 from gencli.model import Model
 from gencli.publish import (
     append,
@@ -204,7 +205,7 @@ def read_card(run: str | Path) -> Card:
     except UsageError as error:  # a kind that is not installed
         raise ModelError(f"{path}: {error}; install its plugin") from error
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path}: its description is damaged ({_first_line(error)})") from error
+        raise ModelError(f"{path}: its description is damaged ({first_line(error)})") from error
     if card.family not in registry.families:
         raise ModelError(f"{path} is of family {card.family!r}, which is not installed; install its plugin")
     return card
@@ -237,12 +238,12 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
         except UsageError as error:
             raise ModelError(f"{path}: its configuration does not fit family {card.family!r}: {error}") from error
         except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # impossible tensor sizes
-            raise ModelError(f"{path}: no model can be built from its description: {_first_line(error)}") from error
+            raise ModelError(f"{path}: no model can be built from its description: {first_line(error)}") from error
         load_weights(model, path)
         try:
             model.load_findings(card.findings)
         except (ValueError, TypeError, LookupError) as error:
-            raise ModelError(f"{path}: its findings are damaged: {_first_line(error)}") from error
+            raise ModelError(f"{path}: its findings are damaged: {first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False), card
 
 
@@ -306,68 +307,6 @@ def model_card(card: Card, values: dict[str, float]) -> str:
 
 Made with gencli {markdown_text(card.gencli)}.
 """
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checksums
-
-MANIFEST = "manifest.json"  # beside the files that it lists: the SHA-256 of each by name
-
-
-def checksums(path: Path) -> list[str]:
-    """The SHA-256 sums that a file of a run may have; none if it is not part of a run, or changes all the time.
-
-    While a file is being replaced there are two, so that either version is valid after a crash.
-    """
-    manifest = path.with_name(MANIFEST)
-    if manifest.exists() and not manifest.is_file():
-        raise ModelError(f"{manifest} is no regular file")
-    try:
-        digests = json.loads(manifest.read_bytes()).get(path.name, [])
-        return digests if isinstance(digests, list) else [digests]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{manifest} is damaged ({_first_line(error)}); delete it to continue unchecked") from error
-
-
-def named(folder: Path) -> set[str]:
-    """The names of the files in a folder of a run that gencli wrote, as its manifest says; none without one."""
-    try:
-        names = json.loads((folder / MANIFEST).read_bytes())
-        return {MANIFEST, *names} if isinstance(names, dict) else set()
-    except (OSError, ValueError, RecursionError):
-        return set()
-
-
-def discard(folder: Path) -> None:
-    """Remove the files that the manifest of a folder names, and the folder unless it holds anything else.
-
-    A folder of our files alone goes as a whole. One with others loses its manifest first: what is left is no part of a
-    run. Nothing is removed through a link.
-    """
-    own = named(folder)
-    if folder.is_symlink() or not own:
-        return
-    if own >= {path.name for path in folder.iterdir() if not is_temporary(path.name)}:
-        remove(folder)
-        return
-    for name in sorted(own, key=lambda name: name != MANIFEST):
-        if name == Path(name).name and not (folder / name).is_dir():
-            remove(folder / name)
-
-
-def read_checked(path: Path) -> bytes:
-    """The bytes of a file that matches its manifest; ModelError otherwise."""
-    try:
-        with verified(path, checksums(path)):
-            return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -477,11 +416,9 @@ class Run:
                 with suppress(OSError):  # not empty
                     folder.rmdir()
         own = named(self.path) or {"model.safetensors", "README.md"}  # older runs have no manifest
-        for name in (*sorted(own - {MANIFEST, "config.json"}), *_CHANGING, MANIFEST, "config.json"):
-            if name == Path(name).name and not (self.path / name).is_dir():
-                remove(self.path / name)
+        remove_files(self.path, [*sorted(own - {MANIFEST, "config.json"}), *_CHANGING, MANIFEST, "config.json"])
 
-    def place(self, name: str, *sums: str) -> Path:
+    def place(self, name: str, sums: Iterable[str] = ()) -> Path:
         """Where a file of the run goes, after the manifest beside it names it, with its sums if it has any.
 
         Raises:
@@ -490,13 +427,7 @@ class Run:
         path = self.path / name
         if path.parent != self.path:
             self._refuse_link(path.parent)
-        manifest = path.with_name(MANIFEST)
-        try:
-            digests = dict(json.loads(manifest.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            digests = {}
-        if digests.get(path.name) != list(sums):
-            publish_text(manifest, to_json(digests | {path.name: list(sums)}, indent=2) + "\n")
+        record(path, sums)
         if path.is_symlink():
             remove(path)
         return path
@@ -504,8 +435,8 @@ class Run:
     def publish(self, name: str, content: bytes) -> None:
         """Publish a file of the run, after recording its SHA-256 beside that of the file it replaces."""
         path = self.path / name
-        before = [digest for digest in _sums(path) if path.exists() and digest == sha256(path)]
-        with publish(self.place(name, *dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))) as file:
+        before = [digest for digest in sums(path) if path.exists() and digest == sha256(path)]
+        with publish(self.place(name, dict.fromkeys([hashlib.sha256(content).hexdigest(), *before]))) as file:
             file.write(content)
 
     def config(self) -> dict[str, Any]:
@@ -514,7 +445,7 @@ class Run:
         try:
             return dict(json.loads(read_checked(path)))
         except (ValueError, TypeError, RecursionError) as error:
-            raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
+            raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
 
     def write_config(self, settings: dict[str, Any]) -> None:
         """Publish `config.json`, and claim the names of the logs."""
@@ -530,14 +461,6 @@ class Run:
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""
         append(self.path / name, to_json(record))
-
-
-def _sums(path: Path) -> list[str]:
-    """`checksums`, none where the manifest is damaged."""
-    try:
-        return checksums(path)
-    except ModelError:
-        return []
 
 
 def _alive(pid: int) -> bool:

@@ -137,8 +137,11 @@ def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, s
     return values, origin
 
 
-def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mapping[str, str]) -> Any:
-    """The settings of a class from those of the values that are its fields; UsageError if one is invalid."""
+def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mapping[str, str] | None = None) -> Any:
+    """The settings of a class from those of the values that are its fields; UsageError if one is invalid.
+
+    `origin`: where each value is from, for the message.
+    """
     try:
         return model(**{name: values[name] for name in model.model_fields if name in values})
     except ValidationError as error:
@@ -147,8 +150,8 @@ def validated(model: "type[BaseModel]", values: Mapping[str, Any], origin: Mappi
         if not problem["loc"]:
             raise UsageError(message) from None
         name = str(problem["loc"][0])
-        raise UsageError(f"--{name.replace('_', '-')} {problem['input']}: {message} "
-                         f"(from {origin.get(name, 'default')})") from None
+        source = "" if origin is None else f" (from {origin.get(name, 'default')})"
+        raise UsageError(f"--{name.replace('_', '-')} {problem['input']}: {message}{source}") from None
 
 
 VARIABLES = frozenset({"data", "cache", "plugins"})  # of the environment, that are no options

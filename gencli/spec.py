@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,15 @@ class Spec(BaseModel):
         if content["condition"] is None:
             del content["condition"]
         return content
+
+
+def numbers_of(classes: Sequence[str]) -> dict[str, int]:
+    """What classes may be called: their names, and where none of them is a number their places too.
+
+    So arrays and tables hold the classes that samples have.
+    """
+    places = {} if any(name.isdigit() for name in classes) else {str(i): i for i in range(len(classes))}
+    return {name: i for i, name in enumerate(classes)} | places
 
 
 def parse_spec(content: dict[str, Any]) -> Spec:

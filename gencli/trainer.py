@@ -15,7 +15,6 @@ from torch import nn
 
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
-from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, keep_memory, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
@@ -82,10 +81,10 @@ class Trainer:
             raise UsageError("--validation needs a family that scores examples; this one does not")
         self.data, self.validation_data = data.on(self.device).hold_out(settings.validation)
         self.order = training_order(model, self.data, settings, self.device, self.processes)
-        self._refuse_small_steps()
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.phases = phases_of(model, self.total)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
+        self._refuse_small_steps()
         self.state = TrainingState(self.model, self.total)
 
     def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
@@ -123,7 +122,7 @@ class Trainer:
     @property
     def learns(self) -> bool:
         """Whether there are steps; phases without gradients take all examples as they come."""
-        return any(phase.players for phase in self.model.phases())
+        return any(phase.players for phase, _ in self.phases)
 
     def _refuse_small_steps(self) -> None:
         """DataError if a process would get fewer examples in a step than it can compute with."""
@@ -357,7 +356,7 @@ class Trainer:
             raise UsageError(f"the run was trained by {before['processes']} processes, each of which carries state "
                              f"from step to step; {now['processes']} cannot take it up: resume with as many as before "
                              f"(torchrun --nproc-per-node), or start over with --overwrite")
-        if isinstance(self.order, Contiguous):
+        if self.model.reads == "stream":
             rows = sum(len(next(iter(group.values()))) for group in carried if group)
             if any(carried) and rows != self.order.rows:
                 raise UsageError(f"--batch-size {self.settings.batch_size}: the run carries {rows} states "

@@ -21,8 +21,8 @@ LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
     {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
-    {"registry"}, {"cache"}, {"publish", "tensors"}, {"device"}, {"settings"}, {"cells", "limits", "stopping"},
-    {"charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
+    {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
+    {"cells", "limits", "stopping"}, {"charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 

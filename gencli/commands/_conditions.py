@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from gencli import registry
 from gencli.console import Console
 from gencli.errors import UsageError, did_you_mean
+from gencli.spec import numbers_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +24,9 @@ def class_number(card: Any, label: str | None) -> int | None:
     registry.require(card.family, "label")
     if not card.config.get("conditional", True):
         raise UsageError("--label: this model was trained without classes; train one with --conditional")
-    if label in card.spec.classes:
-        return card.spec.classes.index(label)
-    numbered = not any(name.isdigit() for name in card.spec.classes)
-    if numbered and label.isdigit() and int(label) < len(card.spec.classes):
-        return int(label)
+    numbers = numbers_of(card.spec.classes)
+    if label in numbers:
+        return numbers[label]
     raise UsageError(f"--label {label}: the model has no such class{did_you_mean(label, card.spec.classes)}")
 
 

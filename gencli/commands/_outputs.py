@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gencli.errors import UsageError
+from gencli.manifests import named
 from gencli.publish import in_place, is_stdout
-from gencli.runs import Run, named
+from gencli.runs import Run
 
 
 def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str | None], run: str | None = None,
@@ -20,24 +21,21 @@ def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str | None
         json: whether the command prints a document on standard output.
 
     Raises:
-        UsageError: as said; an output of one file is a folder.
+        UsageError: as said.
     """
-    read = {_real(name): name for given in (*inputs, run) if given
+    real = os.path.realpath
+    read = {real(name): name for given in (*inputs, run) if given
             for name in (given, given.rpartition(":")[0], given.rpartition("#")[0]) if name}
     if run and Run(run).started:
-        read |= {_real(os.path.join(run, name)): os.path.join(run, name) for name in named(Path(run))}
+        read |= {real(path): str(path) for path in (Path(run, name) for name in named(Path(run)))}
     taken = {"-": "--json"} if json else {}
     for option, path in outputs.items():
         if path is None or (in_place(path) and not is_stdout(path)):
             continue
-        place = "-" if is_stdout(path) else _real(path)
+        place = "-" if is_stdout(path) else real(path)
         if place in taken:
             where = "to standard output" if place == "-" else path
             raise UsageError(f"{taken[place]} and {option} both write {where}; name a file for each")
         if place in read:
             raise UsageError(f"{option} {path} would replace what is read from {read[place]}; name another file")
         taken[place] = option
-
-
-def _real(path: str) -> str:
-    return os.path.realpath(path)

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from pydantic import ValidationError
-
 from gencli import registry
 from gencli.data import pairs
 from gencli.data.folders import data_endings, read_path
@@ -27,7 +25,7 @@ from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import is_utf8, printable
 from gencli.examples import Examples, Request, Splits, class_names
 from gencli.kind import Kind, describe
-from gencli.settings import DataSettings
+from gencli.settings import DataSettings, validated
 from gencli.spec import Spec
 
 __all__ = ["Contiguous", "Dataset", "Shuffled", "extent", "known", "load", "require_unchanged"]
@@ -167,11 +165,7 @@ def _parse(source: str) -> tuple[str, Split | None]:
 
 def _general(options: dict[str, Any]) -> DataSettings:
     """The options that any data has; UsageError if one has no such value."""
-    try:
-        settings = DataSettings(**options)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UsageError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg']}") from None
+    settings: DataSettings = validated(DataSettings, options)
     for name, value in settings:
         if isinstance(value, str) and not is_utf8(value):
             raise UsageError(f"--{name} {value}: this is not UTF-8")

@@ -163,13 +163,14 @@ class Csv(Format):
 
     def put(self, rows: Rows) -> None:
         if self._header_due:
-            self._write([(*self._columns, *(rows.records[0] if rows.records else ()))])
+            self._write([map(guarded, (*self._columns, *(rows.records[0] if rows.records else ())))])
             self._header_due = False
-        self._write((*map(str, value), *record.values()) for _, value, record in self._numbered(rows))
+        self._write((*map(str, value), *map(guarded, map(str, record.values())))
+                    for _, value, record in self._numbered(rows))
 
     def end(self) -> None:
         if self._header_due:
-            self._write([self._columns])
+            self._write([map(guarded, self._columns)])
 
     @property
     def _columns(self) -> tuple[str, ...]:
@@ -179,7 +180,7 @@ class Csv(Format):
 
     def _write(self, lines: Iterable[Iterable[Any]]) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(map(guarded, map(str, line)) for line in lines)
+        csv.writer(text, lineterminator="\n").writerows(lines)
         self.out.write(text.getvalue().encode())
 
 

@@ -48,7 +48,8 @@ def table(inputs: Inputs) -> Iterator[Found]:
         columns = _Columns(x[:, start : start + block], y[:, start : start + block])
         shares.append(torch.stack([columns.distances(*pair) for pair in weights]))
         inputs.progress(len(shares), steps + len(drawn))
-    distances, spread = (whole := torch.cat(shares, 1))[0], whole[1:]
+    whole = torch.cat(shares, 1)
+    distances, spread = whole[0], whole[1:]
     if several := x.shape[1] > 1:
         correlation = _correlation_difference(x, y, *weights[0], torch.float64)
         some = torch.linspace(0, x.shape[1] - 1, min(x.shape[1], _RESAMPLED)).long()

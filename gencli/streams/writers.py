@@ -156,6 +156,7 @@ def _require_room(output: str | None, chosen: type[Format], content: Content, to
             raise ResourceError(f"{what} {needed / 2**30:,.0f} GiB of disk, and {folder} has {free / 2**30:.0f} free; "
                                 f"ask for fewer with -n, or write elsewhere")
 
+
 class _Legible:
     """A terminal: what is in a text or a name is shown on it and does not control it."""
 
