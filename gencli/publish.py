@@ -251,20 +251,19 @@ def _temporary(path: Path) -> Iterator[Any]:
     """A locked file of a temporary name beside `path`, removed in the end; then the folder is synced to disk."""
     make_folder(path.parent)
     sweep(path.parent)
-    while True:
+    held = False
+    while not held:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_MARK}")
-        file = create(temporary)
-        with suppress(OSError):  # a file system without locks: there nothing is swept
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # it may be swept before it is locked
-            break
-        file.close()
-    try:
-        with file:
-            yield file
-    finally:
-        with suppress(DiskError):
-            _delete(temporary)
+        try:  # before it exists: a signal may come at any moment
+            with create(temporary) as file:
+                with suppress(OSError):  # a file system without locks: there nothing is swept
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                held = os.fstat(file.fileno()).st_nlink > 0  # it may be swept before it is locked
+                if held:
+                    yield file
+        finally:
+            with suppress(DiskError):
+                _delete(temporary)
     sync(path.parent)
 
 
