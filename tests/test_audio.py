@@ -79,7 +79,11 @@ def test_a_signal_in_a_callback_of_libsndfile_is_not_lost(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("options", [{}, {"rate": 16000}, {"rate": 5513, "trim": 10}, {"rate": 11025, "levels": 65536}])
 def test_a_long_recording_is_read_in_blocks_to_the_same_levels(tmp_path, monkeypatch, options):
-    """No block is larger than it says, and one that is as large as the recording gives the same."""
+    """No block is larger than it says, and one that is as large as the recording gives the same.
+
+    The filter sums a few hundred products of float32 in an order of its own: it is a hundredth of a 16-bit level off, so
+    that of a hundred samples some few may be rounded to the level beside.
+    """
     path = sound(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.2, (40_000, 2)))
     monkeypatch.setattr(audio, "_BLOCK", 2**30)
     whole = load(path, options, split="all")
@@ -88,8 +92,12 @@ def test_a_long_recording_is_read_in_blocks_to_the_same_levels(tmp_path, monkeyp
     encode = AudioSpec.to_levels
     monkeypatch.setattr(AudioSpec, "to_levels", lambda self, x: sizes.append(len(x)) or encode(self, x))
     parts = load(path, options, split="all")
-    assert parts.fingerprint == whole.fingerprint
     assert max(sizes) <= 4001 and sum(sizes) >= 5 * whole.spec.rate
+    monkeypatch.undo()
+    levels = [data.spec.to_levels(data.batch(torch.arange(len(data))).x) for data in (parts, whole)]
+    difference = (levels[0] - levels[1]).abs()
+    assert difference.max() <= 1 and difference.double().mean() < 0.05
+    assert options or parts.fingerprint == whole.fingerprint
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_U8"),

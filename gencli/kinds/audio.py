@@ -236,7 +236,7 @@ def _of_length(blocks: Iterable[Tensor], length: int) -> Iterator[Tensor]:
 
 
 def _resampled(blocks: Iterable[Tensor], rate: int, wanted: int) -> Iterator[Tensor]:
-    """A sound at another rate, block by block, with the same samples as if it were resampled at once.
+    """A sound at another rate, block by block, with the same samples, but for rounding, as at once.
 
     A block begins where a sample of the old rate and one of the new coincide, and is resampled with as much of its
     neighbours as the filter sees.
