@@ -81,8 +81,8 @@ def test_a_signal_in_a_callback_of_libsndfile_is_not_lost(tmp_path, monkeypatch)
 def test_a_long_recording_is_read_in_blocks_to_the_same_levels(tmp_path, monkeypatch, options):
     """No block is larger than it says, and one that is as large as the recording gives the same.
 
-    The filter sums a few hundred products of float32 in an order of its own: it is a hundredth of a 16-bit level off, so
-    that of a hundred samples some few may be rounded to the level beside.
+    The filter sums a few hundred products of float32 in an order of its own: it is a hundredth of a 16-bit level off,
+    so that of a hundred samples some few may be rounded to the level beside.
     """
     path = sound(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.2, (40_000, 2)))
     monkeypatch.setattr(audio, "_BLOCK", 2**30)
