@@ -84,6 +84,10 @@ class Request:
             flag = str(problem["loc"][0]).replace("_", "-")
             raise UsageError(f"--{flag} {problem['input']}: {problem['msg'].removeprefix('Value error, ')}") from None
 
+    def reads(self, kind: Kind, ending: str) -> bool:
+        """Whether files with this ending may hold examples of a kind."""
+        return ending in kind.endings or (kind.name == self.general.kind and ending in kind.asked)
+
     def check(self, *kinds: Kind) -> None:
         """UsageError if there are options of other kinds than these, which the data holds."""
         owned = {name for kind in kinds for name in kind.Settings.model_fields}

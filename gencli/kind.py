@@ -105,6 +105,7 @@ class Kind:
         Spec: what one example is.
         Settings: how examples are read; each field is an option of every command that reads data.
         endings: of the files that hold examples, with a dot.
+        asked: endings of files that hold examples of this kind only if `--kind` says so, because another kind has them.
         single: whether such a file is one example; otherwise it holds many.
         plain: whether files are plain text: one beside files of other kinds describes them and is no example, and a
             file with an unknown ending is read as one.
@@ -113,7 +114,8 @@ class Kind:
         peak: the largest difference of two values, for signal-to-noise ratios; None where there is none to speak of.
         spaces: names of the feature spaces that examples are compared in, the plainest first; none: they are not.
         learned: whether the features of a trained classifier are the better space, where there are labels.
-        array: the name of the examples in an .npz file.
+        missing: whether values may be missing: NaN in arrays.
+        array: the name of the examples in an .npz file; where several kinds claim an array, it is of the one so named.
         formats: of files that any kind may be written in, and this one can: of "npz", "npy", "jsonl".
         terminal: the format on a terminal; None: examples are not fit to be read there.
         shown: how many are shown.
@@ -127,6 +129,7 @@ class Kind:
     Spec: ClassVar[Any]  # type[Spec]: what one example is
     Settings: ClassVar[type[KindSettings]] = KindSettings
     endings: ClassVar[tuple[str, ...]] = ()
+    asked: ClassVar[tuple[str, ...]] = ()
     single: ClassVar[bool] = True
     plain: ClassVar[bool] = False
     variable: ClassVar[bool] = False
@@ -134,6 +137,7 @@ class Kind:
     peak: ClassVar[float | None] = None
     spaces: ClassVar[tuple[str, ...]] = ()
     learned: ClassVar[bool] = False
+    missing: ClassVar[bool] = False
     array: ClassVar[str] = "data"
     formats: ClassVar[tuple[str, ...]] = ()
     terminal: ClassVar[str | None] = None
@@ -174,7 +178,7 @@ class Kind:
         Default: one column of names of files, relative to the table.
         """
         folder = Path(request.name).parent
-        if not (self.single and len(columns) == 1 and all(Path(cell).suffix.lower() in self.endings
+        if not (self.single and len(columns) == 1 and all(request.reads(self, Path(cell).suffix.lower())
                                                           for cell in columns[0])):
             return None
         sources: list[Source] = [(cell, folder / cell) for cell in columns[0]]

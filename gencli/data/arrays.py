@@ -19,13 +19,14 @@ _LABELS = ("y", "labels")
 
 
 def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarray | Sequence[str] | None = None,
-                columns: Sequence[str] | None = None, kind: str | None = None) -> Examples:
+                columns: Sequence[str] | None = None, kind: str | None = None, key: str = "") -> Examples:
     """The examples of an array (N, ...) of numbers, of the kind that claims its shape.
 
     Args:
         labels: (N,) integers or text.
         columns: names of the columns of (N, D).
         kind: that of the examples, where it is known.
+        key: the name of the array in its file, which may tell the kind.
 
     Raises:
         DataError: no kind has examples of that shape; no examples; numbers that are not finite or out of range.
@@ -36,6 +37,8 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
         raise DataError(f"{name} holds {array.dtype} values; expected numbers")
     claiming = [other for other in all_kinds() if other.claims(array)] if array.size else []
     wanted = kind or request.general.kind
+    if named := [other for other in claiming if other.array == key and not wanted]:
+        claiming = named
     if wanted and not claiming:
         claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
@@ -44,9 +47,12 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
                         "(N, C, H, W) pictures")
     if labels is not None and np.shape(labels) != shape[:1]:
         raise DataError(f"{name} has {len(array)} examples but labels of the shape {np.shape(labels)}")
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(1) if array.dtype.kind == "f" else np.zeros(len(array), bool)
+    bad = np.zeros(len(array), bool)
+    if array.dtype.kind == "f":
+        allowed = np.isfinite(array) | np.isnan(array) if chosen.missing else np.isfinite(array)
+        bad = ~allowed.reshape(len(array), -1).all(1)
     if bad.any() and (bad.all() or not request.skip_bad):
-        raise DataError(f"{name}: example {bad.argmax()} holds NaN or infinity")
+        raise DataError(f"{name}: example {bad.argmax()} holds {'' if chosen.missing else 'NaN or '}infinity")
     names = None if labels is None else [str(label) for label in np.asarray(labels)[~bad].tolist()]
     examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, names, columns)
     examples.skipped += int(bad.sum())
@@ -101,7 +107,8 @@ def read_npz(path: Path, request: Request) -> Splits:
         examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
         return None if examples is None else lambda: examples_of(
-            array(examples), f"{path}: {examples}", request, None if labels is None else array(labels))
+            array(examples), f"{path}: {examples}", request, None if labels is None else array(labels),
+            key=examples.removesuffix(suffix))
 
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}
     if "train" in splits and len(splits) > 1:

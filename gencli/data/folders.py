@@ -35,7 +35,7 @@ def read_file(path: Path, request: Request) -> Splits:
     ending = _ending(path)
     if ending[1:] in registry.readers:
         return registry.readers[ending[1:]].load()(path, request)
-    kind = request.choose([kind for kind in all_kinds() if ending in kind.endings], str(path))
+    kind = request.choose([kind for kind in all_kinds() if request.reads(kind, ending)], str(path))
     if kind is None and arrays.is_idx(read_bytes(path)):
         return arrays.read_idx(path, request)
     return whole(lambda: _read(kind or _plain(path, request), [path], None, request))
@@ -96,7 +96,8 @@ def files_below(folder: Path, request: Request) -> tuple[list[Path], int]:
 
 def data_endings() -> frozenset[str]:
     """The endings of files that are data, packed ones included."""
-    return PACKED.union((f".{name}" for name in registry.readers), *(kind.endings for kind in all_kinds()))
+    own = ((*kind.endings, *kind.asked) for kind in all_kinds())
+    return PACKED.union((f".{name}" for name in registry.readers), *own)
 
 
 def _without(read: Callable[[], Examples], lost: int) -> Examples:
@@ -130,7 +131,7 @@ def of_one_kind(files: list[Path], folder: Path, request: Request) -> tuple[Kind
     them.
     """
     kinds = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
-    by_kind = {kind.name: [path for path in files if _ending(path) in kind.endings] for kind in kinds}
+    by_kind = {kind.name: [path for path in files if request.reads(kind, _ending(path))] for kind in kinds}
     present = [kind for kind in kinds if by_kind[kind.name]]
     single = [kind for kind in present if kind.single]
     if len(single) > 1:
@@ -252,7 +253,7 @@ def _aligned_side(path: Path, request: Request) -> Examples:
     ending = _ending(path)
     if ending[1:] in registry.readers:
         return _only(registry.readers[ending[1:]].load()(path, replace(request, skip_bad=False)), path)()
-    kind = request.choose([kind for kind in all_kinds() if ending in kind.endings], str(path))
+    kind = request.choose([kind for kind in all_kinds() if request.reads(kind, ending)], str(path))
     return (kind or _plain(path, request)).read_aligned((str(path), path), request)
 
 

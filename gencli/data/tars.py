@@ -4,11 +4,13 @@ What an example is made from is the file whose ending begins with `source.`: `00
 """
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from gencli import registry
 from gencli.data.arrays import examples_of, load_npy
 from gencli.errors import DataError
 from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, readable, whole
@@ -27,7 +29,9 @@ def read_tar_file(path: Path, request: Request) -> Splits:
 def from_tar(file: BinaryIO, name: str, request: Request) -> Examples:
     """The examples of a tar stream; `name` is what messages call it."""
     stream = read_tar(file, name)
-    targets, sources = _Members(name, request), _Members(name, request if request.sources else request.of_any_kind())
+    targets = _Members(name, request, stream.spec)
+    sources = _Members(name, request if request.sources else request.of_any_kind(),
+                       stream.spec.condition if stream.spec else None)
     labels: list[str | None] = []
     for number, (key, files) in enumerate(stream):
         source = {ending.removeprefix(_SOURCE): data for ending, data in files.items() if ending.startswith(_SOURCE)}
@@ -51,25 +55,30 @@ def from_tar(file: BinaryIO, name: str, request: Request) -> Examples:
 
 
 class _Members:
-    """The files of a stream that are examples, all of one kind."""
+    """The files of a stream that are examples, all of one kind: that of the user, else that of the stream's `spec`."""
 
-    def __init__(self, name: str, request: Request):
+    def __init__(self, name: str, request: Request, spec: Spec | None):
+        general = request.general
+        if spec and not general.kind and spec.kind in registry.kinds:
+            request = replace(request, general=general.model_copy(update={"kind": spec.kind}))
         self.name, self.request = name, request
         self.members: list[tuple[str, bytes]] = []
         self.numbers: list[int] = []  # of the examples in the stream that they belong to
         self.kind: Kind | None = None  # None: of arrays, which say themselves what they are
         wanted = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
+        known = {kind.name: [ending for ending in (*kind.endings, *kind.asked) if request.reads(kind, ending)]
+                 for kind in wanted}
         # Of several files with one key the first of these is the example: a picture may come with a text about it.
-        self._endings = [*(ending for kind in wanted if not kind.plain for ending in kind.endings), ".npy",
-                         *(ending for kind in wanted if kind.plain for ending in kind.endings)]
-        self._kinds = {ending: [kind for kind in wanted if ending in kind.endings] for ending in self._endings}
+        endings = [*(ending for kind in wanted if not kind.plain for ending in known[kind.name]), ".npy",
+                   *(ending for kind in wanted if kind.plain for ending in known[kind.name])]
+        self._kinds = {ending: [kind for kind in wanted if ending in known[kind.name]] for ending in endings}
 
     def add(self, number: int, key: str, files: dict[str, bytes]) -> None:
         """Take in the file that is the example, of those with this key."""
-        ending = next((ending for ending in self._endings if ending[1:] in files), None)
+        ending = next((ending for ending in self._kinds if ending[1:] in files), None)
         if ending is None:
             raise DataError(f"{self.name}: {key} is {', '.join(sorted(files)) or 'a source without a target'}; "
-                            f"expected {', '.join(ending[1:] for ending in self._endings)}")
+                            f"expected {', '.join(ending[1:] for ending in self._kinds)}")
         kind = self.request.choose(self._kinds[ending], f"{self.name}: {key}{ending}")
         if self.members and kind is not self.kind:
             raise DataError(f"{self.name}: {key} is {ending[1:]}, unlike those before; expected one kind of examples")
