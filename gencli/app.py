@@ -104,8 +104,11 @@ def run(args: list[str]) -> int:
             for clash in table.clashes():
                 console.warn(clash)
         if args and args[0] in registry.VERBS and "--help" not in args:
-            from gencli.settings import check_environment  # the verbs import it as well; --help need not
+            # The verbs import them as well; --help need not.
+            from gencli.limits import keep_memory
+            from gencli.settings import check_environment
 
+            keep_memory()
             check_environment(_options())
         code = app(args, prog_name="gencli", standalone_mode=False)
         sys.stdout.flush()

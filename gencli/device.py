@@ -1,7 +1,6 @@
 """Devices, precision, memory and processes: what the machine has and how much of it is used."""
 
 import contextlib
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -16,8 +15,6 @@ from gencli.limits import physical_memory
 from gencli.settings import Precision
 
 Function = TypeVar("Function", bound=Callable[..., object])
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def pick(name: str = "auto") -> torch.device:
@@ -81,16 +78,6 @@ def compiled(function: Function, attempt: Callable[[Function], object], warn: Ca
     except Exception as error:  # no C++ compiler, or a function that cannot be traced
         warn(f"--compile does not work here ({type(error).__name__}); training continues without it")
         return function
-
-
-def keep_memory() -> None:
-    """Make glibc hold on to freed memory, which training asks for again in the next step.
-
-    Returning pages to the system and getting them back costs up to a fifth of the processor time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt and mallopt(_M_MMAP_THRESHOLD, 2**30):
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Processes:

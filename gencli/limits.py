@@ -1,5 +1,6 @@
 """What the machine has, and limits against decompression bombs: what unpacks to far more than its size is refused."""
 
+import ctypes
 import gzip
 import lzma
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 from gencli.errors import DataError
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; beyond that, the ratio (gzip reaches 1,032)
 _READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 PACKED = frozenset(_READERS)  # endings of packed files
@@ -20,6 +22,16 @@ PACKED = frozenset(_READERS)  # endings of packed files
 def physical_memory() -> float:
     """Bytes of memory that the machine has; infinite where it does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
+def keep_memory() -> None:
+    """Make glibc hold on to freed memory, which what computes in steps asks for again in the next one.
+
+    Returning pages to the system and getting them back costs up to half of the processor time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt and mallopt(_M_MMAP_THRESHOLD, 2**30):
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def unpack(data: bytes, ending: str, name: str) -> bytes:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gencli.adamw import AdamW
 from gencli.model import Model, Player
 from gencli.settings import TrainSettings
 
@@ -14,8 +15,7 @@ def make_optimiser(player: Player, settings: TrainSettings) -> torch.optim.Optim
         optimiser = player.optimiser(player.parameters, lr)
     else:
         fused = all(parameter.device.type != "mps" for parameter in player.parameters)
-        optimiser = torch.optim.AdamW(player.parameters, lr=lr, betas=player.betas,
-                                      weight_decay=settings.weight_decay, fused=fused)
+        optimiser = AdamW(player.parameters, lr=lr, betas=player.betas, weight_decay=settings.weight_decay, fused=fused)
     for group in optimiser.param_groups:
         group["lr_scale"] = group["lr"] / lr * player.lr_scale
     return optimiser

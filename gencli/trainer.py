@@ -16,8 +16,9 @@ from torch import nn
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
 from gencli.dataset import Dataset
-from gencli.device import Processes, autocast, compiled, keep_memory, memory_explained, processor, resolve_precision
+from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
+from gencli.limits import keep_memory
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player

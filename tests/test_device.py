@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from gencli.device import keep_memory
+from gencli.limits import keep_memory
 
 FREED = """
 import sys
 import torch
-from gencli.device import keep_memory
+from gencli.limits import keep_memory
 
 def megabytes():
     with open("/proc/self/statm") as file:
@@ -28,7 +28,7 @@ print(megabytes() - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a matter of glibc")
-def test_freed_memory_is_kept_in_training():
+def test_freed_memory_is_kept():
     def held(how: str) -> int:
         return int(subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, check=True).stdout)
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from gencli.adamw import AdamW
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
@@ -205,7 +206,7 @@ class GAN(Model):
             made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, z.shape[:2])
             return (made - x[:, None]).square().flatten(2).mean(2)
 
-        optimiser = torch.optim.Adam([z], lr=0.1)
+        optimiser = AdamW([z], lr=0.1, weight_decay=0)
         for _ in range(steps):
             z.grad, = torch.autograd.grad(errors().sum(), z)
             optimiser.step()
