@@ -36,6 +36,7 @@ _WORDS = re.compile(r"\w+|\s+|[^\w\s]")  # words, space and punctuation: togethe
 # A word with the white space before it: what subwords never reach across. Bounded, so that a text without space takes
 # no longer than any other.
 _STRETCHES = re.compile(r"\s{,32}\S{1,64}|\s{1,32}")
+_SEEN = 2**18  # stretches whose tokens are remembered
 
 
 class Tokenizer:
@@ -116,6 +117,7 @@ class Subwords(Tokenizer):
     def __init__(self, vocabulary: Vocabulary, merges: Merges):
         super().__init__(vocabulary)
         self._merges = merges
+        self._seen: dict[str, list[int]] = {}  # the tokens of stretches, which in a book are mostly repetitions
         own = set(vocabulary[len(MARKS):])
         if vocabulary[len(MARKS):][:256] != _alphabet() or len(own) != len(vocabulary) - len(MARKS):
             raise ValueError("the vocabulary of subwords does not begin with the 256 bytes, or repeats a token")
@@ -135,10 +137,13 @@ class Subwords(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         stretches = _STRETCHES.findall(text)
-        different = list(dict.fromkeys(stretches))  # of a book one in ten: the rest is looked up
-        tokens = {stretch: [token + len(MARKS) for token in encoding.ids]
-                  for stretch, encoding in zip(different, self._encoder.encode_batch(different), strict=True)}
-        return list(chain.from_iterable(map(tokens.__getitem__, stretches)))
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
+        new = list(dict.fromkeys(stretch for stretch in stretches if stretch not in self._seen))
+        if new:
+            for stretch, encoding in zip(new, self._encoder.encode_batch(new), strict=True):
+                self._seen[stretch] = [token + len(MARKS) for token in encoding.ids]
+        return list(chain.from_iterable(map(self._seen.__getitem__, stretches)))
 
     def unknown(self, text: str) -> list[str]:
         return []
