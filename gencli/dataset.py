@@ -38,6 +38,7 @@ class Dataset:
         condition: what the examples are made from, N examples of `spec.condition`; None if they are made from nothing,
             or if `derive` makes it.
         derive: makes the condition of a batch from the batch itself, e.g. small pictures from large ones.
+        amounts: how much of the units of `Kind.rates` each example has, (N,) by name, where its values do not tell.
         groups: (N,) int64, the same number for examples that share a condition: no split may separate them.
         origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
             into pieces the place of the piece in it; None: the number is its own.
@@ -67,6 +68,7 @@ class Dataset:
     derive: Callable[[Batch], Batch] | None = None
     groups: Tensor | None = None
     origin: Tensor | None = None
+    amounts: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -140,7 +142,7 @@ class Dataset:
     def _map(self, pick: Callable[[Any], Any]) -> Dataset:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
                                  for name in ("examples", "labels", "lengths", "groups", "origin")}
-        return replace(self, **parts)
+        return replace(self, **parts, amounts={name: pick(part) for name, part in self.amounts.items()})
 
 
 def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,

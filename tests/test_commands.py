@@ -159,7 +159,7 @@ def test_without_arguments_there_is_help(args, gencli):
 def test_remedies_name_packages_that_there_are():
     """Those of the extras in pyproject.toml; gencli itself is on no index."""
     extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    for extra in ("fast", "onnx", "metrics"):
+    for extra in ("fast", "onnx", "metrics", "text"):
         packages = [line.partition(">")[0] for line in extras["optional-dependencies"][extra]]
         assert install(extra) == f"pip install {' '.join(packages)}"
 
@@ -205,9 +205,8 @@ def test_codes_flow_into_sample(family, kind, gencli, small_run, small_data):
     assert len(keys) == 5
     if kind == "text":
         data = load(str(small_data[kind]), like=load_model(run)[0].spec, split="all")
-        from gencli.kinds.text import detokenize
 
-        texts = [detokenize(tokens, data.spec) for tokens in data.batch(range_tensor(5)).x]
+        texts = [data.spec.tokenizer.decode(tokens.tolist()) for tokens in data.batch(range_tensor(5)).x]
         assert [decoded[key].decode() for key in sorted(keys)] == texts, "the noise code gives the text back"
 
 

@@ -17,7 +17,6 @@ from gencli.data import load
 from gencli.errors import DataError, UsageError
 from gencli.kinds.audio import Audio, AudioSpec
 from gencli.kinds.image import Images, ImageSpec
-from gencli.kinds.text import detokenize
 from gencli.metrics.distribution import draw
 from gencli.model import Batch, Given, Model, Phase
 from gencli.rng import generator
@@ -122,7 +121,7 @@ def everything(data):
 
 
 def texts(batch, spec):
-    return [detokenize(tokens, spec) for tokens in batch.pieces()]
+    return [spec.tokenizer.decode(tokens.tolist()) for tokens in batch.pieces()]
 
 
 def tar(members):

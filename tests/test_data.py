@@ -18,7 +18,7 @@ from gencli import data
 from gencli.data import known, load
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.text import TextSpec, detokenize, tokenize
+from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 
 DATA = Path(os.environ.get("GENCLI_DATA", "/nonexistent"))
@@ -68,7 +68,7 @@ def test_shakespeare_is_split_as_nanogpt_splits_it():
     train, test = load("shakespeare"), load("shakespeare:test")
     assert train.spec == test.spec and len(train.spec.vocabulary) == 2 + 65
     assert (len(train.document), len(test.document)) == (1_003_854, 111_540)
-    text = detokenize(torch.cat([train.document, test.document]), train.spec)
+    text = train.spec.tokenizer.decode(torch.cat([train.document, test.document]).tolist())
     assert hashlib.sha256(text.encode()).hexdigest() == (
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
 
@@ -333,22 +333,23 @@ def test_kinds_that_do_not_fit(source, like, message):
 # --- text
 
 
-@pytest.mark.parametrize("unit", ["characters", "bytes", "words"])
-@pytest.mark.parametrize("text", ["To be, or not to be:\n  that's the question\t!", "über 嗨 🙂 e\u0301\r\n\n", " x"])
+@pytest.mark.parametrize("unit", ["characters", "bytes", "words", "subword"])
+@pytest.mark.parametrize("text", ["To be, or not to be:\n  that's the question\t!", "über 嗨 🙂 e\u0301\n\n", " x"])
 def test_tokens_give_the_text_back(unit, text, tmp_path):
     (tmp_path / "a.txt").write_bytes((text * 40).encode())
     data = load(f"{tmp_path}/a.txt", dict(unit=unit))
-    tokens = tokenize(text, data.spec)
-    assert detokenize(tokens, data.spec) == text and data.spec.UNKNOWN not in tokens
-    assert detokenize([*tokens, data.spec.END, 5], data.spec) == text
+    tokens = data.spec.tokenizer.encode(text)
+    assert data.spec.tokenizer.decode(tokens) == text and data.spec.UNKNOWN not in tokens
+    assert data.spec.tokenizer.decode([*tokens, data.spec.END, 5]) == text
     assert max(tokens) < len(data.spec.vocabulary)
 
 
 def test_what_a_vocabulary_lacks():
     spec = TextSpec(vocabulary=("<unk>", "<end>", "a"), length=3)
-    assert tokenize("aßa", spec) == [2, 0, 2] and detokenize([2, 0, 2], spec) == "a\N{REPLACEMENT CHARACTER}a"
+    assert spec.tokenizer.encode("aßa") == [2, 0, 2]
+    assert spec.tokenizer.decode([2, 0, 2]) == "a\N{REPLACEMENT CHARACTER}a"
     spec = TextSpec(vocabulary=("<unk>", "<end>", *map(str, range(256))), unit="bytes", length=3)
-    assert detokenize([2 + 0xC3, 2 + ord("a"), 0], spec) == "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}"
+    assert spec.tokenizer.decode([2 + 0xC3, 2 + ord("a"), 0]) == "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}"
 
 
 def test_words_are_words_space_and_punctuation(tmp_path):
@@ -360,7 +361,7 @@ def test_words_are_words_space_and_punctuation(tmp_path):
 def test_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfemma\r\n\nbo\nava")
     data = load(f"{tmp_path}/a.txt:all", dict(lines=True, unit="bytes", length=4))
-    assert [detokenize(row, data.spec) for row in data.examples] == ["emm", "bo", "ava"]
+    assert [data.spec.tokenizer.decode(row.tolist()) for row in data.examples] == ["emm", "bo", "ava"]
     assert data.document is None and data.lengths.tolist() == [4, 3, 4] and data.protocol["cut"] == 1
 
 
@@ -369,7 +370,7 @@ def test_a_folder_of_texts_is_one_document(tmp_path):
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "b" / "c.txt").write_text("two\n")
     data = load(f"{tmp_path}:all", dict(unit="bytes"))
-    assert detokenize(data.document, data.spec) == "one\ntwo\n"
+    assert data.spec.tokenizer.decode(data.document.tolist()) == "one\ntwo\n"
 
 
 # --- real data
@@ -414,7 +415,8 @@ def test_a_folder_of_faces():
 def test_names():
     data = load(f"{DATA}/text/names.txt:all", dict(lines=True))
     names = (DATA / "text/names.txt").read_text().split("\n")
-    assert [detokenize(row, data.spec) for row in data.examples] == names and len(data.spec.vocabulary) == 28
+    assert [data.spec.tokenizer.decode(row.tolist()) for row in data.examples] == names
+    assert len(data.spec.vocabulary) == 28
 
 
 @real("tabular")

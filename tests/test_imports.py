@@ -22,7 +22,8 @@ LAYERS = [
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
     {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
     {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
-    {"cells", "limits", "stopping"}, {"adamw", "charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
+    {"cells", "limits", "stopping", "tokens"},
+    {"adamw", "charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
@@ -32,7 +33,7 @@ MAY = {
     "families": {"kinds", "layers", "model", "spectrogram"} | HELPERS,
     "layers": {"kinds", "model"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram"} | HELPERS,
+    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram", "tokens"} | HELPERS,
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }

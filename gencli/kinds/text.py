@@ -1,15 +1,16 @@
-"""Text: tokens of characters, bytes or words; one document or one example a line."""
+"""Text: tokens of characters, bytes, words or subwords (`gencli.tokens`); one document or one example a line.
+
+Every text that is read gets line ends `\\n` and loses its byte order mark, and both are said.
+"""
 
 from __future__ import annotations
 
-import math
+import codecs
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.cells import decode
 from gencli.dataset import Dataset, stack_padded
@@ -19,6 +20,7 @@ from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
+from gencli.tokens import END, MARKS, UNKNOWN, Merges, Tokenizer, Unit, Vocabulary, learn, tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,6 @@ else:
 
 PASSAGE = 2048  # tokens of a passage of a document where the user says nothing
 SEPARATOR = "-----"  # the line between two texts of more than one line
-_WORDS = re.compile(r"\w+|\s+|[^\w\s]")  # words, space and punctuation: together the whole text
-_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _CHARACTERS = 800  # of a text that are shown
 
 
@@ -43,72 +43,78 @@ class TextSpec(Spec):
     """
 
     kind: Literal["text"] = "text"
-    vocabulary: tuple[str, ...] = Field(min_length=3)
-    unit: Literal["characters", "bytes", "words"] = "characters"
+    vocabulary: Vocabulary = Field(min_length=3)
+    merges: Merges = Field((), description="Pairs of tokens that make subwords, in the order they are merged.")
+    unit: Unit = "characters"
     length: int = Field(ge=1, description="Tokens of the longest example, `<end>` included.")
     lines: bool = False
 
-    UNKNOWN: ClassVar[int] = 0
-    END: ClassVar[int] = 1
+    UNKNOWN: ClassVar[int] = UNKNOWN
+    END: ClassVar[int] = END
+
+    @model_validator(mode="after")
+    def _has_a_tokenizer(self) -> Self:
+        assert self.tokenizer is not None
+        return self
 
     @property
     def shape(self) -> tuple[int]:
         return (self.length,)
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> the tokens of this vocabulary."""
+        return tokenizer(self.unit, self.vocabulary, self.merges)
+
 
 class TextSettings(KindSettings):
     lines: bool = Field(False, description="One example a line, instead of one document.")
-    unit: Literal["characters", "bytes", "words"] = Field("characters", description="What a token is.")
+    unit: Unit = Field("characters", description="What a token is; subword: byte pair encoding, learnt from the "
+                                                 "training split.")
+    vocabulary: int | None = Field(None, ge=3, description="Tokens at most, of subwords (default 2000) or words (the "
+                                                           "most frequent; default all).")
     length: int | None = Field(None, ge=1, description="Tokens of a passage of a document (default 2048), or of the "
                                                       "longest line (longer ones are cut).")
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokens
-
-
-def tokenize(text: str, spec: TextSpec) -> list[int]:
-    """The tokens of a text, without an end; what the vocabulary lacks becomes `<unk>`."""
-    if spec.unit == "bytes":
-        return [byte + 2 for byte in text.encode()]
-    number = _numbers(spec.vocabulary)
-    return [number.get(part, spec.UNKNOWN) for part in _parts(text, spec.unit)]
-
-
-def detokenize(tokens: Iterable[int] | Tensor, spec: TextSpec) -> str:
-    """The text of tokens up to the first `<end>`; bytes that are not UTF-8, and `<unk>`, become U+FFFD."""
-    tokens = tokens.tolist() if isinstance(tokens, torch.Tensor) else list(tokens)
-    if spec.END in tokens:
-        tokens = tokens[: tokens.index(spec.END)]
-    if spec.unit == "bytes":
-        # 0xFF occurs in no UTF-8 text, so that `<unk>` decodes as what cannot be decoded.
-        return bytes(0xFF if token == spec.UNKNOWN else token - 2 for token in tokens).decode(errors="replace")
-    return "".join("\N{REPLACEMENT CHARACTER}" if token == spec.UNKNOWN else spec.vocabulary[token]
-                   for token in tokens)
-
-
-@lru_cache(maxsize=8)
-def _numbers(vocabulary: tuple[str, ...]) -> dict[str, int]:
-    return {part: number for number, part in enumerate(vocabulary)}
-
-
-def _parts(text: str, unit: str) -> Sequence[str]:
-    return _WORDS.findall(text) if unit == "words" else text
-
-
-def _vocabulary(texts: Iterable[str], unit: str) -> tuple[str, ...]:
-    if unit == "bytes":
-        return "<unk>", "<end>", *_BYTES
-    return "<unk>", "<end>", *sorted({part for text in texts for part in _parts(text, unit)})
-
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text, without their ends."""
-    return re.split(r"\r?\n", text)
+    @field_validator("vocabulary")
+    @classmethod
+    def _fits_the_unit(cls, size: int | None, info: ValidationInfo) -> int | None:
+        unit, least = info.data.get("unit"), len(MARKS) + 256
+        if size is not None and unit in ("characters", "bytes"):
+            raise ValueError(f"{unit} have a vocabulary of their own; it is for --unit subword and words")
+        if size is not None and unit == "subword" and size < least:
+            raise ValueError(f"expected {least} or more, since subwords are made of the 256 bytes")
+        return size
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # As they are found
+
+
+class _Cleaner:
+    """Makes bytes a text whose lines end in `\\n`, without a byte order mark, and counts where that changed it."""
+
+    def __init__(self) -> None:
+        self.texts = self.ends = self.marks = 0
+
+    def __call__(self, source: Source) -> str:
+        """The text of a source. DataError if it is none."""
+        name, content = source
+        data = bytes_of(content)
+        self.marks += data.startswith(codecs.BOM_UTF8)
+        return self.text(decode(data, name))
+
+    def text(self, text: str) -> str:
+        self.texts += 1
+        self.ends += "\r" in text
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+    def tell(self, request: Request) -> None:
+        """Say what was changed, if anything was."""
+        done = [f"{what} in {count} of {self.texts} texts" for what, count in (
+            ("line ends \\r\\n or \\r became \\n", self.ends), ("byte order marks were dropped", self.marks)) if count]
+        if done:
+            request.notify(f"{request.name}: {'; '.join(done)}")
 
 
 class _TextExamples(Examples):
@@ -116,6 +122,19 @@ class _TextExamples(Examples):
 
     def describe(self) -> str:
         return "text"
+
+    def _fitted(self, spec: TextSpec, examples: Tensor, lengths: Tensor, unknown: Sequence[str],
+                protocol: dict[str, Any], **fields: Any) -> Dataset:
+        """A Dataset of tokens (N, T), of which `<unk>` stand for the parts `unknown`, in order."""
+        notes: tuple[str, ...] = ()
+        if unknown:
+            protocol["unknown"] = len(unknown)
+            notes = (f"{len(unknown):,} of {int(lengths.sum()):,} tokens are unknown to the vocabulary: likelihoods "
+                     f"of them compare with those of this vocabulary alone",)
+        if spec.unit in ("words", "subword"):
+            protocol["vocabulary"] = len(spec.vocabulary)
+        return self._dataset(spec, examples, lengths=lengths, amounts=_amounts(examples, lengths, spec, unknown),
+                             protocol={"unit": spec.unit, "length": spec.length, **protocol}, notes=notes, **fields)
 
 
 class Document(_TextExamples):
@@ -142,19 +161,19 @@ class Document(_TextExamples):
         return type(self)(self.name, self.text[:place]), type(self)(self.name, self.text[place:])
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
-        unbounded = TextSpec(vocabulary=_vocabulary([self.text], settings.unit), unit=settings.unit, length=1)
-        count = len(tokenize(self.text, unbounded))
+        unbounded = _learnt([self.text], settings)
+        count = len(unbounded.tokenizer.encode(self.text))
         return unbounded.model_copy(update={"length": min(settings.length or PASSAGE, count)})
 
     def fit(self, spec: TextSpec, request: Request, limit: int | None) -> Dataset:
-        document = torch.tensor(tokenize(self.text, spec), dtype=_dtype(spec))
+        document = torch.tensor(spec.tokenizer.encode(self.text), dtype=_dtype(spec))
         count = -(-len(document) // spec.length)
         examples = torch.zeros(count * spec.length, dtype=document.dtype)
         examples[: len(document)] = document
         lengths = torch.full((count,), spec.length)
         lengths[-1] = len(document) - (count - 1) * spec.length
-        data = self._dataset(spec, examples.view(count, spec.length), lengths=lengths, document=document,
-                             protocol={"unit": spec.unit, "length": spec.length})
+        unknown = spec.tokenizer.unknown(self.text) if (document == spec.UNKNOWN).any() else []
+        data = self._fitted(spec, examples.view(count, spec.length), lengths, unknown, {}, document=document)
         return data.subset(limit)
 
 
@@ -180,25 +199,51 @@ class Lines(_TextExamples):
         return list(self.texts)
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
-        unbounded = TextSpec(vocabulary=_vocabulary(self.texts, settings.unit), unit=settings.unit, length=1,
-                             lines=True, classes=classes)
-        longest = 1 + max(len(tokenize(text, unbounded)) for text in self.texts)
+        unbounded = _learnt(self.texts, settings, lines=True, classes=classes)
+        longest = 1 + max(map(len, map(unbounded.tokenizer.encode, self.texts)))
         return unbounded.model_copy(update={"length": min(settings.length or longest, longest)})
 
     def fit(self, spec: TextSpec, request: Request, limit: int | None) -> Dataset:
         lines = self.head(limit)
         end = [spec.END] if spec.lines else []
-        rows = [tokenize(text, spec) for text in lines.texts]
+        tokens = spec.tokenizer
+        rows = [tokens.encode(text) for text in lines.texts]
         room = spec.length - len(end)
+        unknown = [part for text, row in zip(lines.texts, rows, strict=True) if (count := row[:room].count(UNKNOWN))
+                   for part in tokens.unknown(text)[:count]]
         cut = sum(len(row) > room for row in rows)
         dtype = _dtype(spec)
         examples, lengths = stack_padded([torch.tensor(row[:room] + end, dtype=dtype) for row in rows])
         # As wide as the longest that the model may be given, whatever is longest here.
         examples = torch.nn.functional.pad(examples, (0, spec.length - examples.shape[1]))
-        protocol = {"unit": spec.unit, "length": spec.length, "lines": spec.lines}
-        if cut:
-            protocol["cut"] = cut
-        return lines._dataset(spec, examples, lengths=lengths, protocol=protocol)
+        protocol = {"lines": spec.lines, **({"cut": cut} if cut else {})}
+        return lines._fitted(spec, examples, lengths, unknown, protocol)
+
+
+def _learnt(texts: Sequence[str], settings: TextSettings, **fields: Any) -> TextSpec:
+    """The Spec of texts, but for their length."""
+    vocabulary, merges = learn(texts, settings.unit, settings.vocabulary)
+    return TextSpec(vocabulary=vocabulary, merges=merges, unit=settings.unit, length=1, **fields)
+
+
+def _amounts(examples: Tensor, lengths: Tensor, spec: TextSpec, unknown: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The bytes and characters of every text, (N,) each; the end of a line is one. A character counts where it begins.
+
+    `unknown`: the parts that the `<unk>` tokens stand for, in order; without them each is one byte and one character.
+    """
+    inside = torch.arange(examples.shape[1]) < lengths[:, None]
+    lost = inside & (examples == spec.UNKNOWN)
+    sizes: dict[str, Callable[[bytes], int]] = {
+        "bytes": len, "characters": lambda piece: sum(byte & 0xC0 != 0x80 for byte in piece)}
+    amounts = {}
+    for name, size in sizes.items():
+        table = torch.tensor([size(piece) for piece in spec.tokenizer.pieces])
+        table[spec.END] = 1
+        each = table[examples.long()]
+        if unknown:
+            each[lost] = torch.tensor([size(part.encode()) for part in unknown])
+        amounts[name] = each.where(inside, 0).sum(1)
+    return amounts
 
 
 def _dtype(spec: TextSpec) -> torch.dtype:
@@ -241,39 +286,49 @@ class Texts(Kind):
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
         """The files one after the other as one document, or with `--lines` all their lines."""
-        parts = [(name, bytes_of(content)) for name, content in sources]
-        texts = [decode(data, name) for name, data in parts]
+        clean = _Cleaner()
+        texts = [clean(source) for source in sources]
+        clean.tell(request)
         if len(texts) > 1:
             texts = [text if text.endswith("\n") else text + "\n" for text in texts]
         text = "".join(texts)
-        name = parts[0][0] if len(parts) == 1 else request.name
+        name = sources[0][0] if len(sources) == 1 else request.name
         if not request.settings(self).lines:
             return Document(name, text)
-        lines = [line for line in split_lines(text) if line]
+        lines = [line for line in text.split("\n") if line]
         if not lines:
             raise DataError(f"{name} holds empty lines only")
         return Lines(name, lines)
 
     def read_each(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        numbers, texts = readable(sources, lambda source: decode(bytes_of(source[1]), source[0]), request)
+        clean = _Cleaner()
+        numbers, texts = readable(sources, clean, request)
+        clean.tell(request)
         lines = Lines(request.name, texts, labels and [labels[i] for i in numbers], len(sources) - len(numbers))
         lines.numbers = numbers
         return lines
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """Every line is an example, empty ones too."""
-        lines = split_lines(decode(bytes_of(source[1]), source[0]))
+        clean = _Cleaner()
+        lines = clean(source).split("\n")
+        clean.tell(request)
         if not any(lines):
             raise DataError(f"{source[0]} holds empty lines only")
         return Lines(source[0], lines[:-1] if lines[-1] == "" else lines)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
-        return Lines(request.name, columns[0]) if len(columns) == 1 else None
+        if len(columns) != 1:
+            return None
+        clean = _Cleaner()
+        texts = [clean.text(cell) for cell in columns[0]]
+        clean.tell(request)
+        return Lines(request.name, texts)
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
-        """A model of text has no length of its own; its unit, and whether texts are lines, it has."""
+        """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
-                {**options, "lines": spec.lines, "unit": spec.unit})
+                {**options, "lines": spec.lines, "unit": spec.unit, "vocabulary": None})
 
     # --- data set <-> model
 
@@ -292,7 +347,8 @@ class Texts(Kind):
         return {"txt": Txt}
 
     def values(self, batch: Batch, spec: Any, exact: bool) -> list[str]:
-        return [detokenize(tokens, spec) for tokens in batch.pieces()]
+        decode = spec.tokenizer.decode
+        return [decode(tokens.tolist()) for tokens in batch.pieces()]
 
     def file(self, value: Any, spec: Any) -> bytes:
         return value.encode()
@@ -300,12 +356,16 @@ class Texts(Kind):
     # --- measuring
 
     def rates(self, spec: Any, data: Dataset) -> Sequence[Rate]:
-        characters = None if spec.unit == "characters" else _characters(data, spec)
+        amounts = data.amounts
+        if not amounts:  # not of files: the tokens are all there is
+            assert data.lengths is not None
+            amounts = _amounts(data.examples, data.lengths, spec)
         return [Rate("perplexity", "per token", exponential=True),
-                Rate("bpc", "bits/character", 1 / math.log(2), per=characters)]
+                Rate("bpc", "bits/character", per=amounts["characters"]),
+                Rate("bits_per_byte", "bits/byte", per=amounts["bytes"])]
 
     def describe(self, spec: Any) -> str:
-        return f"text in {spec.unit}"
+        return f"text in {'subwords' if spec.unit == 'subword' else spec.unit}"
 
     # --- showing, the command line
 
@@ -317,13 +377,5 @@ class Texts(Kind):
         """The text itself; where an example may be the name of a file that there is, that is meant."""
         if role == "example" and os.path.exists(text):
             return None
-        tokens = tokenize(text, spec) + [TextSpec.END] * (spec.lines and role == "example")
+        tokens = spec.tokenizer.encode(_Cleaner().text(text)) + [TextSpec.END] * (spec.lines and role == "example")
         return Batch(torch.tensor([tokens], dtype=torch.int64), lengths=torch.tensor([len(tokens)]))
-
-
-def _characters(data: Dataset, spec: TextSpec) -> Tensor:
-    """(N,) characters of every text; the end of a line is one."""
-    counts = []
-    for part in torch.arange(len(data)).split(1024):
-        counts += [len(detokenize(tokens, spec)) + spec.lines for tokens in data.batch(part).pieces()]
-    return torch.tensor(counts)

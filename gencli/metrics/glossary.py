@@ -29,6 +29,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
         "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
+        "bits_per_byte": ("Bits per byte", "less", "The same of a byte, whatever a token of the model is."),
         "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),

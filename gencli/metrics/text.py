@@ -12,7 +12,7 @@ import torch
 
 from gencli.dataset import Dataset
 from gencli.errors import DataError
-from gencli.kinds.text import TextSpec, detokenize
+from gencli.kinds.text import TextSpec
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.estimates import mean, protocol
 
@@ -51,9 +51,9 @@ def _words(data: Dataset) -> list[list[str]]:
     """The words and punctuation marks of every text."""
     spec = data.spec
     assert isinstance(spec, TextSpec)
-    texts = []
+    texts, decode = [], spec.tokenizer.decode
     for part in torch.arange(len(data)).split(1024):
-        texts += [_WORD.findall(detokenize(tokens, spec)) for tokens in data.batch(part).pieces()]
+        texts += [_WORD.findall(decode(tokens.tolist())) for tokens in data.batch(part).pieces()]
     if not texts:
         raise DataError(f"{data.name} contains no text to measure; at least one is needed")
     return texts
