@@ -85,7 +85,7 @@ class Request:
             raise UsageError(f"--{flag} {problem['input']}: {problem['msg'].removeprefix('Value error, ')}") from None
 
     def reads(self, kind: Kind, ending: str) -> bool:
-        """Whether files with this ending may hold examples of a kind, or what these are made from where that is asked."""
+        """Whether files with this ending may hold examples of a kind, or what these are made from if that is asked."""
         asked = kind.name == self.general.kind or (self.sources and bool(kind.offered))
         return ending in kind.endings or (asked and ending in kind.asked)
 

@@ -41,7 +41,7 @@ class InkPicture(nn.Module):
         right, down = (points - corner).clamp(0, 1).unbind(-1)
         number = (corner[..., 1] * side + corner[..., 0]).long()
         ink = (ink / pieces)[..., None]
-        picture = x.new_zeros(len(x), side * side)
+        picture = x.new_zeros(x.shape[0], side * side)
         for to, share in ((0, (1 - right) * (1 - down)), (1, right * (1 - down)), (side, (1 - right) * down),
                           (side + 1, right * down)):
             picture = picture.scatter_add(1, (number + to).flatten(1), (share * ink).flatten(1))

@@ -83,6 +83,9 @@ class _Type:
     code: str
     order: str = "|"
 
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.order + self.code)
+
 
 class _Array:
     """An array that is made, and filled afterwards."""
@@ -209,7 +212,7 @@ class _Machine:
                     raise _Damaged
                 made.content = content
             else:
-                dtype = np.dtype(kind.code).newbyteorder("=" if kind.order == "|" else kind.order)
+                dtype = kind.dtype()
                 content = content.encode("latin-1") if isinstance(content, str) else content
                 if not all(type(side) is int and side >= 0 for side in shape) \
                         or len(content) != math.prod(shape) * dtype.itemsize:

@@ -100,6 +100,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
+    ("classifier", "strokes"): ["--width", "4", "--features", "8"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
                            "--length", "120"],

@@ -22,7 +22,8 @@ LAYERS = [
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
     {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
     {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
-    {"cells", "limits", "ragged", "stopping"}, {"charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"}, {"escape"},
+    {"cells", "limits", "ragged", "stopping"}, {"charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"},
+    {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
@@ -38,7 +39,8 @@ MAY = {
 }
 
 # Metrics about one kind; kinds, families, and the parts that families share know kinds by profession.
-ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/strokes.py", "metrics/table.py", "metrics/text.py"}
+ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/strokes.py", "metrics/table.py",
+                  "metrics/text.py"}
 LOOK_UPS = {"endswith", "get", "kind", "named", "pop", "setdefault", "startswith"}
 KNOWS_KINDS = ("kinds/", "families/", "layers/", "registry.py")
 

@@ -3,8 +3,8 @@
 The discriminative model that generative ones are measured with: its last hidden layer is a feature space, and it
 classifies samples. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
 arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
-document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound is read as a picture,
-its log-mel spectrogram.
+document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound and drawings are read
+as pictures: its log-mel spectrogram, and their ink.
 
 It has no density of examples and draws none: it models p(y|x) alone.
 
@@ -21,8 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
+from gencli.ink import InkPicture
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Score, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -35,7 +37,7 @@ _HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to
 
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn"] = Field(
-        "auto", description="Network; softmax: one layer; auto: cnn for pictures and sound, else mlp.")
+        "auto", description="Network; softmax: one layer; auto: mlp for tables, else cnn.")
     width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 256) or feature maps "
                                                       "of the first layer (cnn, by default 32).")
     depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
@@ -45,32 +47,35 @@ class ClassifierConfig(FamilyConfig):
 
 
 class Classifier(Model):
-    """p(y|x) of labelled pictures, recordings and rows.
+    """p(y|x) of labelled pictures, recordings, drawings and rows.
 
     Raises:
         UsageError: data without classes; net `cnn` for a table.
     """
 
     Config = ClassifierConfig
-    kinds = frozenset({"image", "vector", "audio"})
+    kinds = frozenset({"image", "vector", "audio", "strokes"})
     defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
     block = 250
     config: ClassifierConfig
-    spec: ImageSpec | VectorSpec | AudioSpec
+    spec: ImageSpec | VectorSpec | AudioSpec | StrokesSpec
 
     def __init__(self, config: ClassifierConfig, spec: Spec):
         super().__init__(config, spec)
         if len(spec.classes) < 2:
             raise UsageError("classifier needs labelled data of two classes or more, and this data has no labels or a "
                              "single class; give a folder for each class, or labels (a table: --label COLUMN)")
-        assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec)  # `kinds` has no other
+        assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec | StrokesSpec)  # `kinds` has no other
         net = config.net if config.net != "auto" else "mlp" if isinstance(spec, VectorSpec) else "cnn"
         self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
         self.seen: nn.Module = nn.Identity()
-        shape = spec.shape
+        shape: tuple[int, ...] = spec.shape
         if isinstance(spec, AudioSpec):
             self.seen = picture = SpectrogramPicture(spec.rate, spec.length, _HOP, _BANDS)
             shape = picture.shape
+        elif isinstance(spec, StrokesSpec):
+            self.seen = drawn = InkPicture(_LARGEST)
+            shape = drawn.shape
         self.standardise = _Standardise(spec)
         self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
         self.head = nn.Linear(width, len(spec.classes))
@@ -179,7 +184,7 @@ def _mlp(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
 
 def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
     if len(shape) != 3:
-        raise ValueError("net cnn fits pictures and sound; this data is a table: use --net mlp")
+        raise ValueError("net cnn fits pictures, sound and drawings; this data is a table: use --net mlp")
     inputs, height, width = shape
     layers: list[nn.Module] = []
     if (factor := -(-max(height, width) // _LARGEST)) > 1:

@@ -1,8 +1,8 @@
 """Drawings and handwriting as the way of a pen: offsets from point to point, and where it is lifted.
 
-Read are sketch-rnn's .npz files (Ha & Eck 2017, arXiv:1704.03477), arrays of all points one after the other, QuickDraw's
-.ndjson (github.com/googlecreativelab/quickdraw-dataset), simplified or raw, and zipped .json lists of points. The text
-of a writing, where a file has it, is what the strokes can be made from: `--condition text`.
+Read are sketch-rnn's .npz files (Ha & Eck 2017, arXiv:1704.03477), arrays of all points one after the other,
+QuickDraw's .ndjson (github.com/googlecreativelab/quickdraw-dataset), simplified or raw, and zipped .json lists of
+points. The text of a writing, where a file has it, is what the strokes can be made from: `--condition text`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
-
-    from gencli.rng import Rng
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
@@ -55,9 +53,9 @@ class StrokesSpec(Spec):
     dx (right) and dy (down) lead from the point before in the units of the data, and from (0, 0) to the first. The
     last point ends a stroke. A stroke of a single point is a dot.
 
-    `scale`: the standard deviation of all dx and dy of the training split, by which families divide, as sketch-rnn does.
-    `integers`: they are whole numbers. What a family reports as their likelihood is then a density after uniform noise in
-    [-1/2, 1/2) was added, whose mean logarithm is at most the logarithm of the probability.
+    `scale`: the standard deviation of all dx and dy of the training split, by which families divide, as sketch-rnn
+    does. `integers`: they are whole numbers. What a family reports as their likelihood is then a density after uniform
+    noise in [-1/2, 1/2) was added, whose mean logarithm is at most the logarithm of the probability.
     """
 
     kind: Literal["strokes"] = "strokes"
@@ -73,8 +71,8 @@ class StrokesSpec(Spec):
 class StrokesSettings(KindSettings):
     length: int | None = Field(None, ge=1, description="Points of the longest drawing; those with more are left out. "
                                                       "Default: of the longest there is.")
-    label: str | None = Field(None, description="What holds the class: a key of .ndjson (default word), an array of .npz "
-                                                "(default labels).")
+    label: str | None = Field(None, description="What holds the class: a key of .ndjson (default word), an array of "
+                                                ".npz (default labels).")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,8 +203,8 @@ def _array_of_labels(arrays: Mapping[str, np.ndarray], name: str, count: int, re
 
 def _words(array: np.ndarray, name: str, count: int) -> list[str]:
     if array.shape != (count,) or array.dtype.kind not in "biuU":
-        raise DataError(f"{name} has {array.dtype} of the shape {array.shape}; expected a word or whole number for each "
-                        f"of {count} drawings")
+        raise DataError(f"{name} has {array.dtype} of the shape {array.shape}; expected a word or whole number for "
+                        f"each of {count} drawings")
     return [str(word) for word in array.tolist()]
 
 
@@ -272,8 +270,8 @@ def _record(line: tuple[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         lifted = 1 - points[:, 2]
     origin = _numbers(record["origin"], name) if "origin" in record else places[:1]
     if origin.shape not in ((2,), (1, 2)):
-        raise DataError(f"{name}: origin {str(record.get('origin'))[:40]}; expected [x, y], from which the first offset "
-                        "counts")
+        raise DataError(f"{name}: origin {printable(str(record.get('origin')))[:40]}; expected [x, y], from which the "
+                        f"first offset counts")
     if not (np.isfinite(places).all() and np.isfinite(origin).all()):
         raise DataError(f"{name} holds NaN or infinity")
     offsets = np.diff(places, axis=0, prepend=origin.reshape(1, 2)) if len(places) else places
@@ -332,7 +330,7 @@ class Ndjson(Format):
 
 
 class Npz(Held):
-    """`stroke3` (points, 3) of all drawings one after the other, `offsets` (N + 1,) where they begin and the last ends."""
+    """`stroke3` (points, 3) of all drawings one after the other; `offsets` (N + 1,), where each begins and ends."""
 
     exact = True
 
@@ -363,7 +361,8 @@ class Svg(Held):
         for i, drawing in enumerate(drawings):
             row, column = divmod(i, across)
             path = ElementTree.SubElement(svg, "path", {"d": " ".join(
-                _path(stroke + (column * width, row * height)) for stroke in _placed(drawing, width, height))})
+                _path(stroke + np.array([column * width, row * height]))
+                for stroke in _placed(drawing, width, height))})
             if labels is not None and self.content.spec is not None:
                 ElementTree.SubElement(path, "title").text = printable(self.content.spec.classes[labels[i]])
         self.out.write(ElementTree.tostring(svg, encoding="utf-8") + b"\n")
@@ -477,15 +476,15 @@ class Strokes(Kind):
                    columns: Sequence[str] | None = None) -> Examples:
         """(N, T, 3): dx, dy, pen-up, and NaN, -1 or 0 past the end; or (N, T, 5): dx, dy, pen down, pen up, end."""
         if not self.claims(array):
-            raise DataError(f"{name} has the shape {array.shape}; expected drawings (N, T, 3) of dx, dy and pen-up, with "
-                            "NaN past the end, or (N, T, 5) as sketch-rnn has them")
+            raise DataError(f"{name} has the shape {array.shape}; expected drawings (N, T, 3) of dx, dy and pen-up, "
+                            f"with NaN past the end, or (N, T, 5) as sketch-rnn has them")
         numbers, drawings = readable(list(enumerate(_rows(array))),
                                      lambda item: _drawing(item[1], f"{name}: drawing {item[0]}"), request)
         return _found(name, drawings, request, labels and [labels[i] for i in numbers],
                       skipped=len(array) - len(drawings), numbers=numbers)
 
     def from_archive(self, arrays: Mapping[str, np.ndarray], name: str, request: Request) -> Splits | None:
-        """sketch-rnn's splits of arrays (n, 3), or `stroke3` (points, 3) with `offsets` (N + 1,), and perhaps `text`."""
+        """sketch-rnn's splits of arrays (n, 3); or `stroke3` (points, 3), `offsets` (N + 1,) and perhaps `text`."""
         if "stroke3" in arrays and "offsets" in arrays:
             return whole(lambda: self._packed(arrays, name, request))
         splits = [split for split in ("train", "test", "valid") if split in arrays]
@@ -502,8 +501,8 @@ class Strokes(Kind):
         rows, offsets = arrays["stroke3"], arrays["offsets"]
         if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) < 2 or offsets[0] != 0 \
                 or offsets[-1] != len(rows) or (np.diff(offsets.astype(np.int64)) < 1).any():
-            raise DataError(f"{name}: offsets do not say where drawings begin and end: expected whole numbers that grow "
-                            f"from 0 to the {len(rows)} rows of stroke3")
+            raise DataError(f"{name}: offsets do not say where drawings begin and end: expected whole numbers that "
+                            f"grow from 0 to the {len(rows)} rows of stroke3")
         drawings = np.split(_drawing(rows, f"{name}: stroke3"), offsets[1:-1].astype(np.int64))
         texts = _words(arrays["text"], f"{name}: text", len(drawings)) if "text" in arrays else None
         return _found(name, drawings, request, _array_of_labels(arrays, name, len(drawings), request), texts)
