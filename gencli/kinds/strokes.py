@@ -13,6 +13,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -268,13 +269,15 @@ def _record(line: tuple[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         # Across, these count in heights of the sheet only after they were multiplied.
         places = points[:, :2] * [_number(about.get("aspectRatio", 1), name), 1]
         lifted = 1 - points[:, 2]
-    origin = _numbers(record["origin"], name) if "origin" in record else places[:1]
-    if origin.shape not in ((2,), (1, 2)):
+    if not len(places):
+        raise DataError(f"{name} has no points")
+    origin = _numbers(record["origin"], name) if "origin" in record else places[0]
+    if origin.shape != (2,):
         raise DataError(f"{name}: origin {printable(str(record.get('origin')))[:40]}; expected [x, y], from which the "
                         f"first offset counts")
     if not (np.isfinite(places).all() and np.isfinite(origin).all()):
         raise DataError(f"{name} holds NaN or infinity")
-    offsets = np.diff(places, axis=0, prepend=origin.reshape(1, 2)) if len(places) else places
+    offsets = np.diff(places, axis=0, prepend=origin[None])
     return _drawing(np.concatenate([offsets, lifted[:, None]], 1), name), about
 
 
@@ -506,6 +509,11 @@ class Strokes(Kind):
         drawings = np.split(_drawing(rows, f"{name}: stroke3"), offsets[1:-1].astype(np.int64))
         texts = _words(arrays["text"], f"{name}: text", len(drawings)) if "text" in arrays else None
         return _found(name, drawings, request, _array_of_labels(arrays, name, len(drawings), request), texts)
+
+    def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> Any:
+        """`--length` counts the points of drawings, not the characters of what they are made from."""
+        own = {} if condition.kind == self.name else dict.fromkeys(StrokesSettings.model_fields)
+        return super().condition_spec(examples, spec, condition, replace(request, options={**request.options, **own}))
 
     # --- data set <-> model
 

@@ -31,25 +31,26 @@ def statistics(batch: Batch) -> Tensor:
     Strokes; points; length of ink; extent across and down; log of their ratio; mean step of the pen on the paper; mean
     absolute turn between two such steps, in radians; share of the way that the pen makes above the paper.
     """
-    return torch.stack([_of_one(drawing.double()) for drawing in batch.pieces()])
-
-
-def _of_one(drawing: Tensor) -> Tensor:
-    """(T, 3) -> (9,); the way to the first point is no part of the drawing."""
-    lifted = drawing[:, 2] > 0.5
-    places = drawing[:, :2].cumsum(0)
-    steps, inked = drawing[1:, :2], ~lifted[:-1]
-    lengths = steps.square().sum(1).sqrt()
-    ink, whole = lengths[inked].sum(), lengths.sum()
-    width, height = places.amax(0) - places.amin(0)
-    angles = torch.atan2(steps[:, 1], steps[:, 0])
-    turns = (angles.diff() + torch.pi) % (2 * torch.pi) - torch.pi
-    turning = turns[inked[1:] & inked[:-1] & (lengths[1:] > 0) & (lengths[:-1] > 0)].abs()
-    mean_turn = turning.mean() if len(turning) else ink.new_zeros(())
-    least = max(float(whole) * 1e-3, 1e-9)  # of an extent, so that the ratio of a straight line is a number
-    aspect = ((width + least) / (height + least)).log()
-    return torch.stack([lifted.sum().double(), ink.new_tensor(len(drawing)), ink, width, height, aspect,
-                        ink / inked.sum().clamp(min=1), mean_turn, (whole - ink) / whole.clamp(min=1e-9)])
+    x, counts = batch.x.double(), batch.lengths
+    assert counts is not None
+    inside = torch.arange(x.shape[1], device=x.device) < counts[:, None]
+    lifted = (x[..., 2] > 0.5) & inside
+    steps, there = x[:, 1:, :2], inside[:, 1:]  # the way to the first point is no part of the drawing
+    lengths = steps.square().sum(2).sqrt() * there
+    inked = there & ~lifted[:, :-1]
+    ink, whole = (lengths * inked).sum(1), lengths.sum(1)
+    places = x[..., :2].cumsum(1)
+    outside = ~inside[..., None]
+    width, height = (places.masked_fill(outside, -torch.inf).amax(1)
+                     - places.masked_fill(outside, torch.inf).amin(1)).unbind(1)
+    turns = (torch.atan2(steps[..., 1], steps[..., 0]).diff(dim=1) + torch.pi) % (2 * torch.pi) - torch.pi
+    drawn = inked & (lengths > 0)
+    turning = drawn[:, 1:] & drawn[:, :-1]
+    least = (1e-3 * whole).clamp(min=1e-9)  # of an extent, so that the ratio of a straight line is a number
+    return torch.stack([
+        lifted.sum(1), counts, ink, width, height, ((width + least) / (height + least)).log(),
+        ink / inked.sum(1).clamp(min=1), (turns.abs() * turning).sum(1) / turning.sum(1).clamp(min=1),
+        (whole - ink) / whole.clamp(min=1e-9)], 1)
 
 
 def strokes(inputs: Inputs) -> Iterator[Found]:
