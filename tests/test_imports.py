@@ -20,8 +20,8 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
-    {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
+    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"view"}, {"format", "examples"},
+    {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
     {"cells", "limits", "ragged", "stopping"}, {"charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"},
     {"escape"},
 ]
@@ -30,10 +30,10 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 # Some layers are allowed less than all that stands below them.
 HELPERS = {"cells", "errors", "escape", "lazy", "limits", "rng", "stopping"}
 MAY = {
-    "families": {"ink", "kinds", "layers", "model", "spectrogram"} | HELPERS,
-    "layers": {"kinds", "model"} | HELPERS,
+    "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
+    "layers": {"kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram"} | HELPERS,
+    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram", "view"} | HELPERS,
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }
