@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gencli import registry
+from gencli.errors import DataError
 from gencli.rng import ExampleStreams, Rng
 from gencli.spec import Batch, Spec
 
@@ -204,6 +205,71 @@ class Columns(View):
         x = [view.inverse(part).x.double()  # type: ignore[operator]
              for view, part in zip(self.parts, parts, strict=True)]
         return Batch(torch.cat(x, dim=1)[:, self.order])
+
+
+class Padded(View):
+    """Examples of 1 to T steps: T times the numbers of a step, as the view `step` sees it, then a flag for each: is it
+    there? The numbers of a step that is not there are standard normal noise.
+    """
+
+    exact = False
+
+    def __init__(self, step: View, length: int, plural: str):
+        super().__init__()
+        self.step, self.length, self.plural = step, length, plural
+        self.names = (*(f"{name} of step {t + 1}" for t in range(length) for name in step.names),
+                      *(f"step {t + 1} there" for t in range(length)))
+        self.size = len(self.names)
+        self.density, self.constant = step.density, step.constant
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        """`batch` without lengths (an exported graph) is as long as the room for it.
+
+        Raises:
+            DataError: an example of more than T steps.
+        """
+        count, steps = batch.x.shape[0], batch.x.shape[1]
+        if steps > self.length:
+            raise DataError(f"an example has {steps} steps, and the model has room for {self.length}; "
+                            f"--length {self.length} leaves out longer {self.plural}")
+        x = F.pad(batch.x, (0, 0) * (batch.x.dim() - 2) + (0, self.length - steps))
+        lengths = torch.full((count,), steps, device=x.device) if batch.lengths is None else batch.lengths
+        there = torch.arange(self.length, device=x.device) < lengths[:, None]
+        numbers, weight = self.step(Batch(x.flatten(0, 1)), rng and _Steps(rng, self.length))
+        numbers, weight = numbers.unflatten(0, (-1, self.length)), weight.unflatten(0, (-1, self.length))
+        noise = torch.zeros_like(numbers) if rng is None else rng.normal(*numbers.shape[1:], dtype=torch.float64)
+        density = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(2)
+        flags, volume = _flags(there, rng)
+        rows = torch.where(there[..., None], numbers, noise).flatten(1)
+        return torch.cat([rows, flags], 1), torch.where(there, weight, -density).sum(1) + volume
+
+    def inverse(self, rows: Tensor) -> Batch:
+        """An example ends before the first step that is not there, but for the first step."""
+        numbers, flags = rows.double().split([self.size - self.length, self.length], dim=1)
+        lengths = ((flags < 0).cumsum(1) == 0).sum(1).clamp(min=1)
+        x = self.step.inverse(numbers.unflatten(1, (self.length, -1)).flatten(0, 1)).x.float()
+        x = x.unflatten(0, (-1, self.length))
+        there = torch.arange(self.length, device=x.device) < lengths[:, None]
+        return Batch(torch.where(there[..., None], x, 0), lengths=lengths)
+
+
+class _Steps:
+    """The noise of B examples as that of the T steps of each, (B T, ...)."""
+
+    def __init__(self, rng: Rng, steps: int):
+        self._rng, self._steps, self.device = rng, steps, rng.device
+
+    def __len__(self) -> int:
+        return self._steps * len(self._rng)
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rng.uniform(self._steps, *shape, dtype=dtype).flatten(0, 1)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._rng.normal(self._steps, *shape, dtype=dtype).flatten(0, 1)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return self._rng.integers(high, self._steps, *shape).flatten(0, 1)
 
 
 def _flags(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:

@@ -38,8 +38,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+    from gencli import view as views
+    from gencli.view import View
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 _LARGEST = 2**24  # of an offset: float32 has all whole numbers up to here
 _LABELS = ("labels", "y")  # arrays of .npz files
@@ -63,6 +66,7 @@ class StrokesSpec(Spec):
     length: int = Field(ge=1, description="Points of the longest drawing.")
     scale: float = Field(gt=0)
     integers: bool = False
+    aspect: float = Field(1.0, gt=0, description="Width to height of the room in which a drawing is shown.")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,7 +113,13 @@ class Drawings(Examples):
     def spec(self, settings: StrokesSettings, classes: tuple[str, ...]) -> StrokesSpec:
         offsets = np.concatenate(self.drawings)[:, :2].astype(np.float64)
         return StrokesSpec(length=settings.length or max(map(len, self.drawings)), scale=float(offsets.std()) or 1.0,
-                           integers=_are_whole(self.drawings), classes=classes)
+                           integers=_are_whole(self.drawings), aspect=self._aspect(), classes=classes)
+
+    def _aspect(self) -> float:
+        """Width to height of the drawings in the middle, between 1/2 and `_WIDEST`."""
+        extents = [np.ptp(drawing[:, :2].cumsum(0), axis=0) for drawing in self.drawings]
+        ratio = float(np.median([(x or 1e-9) / (y or 1e-9) for x, y in np.array(extents, np.float64).tolist()]))
+        return round(min(max(ratio, 0.5), _WIDEST), 2)
 
     def fit(self, spec: StrokesSpec, request: Request, limit: int | None) -> Dataset:
         if spec.integers and not _are_whole(self.drawings):
@@ -353,7 +363,8 @@ class Svg(Held):
     def end(self) -> None:
         drawings = [drawing for rows in self.blocks for drawing in rows.values]
         labels = self.columns.get("label")
-        width, height = _cell(drawings)
+        assert isinstance(self.content.spec, StrokesSpec)
+        width, height = _cell(self.content.spec)
         across = max(1, round(math.sqrt(len(drawings) * height / width)))
         down = -(-len(drawings) // across)
         svg = ElementTree.Element("svg", {
@@ -366,7 +377,7 @@ class Svg(Held):
             path = ElementTree.SubElement(svg, "path", {"d": " ".join(
                 _path(stroke + np.array([column * width, row * height]))
                 for stroke in _placed(drawing, width, height))})
-            if labels is not None and self.content.spec is not None:
+            if labels is not None:
                 ElementTree.SubElement(path, "title").text = printable(self.content.spec.classes[labels[i]])
         self.out.write(ElementTree.tostring(svg, encoding="utf-8") + b"\n")
 
@@ -377,11 +388,9 @@ def _path(stroke: np.ndarray) -> str:
     return f"M{first}L{' '.join(others or [first])}"
 
 
-def _cell(drawings: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Width and height of the room for each of some drawings: as wide to high as they are in the middle."""
-    extents = [np.ptp(drawing[:, :2].astype(np.float64).cumsum(0), axis=0) for drawing in drawings]
-    ratios = [(x or 1e-9) / (y or 1e-9) for x, y in extents]
-    return _WIDTH, round(_WIDTH / min(max(float(np.median(ratios)) if ratios else 1, 0.5), _WIDEST))
+def _cell(spec: StrokesSpec) -> tuple[int, int]:
+    """Width and height of the room in which a drawing is shown."""
+    return _WIDTH, max(1, round(_WIDTH / spec.aspect))
 
 
 def _placed(drawing: np.ndarray, width: float, height: float) -> list[np.ndarray]:
@@ -520,6 +529,13 @@ class Strokes(Kind):
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         return {"examples": _as_read(batch, spec), "lengths": batch.lengths}
 
+    def view(self, spec: Any) -> View:
+        """Offsets over their scale, and the pen lifted as a number on either side of 0; whole numbers are cells."""
+        offsets = views.Standardised((2,), 0.0, spec.scale, step=float(spec.integers), names=("dx", "dy"),
+                                     constant=not spec.integers)  # many a file has all first points at (0, 0)
+        pen = views.Standardised((1,), 0.5, 0.5, step=1.0, low=0.0, high=1.0, names=("pen-up",))
+        return views.Padded(views.Columns([((0, 1), offsets), ((2,), pen)]), spec.length, self.plural)
+
     # --- writing
 
     def ending(self, spec: Any) -> str:
@@ -551,7 +567,7 @@ class Strokes(Kind):
 
     def tiles(self, spec: Any, batch: Batch) -> list[Tile]:
         drawings = self.values(batch, spec, exact=True)
-        width, height = _cell(drawings)
+        width, height = _cell(spec)
         names = [""] * len(batch) if batch.labels is None else [spec.classes[label] for label in batch.labels.tolist()]
         return [Tile(name, (_picture(drawing, width, height),), natural=True)
                 for drawing, name in zip(drawings, names, strict=True)]
