@@ -25,6 +25,7 @@ from gencli.metrics.features import feature_space
 from gencli.metrics.strokes import STATISTICS, statistics
 from gencli.model import Batch
 from gencli.ragged import load_ragged
+from gencli.rng import ExampleStreams
 from gencli.streams import open_writer
 
 SQUARE = [[0, 0, 0], [10, 0, 0], [0, 10, 0], [-10, 0, 0], [0, -10, 1]]
@@ -529,6 +530,48 @@ def test_metrics_tell_samples_from_data(tmp_path):
         assert features[0].shape == (200, size) and features[0].isfinite().all()
         centre, near, far = (side.mean(0) for side in features)
         assert (centre - near).norm() < (centre - far).norm() / 2, space
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Seen as rows of real numbers
+
+
+@pytest.mark.parametrize("integers", [True, False])
+def test_rows_of_the_view_give_the_drawings_back(integers):
+    own = spec(6, scale=7.0, integers=integers)
+    view, given = registry.kind("strokes").view(own), batch(SQUARE, DASHES, DOT)
+    assert view.size == len(view.names) == 6 * 4 and not view.exact
+    for rng in (None, ExampleStreams(3, torch.arange(3))):
+        rows, weight = view(given, rng)
+        assert rows.shape == (3, 24) and weight.shape == (3,)
+        again = view.inverse(rows)
+        assert torch.equal(again.lengths, given.lengths)
+        assert torch.allclose(again.x, given.x, atol=1e-5) and (not integers or torch.equal(again.x, given.x))
+    with pytest.raises(DataError, match="has 7 steps, and the model has room for 6; --length 6 leaves out"):
+        view(batch([[1, 1, 0]] * 7), None)
+    assert view.inverse(torch.full((1, 24), -1.0)).lengths.tolist() == [1]
+
+
+def test_the_view_is_a_bound_that_can_be_reached():
+    """All drawings of one or two points with offsets 0 or 1, each as likely: a density of the rows that gives every
+    part of a cell its share has the probability of a drawing, whatever the noise."""
+    own = spec(2, scale=2.0)
+    view = registry.kind("strokes").view(own)
+    drawings = [[[x, y, 1]] for x in (0, 1) for y in (0, 1)]
+    drawings += [[[x, y, pen], [u, v, 1]] for x in (0, 1) for y in (0, 1) for u in (0, 1) for v in (0, 1)
+                 for pen in (0, 1)]
+    rng = ExampleStreams(0, torch.arange(len(drawings)))
+    rows, weight = view(batch(*drawings), rng)
+    middle, _ = view(batch(*drawings), None)
+    scale = math.sqrt(2.0**2 + 1 / 12)  # of offsets, which uniform noise widens
+    pen = math.sqrt(0.5**2 + 1 / 12)
+    width = torch.tensor([1 / scale, 1 / scale, 1 / pen] * 2 + [2.0] * 2, dtype=torch.float64)
+    for row, centre, drawing, w in zip(rows, middle, drawings, weight, strict=True):
+        there = torch.tensor([True] * 3 + [len(drawing) > 1] * 3 + [True] * 2)
+        assert ((row - centre).abs() <= width / 2 + 1e-9)[there].all()
+        noise = -0.5 * (row.square() + math.log(2 * math.pi))
+        total = -math.log(len(drawings)) + torch.where(there, -width.log(), noise).sum()
+        assert float(total + w) == pytest.approx(-math.log(len(drawings)), abs=1e-9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from xml.etree import ElementTree
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from gencli import registry
 from gencli.cells import decode
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
@@ -30,6 +29,7 @@ from gencli.escape import printable, to_json
 from gencli.examples import Examples, KindSettings, Request, Source, Splits, bytes_of, readable, whole
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.kinds.text import Texts
 from gencli.lazy import Lazy
 from gencli.limits import check_archive
 from gencli.spec import Batch, Spec
@@ -152,7 +152,7 @@ def _found(name: str, drawings: Sequence[np.ndarray], request: Request, labels: 
         request.notify(f"{name}: the last stroke of {open_ends} drawings does not end; it was given an end")
     found = Drawings(name, ends, labels, skipped)
     if texts is not None:
-        offer = registry.kind("text").from_cells([texts], ["text"], request)
+        offer = Texts().from_cells([texts], ["text"], request)
         assert offer is not None
         found.offers["text"] = offer
     kept = found if len(short) == len(found) else found.take(short)

@@ -76,8 +76,8 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "correlation_difference": ("Difference of correlations", "less", "How differently columns are correlated."),
     },
     "Drawings": {
-        "strokes_distance": ("Distance of drawings", "less", "How far strokes, points, lengths, extents and turns lie from "
-                                                             "real ones, on average; 0 to 1."),
+        "strokes_distance": ("Distance of drawings", "less", "How far strokes, points, lengths, extents and turns lie "
+                                                             "from real ones, on average; 0 to 1."),
         "worst_strokes_distance": ("Distance of the worst statistic", "less", "The same where it is largest."),
     },
     "Texts": {
