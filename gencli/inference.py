@@ -9,6 +9,7 @@ whichever others are computed. So a seed gives the same bits for any number of e
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -122,6 +123,17 @@ def conditions_of(model: Model, data: Dataset, count: int) -> Given:
 
 
 @torch.no_grad()
+def squared_error(examples: Batch, others: Batch) -> Tensor:
+    """The mean squared difference of two examples, (B,) float64; where one is longer, the other counts as 0."""
+    if examples.lengths is None or others.lengths is None:
+        return (examples.x - others.x).double().square().flatten(1).mean(1)
+    x, y = examples.x.double(), others.x.double()
+    steps = max(x.shape[1], y.shape[1])
+    x, y = (torch.nn.functional.pad(side, (0, 0) * (side.dim() - 2) + (0, steps - side.shape[1])) for side in (x, y))
+    elements = torch.maximum(examples.lengths, others.lengths) * math.prod(x.shape[2:])
+    return (x - y).square().flatten(1).sum(1) / elements
+
+
 def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
            **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
     """Blocks of (codes (B, ...), examples, reconstruction error (B,) or None), on the CPU.
@@ -144,8 +156,8 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
             if not registry.kind_of(model.spec).variable and codes.shape[1:] != code_shape(model):
                 raise UsageError("with this option the output is not a code that can be decoded; leave it out, or do "
                                  "not ask for the reconstruction error")
-            decoded = decode_batch(model, codes, None, batch.condition, options).x
-            error = (decoded - batch.x).square().flatten(1).mean(1)[positions].cpu()
+            decoded = decode_batch(model, codes, None, batch.condition, options)
+            error = squared_error(decoded, batch)[positions].float().cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
 
 

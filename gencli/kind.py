@@ -19,7 +19,7 @@ from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, KindSettings, Request, Source
+from gencli.examples import Examples, KindSettings, Request, Source, Splits
 from gencli.format import Format
 from gencli.spec import Batch, Spec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.rng import Rng
+    from gencli.view import View
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,6 +123,7 @@ class Kind:
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
             that gives the Spec of the condition, and a function from a batch of examples to one of conditions.
+        offered: names of what files may hold beside the examples, for these to be made from (`Examples.offers`).
     """
 
     name: ClassVar[str]
@@ -144,6 +146,7 @@ class Kind:
     shown: ClassVar[Shown] = Shown()
     whole: ClassVar[Mapping[str, Any]] = {}
     conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Batch], Batch]]]]] = {}
+    offered: ClassVar[tuple[str, ...]] = ()
 
     # --- reading
 
@@ -167,6 +170,13 @@ class Kind:
             DataError: another shape, or values that examples cannot have.
         """
         raise UsageError(f"--kind {self.name}: {self.plural} are not read from arrays; {name} is one")
+
+    def from_archive(self, arrays: Mapping[str, np.ndarray], name: str, request: Request) -> Splits | None:
+        """The examples of an .npz file whose arrays together are of this kind; None if they are not.
+
+        The names tell. `arrays` reads one when it is asked for, and may raise DataError.
+        """
+        return None
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """The examples of a file whose number n belongs to number n of another file; none may be left out."""
@@ -227,6 +237,14 @@ class Kind:
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         """Examples of a model -> the fields of a `Dataset` that holds them as if they had been read from files."""
         return {"examples": batch.x, "lengths": batch.lengths}
+
+    def view(self, spec: Any) -> View:
+        """How families that know nothing but real numbers see examples; a new module, which learns nothing.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        raise UsageError(f"{self.plural} have no view as rows of real numbers")
 
     # --- writing
 

@@ -15,6 +15,7 @@ import signal
 import struct
 import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,25 @@ def objects(folder: Path) -> bytes:
     return header.getvalue() + pickle.dumps(np.array([Trap()], object))
 
 
+def ragged(folder: Path) -> bytes:
+    """Arrays of arrays, as sketch-rnn has them."""
+    parts = {}
+    for split in ("train", "test"):
+        parts[split] = np.empty(3, object)
+        for i in range(3):
+            parts[split][i] = np.array([[i, 2, 0]] * (i + 1) + [[3, 4, 1]], np.int16)
+    buffer = io.BytesIO()
+    np.savez(buffer, **parts)
+    return buffer.getvalue()
+
+
+def zipped(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.json", json.dumps([{"metadata": {"asciiSequence": "a"}, "points": POINTS}] * 3))
+    return buffer.getvalue()
+
+
 def tar(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as out:
@@ -93,6 +113,10 @@ def read_data(path: Path) -> None:
     load(f"{path}:all", dict(label="c" if path.suffix == ".csv" else None))
 
 
+def read_drawings(path: Path) -> None:
+    load(f"{path}:all", dict(kind="strokes", condition="text" if path.suffix == ".zip" else None))
+
+
 def read_settings(path: Path) -> None:
     config = runs.registry.families.named("vae").load().Config
     values, origin = resolve({**config.model_fields, **TrainSettings.model_fields}, (str(path), read_config(path)))
@@ -107,6 +131,8 @@ def read_all_codes(path: Path) -> None:
 
 ROWS = np.random.default_rng(0).normal(size=(12, 3))
 CSV = "a,b,c\n" + "".join(f"{a:.3f},{b:.3f},{int(c > 0)}\n" for a, b, c in ROWS)
+POINTS = [[0.25, 0.5, 1], [0.5, 0.75, 0], [0.25, 0.5, 1], [0.25, 0.25, 0]]
+QUICKDRAW = json.dumps({"word": "cat", "recognized": True, "drawing": [[[1, 20, 3], [4, 5, 6]], [[7], [8]]]}) + "\n"
 IDX = struct.pack(">HBB3I", 0, 8, 3, 5, 4, 4) + bytes(range(80))
 SETTINGS = {"latent": 3, "lr": 0.001, "steps": 40, "net": "mlp", "time_limit": "3h", "lines": False, "ema": 0.9}
 TOML = "".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items())
@@ -127,6 +153,11 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.idx.xz": (lambda folder: lzma.compress(IDX), read_data),
     "a.csv": (lambda folder: CSV.encode(), read_data),
     "a.amat": (lambda folder: CSV.partition("\n")[2].replace(",", " ").encode(), read_data),
+    "a.ndjson": (lambda folder: 4 * QUICKDRAW.encode(), read_drawings),
+    "a.json.zip": (zipped, read_drawings),
+    "r.npz": (ragged, read_drawings),
+    "s.npz": (array(np.savez_compressed, stroke3=np.array([[1, 2, 0], [3, 4, 1]] * 3), offsets=np.array([0, 2, 6])),
+              read_drawings),
     "a.txt": (lambda folder: "To be, or not to be – that is\n".encode() * 9, read_data),
     "a.tar": (tar, read_data),
     "codes.tar": (codes("tar"), read_all_codes),

@@ -7,7 +7,8 @@ Pairs come as
 - a tar with `000000.source.png` beside `000000.png` (`gencli.data.tars`);
 - pictures that show both sides: `--pair left` or `right`;
 - columns of a table: `--source COLUMN --target COLUMN`; files that differ in their endings: `--source de --target en`;
-- examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`).
+- examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`);
+- examples that come with what they may be made from: `--condition text` (`Examples.offers`).
 """
 
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
     def checked() -> Examples:
         examples, general = read(), request.general
         kind = registry.kind(examples.kind)
+        if examples.condition is None and (offer := _offer(examples, request)):
+            if request.sources:
+                return offer
+            examples.condition = offer
+            return examples
         if general.pair and examples.condition is None:
             examples = kind.halves(examples, general.pair)
             if request.sources:
@@ -57,6 +63,13 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
         return fitting
 
     return checked
+
+
+def _offer(examples: Examples, request: Request) -> Examples | None:
+    """What came with the examples and they are to be made from; None if nothing did."""
+    if request.sources and not request.general.condition:  # that is the one of the kind that is wanted
+        return next((offer for offer in examples.offers.values() if offer.kind == request.general.kind), None)
+    return examples.offers.get(request.general.condition or "")
 
 
 def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> Dataset:
@@ -103,6 +116,8 @@ def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[B
         raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from one of "
                         f"{registry.kind_of(spec.condition).plural}{_ways(kind)}")
     name, _, argument = request.general.condition.partition("=")
+    if name in kind.offered:
+        raise DataError(f"--condition {name}: the {kind.plural} of {request.name} come without a {name}")
     if name not in kind.conditions:
         raise UsageError(f"--condition {name}: {kind.plural} have no such condition"
                          f"{did_you_mean(name, kind.conditions)}")
@@ -111,4 +126,5 @@ def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[B
 
 def _ways(kind: Kind) -> str:
     """How examples that come alone may be made from something."""
-    return f", or --condition {' or '.join(kind.conditions)}" if kind.conditions else ""
+    names = [*kind.conditions, *kind.offered]
+    return f", or --condition {' or '.join(names)}" if names else ""

@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gencli import view as views
     from gencli.rng import Rng
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are decoded when a batch asks for them
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
@@ -677,6 +678,11 @@ class Images(Kind):
         if spec.levels not in (2, 256):
             return {"examples": batch.x}
         return {"examples": quantize(batch.x), "drawn": "fixed" if spec.levels == 2 else None}
+
+    def view(self, spec: Any) -> views.View:
+        """The grey values as they are, real numbers in [0, 1]."""
+        return views.Standardised(spec.shape, low=0.0, high=1.0, constant=True,
+                                  names=[f"pixel {i}" for i in range(spec.size)])
 
     # --- writing
 

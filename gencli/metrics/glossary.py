@@ -30,6 +30,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
         "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
         "bits_per_byte": ("Bits per byte", "less", "The same of a byte, whatever a token of the model is."),
+        "nats_per_point": ("Nats per point", "less", "The same for one point of a drawing."),
         "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
@@ -74,6 +75,11 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                                            "average over the columns; 0 to 1."),
         "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),
         "correlation_difference": ("Difference of correlations", "less", "How differently columns are correlated."),
+    },
+    "Drawings": {
+        "strokes_distance": ("Distance of drawings", "less", "How far strokes, points, lengths, extents and turns lie "
+                                                             "from real ones, on average; 0 to 1."),
+        "worst_strokes_distance": ("Distance of the worst statistic", "less", "The same where it is largest."),
     },
     "Texts": {
         **{f"distinct_{n}": (f"Distinct runs of {n} words" if n > 1 else "Distinct words", None,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from gencli import registry
-from gencli.inference import decode_batch, own_options
+from gencli.inference import decode_batch, own_options, squared_error
 from gencli.metrics import Column, Found, Inputs, Reconstructions
 from gencli.metrics.estimates import blocks, mean, protocol
 from gencli.rng import ExampleStreams
@@ -29,7 +29,7 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
             decoded = decode_batch(model, code, None, batch.condition, options)
         if not errors:
             yield Reconstructions(batch.to("cpu"), code.cpu(), decoded.to("cpu"))
-        errors.append((decoded.x - batch.x).double().square().flatten(1).mean(1).cpu())
+        errors.append(squared_error(decoded, batch).cpu())
         inputs.progress(sum(map(len, errors)), len(data))
     mse = torch.cat(errors)
     record = protocol(data, inputs.seed)
