@@ -19,7 +19,6 @@ from gencli.data import load
 from gencli.errors import DataError, UsageError
 from gencli.ink import InkPicture
 from gencli.kinds.strokes import StrokesSpec
-from gencli.kinds.text import detokenize
 from gencli.metrics import Inputs, measure
 from gencli.metrics.features import feature_space
 from gencli.metrics.strokes import STATISTICS, statistics
@@ -108,11 +107,12 @@ def test_texts_are_what_strokes_are_made_from_where_that_is_asked(tmp_path):
     save_lines(tmp_path / "a.ndjson", *({"drawing": [[[1, i], [3, 4]]], "text": word} for i, word in enumerate(words)))
     data = read(tmp_path / "a.ndjson", {"condition": "text"})
     assert data.spec.condition.kind == "text" and data.spec.kind == "strokes"
-    assert [detokenize(piece, data.spec.condition) for piece in everything(data).condition.pieces()] == words
+    decode = data.spec.condition.tokenizer.decode
+    assert [decode(piece.tolist()) for piece in everything(data).condition.pieces()] == words
     again = read(tmp_path / "a.ndjson", {"condition": "text"}, like=data.spec, trained=True)
     assert everything(again).condition is not None
     sources = read(tmp_path / "a.ndjson", like=data.spec.condition, sources=True)
-    assert [detokenize(piece, data.spec.condition) for piece in everything(sources).pieces()] == words
+    assert [data.spec.condition.tokenizer.decode(piece.tolist()) for piece in everything(sources).pieces()] == words
     save_lines(tmp_path / "b.ndjson", {"drawing": [[[1, 2], [3, 4]]]})
     with pytest.raises(DataError, match=r"the drawings of .*b.ndjson come without a text"):
         read(tmp_path / "b.ndjson", {"condition": "text"})
@@ -126,7 +126,7 @@ def test_texts_stay_with_their_drawings_when_some_are_left_out(tmp_path):
     notes = []
     data = read(tmp_path / "a.ndjson", {"condition": "text", "length": 3}, notify=notes.append)
     assert data.lengths.tolist() == [3, 1, 2]
-    texts = [detokenize(piece, data.spec.condition) for piece in everything(data).condition.pieces()]
+    texts = [data.spec.condition.tokenizer.decode(piece.tolist()) for piece in everything(data).condition.pieces()]
     assert [text.count("x") for text in texts] == [3, 1, 2] and {len(text) for text in texts} == {9}
     assert notes == [f"{tmp_path / 'a.ndjson'}: 3 of 6 drawings have more than 3 points and are left out (--length)"]
     with pytest.raises(DataError, match="every drawing has more than --length 1 points"):
@@ -175,7 +175,7 @@ def test_points_in_a_zip(tmp_path):
     assert lists(data)[0] == [[0, 0, 0], [1.5, 0.25, 1], [-1.5, -0.25, 0], [0, -0.25, 1]]
     assert data.spec.classes == ("Kim", "Sam") and data.labels.tolist() == [1, 0]
     sources = read(tmp_path / "words.json.zip", like=data.spec.condition, sources=True)
-    assert [detokenize(piece, sources.spec) for piece in everything(sources).pieces()] == ["ab", "ba"]
+    assert [sources.spec.tokenizer.decode(piece.tolist()) for piece in everything(sources).pieces()] == ["ab", "ba"]
     with zipfile.ZipFile(tmp_path / "no.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     with pytest.raises(DataError, match=r"no.zip holds no .json or .ndjson file"):
