@@ -57,7 +57,10 @@ class Rate:
 class Tile:
     """An example on a page: one or more pictures above each other, (C, H, W) in [0, 1]; sound; text.
 
+    A picture (T, C, H, W) is one that moves.
+
     Attributes:
+        rate: frames per second of pictures that move.
         sound: the bytes of a WAV file that the picture shows.
         natural: whether the picture is shown at its own size, however large.
     """
@@ -67,6 +70,7 @@ class Tile:
     sound: bytes = b""
     text: str = ""
     natural: bool = False
+    rate: float = 10.0
 
 
 @dataclass(frozen=True)

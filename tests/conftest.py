@@ -114,7 +114,7 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
-    and a folder of 96 recordings of 90 to 150 samples, tones of two pitches."""
+    a folder of 96 recordings of 90 to 150 samples, tones of two pitches; and 24 films of 4 frames in two classes."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -127,8 +127,13 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     for i, length in enumerate(random.integers(90, 151, 96)):
         tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
         soundfile.write(folder / "sounds" / f"{i % 2}_{i}.wav", tone, 8000)
+    films = random.integers(0, 60, (24, 4, 6, 5)).astype(np.uint8)
+    for frame in range(4):  # of one class a bright column moves, of the other a row
+        films[::2, frame, :, frame] = 240
+        films[1::2, frame, frame] = 240
+    np.savez(folder / "films.npz", clips=films, y=np.arange(24) % 2)
     return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
-            "audio": folder / "sounds"}
+            "audio": folder / "sounds", "video": folder / "films.npz"}
 
 
 @pytest.fixture(scope="session")
