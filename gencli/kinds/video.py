@@ -70,7 +70,7 @@ class VideoSpec(Spec):
 
 
 class VideoSettings(PixelSettings):
-    frames: int | None = Field(None, ge=1, description="Frames of a clip; films are cut into clips one after the other, "
+    frames: int | None = Field(None, ge=1, description="Frames of a clip; a film is cut into clips one after the other, "
                                                       "and what is left over is left out. Default: as many as the "
                                                       f"shortest film has, at most {_USUAL}.")
     every: int = Field(1, ge=1, description="Take every EVERY-th frame of a film.")
