@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.rng import Rng
+    from gencli.view import View
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,6 +232,14 @@ class Kind:
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         """Examples of a model -> the fields of a `Dataset` that holds them as if they had been read from files."""
         return {"examples": batch.x, "lengths": batch.lengths}
+
+    def view(self, spec: Any) -> View:
+        """How families that know nothing but real numbers see examples; a new module, which learns nothing.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        raise UsageError(f"{self.plural} have no view as rows of real numbers")
 
     # --- writing
 

@@ -20,7 +20,7 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"pictures"}, {"format", "examples"},
+    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"pictures", "view"}, {"format", "examples"},
     {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
     {"cells", "limits", "stopping"}, {"charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
 ]
@@ -29,11 +29,11 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 # Some layers are allowed less than all that stands below them.
 HELPERS = {"cells", "errors", "escape", "lazy", "limits", "rng", "stopping"}
 MAY = {
-    "families": {"kinds", "layers", "model", "spectrogram"} | HELPERS,
-    "layers": {"kinds", "model"} | HELPERS,
+    "families": {"kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
+    "layers": {"kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
     "kinds": {"charts", "dataset", "examples", "format", "kind", "pictures", "publish", "spec", "spectrogram",
-              *HELPERS},
+              "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }

@@ -56,9 +56,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gencli import view as views
     from gencli.rng import Rng
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 T = TypeVar("T")
 
@@ -513,6 +514,11 @@ class Images(Kind):
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         return to_store(batch.x, spec.levels)
+
+    def view(self, spec: Any) -> views.View:
+        """The grey values as they are, real numbers in [0, 1]."""
+        return views.Standardised(spec.shape, low=0.0, high=1.0, constant=True,
+                                  names=[f"pixel {i}" for i in range(spec.size)])
 
     # --- writing
 
