@@ -19,7 +19,7 @@ from gencli.rng import StepStream, generator
 
 CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
          for kind in family.kinds]
-ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav"}
+ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "video": "gif"}
 VARIABLE = {"text", "audio"}  # kinds whose examples have lengths of their own
 
 

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gencli import view as views
     from gencli.rng import Rng
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 _USUAL = 32  # frames of a clip at most, where nobody says how many
 _RATE = 10.0  # frames per second of films that do not say it
@@ -70,9 +71,9 @@ class VideoSpec(Spec):
 
 
 class VideoSettings(PixelSettings):
-    frames: int | None = Field(None, ge=1, description="Frames of a clip; a film is cut into clips one after the other, "
-                                                      "and what is left over is left out. Default: as many as the "
-                                                      f"shortest film has, at most {_USUAL}.")
+    frames: int | None = Field(None, ge=1, description="Frames of a clip; a film is cut into clips one after the "
+                                                       "other, and what is left over is left out. Default: as many as "
+                                                       f"the shortest film has, at most {_USUAL}.")
     every: int = Field(1, ge=1, description="Take every EVERY-th frame of a film.")
 
 
@@ -274,8 +275,8 @@ class Films(Examples):
         return [(part.film.identity(), part.begin, part.end) for part in self.parts]
 
     def cut(self, holdout: float) -> tuple[Self, Self]:
-        """Of a single film the end is for the test."""
-        if len(self) != 1 or self.condition is not None:
+        """Of a single film the end is for the test, if it is long enough for a clip."""
+        if len(self) != 1 or self.condition is not None or holdout * len(self.parts[0].ticks()) < _USUAL:
             return super().cut(holdout)
         film = self.parts[0].film
         return (type(self)(self.name, [Part(film, 0.0, 1 - holdout)], self.labels, self.skipped),
@@ -652,6 +653,12 @@ class Videos(Kind):
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         return pictures.to_store(batch.x, spec.levels)
+
+    def view(self, spec: Any) -> views.View:
+        step = 1 / (spec.levels - 1) if spec.levels else 0.0
+        names = [f"pixel {i % (spec.size // spec.frames)} of frame {i // (spec.size // spec.frames)}"
+                 for i in range(spec.size)]
+        return views.Standardised(spec.shape, 0.5, 0.5, step=step, low=0.0, high=1.0, names=names, constant=True)
 
     # --- writing
 
