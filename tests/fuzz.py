@@ -93,6 +93,10 @@ def read_data(path: Path) -> None:
     load(f"{path}:all", dict(label="c" if path.suffix == ".csv" else None))
 
 
+def read_films(path: Path) -> None:
+    load(f"{path}:all", dict(kind="video"))
+
+
 def read_settings(path: Path) -> None:
     config = runs.registry.families.named("vae").load().Config
     values, origin = resolve({**config.model_fields, **TrainSettings.model_fields}, (str(path), read_config(path)))
@@ -119,6 +123,7 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.tif": (picture("TIFF", "RGB", compression="tiff_lzw"), read_data),
     "a.gif": (film("GIF"), read_data),
     "a.webp": (picture("WEBP", "RGB"), read_data),
+    **{f"film.{format.lower()}": (film(format), read_films) for format in ("GIF", "PNG", "TIFF", "WEBP")},
     "a.npy": (array(np.save, x=ROWS), read_data),
     "o.npy": (objects, read_data),
     "a.npz": (array(np.savez_compressed, x=ROWS, y=np.arange(12)), read_data),
