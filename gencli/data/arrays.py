@@ -39,8 +39,8 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     wanted = kind or request.general.kind
     if named := [other for other in claiming if other.array == key and not wanted]:
         claiming = named
-    if wanted and wanted not in {other.name for other in claiming}:
-        claiming = [registry.kind(wanted)]  # it reads what it would not claim, or says what it expects
+    if wanted and (not claiming or registry.kind(wanted).claims_if_asked(array)):
+        claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:
         raise DataError(f"{name} has the shape {shape}; expected (N, D) rows, or (N, H, W), (N, H, W, C) or "

@@ -412,9 +412,9 @@ def _notes(headers: Sequence[Header | DataError], lost: int, total: int, spec: V
     if repeated := sum(len(header.order) > 1 and len(set(header.order)) < len(header.order) for header in found):
         yield f"in {repeated} of {len(found)} films frames that are shown longer count as several"
     rates = {header.rate / settings.every for header in found if header.rate}
-    if other := {rate for rate in rates if not spec.rate or abs(rate / spec.rate - 1) > 0.05}:
-        yield (f"some films have {min(other):g} to {max(other):g} frames per second where the others have "
-               f"{spec.rate or 'none that is known'}; all are taken frame by frame")
+    if other := {rate for rate in rates if spec.rate and abs(rate / spec.rate - 1) > 0.05}:
+        yield (f"some films have {min(other):g} to {max(other):g} frames per second, not {spec.rate:g}; all are taken "
+               f"frame by frame")
 
 
 def _temporary(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -628,6 +628,9 @@ class Videos(Kind):
         if array.ndim == 4:
             return shape[1] not in (1, 3) and shape[3] > 4
         return array.ndim == 5 and not {1, 3}.isdisjoint((shape[2], shape[4]))
+
+    def claims_if_asked(self, array: np.ndarray) -> bool:
+        return array.ndim in (4, 5)
 
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
