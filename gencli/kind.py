@@ -58,7 +58,10 @@ class Rate:
 class Tile:
     """An example on a page: one or more pictures above each other, (C, H, W) in [0, 1]; sound; text.
 
+    A picture (T, C, H, W) is one that moves.
+
     Attributes:
+        rate: frames per second of pictures that move.
         sound: the bytes of a WAV file that the picture shows.
         natural: whether the picture is shown at its own size, however large.
     """
@@ -68,6 +71,12 @@ class Tile:
     sound: bytes = b""
     text: str = ""
     natural: bool = False
+    rate: float = 10.0
+
+    @property
+    def stills(self) -> tuple[Tensor, ...]:
+        """The pictures (C, H, W), of those that move the frames below each other."""
+        return tuple(x.transpose(0, 1).flatten(1, 2) if x.ndim == 4 else x for x in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,10 @@ class Kind:
     def claims(self, array: np.ndarray) -> bool:
         """Whether an array (N, ...) may hold examples of this kind, judged by its shape."""
         return False
+
+    def claims_if_asked(self, array: np.ndarray) -> bool:
+        """The same where `--kind` says that it holds such examples: then also what is rather of another kind."""
+        return self.claims(array)
 
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:

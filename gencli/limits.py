@@ -49,8 +49,12 @@ def unpack(data: bytes, ending: str, name: str) -> bytes:
 
 def check_archive(archive: zipfile.ZipFile, packed: int, name: str) -> None:
     """DataError if the members of an archive of `packed` bytes say that they unpack to too much."""
-    most = _most(packed)
-    if sum(member.file_size for member in archive.infolist()) > most:
+    check_unpacked(sum(member.file_size for member in archive.infolist()), packed, name)
+
+
+def check_unpacked(size: int, packed: int, name: str) -> None:
+    """DataError if a file of `packed` bytes says that it unpacks to `size`, and that is too much."""
+    if size > (most := _most(packed)):
         raise _bomb(name, most)
 
 

@@ -86,6 +86,12 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "vector"): ["--latent", "2", "--width", "8"],
     ("gan", "image"): ["--latent", "3", "--width", "4"],
     ("gan", "vector"): ["--latent", "2", "--width", "8"],
+    ("vae", "video"): ["--latent", "2", "--width", "8"],
+    ("gan", "video"): ["--latent", "2", "--width", "8"],
+    ("gaussian", "video"): [],
+    ("gmm", "video"): ["--components", "2"],
+    ("flow", "video"): ["--layers", "1", "--width", "4", "--depth", "1"],
+    ("classifier", "video"): ["--width", "8", "--features", "4"],
     ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
     ("ngram", "text"): ["--order", "3", "--length", "32"],
     ("gaussian", "image"): [],
@@ -120,7 +126,7 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
     a folder of 96 recordings of 90 to 150 samples, tones of two pitches; and 96 drawings of 5 to 9 points, boxes and
-    stairs."""
+    stairs; 24 films of 4 frames in two classes."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -138,8 +144,14 @@ def make_small_data(folder: Path) -> dict[str, Path]:
             box = [[[0, x, x, 0, 0], [0, 0, y, y, 0]]]
             stairs = [[[0, 9, 9], [y, y, 0]], *[[[x + 9 * j, x + 9 * j], [0, y]] for j in range(1 + i % 3)]]
             file.write(json.dumps({"word": ("box", "stairs")[i % 2], "drawing": (box, stairs)[i % 2]}) + "\n")
+    films = random.integers(0, 60, (24, 4, 6, 5)).astype(np.uint8)
+    for frame in range(4):  # of one class a bright column moves, of the other a row
+        films[::2, frame, :, frame] = 240
+        films[1::2, frame, frame] = 240
+    np.savez(folder / "films.npz", clips=films, y=np.arange(24) % 2)
     return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
-            "audio": folder / "sounds", "strokes": folder / "drawings.ndjson"}
+            "audio": folder / "sounds", "strokes": folder / "drawings.ndjson",
+            "video": folder / "films.npz"}
 
 
 @pytest.fixture(scope="session")

@@ -43,9 +43,9 @@ def picture(format: str, mode: str = "L", **options: Any) -> Make:
     return make
 
 
-def film(format: str) -> Make:
-    frames = [Image.new("P", (9, 7), i) for i in range(3)]
-    return picture(format, "P", save_all=True, append_images=frames)
+def film(format: str, mode: str = "P") -> Make:
+    frames = [Image.new(mode, (24, 20), i) for i in range(3)]
+    return picture(format, mode, save_all=True, append_images=frames)
 
 
 def array(save: Callable, **arrays: np.ndarray) -> Make:
@@ -117,6 +117,10 @@ def read_drawings(path: Path) -> None:
     load(f"{path}:all", dict(kind="strokes", condition="text" if path.suffix == ".zip" else None))
 
 
+def read_films(path: Path) -> None:
+    load(f"{path}:all", dict(kind="video"))
+
+
 def read_settings(path: Path) -> None:
     config = runs.registry.families.named("vae").load().Config
     values, origin = resolve({**config.model_fields, **TrainSettings.model_fields}, (str(path), read_config(path)))
@@ -145,6 +149,7 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.tif": (picture("TIFF", "RGB", compression="tiff_lzw"), read_data),
     "a.gif": (film("GIF"), read_data),
     "a.webp": (picture("WEBP", "RGB"), read_data),
+    **{f"film.{format.lower()}": (film(format, "L"), read_films) for format in ("GIF", "PNG", "TIFF", "WEBP")},
     "a.npy": (array(np.save, x=ROWS), read_data),
     "o.npy": (objects, read_data),
     "a.npz": (array(np.savez_compressed, x=ROWS, y=np.arange(12)), read_data),

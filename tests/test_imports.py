@@ -20,7 +20,7 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"view"}, {"format", "examples"},
+    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"pictures", "view"}, {"format", "examples"},
     {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
     {"cells", "limits", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"}, {"escape"},
@@ -33,14 +33,15 @@ MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram", "tokens", "view"} | HELPERS,
+    "kinds": {"charts", "dataset", "examples", "format", "kind", "pictures", "publish", "spec", "spectrogram",
+              "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }
 
 # Metrics about one kind; kinds, families, and the parts that families share know kinds by profession.
 ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/strokes.py", "metrics/table.py",
-                  "metrics/text.py"}
+                  "metrics/text.py", "metrics/video.py"}
 LOOK_UPS = {"endswith", "get", "kind", "named", "pop", "setdefault", "startswith"}
 KNOWS_KINDS = ("kinds/", "families/", "layers/", "registry.py")
 

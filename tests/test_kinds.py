@@ -46,7 +46,10 @@ NOT_READ_BACK = {
     "jsonl": "lines of JSON are for other programs; no reader",
     "png": "one sheet of all pictures",
     "svg": "a sheet of all drawings",
-    "gif": "one film of all pictures",
+    "gif": "one film of all pictures, or of all films side by side",
+    "webp": "the same",
+    "apng": "the same",
+    "frames": "a folder for each film",
     "wav": "one recording after the other without a seam",
     "raw": "the same without a header, for a player",
     "txt": "passages of a document, one after the other, are a document again",
@@ -152,8 +155,8 @@ def write(path: Path, spec: Spec, *batches: Batch, **options) -> Path:
 
 def contents(path: Path) -> dict[str, bytes]:
     """The bytes of a file, or of the files of a folder."""
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    return {file.name: file.read_bytes() for file in files}
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def assert_same(found: Batch, wanted: Batch) -> None:

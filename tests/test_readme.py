@@ -18,6 +18,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.kinds.video import VideoSpec
 from gencli.metrics.features import spaces as feature_spaces
 from gencli.model import Batch
 
@@ -154,9 +155,11 @@ def test_entry_points():
 
 SPECS = [ImageSpec(channels=1, height=2, width=2), VectorSpec(columns=("a",), mean=(0.0,), scale=(1.0,)),
          TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1), AudioSpec(rate=8000, length=1),
-         StrokesSpec(length=1, scale=1.0)]
+         StrokesSpec(length=1, scale=1.0),
+         VideoSpec(frames=2, channels=1, height=2, width=2)]
 EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]])),
-            Batch(torch.zeros(1, 1)), Batch(torch.ones(1, 1, 3), lengths=torch.tensor([1]))]
+            Batch(torch.zeros(1, 1)), Batch(torch.ones(1, 1, 3), lengths=torch.tensor([1])),
+            Batch(torch.zeros(1, 2, 1, 2, 2))]
 
 
 def test_every_kind_has_a_column_of_formats():

@@ -40,7 +40,7 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     wanted = kind or request.general.kind
     if named := [other for other in claiming if other.array == key and not wanted]:
         claiming = named
-    if wanted and not claiming:
+    if wanted and (not claiming or registry.kind(wanted).claims_if_asked(array)):
         claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gencli.data import arrays, folders
+from gencli.data import arrays, folders, moving_digits
 from gencli.errors import DataError
 from gencli.examples import Examples, Request, Splits
 
@@ -22,9 +22,12 @@ class Known:
     torchvision: str | None = None  # the class that can download it
 
 
+def _path(name: str) -> Path:
+    return Path(str(resources.files("gencli.data") / "embedded" / name))
+
+
 def _embedded(name: str) -> Callable[[Path, Request], Splits]:
-    path = Path(str(resources.files("gencli.data") / "embedded" / name))
-    return lambda root, request: folders.read_path(path, request)
+    return lambda root, request: folders.read_path(_path(name), request)
 
 
 def _idx(*names: str) -> Callable[[Path, Request], Splits | None]:
@@ -82,6 +85,8 @@ KNOWN: dict[str, Known] = {
     "shakespeare": Known("1.1 MB of Shakespeare's plays, one document (included)", _embedded("shakespeare.txt.xz")),
     "spoken-digits": Known("90 + 30 of fsdd's spoken digits, 6 speakers, 8 kHz, 10 classes (included)",
                            _embedded("spoken-digits")),
+    "moving-digits": Known("4,000 + 1,000 films of two moving digits, 64x64 grey, 20 frames (Moving MNIST; made here)",
+                           lambda root, request: moving_digits.read(_path("digits"), request)),
     "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
                    _idx("MNIST", "mnist", "mnist/MNIST"), "MNIST"),
     "fashion-mnist": Known("60,000 + 10,000 articles of clothing, 28x28 grey, 10 classes",

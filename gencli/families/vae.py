@@ -20,10 +20,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian, log_normal
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
 from gencli.rng import Rng
 from gencli.view import view_of
+
+_PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values, of which the likelihood knows the levels
 
 
 class VAEConfig(FamilyConfig):
@@ -45,7 +48,7 @@ class VAE(Model):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
     Config = VAEConfig
-    kinds = frozenset({"image", "vector", "strokes"})
+    kinds = frozenset({"image", "vector", "strokes", "video"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     likelihood = "bound"
     config: VAEConfig
@@ -53,7 +56,7 @@ class VAE(Model):
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
-        self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
+        self.view = None if isinstance(spec, _PIXELS) else view_of(spec)
         size = self.view.size if self.view else spec.size
         self.observation = _observation(config.likelihood, spec, size)
         self.density = self.view.density if self.view else isinstance(self.observation, _GaussianObservation)
@@ -106,7 +109,7 @@ class VAE(Model):
         return rng.normal(self.config.latent)
 
     def sample(self, rng: Rng, given: Given | None = None, *, draw: bool | None = None) -> Batch:
-        """Decoded draws from the prior: a draw from p(x|z), or its mean; by default the mean for pictures alone.
+        """Decoded draws from the prior: a draw from p(x|z), or its mean; by default the mean for pictures and films.
 
         The mean picture is the custom, and what a person wants to see. The mean row of a table lacks the noise.
         """
@@ -254,7 +257,7 @@ class _GaussianObservation(nn.Module):
 
 
 def _observation(name: str, spec: Spec, size: int) -> _BernoulliObservation | _GaussianObservation:
-    if not isinstance(spec, ImageSpec):
+    if not isinstance(spec, _PIXELS):
         if name not in ("auto", "gaussian"):
             raise ValueError(f"likelihood {name} fits pictures; this data is a table: use --likelihood gaussian")
         return _GaussianObservation(size, 0.0, 1.0)
@@ -306,7 +309,7 @@ class _Residual(nn.Module):
 def _conv(spec: Spec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
     if not isinstance(spec, ImageSpec):
-        raise ValueError("net conv fits pictures; this data is a table: use --net mlp")
+        raise ValueError("net conv fits pictures; for other data use --net mlp")
     width = config.width or 16
     channels, height, size = spec.channels, -(-spec.height // 4), -(-spec.width // 4)
     bottom, middle = 2 * width, 4 * width

@@ -1,33 +1,54 @@
 """Pictures: files of any size and mode, or arrays; all become (C, H, W) of one size.
 
-Decoding is Pillow's: EXIF orientation is applied, transparency lies on white, 16 bits become 8, and a picture of
-another size is scaled (bicubic, with antialiasing) until it covers the wanted size, then cropped to its middle. With
-`--crop` pictures are not scaled, but cut into squares.
+How they are decoded stands in `gencli.pictures`; with `--crop` they are not scaled, but cut into squares. Of a file
+with several frames the first is the picture.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
-import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from PIL import Image, ImageOps
 from pydantic import Field, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
+from gencli.examples import Examples, FileExamples, Request, Source, bytes_of
 from gencli.format import Format, Held
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
+from gencli.pictures import (
+    ENDINGS,
+    IN_MEMORY,
+    MODES,
+    Half,
+    PixelSettings,
+    Shape,
+    animation,
+    caught,
+    common_levels,
+    common_size,
+    decode,
+    decode_whole,
+    drawing,
+    fit_array,
+    frame_count,
+    from_numbers,
+    header_of,
+    is_binary,
+    is_grey,
+    png,
+    quantize,
+    threaded,
+    to_levels,
+    to_store,
+    to_unit,
+)
 from gencli.spec import Batch, Spec
 
 if TYPE_CHECKING:
@@ -40,19 +61,6 @@ if TYPE_CHECKING:
 else:
     np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
-IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are decoded when a batch asks for them
-_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
-_MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
-_EXIF_ORIENTATION = 0x0112
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
-
-# Above this many pixels Pillow warns that a picture may be meant to fill the memory. Here that is an error.
-_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
-Shape = tuple[int, int, int]  # (C, H, W)
 T = TypeVar("T")
 
 
@@ -70,15 +78,9 @@ class ImageSpec(Spec):
         return self.channels, self.height, self.width
 
 
-class ImageSettings(KindSettings):
-    size: int | None = Field(None, ge=1, description="Resize the short side to SIZE and crop to a square. Default: as "
-                                                    "they are; if sizes differ, that of the smallest.")
+class ImageSettings(PixelSettings):
     crop: int | None = Field(None, ge=1, description="Cut each picture into squares of CROP pixels, side by side; what "
                                                     "is left over at the right and the bottom is left out.")
-    channels: Literal[1, 3] | None = Field(None, description="1 greyscale, 3 RGB. Default: as they are.")
-    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
-        None, description="fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew for each step; "
-                          "threshold: 1 where grey >= 128.")
 
     @model_validator(mode="after")
     def _size_or_crop(self) -> Self:
@@ -116,26 +118,15 @@ class PictureExamples(Examples):
 
     def spec(self, settings: ImageSettings, classes: tuple[str, ...]) -> ImageSpec:
         channels, sizes, levels = self.look()
-        side = settings.crop or settings.size or min(min(size) for size in sizes)
-        whole = len(sizes) == 1 and not settings.size and not settings.crop
-        height, width = next(iter(sizes)) if whole else (side, side)
-        if levels == 2 and sizes != {(height, width)} and not settings.crop:
-            levels = 256  # scaled, black and white blend into grey
-        if settings.binarize:
-            levels = 2
+        height, width = common_size(sizes, settings.crop or settings.size)
+        levels = common_levels(levels, sizes != {(height, width)} and not settings.crop, settings)
         return ImageSpec(channels=settings.channels or channels, height=height, width=width, levels=levels,
                          classes=classes)
 
     def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
         settings = request.settings(Images())
-        binarize = settings.binarize
-        if binarize and spec.levels != 2:
-            raise UsageError(f"--binarize {binarize} does not fit a model of pictures with "
-                             f"{spec.levels or 'real'} levels; leave it out")
         readable, examples, origin = self.head(limit).decode(spec.shape, bool(settings.crop), request.skip_bad)
-        given = spec.levels == 2 and isinstance(examples, torch.Tensor) and is_binary(examples)
-        drawn = None if spec.levels != 2 or given or binarize == "threshold" else binarize or "fixed"
-        levels = 256 if drawn else spec.levels
+        drawn, levels, binarised = drawing(examples, spec.levels, settings, "pictures")
         if isinstance(examples, torch.Tensor):
             examples, digest = to_levels(examples, levels), None
         else:
@@ -143,8 +134,8 @@ class PictureExamples(Examples):
         protocol = {"size": f"{spec.height}x{spec.width}", "channels": spec.channels, "levels": spec.levels}
         if settings.crop:
             protocol["crop"] = settings.crop
-        if spec.levels == 2:
-            protocol["binarize"] = drawn or ("as given" if given else "threshold")
+        if binarised:
+            protocol["binarize"] = binarised
         data = readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin)
         return data.subset(limit)
 
@@ -153,14 +144,14 @@ class Pictures(FileExamples, PictureExamples):
     """Pictures in files, or in the bytes of such files; `half`: "left" or "right" of each alone."""
 
     def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0,
-                 half: Literal["left", "right"] | None = None):
+                 half: Half | None = None):
         super().__init__(name, sources, labels, skipped)
         self.half = half
 
     def describe(self) -> str:
         return "pictures"
 
-    def halves(self, half: Literal["left", "right"]) -> Pictures:
+    def halves(self, half: Half) -> Pictures:
         """The same half of every picture."""
         return Pictures(self.name, self.sources, self.labels, self.skipped, half)
 
@@ -174,27 +165,42 @@ class Pictures(FileExamples, PictureExamples):
         whole.half = self.half
         return whole
 
+    def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
+        """Raises UsageError if a file has several frames, and nobody has said that it is a picture."""
+        sources = self.head(limit).sources
+        counts = threaded(lambda source: caught(frame_count, source), sources)
+        films = [(source[0], count) for source, count in zip(sources, counts, strict=True)
+                 if isinstance(count, int) and count > 1]
+        if films and request.general.kind is None:
+            name, frames = films[0]
+            more = f" ({len(films)} such)" if len(films) > 1 else ""
+            raise UsageError(f"{name} has {frames} frames{more}; --kind image takes the first one, --kind video all")
+        data = super().fit(spec, request, limit)
+        if films:
+            data.notes += (f"{len(films)} of {len(sources)} files have several frames, of which the first was taken",)
+        return data
+
     def identities(self) -> list[Any]:
         if self.half is None:
             return super().identities()
         # The other half makes equal files rare. What cannot be read is told, or counted, where it is decoded.
-        halves = _threaded(lambda source: _caught(_whole, source, 3, self.half), self.sources)
+        halves = threaded(lambda source: caught(decode_whole, source, 3, self.half), self.sources)
         return [i if isinstance(pixels, DataError) else hashlib.sha256(pixels.tobytes()).digest()
                 for i, pixels in enumerate(halves)]
 
     def sizes(self) -> list[tuple[int, int] | None]:
-        headers = _threaded(lambda source: _caught(self._header, source), self.sources)
+        headers = threaded(lambda source: caught(self._header, source), self.sources)
         return [None if isinstance(header, DataError) else header[1] for header in headers]
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         # What cannot be read is not seen here: it is an error, or counted, where it is decoded.
         headers = self._readable(self._header)[1]
         modes = {mode for mode, _ in headers}
-        grey = all(mode in _GREY_MODES or mode.startswith("I;16") for mode in modes)
+        grey = all(map(is_grey, modes))
         return 1 if grey else 3, {size for _, size in headers}, 2 if modes == {"1"} else 256
 
     def _header(self, source: Source) -> tuple[str, tuple[int, int]]:
-        mode, (height, width) = _header(source, self.half)
+        mode, (height, width) = header_of(source, self.half)
         return mode, (height, width)
 
     def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
@@ -202,10 +208,10 @@ class Pictures(FileExamples, PictureExamples):
             return self._squares(shape, skip_bad)
         if len(self) * math.prod(shape) > IN_MEMORY:
             # To leave unreadable ones out, try all now; without that they are errors when a batch asks for them.
-            readable = self._readable(lambda source: _decode(source, shape, self.half).shape)[0] if skip_bad else self
+            readable = self._readable(lambda source: decode(source, shape, self.half).shape)[0] if skip_bad else self
             views = [(source, self.half, None) for source in readable.sources]
             return readable, LazyPictures(views, shape), readable._origin()
-        readable, pixels = self._readable(lambda source: _decode(source, shape, self.half), skip_bad)
+        readable, pixels = self._readable(lambda source: decode(source, shape, self.half), skip_bad)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
 
     def _squares(self, shape: Shape, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
@@ -213,7 +219,7 @@ class Pictures(FileExamples, PictureExamples):
 
         def size(source: Source) -> tuple[int, int]:
             # To leave unreadable ones out, decode all; without that they are errors when they are cut.
-            return _whole(source, channels, self.half).shape[1:] if skip_bad else self._header(source)[1]
+            return decode_whole(source, channels, self.half).shape[1:] if skip_bad else self._header(source)[1]
 
         readable, sizes = self._readable(size, skip_bad)
         corners = [[(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
@@ -229,10 +235,10 @@ class Pictures(FileExamples, PictureExamples):
             return readable.take(owners), lazy, origin
 
         def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
-            pixels = _whole(view[0], channels, self.half)
+            pixels = decode_whole(view[0], channels, self.half)
             return [pixels[:, y : y + side, x : x + side] for y, x in view[1]]
 
-        squares = [square for part in _threaded(cut, views) for square in part]
+        squares = [square for part in threaded(cut, views) for square in part]
         return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
 
     def _origin(self) -> Tensor | None:
@@ -240,7 +246,7 @@ class Pictures(FileExamples, PictureExamples):
 
     def _readable(self, read: Callable[[Source], T], skip_bad: bool = True) -> tuple[Self, list[T]]:
         """The pictures that can be read, and what `read` makes of them. DataError if none, or `skip_bad` is off."""
-        results = _threaded(lambda source: _caught(read, source), self.sources)
+        results = threaded(lambda source: caught(read, source), self.sources)
         bad = [result for result in results if isinstance(result, DataError)]
         if bad and (not skip_bad or len(bad) == len(self)):
             raise bad[0]
@@ -298,15 +304,12 @@ class PictureArray(PictureExamples):
             return *cut.decode(shape, False, skip_bad)[:2], origin
         if self.pixels.shape[1:] == (height, width, channels):
             pixels = self.pixels.transpose(0, 3, 1, 2)
-        elif self.pixels.dtype == np.uint8:
-            grey = self.pixels.shape[-1] == 1
-            pixels = np.stack([_fit(Image.fromarray(x[..., 0] if grey else x), shape) for x in self.pixels])
         else:
-            pixels = np.stack([_fit_real(x, shape) for x in self.pixels])
+            pixels = np.stack([fit_array(x, shape) for x in self.pixels])
         return self, torch.from_numpy(np.ascontiguousarray(pixels)), None
 
 
-View = tuple[Source, "Literal['left', 'right'] | None", "tuple[int, int] | None"]  # a file, its half, a square's corner
+View = tuple[Source, Half | None, "tuple[int, int] | None"]  # a file, its half, a square's corner
 
 
 class LazyPictures:
@@ -325,7 +328,7 @@ class LazyPictures:
     def __getitem__(self, indices: Tensor | slice) -> Tensor | LazyPictures:
         if isinstance(indices, slice):
             return LazyPictures(self.views[indices], self.example_shape, self.levels)
-        pixels = np.stack(_threaded(self._decode, [self.views[i] for i in indices.tolist()]))
+        pixels = np.stack(threaded(self._decode, [self.views[i] for i in indices.tolist()]))
         return to_levels(torch.from_numpy(pixels), self.levels)
 
     def select(self, places: Tensor) -> LazyPictures:
@@ -344,138 +347,9 @@ class LazyPictures:
     def _decode(self, view: View) -> np.ndarray:
         source, half, corner = view
         if corner is None:
-            return _decode(source, self.example_shape, half)
+            return decode(source, self.example_shape, half)
         (channels, height, width), (y, x) = self.example_shape, corner
-        return _whole(source, channels, half)[:, y : y + height, x : x + width]
-
-
-def to_levels(pixels: Tensor, levels: int | None) -> Tensor:
-    """uint8 in 0..255 or float in [0, 1] -> uint8 in 0..levels-1, or float32 in [0, 1] where `levels` is None.
-
-    Two levels are told apart at 128.
-    """
-    if levels is None:
-        return pixels if pixels.is_floating_point() else pixels.float() / 255
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round_().to(torch.uint8)
-    if levels == 2:
-        return (pixels >= 128).to(torch.uint8)
-    return pixels if levels == 256 else (pixels.float() * ((levels - 1) / 255)).round_().to(torch.uint8)
-
-
-def is_binary(pixels: np.ndarray | Tensor) -> bool:
-    """Whether every pixel is black or white."""
-    white = 255 if pixels.dtype in (np.uint8, torch.uint8) else 1
-    return bool(((pixels == 0) | (pixels == white)).all())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Decoding
-
-
-def _threaded(function: Callable[..., T], items: Sequence) -> list[T]:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
-
-
-def _caught(function: Callable[..., T], *arguments: Any) -> T | DataError:
-    try:
-        return function(*arguments)
-    except DataError as error:
-        return error
-
-
-@contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
-    """A picture whose pixels are not decoded yet; what goes wrong with it is a DataError that names it."""
-    name, data = source
-    try:
-        # An open file, not its path: Pillow maps an uncompressed TIFF into memory, and then turns it wrongly.
-        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file, Image.open(file) as image:
-            if image.width * image.height > _MOST_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} are more than {_MOST_PIXELS:,} pixels")
-            yield image
-    except Image.UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture") from error
-    except Exception as error:  # on damaged or hostile bytes Pillow's decoders raise nearly anything
-        raise DataError(f"{name} cannot be read as a picture: {' '.join(str(error).split())}") from error
-
-
-def _header(source: Source, half: str | None = None) -> tuple[str, tuple[int, int]]:
-    """Mode and (H, W) of a picture, or of a half of it, without decoding it."""
-    with _opened(source) as image:
-        width, height = image.size
-        height, width = (width, height) if _orientation(image) > 4 else (height, width)
-        return image.mode, (height, width if half is None else _middle(width))
-
-
-def _orientation(image: Image.Image) -> int:
-    """How a picture that is not decoded yet has to be turned, as EXIF counts: 1 is upright, above 4 height is width.
-
-    Said by EXIF, by XMP or by a text in a PNG; what stands behind the pixels of a PNG is not looked for, Pillow would
-    decode it for that. The size of a TIFF is turned already, if it has the tag.
-    """
-    if _EXIF_ORIENTATION in getattr(image, "tag_v2", ()):
-        return 1
-    return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns a TIFF as it decodes it
-    return image if turn is None else image.transpose(turn)
-
-
-def _decode(source: Source, shape: Shape, half: str | None = None) -> np.ndarray:
-    """(C, H, W) uint8."""
-    with _opened(source) as image:
-        return _fit(_half(_upright(image), half), shape)
-
-
-def _whole(source: Source, channels: int, half: str | None) -> np.ndarray:
-    """(C, H, W) uint8 of the picture's own size."""
-    with _opened(source) as image:
-        image = _half(_upright(image), half)
-        return _fit(image, (channels, image.height, image.width))
-
-
-def _half(image: Image.Image, half: str | None) -> Image.Image:
-    if half is None:
-        return image
-    middle = _middle(image.width)
-    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
-
-
-def _middle(width: int) -> int:
-    if width % 2:
-        raise ValueError(f"it is {width} pixels wide; expected an even number, for two halves of one size")
-    return width // 2
-
-
-def _fit(image: Image.Image, shape: Shape) -> np.ndarray:
-    """A picture of any mode and size -> (C, H, W) uint8."""
-    channels, height, width = shape
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are real numbers without a known range; save them as .npy in [0, 1]")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _fit_real(pixels: np.ndarray, shape: Shape) -> np.ndarray:
-    """(H, W, C) float32 in [0, 1] -> (C, H, W) float32 in [0, 1]."""
-    channels, height, width = shape
-    if channels < pixels.shape[-1]:
-        pixels = pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)  # luma of ITU-R 601, as Pillow's
-    planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(pixels.transpose(2, 0, 1))]
-    fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BICUBIC)) for plane in planes]
-    return np.stack(fitted * (channels // len(fitted))).clip(0, 1)
+        return decode_whole(source, channels, half)[:, y : y + height, x : x + width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -523,23 +397,6 @@ def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]
 # Formats
 
 
-def quantize(x: Tensor) -> Tensor:
-    """Pictures in [0, 1] -> uint8: round(255 x), clamped; exact for k / 255."""
-    return (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def to_pillow(pixels: np.ndarray) -> Image.Image:
-    """(C, H, W) uint8 with C = 1 or 3 -> a picture of Pillow's."""
-    return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
-    buffer = io.BytesIO()
-    to_pillow(pixels).save(buffer, "png")
-    return buffer.getvalue()
-
-
 class Sheet(Held):
     """A contact sheet, as near to a square as can be; a single picture stays as it is."""
 
@@ -555,10 +412,7 @@ class Film(Held):
     """A GIF of the examples, ten a second, without end."""
 
     def end(self) -> None:
-        first, *others = map(to_pillow, self.array)
-        buffer = io.BytesIO()
-        first.save(buffer, "gif", save_all=True, append_images=others, duration=100, loop=0)
-        self.out.write(buffer.getvalue())
+        self.out.write(animation(self.array, "gif", 10))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -572,7 +426,7 @@ class Images(Kind):
     plural = "pictures"
     Spec = ImageSpec
     Settings = ImageSettings
-    endings = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    endings = ENDINGS
     peak = 1.0
     spaces = ("pixels", "inception")
     learned = True
@@ -587,7 +441,8 @@ class Images(Kind):
         return Pictures(request.name, sources, labels)
 
     def claims(self, array: np.ndarray) -> bool:
-        return array.ndim in (3, 4)
+        """What has more than four numbers at the place of the channels is something else."""
+        return array.ndim == 3 or (array.ndim == 4 and (array.shape[1] in (1, 3) or array.shape[3] <= 4))
 
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
@@ -604,16 +459,9 @@ class Images(Kind):
         if array.ndim != 4 or array.shape[-1] not in (1, 3):
             raise DataError(f"{name} has the shape {shape}; expected pictures of 1 or 3 channels, (N, H, W), "
                             "(N, H, W, C) or (N, C, H, W)")
-        low, high = array.min(), array.max()
-        most = 1 if array.dtype.kind == "f" else 255
-        if low < 0 or high > most:
-            raise DataError(f"{name} holds values from {low:g} to {high:g}; expected pictures with integers 0..255 or "
-                            "floats in [0, 1]")
-        if array.dtype.kind == "f":
-            return PictureArray(name, array.astype(np.float32, copy=False), labels)
-        return PictureArray(name, array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1), labels)
+        return PictureArray(name, from_numbers(array, name, "pictures"), labels)
 
-    def halves(self, examples: Examples, source: Literal["left", "right"]) -> Examples:
+    def halves(self, examples: Examples, source: Half) -> Examples:
         if not isinstance(examples, Pictures):
             raise UsageError(f"--pair {source}: {examples.name} is not made of picture files")
         target = examples.halves("right" if source == "left" else "left")
@@ -661,23 +509,11 @@ class Images(Kind):
 
     def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
         """Raw pixels -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
-        from gencli.rng import ExampleStreams  # imports torch
-
-        x = batch.x
-        if data.drawn:
-            if rng is None or data.drawn == "fixed":
-                rng = ExampleStreams(0, numbers, "binarize", x.device)
-            # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
-            x = (x > rng.integers(255, *x.shape[1:])).float()
-        elif x.dtype == torch.uint8:
-            x = x.float().div_((data.spec.levels or 256) - 1)  # type: ignore[attr-defined]
+        x = to_unit(data, batch.x, numbers, rng)
         return Batch(x.contiguous(memory_format=torch.channels_last), batch.labels)
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
-        """8 bits as in a file; those of binary pictures are drawn to 0 and 1."""
-        if spec.levels not in (2, 256):
-            return {"examples": batch.x}
-        return {"examples": quantize(batch.x), "drawn": "fixed" if spec.levels == 2 else None}
+        return to_store(batch.x, spec.levels)
 
     def view(self, spec: Any) -> views.View:
         """The grey values as they are, real numbers in [0, 1]."""
@@ -687,13 +523,13 @@ class Images(Kind):
     # --- writing
 
     def ending(self, spec: Any) -> str:
-        return "png" if spec.channels in _MODES else "npy"
+        return "png" if spec.channels in MODES else "npy"
 
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
-        return {"png": Sheet, "gif": Film} if spec.channels in _MODES else {}
+        return {"png": Sheet, "gif": Film} if spec.channels in MODES else {}
 
     def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
-        eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in _MODES)
+        eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in MODES)
         return (quantize(batch.x) if eight_bit else batch.x.float()).contiguous().numpy()
 
     def file(self, value: Any, spec: Any) -> bytes:
@@ -754,11 +590,11 @@ def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
     if not os.path.isfile(file):
         raise DataError(f"{file} is not a picture file; give one")
     source = (file, Path(file))
-    _, (height, width) = _header(source)
+    _, (height, width) = header_of(source)
     if (height, width) != spec.shape[1:]:
         raise DataError(f"{file} has {height}x{width} pixels (height x width), and the model's pictures have "
                         f"{spec.height}x{spec.width}; give a picture of that size")
-    return torch.from_numpy(_decode(source, (channels, height, width)).copy()).float() / 255
+    return torch.from_numpy(decode(source, (channels, height, width)).copy()).float() / 255
 
 
 def _black_or_white(x: Tensor, file: str, what: str) -> Tensor:

@@ -71,6 +71,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "smallest_class_share": ("Rarest class", "more", "Share of the samples in the class that is drawn least."),
     },
     "Columns": {
+        "motion_distance": ("Distance of motion", "less", "How far the amount of change from frame to frame lies from "
+                                                          "that of real films; 0 the same, 1 nothing in common."),
+        "consistency_distance": ("Distance of consistency", "less", "The same of how alike neighbouring frames are."),
         "column_distance": ("Distance of columns", "less", "How far the values of a column lie from real ones, on "
                                                            "average over the columns; 0 to 1."),
         "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),

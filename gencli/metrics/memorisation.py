@@ -35,7 +35,7 @@ def memorisation(inputs: Inputs) -> Iterator[Found]:
     yield from ratio(distances[: len(samples)], distances[len(samples) :], record)
     shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
     pairs = [picture for data, numbers in ((samples, shown), (training, neighbours[shown]))
-             for tile in registry.kind_of(data.spec).tiles(data.spec, data.batch(numbers)) for picture in tile.pictures]
+             for tile in registry.kind_of(data.spec).tiles(data.spec, data.batch(numbers)) for picture in tile.stills]
     if pairs:
         yield Figure("nearest", make_grid(pairs, len(shown), pad_value=0.5),
                      "The samples nearest to the training data, and below each the training example it is nearest to.")

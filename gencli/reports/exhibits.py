@@ -22,6 +22,7 @@ from gencli.kind import Chart
 from gencli.kind import Tile as KindTile
 from gencli.metrics import Inputs, Results
 from gencli.model import Batch, Given, Spec
+from gencli.pictures import quantize, to_pillow
 
 _SIDE = 160  # pixels of a picture on the page at most
 _EXTREMES = 12
@@ -199,19 +200,31 @@ def _tiles(spec: Spec, batch: Batch) -> list[Tile]:
 
 
 def _tile(tile: KindTile) -> Tile:
-    return Tile(tile.caption, tuple(_picture(x, None if tile.natural else _SIDE) for x in tile.pictures),
+    return Tile(tile.caption, tuple(_picture(x, None if tile.natural else _SIDE, tile.rate) for x in tile.pictures),
                 _data_uri("audio/wav", tile.sound) if tile.sound else "", tile.text)
 
 
-def _picture(x: Tensor, side: int | None) -> str:
-    """A picture (C, H, W) in [0, 1] as the data URI of a PNG, made smaller if it is larger than `side`."""
-    pixels = (x.float() * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+def _picture(x: Tensor, side: int | None, rate: float = 1.0) -> str:
+    """A picture (C, H, W) in [0, 1] as the data URI of a PNG, made smaller if it is larger than `side`.
+
+    One that moves, (T, C, H, W), becomes a WebP of `rate` frames per second.
+    """
+    if x.ndim == 4:
+        frames = [_small(frame, side) for frame in x]
+        out = io.BytesIO()
+        frames[0].save(out, "webp", save_all=True, append_images=frames[1:], duration=round(1000 / rate), loop=0,
+                       lossless=True)
+        return _data_uri("image/webp", out.getvalue())
+    out = io.BytesIO()
+    _small(x, side).save(out, "png", optimize=True)
+    return _data_uri("image/png", out.getvalue())
+
+
+def _small(x: Tensor, side: int | None) -> Image.Image:
+    image = to_pillow(quantize(x).numpy())
     if side:
         image.thumbnail((side, side))
-    out = io.BytesIO()
-    image.save(out, "png", optimize=True)
-    return _data_uri("image/png", out.getvalue())
+    return image
 
 
 def _data_uri(media: str, content: bytes) -> str:

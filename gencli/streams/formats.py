@@ -15,6 +15,8 @@ from gencli.streams.tar import Tar
 class Folder(Format):
     """A file for each example, and a .json beside it where there is something to say of it."""
 
+    folder = True
+
     def put(self, rows: Rows) -> None:
         for number, value, record in self._numbered(rows):
             write(self.out / f"{number:06d}.{self.content.ending}", self.content.file(value))

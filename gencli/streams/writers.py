@@ -127,7 +127,7 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     chosen = formats[format]
     if terminal and not chosen.binary:
         sink = _flushed(_Legible(stream))
-    if format == "folder":
+    if chosen.folder:
         if output is None or in_place(output):
             raise UsageError("a folder cannot be written to a stream; name one with -o NAME/")
         sink = publish_folder(_replaceable(Path(output), content, start, total))
@@ -179,7 +179,7 @@ def _replaceable(folder: Path, content: Content, start: int, total: int | None) 
     """The folder, if all that it holds would be written anew; UsageError otherwise: nothing of the user's is lost."""
     stop = math.inf if total is None else start + total
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        ours = re.fullmatch(rf"(\d{{6,}})\.({content.ending}|json)", path.name)
+        ours = re.fullmatch(rf"(\d{{6,}})(\.({content.ending}|json))?", path.name)
         if not (ours and start <= int(ours[1]) < stop):
             raise UsageError(f"folder {folder} holds {path.name}, which would be lost; name a new or an empty folder")
     return folder.resolve()

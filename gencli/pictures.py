@@ -1,0 +1,320 @@
+"""Pixels, as pictures and films have them: how they are read, decoded, drawn to black and white, stored and written.
+
+Decoding is Pillow's: EXIF orientation is applied, transparency lies on white, 16 bits become 8, and a picture of
+another size is scaled (bicubic, with antialiasing) until it covers the wanted size, then cropped to its middle.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from PIL import Image, ImageOps
+from pydantic import Field
+
+from gencli.dataset import Dataset
+from gencli.errors import DataError, UsageError
+from gencli.examples import KindSettings, Source
+from gencli.lazy import Lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from gencli.rng import Rng
+else:
+    np, torch = Lazy("numpy"), Lazy("torch")
+
+IN_MEMORY = 2 * 2**30  # bytes of decoded pixels held in memory
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
+ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # formats whose files may hold several frames
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+
+# Above this many pixels Pillow warns that a picture may be meant to fill the memory. Here that is an error.
+_MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+Shape = tuple[int, int, int]  # (C, H, W)
+Half = Literal["left", "right"]
+T = TypeVar("T")
+
+
+class PixelSettings(KindSettings):
+    size: int | None = Field(None, ge=1, description="Resize the short side to SIZE and crop to a square. Default: as "
+                                                    "they are; if sizes differ, that of the smallest.")
+    channels: Literal[1, 3] | None = Field(None, description="1 greyscale, 3 RGB. Default: as they are.")
+    binarize: Literal["fixed", "dynamic", "threshold"] | None = Field(
+        None, description="fixed: drawn once, pixel is 1 with probability grey/255; dynamic: drawn anew for each step; "
+                          "threshold: 1 where grey >= 128.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is decided about a set of pictures
+
+
+def common_size(sizes: Collection[tuple[int, int]], side: int | None) -> tuple[int, int]:
+    """(H, W) that all are brought to: a square of the wanted side, their own, or the smallest square."""
+    if len(sizes) == 1 and not side:
+        return next(iter(sizes))
+    side = side or min(min(size) for size in sizes)
+    return side, side
+
+
+def common_levels(levels: int | None, scaled: bool, settings: PixelSettings) -> int | None:
+    """Levels of pixels that have `levels`, once they are scaled or drawn to black and white."""
+    if settings.binarize:
+        return 2
+    return 256 if levels == 2 and scaled else levels  # black and white blend into grey
+
+
+def is_grey(mode: str) -> bool:
+    """Whether pictures of this mode of Pillow's have no colours."""
+    return mode in _GREY_MODES or mode.startswith("I;16")
+
+
+def drawing(examples: Any, levels: int | None, settings: PixelSettings, what: str) -> tuple[
+        Literal["fixed", "dynamic"] | None, int | None, str | None]:
+    """How decoded pixels become those of a model of `levels`: `Dataset.drawn`, the levels to store, and the protocol.
+
+    Raises:
+        UsageError: they are to be drawn to black and white, and the model is of grey or colours.
+    """
+    binarize = settings.binarize
+    if levels != 2:
+        if binarize:
+            raise UsageError(f"--binarize {binarize} does not fit a model of {what} with {levels or 'real'} levels; "
+                             f"leave it out")
+        return None, levels, None
+    given = isinstance(examples, torch.Tensor) and is_binary(examples)
+    drawn = None if given or binarize == "threshold" else binarize or "fixed"
+    return drawn, 256 if drawn else levels, drawn or ("as given" if given else "threshold")
+
+
+def to_levels(pixels: Tensor, levels: int | None) -> Tensor:
+    """uint8 in 0..255 or float in [0, 1] -> uint8 in 0..levels-1, or float32 in [0, 1] where `levels` is None.
+
+    Two levels are told apart at 128.
+    """
+    if levels is None:
+        return pixels if pixels.is_floating_point() else pixels.float() / 255
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round_().to(torch.uint8)
+    if levels == 2:
+        return (pixels >= 128).to(torch.uint8)
+    return pixels if levels == 256 else (pixels.float() * ((levels - 1) / 255)).round_().to(torch.uint8)
+
+
+def is_binary(pixels: np.ndarray | Tensor) -> bool:
+    """Whether every pixel is black or white."""
+    white = 255 if pixels.dtype in (np.uint8, torch.uint8) else 1
+    return bool(((pixels == 0) | (pixels == white)).all())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data set <-> model
+
+
+def to_unit(data: Dataset, x: Tensor, numbers: Tensor, rng: Rng | None) -> Tensor:
+    """Stored pixels of the examples `numbers` -> floats in [0, 1], 0 and 1 where the data is to be binarised."""
+    from gencli.rng import ExampleStreams  # imports torch
+
+    if data.drawn:
+        if rng is None or data.drawn == "fixed":
+            rng = ExampleStreams(0, numbers, "binarize", x.device)
+        # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
+        return (x > rng.integers(255, *x.shape[1:])).float()
+    if x.dtype == torch.uint8:
+        return x.float().div_((data.spec.levels or 256) - 1)  # type: ignore[attr-defined]
+    return x
+
+
+def to_store(x: Tensor, levels: int | None) -> dict[str, Any]:
+    """Pixels of a model -> fields of a `Dataset`: 8 bits as in a file; binary ones are drawn to 0 and 1."""
+    if levels not in (2, 256):
+        return {"examples": x}
+    return {"examples": quantize(x), "drawn": "fixed" if levels == 2 else None}
+
+
+def quantize(x: Tensor) -> Tensor:
+    """Pictures in [0, 1] -> uint8: round(255 x), clamped; exact for k / 255."""
+    return (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
+    """Bool or integers 0..255 (binary if none is above 1) -> uint8; floats in [0, 1] -> float32.
+
+    Raises:
+        DataError: other values.
+    """
+    low, high = array.min(), array.max()
+    most = 1 if array.dtype.kind == "f" else 255
+    if low < 0 or high > most:
+        raise DataError(f"{name} holds values from {low:g} to {high:g}; expected {what} with integers 0..255 or "
+                        "floats in [0, 1]")
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    return array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+def threaded(function: Callable[..., T], items: Sequence) -> list[T]:
+    """The function of each item; decoding leaves Python to other threads."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, items))
+
+
+def caught(function: Callable[..., T], *arguments: Any) -> T | DataError:
+    """What a function gives or raises."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        return error
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+    """A picture whose pixels are not decoded yet; what goes wrong with it is a DataError that names it."""
+    name, data = source
+    try:
+        # An open file, not its path: Pillow maps an uncompressed TIFF into memory, and then turns it wrongly.
+        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file, Image.open(file) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} are more than {_MOST_PIXELS:,} pixels")
+            yield image
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture") from error
+    except Exception as error:  # on damaged or hostile bytes Pillow's decoders raise nearly anything
+        raise DataError(f"{name} cannot be read as a picture: {' '.join(str(error).split())}") from error
+
+
+def frame_count(source: Source) -> int:
+    """How many frames a picture file has; most have one."""
+    with opened(source) as image:
+        animated = image.format in ANIMATED and getattr(image, "is_animated", False)
+        return getattr(image, "n_frames", 1) if animated else 1
+
+
+def header_of(source: Source, half: Half | None = None) -> tuple[str, tuple[int, int]]:
+    """Mode and (H, W) of a picture, or of a half of it, without decoding it."""
+    with opened(source) as image:
+        width, height = image.size
+        height, width = (width, height) if _orientation(image) > 4 else (height, width)
+        return image.mode, (height, width if half is None else _middle(width))
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a picture that is not decoded yet has to be turned, as EXIF counts: 1 is upright, above 4 height is width.
+
+    Said by EXIF, by XMP or by a text in a PNG; what stands behind the pixels of a PNG is not looked for, Pillow would
+    decode it for that. The size of a TIFF is turned already, if it has the tag.
+    """
+    if _EXIF_ORIENTATION in getattr(image, "tag_v2", ()):
+        return 1
+    return Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))  # Pillow turns a TIFF as it decodes it
+    return image if turn is None else image.transpose(turn)
+
+
+def decode(source: Source, shape: Shape, half: Half | None = None) -> np.ndarray:
+    """(C, H, W) uint8."""
+    with opened(source) as image:
+        return fit(_half(_upright(image), half), shape)
+
+
+def decode_whole(source: Source, channels: int, half: Half | None) -> np.ndarray:
+    """(C, H, W) uint8 of the picture's own size."""
+    with opened(source) as image:
+        image = _half(_upright(image), half)
+        return fit(image, (channels, image.height, image.width))
+
+
+def _half(image: Image.Image, half: Half | None) -> Image.Image:
+    if half is None:
+        return image
+    middle = _middle(image.width)
+    return image.crop((0, 0, middle, image.height) if half == "left" else (middle, 0, image.width, image.height))
+
+
+def _middle(width: int) -> int:
+    if width % 2:
+        raise ValueError(f"it is {width} pixels wide; expected an even number, for two halves of one size")
+    return width // 2
+
+
+def fit(image: Image.Image, shape: Shape) -> np.ndarray:
+    """A picture of any mode and size -> (C, H, W) uint8."""
+    channels, height, width = shape
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are real numbers without a known range; save them as .npy in [0, 1]")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def fit_array(pixels: np.ndarray, shape: Shape) -> np.ndarray:
+    """(H, W, C) uint8, or float32 in [0, 1] -> the same as (C, H, W) of another size."""
+    channels, height, width = shape
+    if pixels.shape == (height, width, channels):
+        return pixels.transpose(2, 0, 1)
+    if pixels.dtype == np.uint8:
+        return fit(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), shape)
+    if channels < pixels.shape[-1]:
+        pixels = pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)  # luma of ITU-R 601, as Pillow's
+    planes = [Image.fromarray(plane) for plane in np.ascontiguousarray(pixels.transpose(2, 0, 1))]
+    fitted = [np.asarray(ImageOps.fit(plane, (width, height), Image.Resampling.BICUBIC)) for plane in planes]
+    return np.stack(fitted * (channels // len(fitted))).clip(0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def to_pillow(pixels: np.ndarray) -> Image.Image:
+    """(C, H, W) uint8 with C = 1 or 3 -> a picture of Pillow's."""
+    return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
+    buffer = io.BytesIO()
+    to_pillow(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def animation(frames: Sequence[np.ndarray] | np.ndarray, format: Literal["gif", "webp"], rate: float) -> bytes:
+    """(C, H, W) uint8 each with C = 1 or 3 -> a GIF, or a WebP without loss, that is shown again and again.
+
+    `rate` is in frames per second; a GIF counts in hundredths of a second, and has 256 colours a frame.
+    """
+    first, *others = map(to_pillow, frames)
+    buffer = io.BytesIO()
+    first.save(buffer, format, save_all=True, append_images=others, duration=round(1000 / rate), loop=0,
+               **({"lossless": True} if format == "webp" else {}))
+    return buffer.getvalue()
