@@ -19,7 +19,7 @@ from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, KindSettings, Request, Source
+from gencli.examples import Examples, KindSettings, Request, Source, Splits
 from gencli.format import Format
 from gencli.spec import Batch, Spec
 
@@ -44,6 +44,7 @@ class Rate:
         factor: units of the rate for one nat of the reported mean.
         per: (N,) how much of the unit each example has, where that differs, e.g. its characters.
         exponential: report exp of the mean instead: a perplexity.
+        density: whether it means something for a density of continuous numbers too.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Rate:
     factor: float = 1 / math.log(2)
     per: Tensor | None = None
     exponential: bool = False
+    density: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Kind:
         shown: how many are shown.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
-            that gives the Spec of the condition, and a function from a batch of examples to one of conditions.
+            that gives the Spec of the example with its condition, and a function from a data set of whole examples to
+            one of examples with conditions (`gencli.dataset.deriving` where these are whole still).
     """
 
     name: ClassVar[str]
@@ -143,7 +146,7 @@ class Kind:
     terminal: ClassVar[str | None] = None
     shown: ClassVar[Shown] = Shown()
     whole: ClassVar[Mapping[str, Any]] = {}
-    conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Batch], Batch]]]]] = {}
+    conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Dataset], Dataset]]]]] = {}
 
     # --- reading
 
@@ -167,6 +170,13 @@ class Kind:
             DataError: another shape, or values that examples cannot have.
         """
         raise UsageError(f"--kind {self.name}: {self.plural} are not read from arrays; {name} is one")
+
+    def from_archive(self, arrays: Mapping[str, np.ndarray], name: str, request: Request) -> Splits | None:
+        """The examples of an .npz file whose arrays together are of this kind; None if they are not.
+
+        The names tell. `arrays` reads one when it is asked for, and may raise DataError.
+        """
+        return None
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """The examples of a file whose number n belongs to number n of another file; none may be left out."""
