@@ -27,7 +27,7 @@ class Dataset:
 
     Attributes:
         name: what the user called the data, e.g. "digits" or a path.
-        split: "train", "test" or "all".
+        split: "train", "valid", "test" or "all".
         spec: what one example is.
         examples: N examples as they are stored; their kind says how (`Kind.load`). Images (N, C, H, W) uint8, or
             float32 in [0, 1] where levels is None; vectors (N, D) float32; text (N, T) int32 or less, padded with 0;

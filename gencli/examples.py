@@ -85,8 +85,9 @@ class Request:
             raise UsageError(f"--{flag} {problem['input']}: {problem['msg'].removeprefix('Value error, ')}") from None
 
     def reads(self, kind: Kind, ending: str) -> bool:
-        """Whether files with this ending may hold examples of a kind."""
-        return ending in kind.endings or (kind.name == self.general.kind and ending in kind.asked)
+        """Whether files with this ending may hold examples of a kind, or what these are made from if that is asked."""
+        asked = kind.name == self.general.kind or (self.sources and bool(kind.offered))
+        return ending in kind.endings or (asked and ending in kind.asked)
 
     def check(self, *kinds: Kind) -> None:
         """UsageError if there are options of other kinds than these, which the data holds."""
@@ -121,6 +122,7 @@ class Examples(ABC):
     """N examples of one kind. `name` is what messages call them, `labels` the names of their classes.
 
     `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
+    `offers`: what came with them and they may be made from if that is asked for, by name, e.g. the text of a writing.
     `numbers`: where some could not be read, which of those that were asked for these are.
     """
 
@@ -130,6 +132,7 @@ class Examples(ABC):
         self.name, self.skipped = name, skipped
         self.labels = None if labels is None else list(labels)
         self.condition: Examples | None = None
+        self.offers: dict[str, Examples] = {}
         self.numbers: list[int] | None = None
 
     @abstractmethod
@@ -163,6 +166,7 @@ class Examples(ABC):
         """The examples of these numbers."""
         part = self._take(indices)
         part.condition = self.condition.take(indices) if self.condition else None
+        part.offers = {name: offer.take(indices) for name, offer in self.offers.items()}
         return part
 
     def join(self, others: Sequence[Self]) -> Self:
@@ -170,6 +174,8 @@ class Examples(ABC):
         whole = self._join(others)
         if self.condition:
             whole.condition = self.condition.join([other.condition for other in others if other.condition])
+        whole.offers = {name: offer.join([other.offers[name] for other in others])
+                        for name, offer in self.offers.items() if all(name in other.offers for other in others)}
         return whole
 
     def head(self, limit: int | None) -> Self:

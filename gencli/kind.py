@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.rng import Rng
+    from gencli.view import View
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -123,8 +124,9 @@ class Kind:
         shown: how many are shown.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
-            that gives the Spec of the example with its condition, and a function from a data set of whole examples to
-            one of examples with conditions (`gencli.dataset.deriving` where these are whole still).
+            that gives the Spec of examples with their condition, and a function from a data set of whole examples
+            (`undivided`) to one of examples with conditions; `deriving` makes both where the example stays whole.
+        offered: names of what files may hold beside the examples, for these to be made from (`Examples.offers`).
     """
 
     name: ClassVar[str]
@@ -147,6 +149,7 @@ class Kind:
     shown: ClassVar[Shown] = Shown()
     whole: ClassVar[Mapping[str, Any]] = {}
     conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Dataset], Dataset]]]]] = {}
+    offered: ClassVar[tuple[str, ...]] = ()
 
     # --- reading
 
@@ -214,6 +217,13 @@ class Kind:
         """The options with which what examples are made from is read, if it is of this kind too."""
         return dict(options)
 
+    def undivided(self, spec: Any) -> specs.Spec:
+        """The Spec of whole examples, where a part of each became what those of `spec` are made from.
+
+        Default: an example stays whole.
+        """
+        return spec
+
     def match(self, examples: Examples, condition: Examples, request: Request) -> list[tuple[int, str]]:
         """Examples that do not fit what they are made from, with the reason: (number, reason)."""
         return []
@@ -237,6 +247,14 @@ class Kind:
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         """Examples of a model -> the fields of a `Dataset` that holds them as if they had been read from files."""
         return {"examples": batch.x, "lengths": batch.lengths}
+
+    def view(self, spec: Any) -> View:
+        """How families that know nothing but real numbers see examples; a new module, which learns nothing.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        raise UsageError(f"{self.plural} have no view as rows of real numbers")
 
     # --- writing
 
@@ -313,6 +331,12 @@ class Kind:
 
 def _completable() -> list[Kind]:
     return [kind for name in registry.kinds if type(kind := registry.kind(name)).partial is not Kind.partial]
+
+
+def deriving(spec: Spec, condition: Spec,
+             derive: Callable[[Batch], Batch]) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """One of `Kind.conditions` where a condition is made of each batch of examples, which stay as they are."""
+    return spec.model_copy(update={"condition": condition}), lambda data: replace(data, derive=derive)
 
 
 def alike(a: Spec, b: Spec) -> bool:

@@ -100,6 +100,13 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
+    ("vae", "series"): ["--latent", "2", "--width", "8", "--window", "6"],
+    ("gan", "series"): ["--latent", "2", "--width", "8", "--window", "6"],
+    ("gaussian", "series"): ["--window", "6"],
+    ("gmm", "series"): ["--components", "2", "--window", "6"],
+    ("flow", "series"): ["--layers", "2", "--width", "8", "--depth", "1", "--window", "6"],
+    ("classifier", "series"): ["--width", "8", "--features", "4", "--window", "6"],
+    ("classifier", "strokes"): ["--width", "4", "--features", "8"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
                            "--length", "120"],
@@ -114,7 +121,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
-    and a folder of 96 recordings of 90 to 150 samples, tones of two pitches."""
+    a folder of 96 recordings of 90 to 150 samples, tones of two pitches; and 96 drawings of 5 to 9 points, boxes and
+    stairs."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -127,8 +135,16 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     for i, length in enumerate(random.integers(90, 151, 96)):
         tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
         soundfile.write(folder / "sounds" / f"{i % 2}_{i}.wav", tone, 8000)
+    with open(folder / "drawings.ndjson", "w") as file:
+        for i, (x, y) in enumerate(random.integers(20, 60, (96, 2)).tolist()):
+            box = [[[0, x, x, 0, 0], [0, 0, y, y, 0]]]
+            stairs = [[[0, 9, 9], [y, y, 0]], *[[[x + 9 * j, x + 9 * j], [0, y]] for j in range(1 + i % 3)]]
+            file.write(json.dumps({"word": ("box", "stairs")[i % 2], "drawing": (box, stairs)[i % 2]}) + "\n")
+    steps = random.integers(6, 11, 96)
+    walks = [random.normal([0, 5], [1, 2], (count, 2)).cumsum(0) * (1, -1)[i % 2] for i, count in enumerate(steps)]
+    np.savez(folder / "series.npz", series=np.concatenate(walks), offsets=np.pad(steps.cumsum(), (1, 0)), labels=labels)
     return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
-            "audio": folder / "sounds"}
+            "audio": folder / "sounds", "strokes": folder / "drawings.ndjson", "series": folder / "series.npz"}
 
 
 @pytest.fixture(scope="session")

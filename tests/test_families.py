@@ -19,8 +19,8 @@ from gencli.rng import StepStream, generator
 
 CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
          for kind in family.kinds]
-ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav"}
-VARIABLE = {"text", "audio"}  # kinds whose examples have lengths of their own
+ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "strokes": "svg"}
+VARIABLE = {"text", "audio", "strokes"}  # kinds whose examples have lengths of their own
 
 
 def needs(*abilities):

@@ -20,25 +20,27 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"format", "examples"}, {"dataset"}, {"spec"},
-    {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
-    {"cells", "limits", "stopping"}, {"charts", "errors", "lazy", "rng", "spectrogram", "version"}, {"escape"},
+    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"view"}, {"format", "examples"},
+    {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
+    {"cells", "limits", "ragged", "stopping"}, {"charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"},
+    {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 # Some layers are allowed less than all that stands below them.
 HELPERS = {"cells", "errors", "escape", "lazy", "limits", "rng", "stopping"}
 MAY = {
-    "families": {"kinds", "layers", "model", "spectrogram"} | HELPERS,
-    "layers": {"kinds", "model"} | HELPERS,
+    "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
+    "layers": {"kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram"} | HELPERS,
+    "kinds": {"charts", "dataset", "examples", "format", "kind", "spec", "spectrogram", "view"} | HELPERS,
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }
 
 # Metrics about one kind; kinds, families, and the parts that families share know kinds by profession.
-ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/table.py", "metrics/text.py"}
+ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/strokes.py", "metrics/table.py",
+                  "metrics/text.py"}
 LOOK_UPS = {"endswith", "get", "kind", "named", "pop", "setdefault", "startswith"}
 KNOWS_KINDS = ("kinds/", "families/", "layers/", "registry.py")
 

@@ -45,6 +45,7 @@ FOREIGN = list(ENTRY_POINTS["gencli.kinds"])
 NOT_READ_BACK = {
     "jsonl": "lines of JSON are for other programs; no reader",
     "png": "one sheet of all pictures",
+    "svg": "a sheet of all drawings",
     "gif": "one film of all pictures",
     "wav": "one recording after the other without a seam",
     "raw": "the same without a header, for a player",

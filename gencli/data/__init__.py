@@ -30,7 +30,7 @@ from gencli.spec import Spec
 
 __all__ = ["Contiguous", "Dataset", "Shuffled", "extent", "known", "load", "require_unchanged"]
 
-Split = Literal["train", "test", "all"]
+Split = Literal["train", "valid", "test", "all"]
 
 
 def known() -> dict[str, str]:
@@ -56,8 +56,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     """Read examples.
 
     Args:
-        source: a path, the name of a known set, or "-" for a tar stream on stdin; with `:train`, `:test` or `:all`
-            behind it, that split.
+        source: a path, the name of a known set, or "-" for a tar stream on stdin; with `:train`, `:valid`, `:test` or
+            `:all` behind it, that split.
         options: how the data is read, by name: fields of `DataSettings` and of the `Settings` of its kind.
         split: the split if `source` names none; default "train". Data that names no splits is cut by `holdout`:
             examples by a fixed shuffle, a document into its beginning and its end.
@@ -92,6 +92,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     general = _general({key: options.pop(key) for key in DataSettings.model_fields if key in options})
     request = Request(name, general, options, skip_bad, notify, sources, trained)
     splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
+    if wanted == "valid" and "valid" not in splits:
+        raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
     if not len(chosen):
         raise DataError(f"{name} has too few examples to hold a {wanted} split out; {name}:all is all of it")
@@ -196,7 +198,7 @@ def _choose(splits: Splits, split: Split, holdout: float,
         # A rare class may be in the test split alone.
         return {"train": train, "test": test, "all": everything}[split], train, everything.labels
     # Where there is a validation split only, it is the one to test on.
-    names = {"train": "train", "test": "test" if "test" in splits else "valid"}
+    names = {"train": "train", "valid": "valid", "test": "test" if "test" in splits else "valid"}
     if split == "all":
         first, *others = (splits[name]() for name in ("train", "valid", "test") if name in splits)
         return first.join(others), first, first.labels
@@ -212,5 +214,5 @@ def _spec(kind: Kind, train: Examples, request: Request, classes: tuple[str, ...
         condition = kind.condition_spec(train, spec, train.condition, pairs.condition_request(request, train))
         return spec.model_copy(update={"condition": condition})
     if request.general.condition:
-        return spec.model_copy(update={"condition": pairs.derived(kind, spec, request)[0]})
+        return pairs.derived(kind, spec, request)[0]
     return spec

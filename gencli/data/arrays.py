@@ -4,7 +4,7 @@ import io
 import math
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,9 @@ import numpy as np
 from gencli import registry
 from gencli.errors import DataError
 from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
+from gencli.kind import Kind
 from gencli.limits import check_archive
+from gencli.ragged import load_ragged
 
 _LABELS = ("y", "labels")
 
@@ -37,9 +39,9 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
         raise DataError(f"{name} holds {array.dtype} values; expected numbers")
     claiming = [other for other in all_kinds() if other.claims(array)] if array.size else []
     wanted = kind or request.general.kind
-    if named := [other for other in claiming if other.array == key and not wanted]:
+    if named := [other for other in all_kinds() if other.array == key != Kind.array and not wanted]:
         claiming = named
-    if wanted and not claiming:
+    if wanted and registry.kind(wanted) not in claiming:
         claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:
@@ -81,33 +83,62 @@ def read_npy(path: Path, request: Request) -> Splits:
     return whole(lambda: examples_of(load_npy(read_bytes(path), str(path)), str(path), request))
 
 
-def read_npz(path: Path, request: Request) -> Splits:
-    """A .npz file: x (or images, data, arr_0) and perhaps y (or labels), or x_train, y_train, x_test, y_test."""
-    data = read_bytes(path)
-    if not data.startswith(b"PK"):
-        raise DataError(f"{path} is not a .npz file")
-    try:
-        archive = np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
-        raise _unreadable(str(path), error) from error
-    check_archive(archive.zip, len(data), str(path))
+class _Archive(Mapping[str, np.ndarray]):
+    """The arrays of a .npz file, each read when it is asked for; DataError if that cannot be done."""
 
-    def array(key: str) -> np.ndarray:
+    def __init__(self, path: Path):
+        self._path, data = path, read_bytes(path)
+        if not data.startswith(b"PK"):
+            raise DataError(f"{path} is not a .npz file")
         try:
-            found = archive[key]
+            self._file = np.load(io.BytesIO(data), allow_pickle=False)
         except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
-            raise _unreadable(f"{path}: {key}", error) from error
+            raise _unreadable(str(path), error) from error
+        check_archive(self._file.zip, len(data), str(path))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        name = f"{self._path}: {key}"
+        try:
+            try:
+                found = self._file[key]
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                found = load_ragged(self._file.zip.read(f"{key}.npy"), name)  # arrays of arrays, perhaps
+        except DataError:
+            raise
+        except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
+            raise _unreadable(name, error) from error
         if not isinstance(found, np.ndarray):
-            raise DataError(f"{path}: {key} is no array")
+            raise DataError(f"{name} is no array")
         return found
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._file.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.files)
+
+    def __len__(self) -> int:
+        return len(self._file.files)
+
+
+def read_npz(path: Path, request: Request) -> Splits:
+    """A .npz file: x (or images, data, arr_0) and perhaps y (or labels), or x_train, y_train, x_test, y_test.
+
+    A kind may have an arrangement of its own (`Kind.from_archive`).
+    """
+    archive = _Archive(path)
+    own = {kind: splits for kind in all_kinds() if (splits := kind.from_archive(archive, str(path), request))}
+    if kind := request.choose(list(own), str(path)):
+        return own[kind]
     names = ("x", *dict.fromkeys(kind.array for kind in all_kinds()), "arr_0")
 
     def part(suffix: str) -> Callable[[], Examples] | None:
         examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
         return None if examples is None else lambda: examples_of(
-            array(examples), f"{path}: {examples}", request, None if labels is None else array(labels),
+            archive[examples], f"{path}: {examples}", request, None if labels is None else archive[labels],
             key=examples.removesuffix(suffix))
 
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}
@@ -115,7 +146,7 @@ def read_npz(path: Path, request: Request) -> Splits:
         return splits
     if read := part(""):
         return whole(read)
-    raise DataError(f"{path} holds {', '.join(archive.files) or 'nothing'}; expected an array called "
+    raise DataError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array called "
                     f"{', '.join(names)}, or x_train and x_test")
 
 

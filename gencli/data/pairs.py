@@ -7,7 +7,8 @@ Pairs come as
 - a tar with `000000.source.png` beside `000000.png` (`gencli.data.tars`);
 - pictures that show both sides: `--pair left` or `right`;
 - columns of a table: `--source COLUMN --target COLUMN`; files that differ in their endings: `--source de --target en`;
-- examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`).
+- examples from which a part is taken: `--condition downscale=2` (`Kind.conditions`);
+- examples that come with what they may be made from: `--condition text` (`Examples.offers`).
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import Examples, Request, Splits, with_condition
 from gencli.kind import Kind, alike, describe
-from gencli.spec import Batch, Spec
+from gencli.spec import Spec
 
 
 def paired(splits: Splits, request: Request) -> Splits:
@@ -30,6 +31,11 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
     def checked() -> Examples:
         examples, general = read(), request.general
         kind = registry.kind(examples.kind)
+        if examples.condition is None and (offer := _offer(examples, request)):
+            if request.sources:
+                return offer
+            examples.condition = offer
+            return examples
         if general.pair and examples.condition is None:
             examples = kind.halves(examples, general.pair)
             if request.sources:
@@ -59,6 +65,13 @@ def _checked(read: Callable[[], Examples], request: Request) -> Callable[[], Exa
     return checked
 
 
+def _offer(examples: Examples, request: Request) -> Examples | None:
+    """What came with the examples and they are to be made from; None if nothing did."""
+    if request.sources and not request.general.condition:  # that is the one of the kind that is wanted
+        return next((offer for offer in examples.offers.values() if offer.kind == request.general.kind), None)
+    return examples.offers.get(request.general.condition or "")
+
+
 def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> Dataset:
     """The first `limit` examples as a data set of `spec`, with what they are made from.
 
@@ -71,12 +84,16 @@ def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> 
             request.notify(f"{request.name}: what the examples are made from is left out: the model takes nothing")
         return examples.fit(spec, request, limit)
     if examples.condition is None:
-        own, derive = derived(kind, spec, request)
-        if not alike(own, spec.condition):
-            raise DataError(f"--condition {request.general.condition} makes {describe(own)} of the examples of "
-                            f"{request.name}; expected {describe(spec.condition)}")
-        data = examples.fit(spec, request, limit)
-        return replace(data, derive=derive, protocol={**data.protocol, "condition": request.general.condition})
+        if not request.general.condition:
+            raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from "
+                            f"one of {registry.kind_of(spec.condition).plural}{_ways(kind)}")
+        own, divide = derived(kind, kind.undivided(spec), request)
+        assert own.condition is not None
+        if not alike(own.condition, spec.condition):
+            raise DataError(f"--condition {request.general.condition} makes {describe(own.condition)} of the examples "
+                            f"of {request.name}; expected {describe(spec.condition)}")
+        data = divide(examples.fit(kind.undivided(spec), request, limit))
+        return replace(data, spec=spec, protocol={**data.protocol, "condition": request.general.condition})
     if spec.condition.kind != examples.condition.kind:
         raise DataError(f"the examples of {request.name} are made from {examples.condition.describe()}; expected "
                         f"{registry.kind_of(spec.condition).describe(spec.condition)}")
@@ -96,13 +113,11 @@ def condition_request(request: Request, examples: Examples) -> Request:
     return replace(request, options=options)
 
 
-def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Batch], Batch]]:
-    """The Spec of the condition that `--condition NAME=ARGUMENT` derives from examples, and how."""
-    if not request.general.condition:
-        assert spec.condition is not None
-        raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from one of "
-                        f"{registry.kind_of(spec.condition).plural}{_ways(kind)}")
+def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """The Spec of examples with the condition that `--condition NAME=ARGUMENT` derives from whole ones, and how."""
     name, _, argument = request.general.condition.partition("=")
+    if name in kind.offered:
+        raise DataError(f"--condition {name}: the {kind.plural} of {request.name} come without a {name}")
     if name not in kind.conditions:
         raise UsageError(f"--condition {name}: {kind.plural} have no such condition"
                          f"{did_you_mean(name, kind.conditions)}")
@@ -111,4 +126,5 @@ def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[B
 
 def _ways(kind: Kind) -> str:
     """How examples that come alone may be made from something."""
-    return f", or --condition {' or '.join(kind.conditions)}" if kind.conditions else ""
+    names = [*kind.conditions, *kind.offered]
+    return f", or --condition {' or '.join(names)}" if names else ""

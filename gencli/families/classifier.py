@@ -3,8 +3,8 @@
 The discriminative model that generative ones are measured with: its last hidden layer is a feature space, and it
 classifies samples. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
 arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
-document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound is read as a picture,
-its log-mel spectrogram.
+document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound and drawings are read
+as pictures: its log-mel spectrogram, and their ink.
 
 It has no density of examples and draws none: it models p(y|x) alone.
 
@@ -21,12 +21,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
+from gencli.ink import InkPicture
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
+from gencli.kinds.strokes import StrokesSpec
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Score, Spec
 from gencli.rng import ExampleStreams, Rng
 from gencli.spectrogram import SpectrogramPicture
+from gencli.view import View, view_of
 
 _LARGEST = 64  # pixels of the longer side that the convolutions see; larger pictures are averaged down
 _SMALLEST = 4  # pixels of the longer side at which halving ends
@@ -35,7 +37,7 @@ _HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to
 
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn"] = Field(
-        "auto", description="Network; softmax: one layer; auto: cnn for pictures and sound, else mlp.")
+        "auto", description="Network; softmax: one layer; auto: mlp for tables, else cnn.")
     width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 256) or feature maps "
                                                       "of the first layer (cnn, by default 32).")
     depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
@@ -45,33 +47,38 @@ class ClassifierConfig(FamilyConfig):
 
 
 class Classifier(Model):
-    """p(y|x) of labelled pictures, recordings and rows.
+    """p(y|x) of labelled pictures, recordings, drawings and rows.
 
     Raises:
         UsageError: data without classes; net `cnn` for a table.
     """
 
     Config = ClassifierConfig
-    kinds = frozenset({"image", "vector", "audio"})
+    kinds = frozenset({"image", "vector", "audio", "strokes"})
     defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
     block = 250
     config: ClassifierConfig
-    spec: ImageSpec | VectorSpec | AudioSpec
 
     def __init__(self, config: ClassifierConfig, spec: Spec):
         super().__init__(config, spec)
         if len(spec.classes) < 2:
             raise UsageError("classifier needs labelled data of two classes or more, and this data has no labels or a "
                              "single class; give a folder for each class, or labels (a table: --label COLUMN)")
-        assert isinstance(spec, ImageSpec | VectorSpec | AudioSpec)  # `kinds` has no other
-        net = config.net if config.net != "auto" else "mlp" if isinstance(spec, VectorSpec) else "cnn"
-        self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
+        # The network sees pictures, sound and drawings as such, or rows of the real view.
         self.seen: nn.Module = nn.Identity()
-        shape = spec.shape
+        self.standardise: nn.Module = _Centre()
+        shape: tuple[int, ...] = spec.shape
         if isinstance(spec, AudioSpec):
             self.seen = picture = SpectrogramPicture(spec.rate, spec.length, _HOP, _BANDS)
             shape = picture.shape
-        self.standardise = _Standardise(spec)
+        elif isinstance(spec, StrokesSpec):
+            self.seen = drawn = InkPicture(_LARGEST)
+            shape = drawn.shape
+        elif not isinstance(spec, ImageSpec):
+            self.seen, self.standardise = _Rows(view := view_of(spec)), nn.Identity()
+            shape = (view.size,)
+        net = config.net if config.net != "auto" else "cnn" if len(shape) == 3 else "mlp"
+        self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
         self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
         self.head = nn.Linear(width, len(spec.classes))
         self.shift = config.shift if net == "cnn" else 0
@@ -150,20 +157,22 @@ def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
 # Networks: standardised x (B, ...) -> features (B, F), and F
 
 
-class _Standardise(nn.Module):
-    """Pictures from [0, 1] to [-1, 1], columns of a table to mean 0 and deviation 1 in the training data."""
-
-    centre: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: Spec):
-        super().__init__()
-        centre, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
-        self.register_buffer("centre", torch.tensor(centre), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+class _Centre(nn.Module):
+    """Pictures from [0, 1] to [-1, 1]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.centre) / self.scale
+        return (x - 0.5) / 0.5
+
+
+class _Rows(nn.Module):
+    """Examples as rows of their view, without noise, (B, V)."""
+
+    def __init__(self, view: View):
+        super().__init__()
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.view(Batch(x), None)[0].float()
 
 
 def _flat(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
@@ -179,7 +188,7 @@ def _mlp(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
 
 def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
     if len(shape) != 3:
-        raise ValueError("net cnn fits pictures and sound; this data is a table: use --net mlp")
+        raise ValueError("net cnn fits pictures, sound and drawings; this data is a table: use --net mlp")
     inputs, height, width = shape
     layers: list[nn.Module] = []
     if (factor := -(-max(height, width) // _LARGEST)) > 1:

@@ -3,11 +3,13 @@
 Tables: coupling layers of rational-quadratic splines (Durkan et al. 2019, "Neural Spline Flows", arXiv:1906.04032) or
 of affine maps, with a linear map in LU form between them; or autoregressive layers, in which every column's map depends
 on all columns before it (Papamakarios et al. 2017, "Masked Autoregressive Flow", arXiv:1705.07057): a closer fit for
-the same number of layers, but samples take a pass for each column. Columns are standardised inside; the density is
-in the units of the data. Pictures: RealNVP (Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803):
-coupling layers with checkerboard and channel masks; a picture is squeezed to half its size, half of its channels
-become code, and so on as long as both sides are even and at least 8. Any size works, an odd one at a single resolution.
-Every coupling layer follows an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
+the same number of layers, but samples take a pass for each column. Both see the rows of the kind's real view: columns
+standardised, those that are no real numbers dequantised; the density is in the units of the data.
+
+Pictures: RealNVP (Dinh et al. 2017, "Density estimation using Real NVP", arXiv:1605.08803): coupling layers with
+checkerboard and channel masks; a picture is squeezed to half its size, half of its channels become code, and so on as
+long as both sides are even and at least 8. Any size works, an odd one at a single resolution. Every coupling layer
+follows an actnorm (Kingma & Dhariwal 2018, "Glow", arXiv:1807.03039).
 
 Pictures of L levels, k = 0..L-1, are dequantised: y = (k + u) / L, u uniform (Theis et al. 2016, arXiv:1511.01844). By
 Jensen's inequality log p(y) - D log L is, in the mean over u, a lower bound on log P(k), whatever happens to y inside.
@@ -27,11 +29,11 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
 from gencli.layers.distributions import log_normal
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
+from gencli.view import noise_of_pass, view_of
 
 _START = 256  # examples that initialise the actnorms
 
@@ -53,22 +55,24 @@ class Flow(Model):
     """An invertible network from examples to standard normal codes."""
 
     Config = FlowConfig
-    kinds = frozenset({"image", "vector"})
+    kinds = frozenset({"image", "vector", "series"})
     defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "warmup": 100, "schedule": "cosine", "grad_clip": 5.0,
                 "ema": 0.999}
     config: FlowConfig
-    spec: ImageSpec | VectorSpec
 
     def __init__(self, config: FlowConfig, spec: Spec):
         super().__init__(config, spec)
-        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         if config.autoregressive and isinstance(spec, ImageSpec):
             raise UsageError("--autoregressive is for tables; for pictures train the flow without it, or a pixelcnn")
-        # Tables are real-valued.
-        self.levels = spec.levels if isinstance(spec, ImageSpec) else None
-        self.likelihood = "bound" if self.levels else "exact"
-        self.density = not self.levels
-        self.flow = _picture(config, spec) if isinstance(spec, ImageSpec) else _table(config, spec)
+        if isinstance(spec, ImageSpec):
+            self.view, self.levels, self.size = None, spec.levels, spec.size
+            self.flow = _picture(config, spec)
+        else:
+            self.view, self.levels = view_of(spec), None
+            self.size = self.view.size
+            self.flow = _rows(config, self.size)
+        self.likelihood = "exact" if (self.view.exact if self.view else not self.levels) else "bound"
+        self.density = self.view.density if self.view else not self.levels
         self._subsample = Subsample(_START)
 
     # --- train
@@ -77,7 +81,8 @@ class Flow(Model):
         return [Phase("actnorm", share=0, accumulate=self._gather, finish=self.initialise), *super().phases()]
 
     def _gather(self, batch: Batch) -> None:
-        self._subsample.add(batch.x)
+        noise = noise_of_pass(self._subsample.count, len(batch), batch.x.device)
+        self._subsample.add(self.view(batch, noise)[0] if self.view else batch.x)
 
     @torch.no_grad()
     def initialise(self) -> bool:
@@ -90,11 +95,12 @@ class Flow(Model):
             DataError: a column is constant.
         """
         x = self._subsample.examples
-        refuse_constant(self.spec, self._subsample.constant)
+        if self.view:
+            refuse_constant(self.view, self._subsample.constant)
         rng = ExampleStreams(0, torch.arange(len(x)), "actnorm", x.device)
         hooks = [module.register_forward_pre_hook(_ActNorm.fit) for module in self.modules()
                  if isinstance(module, _ActNorm)]
-        self.flow(self._dequantise(x, rng.uniform(*self.spec.shape, dtype=x.dtype)))
+        self.flow(x if self.view else self._dequantise(x, rng))
         for hook in hooks:
             hook.remove()
         self._subsample = Subsample(_START)
@@ -102,49 +108,60 @@ class Flow(Model):
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         # The small networks of tables gain nothing from bf16, and lose precision of the density.
-        table = isinstance(self.spec, VectorSpec)
-        with torch.autocast(batch.x.device.type, enabled=False) if table else contextlib.nullcontext():
+        with torch.autocast(batch.x.device.type, enabled=False) if self.view else contextlib.nullcontext():
             return Loss(-self.log_prob(batch, rng).mean())
 
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
         """z ~ N(0, I), (B, D)."""
-        return rng.normal(self.spec.size)
+        return rng.normal(self.size)
 
     def sample(self, rng: Rng, given: Given | None = None, *, temperature: float = 1.0) -> Batch:
         """Decoded draws from N(0, temperature^2 I); below 1 they are more alike and more typical."""
         return self.decode(temperature * self.prior(rng))
 
     def encode(self, batch: Batch, rng: Rng, *, draw: bool = False) -> Tensor:
-        """z = f(x), (B, D); of a discrete picture at the middle of its levels, or with `draw` at a random point."""
-        u = rng.uniform(*self.spec.shape, dtype=batch.x.dtype) if draw else 0.5
-        return self.flow(self._dequantise(batch.x, u))[0]
+        """z = f(x), (B, D); of discrete values at the middle of their cells, or with `draw` at a random point."""
+        return self.flow(self._numbers(batch, rng if draw else None)[0])[0]
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """x = f^-1(z), the inverse of `encode`; pictures are clipped to [0, 1] and rounded down to their levels."""
+        if self.view:
+            return self.view.inverse(self.flow.inverse(code))
         x = self.invert(code)
         if self.levels:
             x = (x * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
-        return Batch(x.clamp(0, 1) if isinstance(self.spec, ImageSpec) else x)
+        return Batch(x.clamp(0, 1))
 
     def invert(self, code: Tensor) -> Tensor:
         """f^-1(z): (B, D) -> (B, ...). A picture is real-valued: level k is [k / L, (k + 1) / L)."""
-        return self.flow.inverse(code)
+        return self.view.inverse(self.flow.inverse(code)).x if self.view else self.flow.inverse(code)
 
-    def _dequantise(self, x: Tensor, u: Tensor | float) -> Tensor:
+    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
+        """What the network maps, real numbers, and what they add to log p(x); `rng` None: no noise."""
+        if self.view:
+            return self.view(batch, rng)
+        return self._dequantise(batch.x, rng), -self.size * math.log(self.levels or 1)
+
+    def _dequantise(self, x: Tensor, rng: Rng | None) -> Tensor:
         """Level k / (L - 1) -> (k + u) / L; real values stay."""
-        return (x * (self.levels - 1) + u) / self.levels if self.levels else x
+        if not self.levels:
+            return x
+        u = 0.5 if rng is None else rng.uniform(*self.spec.shape, dtype=x.dtype)
+        return (x * (self.levels - 1) + u) / self.levels
 
     # --- score
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """log p(x) in nats, (B,): exact density of real values; of discrete ones a bound, by one draw of u."""
-        u = rng.uniform(*self.spec.shape, dtype=batch.x.dtype) if self.levels else 0.0
-        z, log_det = self.flow(self._dequantise(batch.x, u))
-        return log_normal(z).sum(1) + log_det - self.spec.size * math.log(self.levels or 1)
+        numbers, weight = self._numbers(batch, rng)
+        z, log_det = self.flow(numbers)
+        return log_normal(z).sum(1) + log_det + weight
 
     def score_protocol(self) -> dict[str, Any]:
+        if self.view:
+            return self.view.protocol()
         return {"dequantisation": "uniform"} if self.levels else super().score_protocol()
 
     # --- export
@@ -169,11 +186,11 @@ class _Inverse(nn.Module):
 # Architectures
 
 
-def _table(config: FlowConfig, spec: VectorSpec) -> "_Chain":
-    """Standardise; then `layers` times an actnorm, a linear map and a layer of either sort; then a linear map."""
-    d, width = spec.size, config.width or 64
+def _rows(config: FlowConfig, d: int) -> "_Chain":
+    """`layers` times an actnorm, a linear map and a layer of either sort; then a linear map. (B, D)"""
+    width = config.width or 64
     mask = torch.arange(d) < d // 2  # the linear map reverses the order, so that every column is transformed
-    steps: list[nn.Module] = [_Standardise(spec)]
+    steps: list[nn.Module] = [_Cast()]
     for _ in range(config.layers or 8):
         transform = _transform(config, "spline")
         layer: nn.Module
@@ -238,22 +255,20 @@ class _Chain(nn.ModuleList):
         return z
 
 
-class _Standardise(nn.Module):
-    """(x - mean) / scale with the mean and scale of every column, (B, D)."""
+class _Cast(nn.Module):
+    """Rows of a view, float64, in the precision of the layers."""
 
-    mean: Tensor
-    scale: Tensor
+    like: Tensor
 
-    def __init__(self, spec: VectorSpec):
+    def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)  # the spec has them
-        self.register_buffer("scale", torch.tensor(spec.scale), persistent=False)
+        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.mean) / self.scale, -self.scale.log().sum()
+        return x.to(self.like.dtype), self.like
 
     def inverse(self, z: Tensor) -> Tensor:
-        return self.mean + self.scale * z
+        return z
 
 
 class _Logit(nn.Module):

@@ -19,6 +19,7 @@ by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -28,9 +29,9 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
-from gencli.model import Batch, FamilyConfig, Given, Loss, Model, Phase, Player
+from gencli.model import Batch, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import Rng
+from gencli.view import view_of
 
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
 
@@ -64,8 +65,8 @@ _LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (c
 class GAN(Model):
     """Generative adversarial network (Goodfellow et al. 2014), arXiv:1406.2661; DCGAN, arXiv:1511.06434.
 
-    Pictures are generated in [0, 1] and not rounded to the levels of the data. Vectors are standardised inside and
-    returned in the units of the data. A code is z, (B, latent); that of a conditional model is followed by its class
+    Pictures are generated in [0, 1] and not rounded to the levels of the data, anything else as rows of its kind's real
+    view. A code is z, (B, latent); that of a conditional model is followed by its class
     as one-hot, (B, latent + classes). Sampling and decoding need eval mode, where batch normalisation uses
     its running statistics, so that an example does not depend on those beside it.
 
@@ -74,22 +75,22 @@ class GAN(Model):
     """
 
     Config = GANConfig
-    kinds = frozenset({"image", "vector"})
+    kinds = frozenset({"image", "vector", "series"})
     block = 16  # projection costs hundreds of passes through the generator: waste few on surplus examples
     defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}
     smallest_batch = 2  # for batch normalisation, and for the diversity of examples
     path = "spherical"
     config: GANConfig
-    shift: Tensor
-    scale: Tensor
 
-    def __init__(self, config: GANConfig, spec: ImageSpec | VectorSpec):
+    def __init__(self, config: GANConfig, spec: Spec):
         super().__init__(config, spec)
         if config.conditional and not spec.classes:
             raise UsageError("a conditional gan needs labelled data, and this data has none or a single class; "
                              "leave --conditional out or give data with labels")
         self.classes = len(spec.classes) if config.conditional else 0
         code = config.latent + self.classes
+        self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
+        shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
             self.generator = _dcgan_generator(code, spec, config.width)
             features = _dcgan_features(spec, config.width, layer_norm=config.loss == "wgan-gp")
@@ -97,15 +98,15 @@ class GAN(Model):
             self.apply(_dcgan_initialise)
             self.to(memory_format=torch.channels_last)
         elif config.net != "dcgan":
-            self.generator = _mlp_generator(code, spec, 4 * config.width)
-            self.critic = Critic(_mlp_features(spec, 4 * config.width), 4 * config.width, self.classes)
+            self.generator = _mlp_generator(code, shape, 4 * config.width, bounded=self.view is None)
+            self.critic = Critic(_mlp_features(math.prod(shape), 4 * config.width), 4 * config.width, self.classes)
         else:
             raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
                              f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
-        # The generator works in [-1, 1] (pictures) or in standard deviations (vectors): x = shift + scale * output.
-        shift, scale = (0.5, 0.5) if isinstance(spec, ImageSpec) else (spec.mean, spec.scale)
-        self.register_buffer("shift", torch.tensor(shift), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def _numbers(self, batch: Batch, rng: Rng | None) -> Tensor:
+        """Examples as the generator makes them: pictures in [-1, 1], or rows of the view; `rng` None: no noise."""
+        return self.view(batch, rng)[0].float() if self.view else (batch.x - 0.5) / 0.5
 
     # --- train
 
@@ -126,7 +127,7 @@ class GAN(Model):
         relative to that of two real ones (near 0 when the generator has collapsed); `slope`, wgan-gp only, the mean
         gradient norm of the critic.
         """
-        x = (batch.x - self.shift) / self.scale
+        x = self._numbers(batch, rng)
         with torch.no_grad():
             generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
         # Separately, as in DCGAN: batch normalisation must not mix real and generated examples.
@@ -161,7 +162,7 @@ class GAN(Model):
         loss = _latest(history, "critic/loss", 10)
         if self.config.loss == "wgan-gp":
             # The scores of a critic of slope 1 differ by no more than the distance of the examples.
-            if loss and min(map(abs, loss)) > 10 * math.sqrt(self.spec.size):
+            if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
                 return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
         elif loss and max(loss) < 0.01:
             return (f"the critic wins: its loss has been below {max(loss):.1g} and the generator learns nothing; "
@@ -180,8 +181,9 @@ class GAN(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """Codes -> examples; a conditional model says the class of each as well. Nothing random."""
-        x = self.shift + self.scale * self.generator(code).to(code.dtype)
-        return Batch(x, code[:, self.config.latent :].argmax(1) if self.classes else None)
+        numbers = self.generator(code).to(code.dtype)
+        batch = self.view.inverse(numbers) if self.view else Batch(0.5 + 0.5 * numbers)
+        return replace(batch, labels=code[:, self.config.latent :].argmax(1) if self.classes else None)
 
     def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
         """Codes by projection: the z whose example is nearest in mean square, found by Adam.
@@ -189,7 +191,7 @@ class GAN(Model):
         Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
         takes the class from the labels, or draws one for each start if there are none.
         """
-        x = (batch.x - self.shift) / self.scale
+        x = self._numbers(batch, None)
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
         codes, error = self._project(codes, x, steps // 4)
         best = codes[torch.arange(len(x), device=x.device), error.argmin(1)]
@@ -299,17 +301,17 @@ def _dcgan_initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _mlp_generator(code: int, spec: ImageSpec | VectorSpec, units: int) -> nn.Sequential:
-    """(B, code) -> (B, *example): pictures in [-1, 1], vectors unbounded."""
-    bound = [nn.Tanh()] if isinstance(spec, ImageSpec) else []
+def _mlp_generator(code: int, shape: tuple[int, ...], units: int, bounded: bool) -> nn.Sequential:
+    """(B, code) -> (B, *shape), in [-1, 1] if it is to be bounded."""
+    bound = [nn.Tanh()] if bounded else []
     return nn.Sequential(nn.Linear(code, units), nn.BatchNorm1d(units), nn.ReLU(),
                          nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU(),
-                         nn.Linear(units, spec.size), *bound, nn.Unflatten(1, spec.shape))
+                         nn.Linear(units, math.prod(shape)), *bound, nn.Unflatten(1, shape))
 
 
-def _mlp_features(spec: ImageSpec | VectorSpec, units: int) -> nn.Sequential:
-    """(B, *example) -> (B, units)."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(spec.size, units), nn.LeakyReLU(0.2),
+def _mlp_features(size: int, units: int) -> nn.Sequential:
+    """(B, ...) of `size` numbers -> (B, units)."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, units), nn.LeakyReLU(0.2),
                          nn.Linear(units, units), nn.LeakyReLU(0.2))
 
 

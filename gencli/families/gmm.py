@@ -4,18 +4,18 @@ The start is k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a
 data is one EM iteration, its sums in float64. Covariances, by their usual names: `full`, `tied` (one for all
 components), `diagonal`, `spherical`. A `floor` is added to every variance, as in scikit-learn.
 
-Everything is computed in standardised units: rows of a table minus the mean and over the deviation of each column,
-pictures as they are. Pictures count as continuous: the density is that of grey values in [0, 1], so it has no bits per
+Everything is computed on the rows of the kind's real view: columns of a table standardised, pictures as they are.
+Pictures count as continuous: the density is that of grey values in [0, 1], so it has no bits per
 dimension. Samples are cut to [0, 1].
 
 A code is a one-hot component (K) and the coordinates whitened by it (D); it decodes to the same example.
 
-Shapes: B batch, K components, D numbers in an example. "Factor": of `full` (K, D, D) and `tied` (1, D, D) the Cholesky
-factors of the covariances, of `diagonal` (K, D) and `spherical` (K, 1) deviations.
+Shapes: B batch, K components, D numbers in a row of the view. "Factor": of `full` (K, D, D) and `tied`
+(1, D, D) the Cholesky factors of the covariances, of `diagonal` (K, D) and `spherical` (K, 1) deviations.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.text import TextSpec
-from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
 from gencli.rng import Rng
+from gencli.view import noise_of_pass, view_of
 
 
 class GMMConfig(FamilyConfig):
@@ -45,35 +44,32 @@ class GMM(Model):
     """Weights (K,), means (K, D) and factors of K Gaussians, in standardised units."""
 
     Config = GMMConfig
-    kinds = frozenset({"image", "vector"})
+    kinds = frozenset({"image", "vector", "series"})
     defaults = {"epochs": 100, "batch_size": 1024, "log_every": 1}
-    likelihood = "exact"
-    density = True
     config: GMMConfig
-    spec: ImageSpec | VectorSpec
-    shift: Tensor
-    scale: Tensor
 
     def __init__(self, config: GMMConfig, spec: Spec):
         super().__init__(config, spec)
-        assert not isinstance(spec, TextSpec)  # `kinds` has none
-        k, d = config.components, spec.size
+        self.view = view_of(spec)
+        self.likelihood = "exact" if self.view.exact else "bound"
+        self.density = self.view.density
+        k, d = config.components, self.view.size
         name = config.covariance
+        picture = isinstance(spec, ImageSpec)
         if name == "auto":
-            name = "full" if isinstance(spec, VectorSpec) else "diagonal"
+            name = "diagonal" if picture else "full"
         self.covariance = _Cholesky(name == "tied") if name in ("full", "tied") else _Axes(name == "spherical")
         self.weights = _fitted(torch.full((k,), 1 / k))
         self.means = _fitted(torch.zeros(k, d))
         self.factor = _fitted(self.covariance.start(k, d))
-        shift, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.0,), (1.0,))
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64), persistent=False)
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
         # Columns may be nearly dependent; grey values and a floor are a mild case, and float32 is twice as fast.
-        self._dtype = torch.float64 if isinstance(spec, VectorSpec) else torch.float32
+        self._dtype = torch.float32 if picture else torch.float64
         self._seed = int(torch.randint(2**31, ()))
+        self._log_weight = 0.0  # mean of the view's weights
         self._log_likelihood = torch.tensor(-math.inf, dtype=torch.float64)  # mean over the data, before the last step
         self._subsample = Subsample(max(2000, 20 * k), self._seed)
         self._sums: list[Tensor] = []
+        self._seen, self._weight = 0, 0.0  # examples of this pass, and the sum of their weights by the view
 
     # --- train
 
@@ -89,14 +85,15 @@ class GMM(Model):
         self._log_likelihood = state["log_likelihood"].cpu()
 
     def _gather(self, batch: Batch) -> None:
-        self._subsample.add(self._standardise(batch.x, self._dtype).cpu())
+        self._subsample.add(self._next(batch).cpu())
 
     def _choose(self) -> bool:
         """Means by k-means on the subsample."""
         k, subsample = self.config.components, self._subsample
         if subsample.count < k:
             raise UsageError(f"--components {k}: the data has only {subsample.count} examples; give at most as many")
-        refuse_constant(self.spec, subsample.constant)
+        self._seen, self._weight = 0, 0.0
+        refuse_constant(self.view, subsample.constant)
         centres = plus_plus(subsample.examples, k, torch.Generator().manual_seed(self._seed))
         if len(centres) < k:
             raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
@@ -106,7 +103,7 @@ class GMM(Model):
 
     def _assign(self, batch: Batch) -> None:
         """The expectation of the start: every example belongs to the nearest mean."""
-        x = self._standardise(batch.x, self._dtype)
+        x = self._next(batch)
         nearest = torch.cdist(x, self.means.to(x.dtype)).argmin(1)
         self._add(self.covariance.features(x - self._origin()), F.one_hot(nearest, self.config.components).to(x.dtype),
                   torch.zeros(()))
@@ -114,13 +111,19 @@ class GMM(Model):
     def expect(self, batch: Batch) -> None:
         """The expectation step on B examples: add their responsibilities and moments to the sums of this pass."""
         origin = self._origin()
-        features = self.covariance.features(self._standardise(batch.x, self._dtype) - origin)
+        features = self.covariance.features(self._next(batch) - origin)
         log_joint = self._log_joint(features, origin)
         highest = log_joint.amax(1, keepdim=True)
         # e^-64 is as good as nothing, but smaller numbers become denormal and slow the products down many times.
         odds = torch.exp((log_joint - highest).clamp(min=-64).to(features.dtype))
         total = odds.sum(1, keepdim=True)
         self._add(features, odds / total, (highest + total.log()).sum().cpu())
+
+    def _next(self, batch: Batch) -> Tensor:
+        """The rows of the next B examples of this pass, with the same noise in every pass."""
+        rows, weight = self.view(batch, noise_of_pass(self._seen, len(batch), batch.x.device))
+        self._seen, self._weight = self._seen + len(batch), self._weight + float(weight.sum())
+        return rows.to(self._dtype)
 
     def _origin(self) -> Tensor:
         """What features and moments are measured from in a pass, (D,) or 0.
@@ -150,12 +153,13 @@ class GMM(Model):
         log_likelihood = self._sums[0] / self._sums[1].sum().cpu()
         gain = float(log_likelihood - self._log_likelihood)
         self._log_likelihood = log_likelihood
+        self._log_weight = self._weight / self._seen
         self._maximise()
         return gain >= self.config.tolerance
 
     def _maximise(self) -> bool:
         _, counts, first, second = self._sums
-        self._sums = []
+        self._sums, self._seen, self._weight = [], 0, 0.0
         alive = counts > 1e-6  # a component without examples stays as it is
         origin = self._origin()  # of the pass, before weights and means move
         means = torch.where(alive[:, None], first / counts[:, None], self.means - origin)
@@ -172,7 +176,7 @@ class GMM(Model):
         return True
 
     def _report(self) -> dict[str, float]:
-        return {"nll": float(self.scale.log().sum().cpu() - self._log_likelihood)}
+        return {"nll": -self._log_weight - float(self._log_likelihood)}
 
     # --- sample, encode, decode
 
@@ -180,7 +184,7 @@ class GMM(Model):
         """A component drawn by weight, one-hot, and standard normal coordinates: (B, K + D)."""
         bounds = self.weights.cumsum(0)
         component = torch.searchsorted(bounds / bounds[-1], rng.uniform(dtype=torch.float64))
-        z = rng.normal(self.spec.size)
+        z = rng.normal(self.view.size)
         return torch.cat([F.one_hot(component, self.config.components).to(z.dtype), z], dim=1)
 
     def sample(self, rng: Rng, given: Given | None = None, *, component: int | None = None) -> Batch:
@@ -198,7 +202,7 @@ class GMM(Model):
 
     def encode(self, batch: Batch, rng: Rng, *, code: Literal["whitened", "responsibilities"] = "whitened") -> Tensor:
         """The likeliest component, one-hot, and the coordinates whitened by it (B, K + D); or p(k|x) (B, K)."""
-        x = self._standardise(batch.x, torch.float64)
+        x, _ = self.view(batch, None)
         log_joint = self._log_joint(self.covariance.features(x))
         if code == "responsibilities":
             return torch.softmax(log_joint, dim=1).to(batch.x.dtype)
@@ -208,10 +212,8 @@ class GMM(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """The inverse of `encode`; between components, their mean by the weights in the code. Pictures: in [0, 1]."""
-        share, z = code.double().split([self.config.components, self.spec.size], dim=1)
-        x = share @ self.means + self.covariance.colour(share, z, self.factor)
-        x = (self.shift + self.scale * x).to(code.dtype).unflatten(1, self.spec.shape)
-        return Batch(x.clamp(0, 1) if isinstance(self.spec, ImageSpec) else x)
+        share, z = code.double().split([self.config.components, self.view.size], dim=1)
+        return self.view.inverse(share @ self.means + self.covariance.colour(share, z, self.factor))
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """Straight from component to component, spherical in the whitened coordinates."""
@@ -222,18 +224,16 @@ class GMM(Model):
     # --- score
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
-        """log p(x) in nats, exact, (B,) float64."""
-        features = self.covariance.features(self._standardise(batch.x, torch.float64))
-        return torch.logsumexp(self._log_joint(features), dim=1) - self.scale.log().sum()
+        """log p(x) in nats, exact or, of a row that is not real throughout, a bound by one draw; (B,) float64."""
+        rows, weight = self.view(batch, rng)
+        return torch.logsumexp(self._log_joint(self.covariance.features(rows)), dim=1) + weight
+
+    def score_protocol(self) -> dict[str, Any]:
+        return self.view.protocol()
 
     def _log_joint(self, features: Tensor, origin: Tensor | float = 0.0) -> Tensor:
         """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64; the features are those of x - origin."""
         return self.weights.log() + self.covariance.log_density(features, self.means - origin, self.factor)
-
-    def _standardise(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """(B, ...) -> (B, D) in standardised units."""
-        x = x.flatten(1)
-        return ((x.double() - self.shift) / self.scale).to(dtype) if isinstance(self.spec, VectorSpec) else x.to(dtype)
 
 
 def _fitted(tensor: Tensor) -> nn.Parameter:

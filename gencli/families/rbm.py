@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
+from gencli.view import Standardised, noise_of_pass, view_of
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
 ACTIVITY = 0.1  # of the hidden units at the start, and where they are centred: about that of a trained machine
@@ -71,20 +71,24 @@ class RBM(Model):
     kinds = frozenset({"image", "vector"})
     defaults = {"lr": 1e-3, "batch_size": 128, "schedule": "cosine", "ema": 0.999}
     config: RBMConfig
-    spec: ImageSpec | VectorSpec
     _chains: Tensor
 
     def __init__(self, config: RBMConfig, spec: Spec):
         super().__init__(config, spec)
-        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
-        self.visible = BernoulliUnits(spec) if spec.levels == 2 else GaussianUnits(spec)
-        self.weight = nn.Parameter(torch.empty(spec.size, config.hidden))
+        picture = isinstance(spec, ImageSpec)
+        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
+        self.size = self.view.size if self.view else spec.size
+        # A pixel that hardly varies has the unit of a grey level.
+        self.visible = GaussianUnits(self.size, 1 / 255 if picture else 0.0) if self.view else BernoulliUnits(self.size)
+        self.weight = nn.Parameter(torch.empty(self.size, config.hidden))
         nn.init.normal_(self.weight, std=0.01)
         self.bias = nn.Parameter(torch.full((config.hidden,), math.log(ACTIVITY / (1 - ACTIVITY))))
         chains = config.chains if config.chain == "pcd" else 0
         self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
         self._log_z: tuple[str, LogPartition] | None = None  # the last one, and a digest of its weights
-        self.density = isinstance(self.visible, GaussianUnits)
+        self.density = self.view is not None and self.view.density
+        self._seen = 0  # examples of the pass that finds the base rates
+        self.register_load_state_dict_pre_hook(_in_rows)
         self.likelihood = "exact" if self._enumerated is not None else "estimate"
 
     # --- the two conditional distributions and the marginal
@@ -122,8 +126,25 @@ class RBM(Model):
 
     def phases(self) -> list[Phase]:
         player = Player("model", list(self.parameters()), self.loss, betas=(self.config.momentum, 0.999))
-        return [Phase("base rates", share=0, accumulate=self.visible.accumulate, finish=self.visible.finish),
+        return [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.visible.finish),
                 Phase("train", [player])]
+
+    def _accumulate(self, batch: Batch) -> None:
+        noise = noise_of_pass(self._seen, len(batch), batch.x.device)
+        self._seen += len(batch)
+        self.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
+
+    def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
+        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
+        if self.view is None:
+            return batch.x.flatten(1), 0.0
+        rows, weight = self.view(batch, rng)
+        return self.visible.standardise(rows.float()), weight - self.visible.log_scale()
+
+    def _examples(self, v: Tensor) -> Batch:
+        """The inverse of `_units`."""
+        x = self.visible.restore(v)
+        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
     def training_state(self) -> dict[str, Tensor]:
         return {"chains": self._chains} if self.config.chain == "pcd" else {}
@@ -136,7 +157,7 @@ class RBM(Model):
 
         Where p(h|v) is held fixed, the gradient of the energy is that of the free energy.
         """
-        data = self.visible.standardise(batch.x)
+        data, _ = self._units(batch, rng)
         persistent = self.config.chain == "pcd"
         count = len(self._chains) if persistent else len(data)
         noise = _CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
@@ -190,12 +211,12 @@ class RBM(Model):
         noise = _ChainStreams(rng)
         times = torch.linspace(0, steps, frames).round().long()
         states = self._chain(noise, times.diff().tolist(), code)
-        draw = isinstance(self.spec, VectorSpec) if draw is None else draw
+        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
         return [self.decode(h, noise, draw=draw) for h in states]
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """p(h = 1 | v), (B, H) in [0, 1]."""
-        return torch.sigmoid(self.hidden_logits(self.visible.standardise(batch.x)))
+        return torch.sigmoid(self.hidden_logits(self._units(batch, None)[0]))
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
         """The mean of p(v|h) for hidden units (B, H), or with `draw` a draw from it.
@@ -206,7 +227,7 @@ class RBM(Model):
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
         shift = self._links().shift(code)
         v = self.visible.draw(shift, rng) if draw and rng is not None else self.visible.expect(shift)
-        return Batch(self.visible.restore(v).unflatten(1, self.spec.shape))
+        return self._examples(v)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
@@ -226,12 +247,13 @@ class RBM(Model):
         The error of an estimated log Z is common to all examples; the protocol states it.
         """
         log_z = self.log_partition(chains, temperatures, ais_seed)
-        free_energy = self.free_energy(self.visible.standardise(batch.x)).double()
-        return -free_energy - log_z.value - self.visible.log_scale()
+        v, weight = self._units(batch, rng)
+        return -self.free_energy(v).double() - log_z.value + weight
 
     def score_protocol(self) -> dict[str, Any]:
         log_z = self.log_partition()  # that of the last log_prob
-        return {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol, **super().score_protocol()}
+        return {"log_z": log_z.value, "log_z_error": log_z.error, **log_z.protocol,
+                **(self.view.protocol() if self.view else {})}
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """`log_z`; of an estimate also `log_z_reverse` and `log_z_from_data`, found by annealing the other way.
@@ -251,9 +273,10 @@ class RBM(Model):
         assert log_z.reverse is not None  # an estimate has it
         diagnoses.append(Diagnostic("log_z_reverse", log_z.reverse, "nats", "estimate", log_z.reverse_error, protocol))
         chains, temperatures = protocol["chains"], max(1, protocol["temperatures"] // 10)
-        x = torch.cat(list(itertools.islice((batch.x for batch in batches), -(-chains // self.block))))[:chains]
+        some = (self._units(batch, None)[0] for batch in itertools.islice(batches, -(-chains // self.block)))
+        x = torch.cat(list(some))[:chains]
         noise = StepStream(len(x), generator(protocol["ais_seed"], "from data", device=self.device))
-        p = torch.sigmoid(self.hidden_logits(self.visible.standardise(x)))
+        p = torch.sigmoid(self.hidden_logits(x))
         h = self.gibbs(draw_bernoulli(p, noise), 100, noise)
         value, error = self._reverse_ais(self.visible.draw(self._links().shift(h), noise), temperatures, noise)
         diagnoses.append(Diagnostic("log_z_from_data", value, "nats", "estimate", error,
@@ -317,7 +340,7 @@ class RBM(Model):
         """The units over whose states Z is summed exactly; None if both have too many."""
         if self.config.hidden <= ENUMERABLE:
             return "hidden"
-        return "visible" if self.spec.size <= ENUMERABLE and isinstance(self.visible, BernoulliUnits) else None
+        return "visible" if self.size <= ENUMERABLE and isinstance(self.visible, BernoulliUnits) else None
 
     @torch.no_grad()
     def _sum_over_states(self) -> float:
@@ -327,7 +350,7 @@ class RBM(Model):
             links = model._links()
             return _log_sum(h @ model.bias + model.visible.log_partition(links.shift(h))
                             for h in self._states(self.config.hidden))
-        return _log_sum(-model.free_energy(v) for v in self._states(self.spec.size))
+        return _log_sum(-model.free_energy(v) for v in self._states(self.size))
 
     def _states(self, units: int) -> Iterator[Tensor]:
         """All states of binary units, (up to 4096, units) float64 at a time."""
@@ -337,7 +360,7 @@ class RBM(Model):
     def ais(self, chains: int, temperatures: int, ais_seed: int) -> LogPartition:
         """log Z by annealing M chains from the base rates to the model, and back from where they ended."""
         noise = StepStream(chains, generator(ais_seed, "ais", device=self.device))
-        v = self.visible.draw(torch.zeros(chains, self.spec.size, device=self.device), noise, 0.0)
+        v = self.visible.draw(torch.zeros(chains, self.size, device=self.device), noise, 0.0)
         log_weight, v = self._anneal(v, _schedule(temperatures), noise)
         log_mean, error = _log_mean(log_weight)
         # Systematic resampling: as many copies of each end as its weight says, to within one.
@@ -375,6 +398,15 @@ class RBM(Model):
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
             v = self.visible.draw(links.shift(draw_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
         return log_weight, v
+
+
+def _in_rows(model: RBM, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Older model files hold the units of pixels and columns, not of rows of the view."""
+    if (centre := state.pop(f"{prefix}visible.centre", None)) is not None:
+        view, scale = model.view, state[f"{prefix}visible.scale"]
+        assert isinstance(view, Standardised)  # nothing else was known then
+        state[f"{prefix}visible.shift"] = ((centre - view.mean) / view.scale).float()
+        state[f"{prefix}visible.scale"] = (scale / view.scale).float()
 
 
 @dataclass

@@ -3,15 +3,16 @@
 `particles` > 1 trains the importance-weighted bound of Burda et al. 2016 (IWAE), arXiv:1509.00519; `beta` weighs the KL
 term (Higgins et al. 2017). One stochastic layer, a diagonal Gaussian posterior, a standard normal prior. Likelihoods:
 Bernoulli for binary data, the discretised logistic of Salimans et al. 2017 (arXiv:1701.05517, one component) for 8-bit
-data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021, arXiv:2006.13202).
+data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021, arXiv:2006.13202). Examples
+that are no pictures are seen through the real view of their kind.
 
-Shapes: B batch, K particles, Z latent dimensions, D numbers in an example.
+Shapes: B batch, K particles, Z latent dimensions, D numbers in a picture, or in a row of the view.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
 from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian, log_normal
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
 from gencli.rng import Rng
+from gencli.view import view_of
 
 
 class VAEConfig(FamilyConfig):
@@ -44,20 +45,30 @@ class VAE(Model):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
     Config = VAEConfig
-    kinds = frozenset({"image", "vector"})
+    kinds = frozenset({"image", "vector", "series"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     likelihood = "bound"
     config: VAEConfig
-    spec: ImageSpec | VectorSpec
 
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
-        assert isinstance(spec, ImageSpec | VectorSpec)  # `kinds` has no others
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
-        self.observation = _observation(config.likelihood, spec)
-        self.density = isinstance(self.observation, _GaussianObservation)
-        networks = _conv if conv else _mlp
-        self.encoder, self.decoder = networks(spec, config, self.observation.outputs)
+        self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
+        size = self.view.size if self.view else spec.size
+        self.observation = _observation(config.likelihood, spec, size)
+        self.density = self.view.density if self.view else isinstance(self.observation, _GaussianObservation)
+        if conv:
+            self.encoder, self.decoder = _conv(spec, config, self.observation.outputs)
+        else:
+            self.encoder, self.decoder = _mlp(size, config, self.observation.outputs)
+        self.register_load_state_dict_pre_hook(_without_units)
+
+    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
+        if self.view is None:
+            return batch.x, batch.x.new_zeros(len(batch))
+        rows, weight = self.view(batch, rng)
+        return rows.float(), weight.float()
 
     # --- the two conditional distributions
 
@@ -75,10 +86,11 @@ class VAE(Model):
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        mean, log_variance = self.posterior(batch.x)
+        x, seen = self._numbers(batch, rng)
+        mean, log_variance = self.posterior(x)
         noise = rng.normal(self.config.particles, self.config.latent)
         z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
-        log_likelihood = self.log_likelihood(batch.x, z)  # (B, K)
+        log_likelihood = self.log_likelihood(x, z) + seen[:, None]  # (B, K)
         kl = _kl(mean, log_variance)
         weight = self.config.beta * min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         if self.config.particles == 1:
@@ -98,11 +110,11 @@ class VAE(Model):
 
         The mean picture is the custom, and what a person wants to see. The mean row of a table lacks the noise.
         """
-        return self.decode(self.prior(rng), rng, draw=isinstance(self.spec, VectorSpec) if draw is None else draw)
+        return self.decode(self.prior(rng), rng, draw=self.view is not None if draw is None else draw)
 
     def encode(self, batch: Batch, rng: Rng, *, output: Literal["mean", "draw", "moments"] = "mean") -> Tensor:
         """The mean of q(z|x) (B, Z), a draw from it (B, Z), or mean and variance (B, 2, Z)."""
-        mean, log_variance = self.posterior(batch.x)
+        mean, log_variance = self.posterior(self._numbers(batch, None)[0])
         if output == "moments":
             return torch.stack([mean, log_variance.exp()], dim=1)
         if output == "draw":
@@ -113,7 +125,7 @@ class VAE(Model):
         """Codes (B, Z) -> the mean of p(x|z), or with `draw` and `rng` a draw from it."""
         parameters = self.decoder(code).float().unbind(1)
         x = self.observation.draw(parameters, rng) if draw and rng is not None else self.observation.mean(parameters)
-        return Batch(x.unflatten(1, self.spec.shape))
+        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
     # --- score
 
@@ -134,21 +146,25 @@ class VAE(Model):
 
     def _bounds(self, batch: Batch, rng: Rng, particles: int) -> tuple[Tensor, Tensor, Tensor]:
         """IW bound, mean log p(x|z) over the particles, KL; each (B,)."""
-        mean, log_variance = self.posterior(batch.x)
+        x, seen = self._numbers(batch, rng)
+        mean, log_variance = self.posterior(x)
         log_weights, log_likelihoods = [], []
         for start in range(0, particles, 50):  # bounds the memory: 50 decoded pictures for each example
             noise = rng.normal(min(50, particles - start), self.config.latent)
             z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
-            log_likelihood = self.log_likelihood(batch.x, z)
+            log_likelihood = self.log_likelihood(x, z) + seen[:, None]
             log_likelihoods.append(log_likelihood)
             log_weights.append(log_likelihood + log_normal(z).sum(2) - _log_posterior(noise, log_variance))
         log_weight = torch.cat(log_weights, dim=1).double()
         iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
         return iw_bound, torch.cat(log_likelihoods, dim=1).double().mean(1), _kl(mean, log_variance).double()
 
+    def score_protocol(self) -> dict[str, Any]:
+        return self.view.protocol() if self.view else super().score_protocol()
+
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Active units: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016)."""
-        means = torch.cat([self.posterior(batch.x)[0].double().cpu() for batch in batches])
+        means = torch.cat([self.posterior(self._numbers(batch, None)[0])[0].double().cpu() for batch in batches])
         active = int((means.var(dim=0, correction=0) > 0.01).sum())
         return [Diagnostic("active_units", active, f"of {self.config.latent}", protocol={"threshold": 0.01})]
 
@@ -212,26 +228,22 @@ class _LogisticObservation(_BernoulliObservation):
 
 
 class _GaussianObservation(nn.Module):
-    """Gaussian numbers with one learned deviation for each; columns of a table are standardised inside."""
+    """Gaussian numbers, of about unit scale when centred and scaled, with one learned deviation for each."""
 
     outputs = 1
     distribution = Gaussian(narrowest=-6)
-    centre: Tensor
-    scale: Tensor
 
-    def __init__(self, spec: ImageSpec | VectorSpec):
+    def __init__(self, size: int, centre: float, scale: float):
         super().__init__()
-        mean, scale = (spec.mean, spec.scale) if isinstance(spec, VectorSpec) else ((0.5,), (0.5,))
-        self.register_buffer("centre", torch.tensor(mean))
-        self.register_buffer("scale", torch.tensor(scale))
-        self.log_deviation = nn.Parameter(torch.zeros(spec.size))  # in standardised units
+        self.centre, self.scale = centre, scale
+        self.log_deviation = nn.Parameter(torch.zeros(size))  # in scaled units
 
     def standardise(self, x: Tensor) -> Tensor:
         return (x - self.centre) / self.scale
 
     def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         log_density = self.distribution.log_prob((outputs[0], self.log_deviation), self.standardise(x))
-        return (log_density - self.scale.log()).sum(-1)
+        return (log_density - math.log(self.scale)).sum(-1)
 
     def mean(self, outputs: Sequence[Tensor]) -> Tensor:
         return self.centre + self.scale * outputs[0]
@@ -241,21 +253,31 @@ class _GaussianObservation(nn.Module):
         return self.centre + self.scale * self.distribution.from_noise((outputs[0], self.log_deviation), noise)
 
 
-def _observation(name: str, spec: ImageSpec | VectorSpec) -> _BernoulliObservation | _GaussianObservation:
+def _observation(name: str, spec: Spec, size: int) -> _BernoulliObservation | _GaussianObservation:
+    if not isinstance(spec, ImageSpec):
+        if name not in ("auto", "gaussian"):
+            raise ValueError(f"likelihood {name} fits pictures; this data is a table: use --likelihood gaussian")
+        return _GaussianObservation(size, 0.0, 1.0)
     if name == "auto":
         name = {2: "bernoulli", None: "gaussian"}.get(spec.levels, "logistic")
     if name == "bernoulli":
         return _BernoulliObservation()
     if name == "logistic":
         return _LogisticObservation(spec.levels or 256)
-    return _GaussianObservation(spec)
+    return _GaussianObservation(size, 0.5, 0.5)
+
+
+def _without_units(model: VAE, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Older model files hold the units of the data, which the spec says."""
+    for name in ("centre", "scale"):
+        state.pop(f"{prefix}observation.{name}", None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks: encoders x (B, ...) -> (B, 2 Z), decoders z (B, Z) -> (B, P, D) with P parameters for each number
 
 
-def _mlp(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
+def _mlp(size: int, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     width = config.width or 500
 
     def stack(inputs: int, outputs: int) -> list[nn.Module]:
@@ -263,8 +285,8 @@ def _mlp(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tu
         hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
         return [*hidden, nn.Linear(width, outputs)]
 
-    encoder = nn.Sequential(nn.Flatten(), *stack(spec.size, 2 * config.latent))
-    decoder = nn.Sequential(*stack(config.latent, parameters * spec.size), nn.Unflatten(1, (parameters, spec.size)))
+    encoder = nn.Sequential(nn.Flatten(), *stack(size, 2 * config.latent))
+    decoder = nn.Sequential(*stack(config.latent, parameters * size), nn.Unflatten(1, (parameters, size)))
     return encoder, decoder
 
 
@@ -281,7 +303,7 @@ class _Residual(nn.Module):
         return x + self.second(F.silu(self.first(F.silu(x))))
 
 
-def _conv(spec: ImageSpec | VectorSpec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
+def _conv(spec: Spec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
     if not isinstance(spec, ImageSpec):
         raise ValueError("net conv fits pictures; this data is a table: use --net mlp")

@@ -26,7 +26,7 @@ from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
 from gencli.format import Format, Held
-from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
 
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gencli import view as views
     from gencli.rng import Rng
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 IN_MEMORY = 2 * 2**30  # bytes of decoded pictures held in memory; more are decoded when a batch asks for them
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
@@ -481,7 +482,7 @@ def _fit_real(pixels: np.ndarray, shape: Shape) -> np.ndarray:
 # Conditions that are derived from a picture
 
 
-def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The picture made smaller by a whole factor, bicubic with antialiasing (as Pillow does it), in 8 bits."""
     if not factor.isdigit() or int(factor) < 2 or spec.height % int(factor) or spec.width % int(factor):
         raise UsageError(f"--condition downscale={factor}: expected a whole number of at least 2 that divides "
@@ -496,10 +497,10 @@ def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], B
             x = (x * 255).round_().clamp_(0, 255).div_(255)
         return Batch(x.contiguous(memory_format=torch.channels_last))
 
-    return small, derive
+    return deriving(spec, small, derive)
 
 
-def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The picture with a grey rectangle in its middle, whose sides are this share of its own (Pathak et al. 2016)."""
     try:
         sides = [round(float(share or 0.5) * side) for side in (spec.height, spec.width)]
@@ -515,7 +516,7 @@ def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]
         x[:, :, top : top + sides[0], left : left + sides[1]] = 0.5
         return Batch(x)
 
-    return spec.model_copy(update={"levels": None, "classes": ()}), derive
+    return deriving(spec, spec.model_copy(update={"levels": None, "classes": ()}), derive)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -677,6 +678,11 @@ class Images(Kind):
         if spec.levels not in (2, 256):
             return {"examples": batch.x}
         return {"examples": quantize(batch.x), "drawn": "fixed" if spec.levels == 2 else None}
+
+    def view(self, spec: Any) -> views.View:
+        """The grey values as they are, real numbers in [0, 1]."""
+        return views.Standardised(spec.shape, low=0.0, high=1.0, constant=True,
+                                  names=[f"pixel {i}" for i in range(spec.size)])
 
     # --- writing
 

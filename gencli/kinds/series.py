@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+    from gencli.view import View
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
@@ -209,6 +211,9 @@ class SeriesExamples(Examples):
 
     def fit(self, spec: SeriesSpec, request: Request, limit: int | None) -> Dataset:
         settings = request.settings(Series())
+        if spec.fixed and settings.window not in (None, spec.length):
+            raise UsageError(f"--window {settings.window} does not fit a model of windows of {spec.length} steps; "
+                             f"leave it out")
         order = self._order(spec.columns)
         series = [torch.from_numpy(x[:, order].astype(np.float32)) for x in self.series]
         for name, gone in zip(spec.columns, torch.cat(series).isnan().any(0).tolist(), strict=True):
@@ -845,11 +850,28 @@ class Series(Kind):
         return None
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[SeriesSpec, dict[str, Any]]:
-        """Windows are as long as those of the model; of another step than its time nothing is said."""
-        whole = spec.length + (spec.condition.length if isinstance(spec.condition, SeriesSpec) else 0)
-        if (window := options.get("window")) not in (None, whole) or (window and not spec.fixed):
-            raise UsageError(f"--window {window} does not fit a model of series of {whole} steps; leave it out")
-        return spec, {**options, **({"window": whole} if spec.fixed else {})}
+        """Windows are as long as those of the model."""
+        return spec, {**options, "window": options.get("window") or (self.undivided(spec).length if spec.fixed else None)}
+
+    def undivided(self, spec: Any) -> SeriesSpec:
+        """Of what was divided into past and future, both."""
+        past = spec.condition.length if isinstance(spec.condition, SeriesSpec) else 0
+        return spec.model_copy(update={"length": spec.length + past, "condition": None})
+
+    def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name != "window"}
+
+    def view(self, spec: Any) -> View:
+        """Every value of every step, standardised by its column; and where some are missing whether it is."""
+        from gencli.view import Standardised  # imports torch
+
+        if not spec.fixed:
+            raise UsageError(f"series of up to {spec.length} steps differ in their length; give --window N, of which "
+                             f"all examples are")
+        gone = [name in spec.missing for name in spec.columns]
+        return Standardised(spec.shape, spec.mean * spec.length, spec.scale * spec.length, missing=gone * spec.length,
+                            names=[f"column {name!r} at step {t}" for t in range(spec.length) for name in spec.columns],
+                            lengths=True)
 
     # --- writing
 

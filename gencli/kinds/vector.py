@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+    from gencli import view as views
+    from gencli.view import View
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
 _COLUMNS = 12  # of a table that are shown
 
@@ -228,6 +231,10 @@ class Vectors(Kind):
 
     def describe(self, spec: Any) -> str:
         return f"rows of {len(spec.columns)} numbers"
+
+    def view(self, spec: Any) -> View:
+        return views.Standardised(spec.shape, spec.mean, spec.scale, dtype=torch.float64,
+                                  names=[f"column {name!r}" for name in spec.columns])
 
     # --- showing
 

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from gencli.errors import DataError
-from gencli.kinds.vector import VectorSpec
-from gencli.model import Spec
 from gencli.rng import ExampleStreams
+from gencli.view import View
 
 
 class Subsample:
@@ -37,9 +36,9 @@ class Subsample:
         self._draws, self.examples = draws[smallest], x[smallest]
 
 
-def refuse_constant(spec: Spec, constant: Tensor) -> None:
-    """DataError if one of the columns (D,) of a table is constant: its density would be infinite."""
-    columns = constant.nonzero().flatten().tolist()
-    if columns and isinstance(spec, VectorSpec):
-        raise DataError(f"column {spec.columns[columns[0]]!r} is the same in every example, so its density is "
-                        f"infinite; take it out")
+def refuse_constant(view: View, constant: Tensor) -> None:
+    """DataError if one of the numbers (V,) of a view is constant and must not be: its density would be infinite."""
+    numbers = constant.nonzero().flatten().tolist()
+    if numbers and not view.constant:
+        raise DataError(f"{view.names[numbers[0]]} is the same in every example, so its density is infinite; "
+                        f"take it out")

@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gencli.kinds.image import ImageSpec
-from gencli.kinds.vector import VectorSpec
-from gencli.model import Batch
 from gencli.rng import Rng
 
 
@@ -21,16 +18,16 @@ class BernoulliUnits(nn.Module):
 
     mean: Tensor
 
-    def __init__(self, spec: ImageSpec | VectorSpec):
+    def __init__(self, size: int):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(spec.size))
-        self.register_buffer("mean", torch.full((spec.size,), 0.5))
-        self._count, self._sum = 2, torch.ones(spec.size, dtype=torch.float64)
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.register_buffer("mean", torch.full((size,), 0.5))
+        self._count, self._sum = 2, torch.ones(size, dtype=torch.float64)
 
-    def accumulate(self, batch: Batch) -> None:
-        """Count the ones of B examples."""
-        self._count += len(batch)
-        self._sum += self.standardise(batch.x).sum(0, dtype=torch.float64).cpu()
+    def accumulate(self, x: Tensor) -> None:
+        """Count the ones of B examples (B, D)."""
+        self._count += len(x)
+        self._sum += x.sum(0, dtype=torch.float64).cpu()
 
     @torch.no_grad()
     def finish(self) -> bool:
@@ -40,7 +37,7 @@ class BernoulliUnits(nn.Module):
         return True
 
     def standardise(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        return x
 
     def restore(self, v: Tensor) -> Tensor:
         return v
@@ -78,40 +75,40 @@ class GaussianUnits(nn.Module):
     """Real v in standardised units: E(v) = |v - bias|^2 / 2 variance. The base rates are the standard normal's."""
 
     mean: Tensor
-    centre: Tensor
+    shift: Tensor
     scale: Tensor
 
-    def __init__(self, spec: ImageSpec | VectorSpec):
+    def __init__(self, size: int, narrowest: float = 0.0):
+        """`narrowest`: the smallest unit of a number that hardly varies."""
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(spec.size))
-        self.log_deviation = nn.Parameter(torch.zeros(spec.size))
-        self.register_buffer("mean", torch.zeros(spec.size), persistent=False)
-        self.register_buffer("centre", torch.zeros(spec.size))
-        self.register_buffer("scale", torch.ones(spec.size))
-        self._picture = isinstance(spec, ImageSpec)
-        self._count, self._sum, self._squares = 0, *torch.zeros(2, spec.size, dtype=torch.float64)
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.log_deviation = nn.Parameter(torch.zeros(size))
+        self.register_buffer("mean", torch.zeros(size), persistent=False)
+        self.register_buffer("shift", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+        self._narrowest = narrowest
+        self._count, self._sum, self._squares = 0, *torch.zeros(2, size, dtype=torch.float64)
 
-    def accumulate(self, batch: Batch) -> None:
-        """Add up B examples and their squares."""
-        x = batch.x.flatten(1).double()
+    def accumulate(self, x: Tensor) -> None:
+        """Add up B examples (B, D) and their squares."""
+        x = x.double()
         self._count += len(x)
         self._sum += x.sum(0).cpu()
         self._squares += x.square().sum(0).cpu()
 
     def finish(self) -> bool:
-        """Standardised units are those of the training data; a pixel that hardly varies has those of a grey level."""
+        """Standardised units are those of the training data."""
         mean = self._sum / self._count
         deviation = (self._squares / self._count - mean.square()).clamp(min=0).sqrt()
-        self.centre.copy_(mean)
-        self.scale.copy_(deviation.clamp(min=1 / 255) if self._picture else deviation.where(deviation > 0, 1.0))
+        self.shift.copy_(mean)
+        self.scale.copy_(deviation.clamp(min=self._narrowest).where(deviation + self._narrowest > 0, 1.0))
         return True
 
     def standardise(self, x: Tensor) -> Tensor:
-        return (x.flatten(1) - self.centre) / self.scale
+        return (x - self.shift) / self.scale
 
     def restore(self, v: Tensor) -> Tensor:
-        x = self.centre + self.scale * v
-        return x.clamp(0, 1) if self._picture else x
+        return self.shift + self.scale * v
 
     def log_scale(self) -> float:
         return float(self.scale.double().log().sum())

@@ -3,12 +3,11 @@
 A kind's own formats are in its file, the tar is in `gencli.streams.tar`.
 """
 
-import zipfile
 from typing import Any
 
 import numpy as np
 
-from gencli.format import Content, Format, Held, Rows, json_line, npy_bytes
+from gencli.format import Content, Format, Held, Rows, json_line, npy_bytes, write_npz
 from gencli.publish import write
 from gencli.streams.tar import Tar
 
@@ -64,9 +63,7 @@ class Npz(Held):
     def end(self) -> None:
         arrays = {self.content.array: self.array}
         arrays |= {"labels" if name == "label" else name: column for name, column in self.columns.items()}
-        with zipfile.ZipFile(self.out, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in arrays.items():  # numpy.savez would write the time into it
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), npy_bytes(array), zipfile.ZIP_DEFLATED)
+        write_npz(self.out, arrays)
 
 
 class Jsonl(Format):

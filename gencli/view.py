@@ -1,0 +1,212 @@
+"""The real view: examples as rows of real numbers of about unit scale, for families that know nothing else.
+
+A kind says how its examples are seen (`Kind.view`). What is not a real number is dequantised (Theis et al. 2016,
+arXiv:1511.01844): a value becomes a cell of the rows' space, and a random point of it. By Jensen's inequality
+
+    log p(x) >= E[log p(rows) + w],    w = -log q(rows | x)
+
+with q the density of the rows that stand for x; where x is real throughout, the map is a bijection and both are equal.
+
+Shapes: B batch, E elements of an example, V numbers of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gencli import registry
+from gencli.rng import ExampleStreams, Rng
+from gencli.spec import Batch, Spec
+
+_FLAG = 2.0  # width of a cell of 0 or 1, of which the two lie on either side of 0
+
+
+class View(nn.Module):
+    """An invertible map between examples and rows of V real numbers of about unit scale.
+
+    Attributes:
+        size: V.
+        names: what each number is, for messages.
+        exact: a density through it is exact; otherwise, dequantised or filled in, it is a bound.
+        density: whether there are real numbers among the elements: what is measured is a density, not a probability.
+        constant: whether a number may well be the same in every example, such as a pixel at the border.
+    """
+
+    size: int
+    names: tuple[str, ...]
+    exact: bool
+    density: bool
+    constant: bool = False
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        """Rows (B, V), and w (B,) with log p(x) >= E[log p(rows) + w]; both float64.
+
+        `rng` None: the middle of each cell, no noise.
+        """
+        raise NotImplementedError
+
+    def inverse(self, rows: Tensor) -> Batch:
+        """The examples of rows (B, V), whatever the noise; what no example can be becomes the nearest that can."""
+        raise NotImplementedError
+
+    def protocol(self) -> dict[str, Any]:
+        """How a likelihood through this view came about, for the record of a score."""
+        return ({"density": True} if self.density else {}) | ({} if self.exact else {"dequantisation": "uniform"})
+
+
+def view_of(spec: Spec) -> View:
+    """How families that know nothing but real numbers see the examples of a Spec."""
+    return registry.kind_of(spec).view(spec)
+
+
+def noise_of_pass(first: int, count: int, device: torch.device | str = "cpu") -> Rng:
+    """Noise of examples `first` ... of a pass over the data, the same in every pass, for phases without steps."""
+    return ExampleStreams(0, torch.arange(first, first + count), "view", device)
+
+
+class Standardised(View):
+    """Elements with a mean and a scale each: r = (x - mean) / scale.
+
+    An element with a step is a whole multiple of it away from its mean's cell: x + step u, u uniform in (-1/2, 1/2),
+    stands for it. An element that may be missing has a number more, a flag, in (0, 2) if it is missing (NaN) and in
+    (-2, 0) if not; the value of one that is missing is standard normal noise.
+
+    Args:
+        shape: that of an example.
+        mean, scale, step, low, high: of each element, or one for all; step 0: real; low and high: where the inverse
+            ends.
+        missing: which elements may be missing.
+        names: of the elements.
+        dtype: of the examples.
+        grid: where the multiples of the steps are counted from.
+        lengths: whether examples say their length, which is the first number of `shape` for all.
+        constant: as the attribute.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    step: Tensor
+    low: Tensor
+    high: Tensor
+    grid: Tensor
+    fixed: Tensor
+    holes: Tensor
+
+    def __init__(self, shape: Sequence[int], mean: Sequence[float] | float = 0.0, scale: Sequence[float] | float = 1.0,
+                 *, step: Sequence[float] | float = 0.0, low: Sequence[float] | float = -math.inf,
+                 high: Sequence[float] | float = math.inf, grid: Sequence[float] | float = 0.0,
+                 missing: Sequence[bool] | bool = False, names: Sequence[str] | None = None,
+                 dtype: torch.dtype = torch.float32, lengths: bool = False, constant: bool = False):
+        super().__init__()
+        self.shape, self.dtype, self.lengths, self.constant = tuple(shape), dtype, lengths, constant
+        count = math.prod(self.shape)
+
+        def each(value: Any) -> Tensor:
+            return torch.as_tensor(value, dtype=torch.float64).flatten().expand(count).clone()
+
+        width = each(step)
+        unit = (each(scale).square() + width.square() / 12).sqrt()  # of a sum of independent numbers: the noise is one
+        fixed = torch.where(width > 0, width, 1.0).log() - unit.log()  # w of an element that is there
+        for name, value in {"mean": each(mean), "scale": unit, "step": width, "low": each(low), "high": each(high),
+                            "grid": each(grid), "fixed": fixed, "holes": each(missing).nonzero()[:, 0]}.items():
+            self.register_buffer(name, value, persistent=False)  # the spec has them
+        own = tuple(names) if names is not None else tuple(f"number {i + 1}" for i in range(count))
+        self.names = (*own, *(f"{own[i]} missing" for i in self.holes.tolist()))
+        self.size = len(self.names)
+        self.stepped = bool((width > 0).any())
+        self.exact = not self.stepped and not len(self.holes)
+        self.density = not bool((width > 0).all())
+        self.bounded = bool((self.low.isfinite() | self.high.isfinite()).any())
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        x = batch.x.flatten(1).double()
+        if self.stepped and rng is not None:
+            x = x + self.step * (rng.uniform(x.shape[1], dtype=torch.float64) - 0.5)
+        rows = (x - self.mean) / self.scale
+        if not len(self.holes):
+            return rows, self.fixed.sum().expand(rows.shape[0])
+        absent = rows.isnan()
+        noise = torch.zeros_like(rows) if rng is None else rng.normal(rows.shape[1], dtype=torch.float64)
+        rows = torch.where(absent, noise, rows)
+        weight = torch.where(absent, 0.5 * (noise.square() + math.log(2 * math.pi)), self.fixed).sum(1)
+        flags, volume = _flags(absent[:, self.holes], rng)
+        return torch.cat([rows, flags], dim=1), weight + volume
+
+    def inverse(self, rows: Tensor) -> Batch:
+        values, flags = rows.double().split([len(self.mean), len(self.holes)], dim=1)
+        x = self.mean + self.scale * values
+        if self.stepped:
+            x = torch.where(self.step > 0, self.grid + self.step * torch.round((x - self.grid) / self.step), x)
+        if self.bounded:
+            x = torch.minimum(torch.maximum(x, self.low), self.high)
+        if len(self.holes):
+            absent = torch.zeros_like(x, dtype=torch.bool)
+            absent[:, self.holes] = flags >= 0
+            x = torch.where(absent, torch.nan, x)
+        x = x.to(self.dtype).unflatten(1, self.shape)
+        lengths = torch.full((len(x),), self.shape[0], device=x.device) if self.lengths else None
+        return Batch(x, lengths=lengths)
+
+
+class OneHot(View):
+    """One element that takes the values 0..K-1: K flags, of which its own is in (0, 2) and the others are in (-2, 0).
+
+    It is the place of the largest of them. An element that may be missing (NaN) takes a value more.
+    """
+
+    exact = False
+    density = False
+
+    def __init__(self, name: str, values: Sequence[str], missing: bool = False):
+        super().__init__()
+        self.values, self.missing = len(values), missing
+        self.names = tuple(f"{name} = {value}" for value in (*values, *(["missing"] if missing else [])))
+        self.size = len(self.names)
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        code = batch.x.flatten(1)[:, 0].double()
+        code = torch.where(code.isnan(), float(self.values), code).long()
+        return _flags(F.one_hot(code, self.size).bool(), rng)
+
+    def inverse(self, rows: Tensor) -> Batch:
+        code = rows.argmax(1, keepdim=True).double()
+        return Batch(torch.where(code >= self.values, torch.nan, code) if self.missing else code)
+
+
+class Columns(View):
+    """Views of some elements each, side by side: `parts` are (numbers of the elements, view) and cover all, (B, E)."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], View]]):
+        super().__init__()
+        self.places = [list(places) for places, _ in parts]
+        self.parts = nn.ModuleList(view for _, view in parts)
+        self.order = torch.tensor([place for places in self.places for place in places]).argsort().tolist()
+        views = [view for _, view in parts]
+        self.sizes = [view.size for view in views]
+        self.size = sum(self.sizes)
+        self.names = tuple(name for view in views for name in view.names)
+        self.exact = all(view.exact for view in views)
+        self.density = any(view.density for view in views)
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        rows, weights = zip(*(view(Batch(batch.x[:, places]), rng)
+                              for places, view in zip(self.places, self.parts, strict=True)), strict=True)
+        return torch.cat(rows, dim=1), torch.stack(weights).sum(0)
+
+    def inverse(self, rows: Tensor) -> Batch:
+        parts = rows.split(self.sizes, dim=1)
+        x = [view.inverse(part).x.double()  # type: ignore[operator]
+             for view, part in zip(self.parts, parts, strict=True)]
+        return Batch(torch.cat(x, dim=1)[:, self.order])
+
+
+def _flags(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
+    """(B, F) bool -> numbers in (0, 2) where it is on and in (-2, 0) where not, and w (B,)."""
+    u = 0.5 if rng is None else rng.uniform(on.shape[1], dtype=torch.float64)
+    return _FLAG * (on.double() - 1 + u), on.new_full((len(on),), on.shape[1] * math.log(_FLAG), dtype=torch.float64)
