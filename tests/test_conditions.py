@@ -14,6 +14,7 @@ from PIL import Image
 
 from gencli import inference, registry, runs
 from gencli.data import load
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.audio import Audio, AudioSpec
 from gencli.kinds.image import Images, ImageSpec

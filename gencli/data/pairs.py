@@ -115,7 +115,7 @@ def condition_request(request: Request, examples: Examples) -> Request:
 
 def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The Spec of examples with the condition that `--condition NAME=ARGUMENT` derives from whole ones, and how."""
-    name, _, argument = request.general.condition.partition("=")
+    name, _, argument = (request.general.condition or "").partition("=")
     if name in kind.offered:
         raise DataError(f"--condition {name}: the {kind.plural} of {request.name} come without a {name}")
     if name not in kind.conditions:

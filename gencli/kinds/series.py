@@ -183,9 +183,9 @@ class SeriesExamples(Examples):
         if len(self) != 1:
             return super().cut(holdout)
         x = self.series[0]
-        end, start, stop = self.borders or (max(round(len(x) * (1 - holdout)), 1), None, len(x))
-        start = end if start is None else start
-        if not 0 < end <= start < stop <= len(x) and (self.borders or len(x) > 1):
+        place = min(max(round(len(x) * (1 - holdout)), 1), max(len(x) - 1, 1))
+        end, start, stop = self.borders or (place, place, len(x))
+        if self.borders and not 0 < end <= start < stop <= len(x):
             raise UsageError(f"--borders {end},{start},{stop}: {self.name} has {len(x)} steps; expected the end of the "
                              f"training part, and beginning and end of the test part")
         test = x[max(start - self.context, 0) : stop]
@@ -205,8 +205,8 @@ class SeriesExamples(Examples):
         scale = np.nanstd(values, 0)
         return SeriesSpec(columns=self.columns, length=window or max(lengths), fixed=bool(window) or len(lengths) == 1,
                           mean=np.nanmean(values, 0).tolist(), scale=np.where(scale > 0, scale, 1).tolist(),
-                          missing=tuple(name for name, gone in zip(self.columns, np.isnan(values).any(0), strict=True)
-                                        if gone),
+                          missing=tuple(name for name, gone in zip(self.columns, np.isnan(values).any(0).tolist(),
+                                                              strict=True) if gone),
                           clock=self.clock, court=self.court, classes=classes)
 
     def fit(self, spec: SeriesSpec, request: Request, limit: int | None) -> Dataset:
@@ -237,7 +237,7 @@ class SeriesExamples(Examples):
         part = self.take(origin[:, 0].tolist()) if self.labels else self
         labels = part._numbers(spec.classes)
         print_of = fingerprint(*series, labels, lengths, repr((spec.length, spec.fixed, stride)).encode())
-        protocol = {"window": spec.length, "stride": stride} if spec.fixed else {"length": spec.length}
+        protocol: dict[str, Any] = {"window": spec.length, "stride": stride} if spec.fixed else {"length": spec.length}
         if spec.clock:
             protocol["step"] = str(spec.clock)
         data = part._dataset(spec, examples, lengths=lengths, origin=origin, fingerprint=print_of, protocol=protocol,
@@ -318,11 +318,12 @@ def _table(source: Source, request: Request) -> SeriesExamples:
             places.setdefault("label", cells.columns.index("label"))
     free = [i for i in range(len(columns)) if i not in places.values()]
     if "time" not in places:
-        places |= {"time": found for found in [next((i for i in free if _formats(columns[i])), None)]
-                   if found is not None}
+        dates = [i for i in free if _formats(columns[i])]
+        places |= dict(zip(("time",), dates, strict=False))
     free = [i for i in free if i not in places.values()]
     if not free:
-        raise DataError(f"{name} has no column of numbers besides {shorten([cells.columns[i] for i in places.values()])}")
+        others = shorten([cells.columns[i] for i in places.values()])
+        raise DataError(f"{name} has no column of numbers besides {others}")
     numbers = np.array([line for line, _ in rows])
     values = np.stack([_values(columns[i], cells.columns[i], numbers, name, request) for i in free], 1)
     keys = columns[places["series"]] if "series" in places else [""] * len(rows)
@@ -489,8 +490,8 @@ def _frames(source: Source) -> np.ndarray:
     for line, text in enumerate(decode(bytes_of(content), name).splitlines(), 1):
         if not (cells := text.split()):
             continue
-        values = [number(cell) for cell in (cells[0], *cells[2:4])]
-        if len(cells) < 4 or not all(value is not None and math.isfinite(value) for value in values):
+        values = [value for cell in (cells[0], *cells[2:4]) if (value := number(cell)) is not None]
+        if len(values) < 3 or not all(map(math.isfinite, values)):
             raise DataError(f"{name}: line {line}: {printable(text)[:40]!r}; expected a frame, an agent, x, y and "
                             f"perhaps a group")
         frame, x, y = values
@@ -634,7 +635,8 @@ def _on_court(x: np.ndarray) -> Drawing:
         return list(zip((x + radius * np.cos(angles)).tolist(), (y + radius * np.sin(angles)).tolist(), strict=True))
 
     reach = math.degrees(math.asin(22 / 23.75))  # where the arc of three points meets the lines beside the corners
-    half = [[(0, 17), (19, 17), (19, 33), (0, 33)], arc(19, 25, 6, 0, 360), arc(5.25, 25, 0.75, 0, 360),
+    half: list[list[tuple[float, float]]] = [
+            [(0, 17), (19, 17), (19, 33), (0, 33)], arc(19, 25, 6, 0, 360), arc(5.25, 25, 0.75, 0, 360),
             [(4, 22), (4, 28)], arc(5.25, 25, 4, -90, 90),
             [(0, 3), *arc(5.25, 25, 23.75, -reach, reach), (0, 47)]]
     mirrored = [[(width - x, y) for x, y in path] for path in half]
@@ -750,6 +752,7 @@ def _past(spec: SeriesSpec, argument: str) -> tuple[SeriesSpec, Callable[[Datase
     rest = spec.model_copy(update={"length": spec.length - count, "condition": past})
 
     def split(data: Dataset) -> Dataset:
+        assert data.lengths is not None
         lengths = torch.full((len(data),), count)
         before = replace(data, spec=past, examples=data.examples[:, :count], labels=None, lengths=lengths)
         return replace(data, spec=rest, examples=data.examples[:, count:], lengths=data.lengths - lengths,
@@ -851,7 +854,8 @@ class Series(Kind):
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[SeriesSpec, dict[str, Any]]:
         """Windows are as long as those of the model."""
-        return spec, {**options, "window": options.get("window") or (self.undivided(spec).length if spec.fixed else None)}
+        window = self.undivided(spec).length if spec.fixed else None
+        return spec, {**options, "window": options.get("window") or window}
 
     def undivided(self, spec: Any) -> SeriesSpec:
         """Of what was divided into past and future, both."""
