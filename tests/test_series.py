@@ -41,20 +41,20 @@ def read(path, **options):
 def test_the_step_is_found_and_told(stamps, step, tmp_path):
     data, notes = read(table(tmp_path / "a.csv", stamps), window=2)
     assert str(data.spec.clock) == step and f"step {step} in column date" in notes
-    assert [x[0, 0] for x in data.examples.tolist()] == list(range(len(stamps) - 1))
-    if not stamps[0][0:2] == "1/":  # written with two digits
+    assert data.examples[:, 0, 0].tolist() == list(range(len(stamps) - 1))
+    if not stamps[0].startswith("1/"):  # written with two digits
         assert data.spec.clock.stamps(len(stamps)) == stamps
 
 
 def test_gaps_are_missing_and_doubled_stamps_are_named(tmp_path):
-    path = table(tmp_path / "gap.csv", ["2020-01-01", "2020-01-02", "2020-01-05", "2020-01-06"])
+    path = table(tmp_path / "gap.csv", ["2020-01-01", "2020-01-02", "2020-01-05", "2020-01-06", "2020-01-07"])
     data, notes = read(path, window=6)
     assert "1 gap of 2 missing steps (before 2020-01-05)" in notes and data.spec.missing == ("x",)
     assert np.array_equal(data.examples[0, :, 0].numpy(), [0, 1, np.nan, np.nan, 2, 3], equal_nan=True)
     twice = table(tmp_path / "twice.csv", ["2020-01-01", "2020-01-02", "2020-01-02", "2020-01-03"])
     with pytest.raises(DataError, match=r"line 4: date is 2020-01-02 for the second time \(1 such lines\)"):
         read(twice)
-    assert read(twice, window=3, skip_bad=True)[0].examples.flatten().tolist() == [0, 1, 3]
+    assert read(twice, window=2, skip_bad=True)[0].examples.flatten().tolist() == [0, 1, 1, 3]
     with pytest.raises(DataError, match="line 4: the time goes back from 2020-01-03 to 2020-01-02; sort"):
         read(table(tmp_path / "back.csv", ["2020-01-01", "2020-01-03", "2020-01-02"]))
     with pytest.raises(DataError, match="span .* steps"):
@@ -127,7 +127,8 @@ def test_plays_of_the_nba(real_data):
 
 @pytest.mark.parametrize(("name", "steps", "step"), [("airline-passengers", 144, "1 month"),
                                                      ("daily-min-temperatures", 3650 + 2, "1 day"),
-                                                     ("monthly-sunspots", 2820, "1 month"), ("dowjones", 649, "1 month")])
+                                                     ("monthly-sunspots", 2820, "1 month"),
+                                                     ("dowjones", 649, "1 month")])
 def test_real_tables_are_read_wholly(name, steps, step, real_data):
     data, _ = read(str(real_data / "timeseries" / f"{name}.csv"), window=1)
     assert len(data) == steps and str(data.spec.clock) == step
