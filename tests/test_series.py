@@ -55,9 +55,9 @@ def test_gaps_are_missing_and_doubled_stamps_are_named(tmp_path):
     with pytest.raises(DataError, match=r"line 4: date is 2020-01-02 for the second time \(1 such lines\)"):
         read(twice)
     assert read(twice, window=2, skip_bad=True)[0].examples.flatten().tolist() == [0, 1, 1, 3]
-    with pytest.raises(DataError, match="line 4: the time goes back from 2020-01-03 to 2020-01-02; sort"):
+    with pytest.raises(DataError, match=r"line 4: the time goes back from 2020-01-03 to 2020-01-02; sort"):
         read(table(tmp_path / "back.csv", ["2020-01-01", "2020-01-03", "2020-01-02"]))
-    with pytest.raises(DataError, match="span .* steps"):
+    with pytest.raises(DataError, match=r"span .* steps"):
         read(table(tmp_path / "far.csv", ["0001-01-01 00:00:00", "0001-01-01 00:00:01", "9000-01-01 00:00:00"]))
 
 
@@ -70,7 +70,7 @@ def test_held_out_by_time_and_standardised_by_the_training_part(tmp_path):
     borders = {"window": 10, "borders": "100,120,180"}
     assert len(read(path, split="train", **borders)[0]) == 91
     assert read(path, split="test", **borders)[0].examples.aminmax() == (120, 179)
-    with pytest.raises(UsageError, match="--borders 100,120,201: .* has 200 steps"):
+    with pytest.raises(UsageError, match=r"--borders 100,120,201: .* has 200 steps"):
         read(path, split="train", window=10, borders="100,120,201")
     with pytest.raises(UsageError, match="--window 500"):
         read(path, split="train", window=500)

@@ -205,8 +205,7 @@ class SeriesExamples(Examples):
         scale = np.nanstd(values, 0)
         return SeriesSpec(columns=self.columns, length=window or max(lengths), fixed=bool(window) or len(lengths) == 1,
                           mean=np.nanmean(values, 0).tolist(), scale=np.where(scale > 0, scale, 1).tolist(),
-                          missing=tuple(name for name, gone in zip(self.columns, np.isnan(values).any(0).tolist(),
-                                                              strict=True) if gone),
+                          missing=tuple(name for i, name in enumerate(self.columns) if np.isnan(values[:, i]).any()),
                           clock=self.clock, court=self.court, classes=classes)
 
     def fit(self, spec: SeriesSpec, request: Request, limit: int | None) -> Dataset:
