@@ -19,7 +19,7 @@ from gencli.rng import StepStream, generator
 
 CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
          for kind in family.kinds]
-ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "strokes": "svg"}
+ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "strokes": "svg", "series": "csv"}
 VARIABLE = {"text", "audio", "strokes"}  # kinds whose examples have lengths of their own
 
 
