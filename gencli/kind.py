@@ -45,6 +45,7 @@ class Rate:
         factor: units of the rate for one nat of the reported mean.
         per: (N,) how much of the unit each example has, where that differs, e.g. its characters.
         exponential: report exp of the mean instead: a perplexity.
+        density: whether it means something for a density of continuous numbers too.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Rate:
     factor: float = 1 / math.log(2)
     per: Tensor | None = None
     exponential: bool = False
+    density: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class Kind:
         shown: how many are shown.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
-            that gives the Spec of the condition, and a function from a batch of examples to one of conditions.
+            that gives the Spec of examples with their condition, and a function from a data set of whole examples
+            (`undivided`) to one of examples with conditions; `deriving` makes both where the example stays whole.
         offered: names of what files may hold beside the examples, for these to be made from (`Examples.offers`).
     """
 
@@ -154,7 +157,7 @@ class Kind:
     terminal: ClassVar[str | None] = None
     shown: ClassVar[Shown] = Shown()
     whole: ClassVar[Mapping[str, Any]] = {}
-    conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Batch], Batch]]]]] = {}
+    conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Dataset], Dataset]]]]] = {}
     offered: ClassVar[tuple[str, ...]] = ()
 
     # --- reading
@@ -170,10 +173,6 @@ class Kind:
     def claims(self, array: np.ndarray) -> bool:
         """Whether an array (N, ...) may hold examples of this kind, judged by its shape."""
         return False
-
-    def claims_if_asked(self, array: np.ndarray) -> bool:
-        """The same where `--kind` says that it holds such examples: then also what is rather of another kind."""
-        return self.claims(array)
 
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
@@ -226,6 +225,13 @@ class Kind:
     def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The options with which what examples are made from is read, if it is of this kind too."""
         return dict(options)
+
+    def undivided(self, spec: Any) -> specs.Spec:
+        """The Spec of whole examples, where a part of each became what those of `spec` are made from.
+
+        Default: an example stays whole.
+        """
+        return spec
 
     def match(self, examples: Examples, condition: Examples, request: Request) -> list[tuple[int, str]]:
         """Examples that do not fit what they are made from, with the reason: (number, reason)."""
@@ -334,6 +340,12 @@ class Kind:
 
 def _completable() -> list[Kind]:
     return [kind for name in registry.kinds if type(kind := registry.kind(name)).partial is not Kind.partial]
+
+
+def deriving(spec: Spec, condition: Spec,
+             derive: Callable[[Batch], Batch]) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """One of `Kind.conditions` where a condition is made of each batch of examples, which stay as they are."""
+    return spec.model_copy(update={"condition": condition}), lambda data: replace(data, derive=derive)
 
 
 def alike(a: Spec, b: Spec) -> bool:

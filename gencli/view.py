@@ -151,7 +151,8 @@ class Standardised(View):
             absent[:, self.holes] = flags >= 0
             x = torch.where(absent, torch.nan, x)
         x = x.to(self.dtype).unflatten(1, self.shape)
-        lengths = torch.full((len(x),), self.shape[0], device=x.device) if self.lengths else None
+        # Not of len(x): an exported graph takes any number of rows.
+        lengths = torch.full_like(x.flatten(1)[:, 0], self.shape[0], dtype=torch.int64) if self.lengths else None
         return Batch(x, lengths=lengths)
 
 

@@ -110,6 +110,12 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gmm", "strokes"): ["--components", "2"],
     ("vae", "strokes"): ["--latent", "2", "--width", "8"],
     ("flow", "strokes"): ["--layers", "1", "--width", "8", "--depth", "1"],
+    ("vae", "series"): ["--latent", "2", "--width", "8", "--window", "6"],
+    ("gan", "series"): ["--latent", "2", "--width", "8", "--window", "6"],
+    ("gaussian", "series"): ["--window", "6"],
+    ("gmm", "series"): ["--components", "2", "--window", "6"],
+    ("flow", "series"): ["--layers", "2", "--width", "8", "--depth", "1", "--window", "6"],
+    ("classifier", "series"): ["--width", "8", "--features", "4", "--window", "6"],
     ("classifier", "strokes"): ["--width", "4", "--features", "8"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
@@ -125,8 +131,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
-    a folder of 96 recordings of 90 to 150 samples, tones of two pitches; and 96 drawings of 5 to 9 points, boxes and
-    stairs; 24 films of 4 frames in two classes."""
+    a folder of 96 recordings of 90 to 150 samples, tones of two pitches; 96 drawings of 5 to 9 points, boxes and
+    stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -149,9 +155,13 @@ def make_small_data(folder: Path) -> dict[str, Path]:
         films[::2, frame, :, frame] = 240
         films[1::2, frame, frame] = 240
     np.savez(folder / "films.npz", clips=films, y=np.arange(24) % 2)
+    steps = random.integers(6, 11, 96)
+    walks = [random.normal([0, 5], [1, 2], (count, 2)).cumsum(0) * (1, -1)[i % 2] for i, count in enumerate(steps)]
+    np.savez(folder / "series.npz", series=np.concatenate(walks), offsets=np.pad(steps.cumsum(), (1, 0)), labels=labels)
     return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
             "audio": folder / "sounds", "strokes": folder / "drawings.ndjson",
-            "video": folder / "films.npz"}
+            "video": folder / "films.npz",
+            "series": folder / "series.npz"}
 
 
 @pytest.fixture(scope="session")

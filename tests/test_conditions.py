@@ -14,6 +14,7 @@ from PIL import Image
 
 from gencli import inference, registry, runs
 from gencli.data import load
+from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.audio import Audio, AudioSpec
 from gencli.kinds.image import Images, ImageSpec
@@ -1000,7 +1001,9 @@ def test_model_files_of_older_versions_are_read(gencli, small_run, tmp_path):
 
 def test_derived_conditions_are_those_of_the_kind():
     spec = ImageSpec(channels=1, height=6, width=4)
-    small, derive = Images.conditions["downscale"](spec, "2")
-    assert small.shape == (1, 3, 2) and derive(Batch(torch.ones(2, 1, 6, 4))).x.eq(1).all()
+    pair, divide = Images.conditions["downscale"](spec, "2")
+    whole = Dataset("data", "all", pair, torch.ones(2, 1, 6, 4))
+    assert pair.condition.shape == (1, 3, 2)
+    assert divide(whole).derive(Batch(whole.examples)).x.eq(1).all()
     sound = AudioSpec(rate=8000, length=10, classes=("a", "b"))
-    assert Audio.conditions["mel"](sound, "")[0] == sound.model_copy(update={"classes": ()})
+    assert Audio.conditions["mel"](sound, "")[0].condition == sound.model_copy(update={"classes": ()})

@@ -19,7 +19,8 @@ from gencli.rng import StepStream, generator
 
 CASES = [(family, kind) for family in registry.families.values() if family.source == "gencli"
          for kind in family.kinds]
-ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "strokes": "svg", "video": "gif"}
+ENDING = {"image": "png", "vector": "csv", "text": "txt", "audio": "wav", "strokes": "svg", "video": "gif",
+          "series": "csv"}
 VARIABLE = {"text", "audio", "strokes"}  # kinds whose examples have lengths of their own
 
 
@@ -53,7 +54,8 @@ def given(model, data):
 
 
 # The options with which a sample is the decoded code of its seed, where that is not the default (README, "Paths").
-OF_CODES = {("vae", "vector"): {"draw": False}, ("vae", "strokes"): {"draw": False}, ("rbm", "vector"): {"draw": False},
+OF_CODES = {("vae", "vector"): {"draw": False},
+            ("vae", "series"): {"draw": False}, ("vae", "strokes"): {"draw": False}, ("rbm", "vector"): {"draw": False},
             ("unet", "image"): {"draw": True}}
 
 

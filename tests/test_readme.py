@@ -15,6 +15,7 @@ from gencli.app import app
 from gencli.data.known import KNOWN
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
@@ -156,10 +157,11 @@ def test_entry_points():
 SPECS = [ImageSpec(channels=1, height=2, width=2), VectorSpec(columns=("a",), mean=(0.0,), scale=(1.0,)),
          TextSpec(vocabulary=("<unk>", "<end>", "a"), length=1), AudioSpec(rate=8000, length=1),
          StrokesSpec(length=1, scale=1.0),
-         VideoSpec(frames=2, channels=1, height=2, width=2)]
+         VideoSpec(frames=2, channels=1, height=2, width=2),
+         SeriesSpec(columns=("a",), length=1, mean=(0.0,), scale=(1.0,))]
 EXAMPLES = [Batch(torch.zeros(1, 1, 2, 2)), Batch(torch.zeros(1, 1)), Batch(torch.tensor([[2]])),
             Batch(torch.zeros(1, 1)), Batch(torch.ones(1, 1, 3), lengths=torch.tensor([1])),
-            Batch(torch.zeros(1, 2, 1, 2, 2))]
+            Batch(torch.zeros(1, 2, 1, 2, 2)), Batch(torch.zeros(1, 1, 1), lengths=torch.tensor([1]))]
 
 
 def test_every_kind_has_a_column_of_formats():

@@ -214,5 +214,5 @@ def _spec(kind: Kind, train: Examples, request: Request, classes: tuple[str, ...
         condition = kind.condition_spec(train, spec, train.condition, pairs.condition_request(request, train))
         return spec.model_copy(update={"condition": condition})
     if request.general.condition:
-        return spec.model_copy(update={"condition": pairs.derived(kind, spec, request)[0]})
+        return pairs.derived(kind, spec, request)[0]
     return spec

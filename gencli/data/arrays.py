@@ -13,6 +13,7 @@ import numpy as np
 from gencli import registry
 from gencli.errors import DataError
 from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
+from gencli.kind import Kind
 from gencli.limits import check_archive
 from gencli.ragged import load_ragged
 
@@ -38,9 +39,9 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
         raise DataError(f"{name} holds {array.dtype} values; expected numbers")
     claiming = [other for other in all_kinds() if other.claims(array)] if array.size else []
     wanted = kind or request.general.kind
-    if named := [other for other in claiming if other.array == key and not wanted]:
+    if named := [other for other in all_kinds() if other.array == key != Kind.array and not wanted]:
         claiming = named
-    if wanted and (not claiming or registry.kind(wanted).claims_if_asked(array)):
+    if wanted and registry.kind(wanted) not in claiming:
         claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:

@@ -19,7 +19,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import Examples, Request, Splits, with_condition
 from gencli.kind import Kind, alike, describe
-from gencli.spec import Batch, Spec
+from gencli.spec import Spec
 
 
 def paired(splits: Splits, request: Request) -> Splits:
@@ -84,12 +84,16 @@ def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> 
             request.notify(f"{request.name}: what the examples are made from is left out: the model takes nothing")
         return examples.fit(spec, request, limit)
     if examples.condition is None:
-        own, derive = derived(kind, spec, request)
-        if not alike(own, spec.condition):
-            raise DataError(f"--condition {request.general.condition} makes {describe(own)} of the examples of "
-                            f"{request.name}; expected {describe(spec.condition)}")
-        data = examples.fit(spec, request, limit)
-        return replace(data, derive=derive, protocol={**data.protocol, "condition": request.general.condition})
+        if not request.general.condition:
+            raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from "
+                            f"one of {registry.kind_of(spec.condition).plural}{_ways(kind)}")
+        own, divide = derived(kind, kind.undivided(spec), request)
+        assert own.condition is not None
+        if not alike(own.condition, spec.condition):
+            raise DataError(f"--condition {request.general.condition} makes {describe(own.condition)} of the examples "
+                            f"of {request.name}; expected {describe(spec.condition)}")
+        data = divide(examples.fit(kind.undivided(spec), request, limit))
+        return replace(data, spec=spec, protocol={**data.protocol, "condition": request.general.condition})
     if spec.condition.kind != examples.condition.kind:
         raise DataError(f"the examples of {request.name} are made from {examples.condition.describe()}; expected "
                         f"{registry.kind_of(spec.condition).describe(spec.condition)}")
@@ -109,13 +113,9 @@ def condition_request(request: Request, examples: Examples) -> Request:
     return replace(request, options=options)
 
 
-def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Batch], Batch]]:
-    """The Spec of the condition that `--condition NAME=ARGUMENT` derives from examples, and how."""
-    if not request.general.condition:
-        assert spec.condition is not None
-        raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from one of "
-                        f"{registry.kind_of(spec.condition).plural}{_ways(kind)}")
-    name, _, argument = request.general.condition.partition("=")
+def derived(kind: Kind, spec: Spec, request: Request) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """The Spec of examples with the condition that `--condition NAME=ARGUMENT` derives from whole ones, and how."""
+    name, _, argument = (request.general.condition or "").partition("=")
     if name in kind.offered:
         raise DataError(f"--condition {name}: the {kind.plural} of {request.name} come without a {name}")
     if name not in kind.conditions:

@@ -55,7 +55,7 @@ class Flow(Model):
     """An invertible network from examples to standard normal codes."""
 
     Config = FlowConfig
-    kinds = frozenset({"image", "vector", "strokes", "video"})
+    kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "warmup": 100, "schedule": "cosine", "grad_clip": 5.0,
                 "ema": 0.999}
     config: FlowConfig

@@ -76,7 +76,7 @@ class GAN(Model):
     """
 
     Config = GANConfig
-    kinds = frozenset({"image", "vector", "video"})
+    kinds = frozenset({"image", "vector", "video", "series"})
     block = 16  # projection costs hundreds of passes through the generator: waste few on surplus examples
     defaults = {"lr": 5e-4, "batch_size": 64, "ema": 0.999}
     smallest_batch = 2  # for batch normalisation, and for the diversity of examples

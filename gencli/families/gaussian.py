@@ -35,7 +35,7 @@ class Gaussian(Model):
     """N(centre, L L^T) of the rows of the view, with prior z = N(0, I) and row = centre + L z."""
 
     Config = GaussianConfig
-    kinds = frozenset({"image", "vector", "strokes", "video"})
+    kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"epochs": 1, "batch_size": 1024}
     config: GaussianConfig
     _mean: Tensor

@@ -44,7 +44,7 @@ class GMM(Model):
     """Weights (K,), means (K, D) and factors of K Gaussians, in standardised units."""
 
     Config = GMMConfig
-    kinds = frozenset({"image", "vector", "strokes", "video"})
+    kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"epochs": 100, "batch_size": 1024, "log_every": 1}
     config: GMMConfig
 

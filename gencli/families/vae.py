@@ -48,7 +48,7 @@ class VAE(Model):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
     Config = VAEConfig
-    kinds = frozenset({"image", "vector", "strokes", "video"})
+    kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     likelihood = "bound"
     config: VAEConfig

@@ -21,7 +21,7 @@ from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
 from gencli.format import Format, Rows
-from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
 from gencli.limits import PACKED
 from gencli.spec import Batch, Spec
@@ -265,11 +265,11 @@ def _loud(loudness: Tensor, decibels: float) -> slice:
     return slice(int(loud[0]), int(loud[-1]) + 1) if len(loud) else slice(0, len(loudness))
 
 
-def _itself(spec: AudioSpec, argument: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+def _itself(spec: AudioSpec, argument: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The recording itself, of which a vocoder sees the log-mel spectrogram alone."""
     if argument:
         raise UsageError(f"--condition mel={argument}: expected mel alone; the family says how many bands it sees")
-    return spec.model_copy(update={"classes": ()}), lambda batch: Batch(batch.x, lengths=batch.lengths)
+    return deriving(spec, spec.model_copy(update={"classes": ()}), lambda batch: Batch(batch.x, lengths=batch.lengths))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, FileExamples, Request, Source, bytes_of
 from gencli.format import Format, Held
-from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
 from gencli.pictures import (
     ENDINGS,
@@ -356,7 +356,7 @@ class LazyPictures:
 # Conditions that are derived from a picture
 
 
-def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The picture made smaller by a whole factor, bicubic with antialiasing (as Pillow does it), in 8 bits."""
     if not factor.isdigit() or int(factor) < 2 or spec.height % int(factor) or spec.width % int(factor):
         raise UsageError(f"--condition downscale={factor}: expected a whole number of at least 2 that divides "
@@ -371,10 +371,10 @@ def _downscaled(spec: ImageSpec, factor: str) -> tuple[Spec, Callable[[Batch], B
             x = (x * 255).round_().clamp_(0, 255).div_(255)
         return Batch(x.contiguous(memory_format=torch.channels_last))
 
-    return small, derive
+    return deriving(spec, small, derive)
 
 
-def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]]:
+def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
     """The picture with a grey rectangle in its middle, whose sides are this share of its own (Pathak et al. 2016)."""
     try:
         sides = [round(float(share or 0.5) * side) for side in (spec.height, spec.width)]
@@ -390,7 +390,7 @@ def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Batch], Batch]
         x[:, :, top : top + sides[0], left : left + sides[1]] = 0.5
         return Batch(x)
 
-    return spec.model_copy(update={"levels": None, "classes": ()}), derive
+    return deriving(spec, spec.model_copy(update={"levels": None, "classes": ()}), derive)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

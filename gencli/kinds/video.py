@@ -629,9 +629,6 @@ class Videos(Kind):
             return shape[1] not in (1, 3) and shape[3] > 4
         return array.ndim == 5 and not {1, 3}.isdisjoint((shape[2], shape[4]))
 
-    def claims_if_asked(self, array: np.ndarray) -> bool:
-        return array.ndim in (4, 5)
-
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
         """(N, T, H, W), (N, T, H, W, C) or (N, T, C, H, W) with C = 1 or 3: bool or integers 0..255 (binary if none is

@@ -62,14 +62,14 @@ def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
 
 def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
     """The best likelihood or bound in the other units of the kind of the examples."""
-    # A density has no bits: its nats depend on the unit of x.
-    of_data = [m for m in metrics if m.unit.startswith("nats") and not m.protocol.get("density")
-               and (m.name == "nll" or m.kind == "bound")]
+    of_data = [m for m in metrics if m.unit.startswith("nats") and (m.name == "nll" or m.kind == "bound")]
     if not of_data:
         return
     best = min(of_data, key=lambda metric: (metric.name != "nll", metric.value))
     record = {**best.protocol, "from": best.name}
     for rate in registry.kind_of(data.spec).rates(data.spec, data):
+        if best.protocol.get("density") and not rate.density:
+            continue  # a density has no bits: its nats depend on the unit of x
         if rate.exponential:
             value = math.exp(min(best.value, 700.0))  # what a float holds
             error = None if best.error is None else value * best.error
