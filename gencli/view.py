@@ -25,7 +25,8 @@ from gencli.errors import DataError
 from gencli.rng import ExampleStreams, Rng
 from gencli.spec import Batch, Spec
 
-_FLAG = 2.0  # width of a cell of 0 or 1, of which the two lie on either side of 0
+# Width of the cells of flags, around -1 and 1: a normal distribution of narrow and far cells seldom draws the rare one.
+_FLAG = 0.5
 
 
 class View(nn.Module):
@@ -75,8 +76,8 @@ class Standardised(View):
     """Elements with a mean and a scale each: r = (x - mean) / scale.
 
     An element with a step is a whole multiple of it away from its mean's cell: x + step u, u uniform in (-1/2, 1/2),
-    stands for it. An element that may be missing has a number more, a flag, in (0, 2) if it is missing (NaN) and in
-    (-2, 0) if not; the value of one that is missing is standard normal noise.
+    stands for it. An element that may be missing has a number more, a flag, about 1 if it is missing (NaN) and about -1
+    if not; the value of one that is missing is standard normal noise.
 
     Args:
         shape: that of an example.
@@ -157,7 +158,7 @@ class Standardised(View):
 
 
 class OneHot(View):
-    """One element that takes the values 0..K-1: K flags, of which its own is in (0, 2) and the others are in (-2, 0).
+    """One element that takes the values 0..K-1: K flags, of which its own is about 1 and the others are about -1.
 
     It is the place of the largest of them. An element that may be missing (NaN) takes a value more.
     """
@@ -274,6 +275,6 @@ class _Steps:
 
 
 def _flags(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
-    """(B, F) bool -> numbers in (0, 2) where it is on and in (-2, 0) where not, and w (B,)."""
+    """(B, F) bool -> numbers about 1 where it is on and about -1 where not, and w (B,)."""
     u = 0.5 if rng is None else rng.uniform(on.shape[1], dtype=torch.float64)
-    return _FLAG * (on.double() - 1 + u), on.new_full((len(on),), on.shape[1] * math.log(_FLAG), dtype=torch.float64)
+    return 2 * on.double() - 1 + _FLAG * (u - 0.5), on.new_full((len(on),), on.shape[1] * math.log(_FLAG), dtype=torch.float64)
