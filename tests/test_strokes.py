@@ -566,7 +566,7 @@ def test_the_view_is_a_bound_that_can_be_reached():
     middle, _ = view(batch(*drawings), None)
     scale = math.sqrt(2.0**2 + 1 / 12)  # of offsets, which uniform noise widens
     pen = math.sqrt(0.5**2 + 1 / 12)
-    width = torch.tensor([1 / scale, 1 / scale, 1 / pen] * 2 + [2.0] * 2, dtype=torch.float64)
+    width = torch.tensor([1 / scale, 1 / scale, 1 / pen] * 2 + [0.5] * 2, dtype=torch.float64)
     for row, centre, drawing, w in zip(rows, middle, drawings, weight, strict=True):
         there = torch.tensor([True] * 3 + [len(drawing) > 1] * 3 + [True] * 2)
         assert ((row - centre).abs() <= width / 2 + 1e-9)[there].all()
