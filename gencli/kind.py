@@ -174,6 +174,10 @@ class Kind:
         """Whether an array (N, ...) may hold examples of this kind, judged by its shape."""
         return False
 
+    def takes(self, array: np.ndarray) -> bool:
+        """The same where `--kind` says that it holds such examples: then also what is rather of another kind."""
+        return self.claims(array)
+
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
         """The examples of an array that `claims` accepts, or that the user says is of this kind.

@@ -64,7 +64,6 @@ def couplings(model):
 BOARD = ((torch.arange(4)[:, None] + torch.arange(3)) % 2 == 0)[None]
 STRIPES = torch.tensor([True, False, True]).view(3, 1, 1)
 BIJECTIONS = {
-    "standardise": lambda: (flows._Standardise(rows_spec(4)), (4,)),
     "logit": lambda: (flows._Logit(), (1, 2, 3)),
     "actnorm of columns": lambda: (flows._ActNorm((4,)), (4,)),
     "actnorm of channels": lambda: (flows._ActNorm((3, 1, 1)), (3, 2, 2)),

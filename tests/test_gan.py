@@ -154,7 +154,7 @@ def test_gradient_penalty_reaches_the_critic():
     """d/dw of (|w| - 1)^2 is 2 (|w| - 1) w / |w|."""
     model = gan(PLANE, latent=2, loss="wgan-gp", gradient_penalty=1.0)
     model.generator, model.critic = nn.Identity(), Sum(3.0, 4.0)
-    x = model.shift + model.scale * noise(3, seed=1).normal(2)  # real and fake agree: only the penalty is left
+    x = model.view.inverse(noise(3, seed=1).normal(2)).x  # real and fake agree: only the penalty is left
     model.critic_loss(Batch(x), noise(3, seed=1)).total.backward()
     np.testing.assert_allclose(model.critic.w.grad, np.array([3.0, 4.0]) * 2 * 4 / 5, rtol=1e-4)
 
@@ -162,8 +162,8 @@ def test_gradient_penalty_reaches_the_critic():
 def test_diversity_is_the_ratio_of_pairwise_distances():
     model = gan(PLANE, latent=2)
     model.generator = nn.Identity()
-    x = PLANE.mean[0] + noise(40, seed=2).normal(2)
-    real = (x.numpy() - PLANE.mean) / PLANE.scale
+    x = 5 + noise(40, seed=2).normal(2)
+    real = (x.numpy() - [5, -1]) / [2, 0.5]
     fake = noise(40, seed=1).normal(2).numpy()
 
     def distance(points):  # root mean square over all pairs

@@ -31,6 +31,15 @@ def table_spec(x):
     return VectorSpec(columns=("a", "b", "c"), mean=x.mean(0).tolist(), scale=x.std(0, correction=0).tolist())
 
 
+def units(spec):
+    """Means and scales of the columns, (D,) each."""
+    return np.array(spec.mean), np.array(spec.scale)
+
+
+def seen(model, x):
+    return model.view(Batch(x), None)[0]
+
+
 def rng(count):
     return ExampleStreams(0, torch.arange(count))
 
@@ -62,12 +71,13 @@ def scikit(covariance, k, steps, x, initial, floor):
 def test_em_is_that_of_scikit_learn(covariance):
     x, k, steps = rows(), 3, 7
     spec = table_spec(x)
-    standardised = ((x.double().numpy() - np.array(spec.mean)) / np.array(spec.scale))
+    mean, scale = units(spec)
+    standardised = (x.double().numpy() - mean) / scale
     model = GMM(GMMConfig(components=k, covariance=covariance, floor=1e-6), spec)
     initial = start(model, torch.from_numpy(standardised), k)
     train(model, x, steps)
     peer = scikit(TYPES[covariance], k, steps, standardised, initial, 1e-6)
-    found = model.log_prob(Batch(x), rng(len(x))).numpy() + np.log(spec.scale).sum()
+    found = model.log_prob(Batch(x), rng(len(x))).numpy() + np.log(scale).sum()
     assert np.abs(found - peer.score_samples(standardised)).max() < 1e-5
     assert float(model._log_likelihood) == pytest.approx(peer.lower_bound_, abs=1e-8)
     responsibilities = model.encode(Batch(x), rng(len(x)), code="responsibilities").numpy()
@@ -131,7 +141,7 @@ def test_the_code_is_an_exact_inverse(covariance):
     log_det = model.factor.expand(3, *model.factor.shape[1:])
     log_det = log_det.diagonal(dim1=1, dim2=2) if log_det.dim() == 3 else log_det.expand(3, 3)
     normal = -0.5 * (code[:, 3:].square() + np.log(2 * np.pi)).sum(1) - log_det.log().sum(1)[component]
-    joint = model._log_joint(model.covariance.features(model._standardise(x, torch.float64)))
+    joint = model._log_joint(model.covariance.features(seen(model, x)))
     assert torch.allclose(joint.max(1).values, normal + model.weights.log()[component])
 
 
@@ -139,9 +149,9 @@ def test_the_code_is_an_exact_inverse(covariance):
 def test_samples_of_a_component_have_its_moments(covariance):
     x = rows()
     model = GMM(GMMConfig(components=3, covariance=covariance), table_spec(x))
-    start(model, model._standardise(x, torch.float64), 3)
+    start(model, seen(model, x), 3)
     train(model, x, 5)
-    draws = model._standardise(model.sample(rng(20_000), component=1).x, torch.float64)
+    draws = seen(model, model.sample(rng(20_000), component=1).x)
     assert torch.allclose(draws.mean(0), model.means[1], atol=0.03)
     factor = model.factor[-1 if covariance == "tied" else 1]
     truth = factor @ factor.T if factor.dim() == 2 else torch.diag(factor.expand(3).square())
@@ -165,9 +175,10 @@ def test_the_start_finds_what_scikit_learn_finds():
     x = rows()
     outcome = trained(x, components=3, covariance="full", floor=1e-6)
     spec = table_spec(x)
-    standardised = ((x.double().numpy() - np.array(spec.mean)) / np.array(spec.scale))
+    mean, scale = units(spec)
+    standardised = (x.double().numpy() - mean) / scale
     peer = GaussianMixture(3, n_init=5, random_state=0).fit(standardised)
-    found = float(outcome.model.log_prob(Batch(x), rng(len(x))).mean()) + np.log(spec.scale).sum()
+    found = float(outcome.model.log_prob(Batch(x), rng(len(x))).mean()) + np.log(scale).sum()
     assert found > peer.score(standardised) - 0.01
     assert outcome.step == 400, "an early end counts as the end"
 
@@ -212,7 +223,7 @@ def test_a_component_can_be_asked_for(gencli, tmp_path, small_run):
             x = torch.from_numpy(next(file[name] for name in file.files if file[name].ndim == 4)).float()
         x = x.permute(0, 3, 1, 2) if x.shape[-1] == 1 else x
         average = (x / 255 if x.max() > 1 else x).flatten(1).mean(0)
-        centres = model.means * model.scale + model.shift
+        centres = model.view.inverse(model.means).x.flatten(1).double()
         assert torch.cdist(average[None].double(), centres)[0].argmin() == component
     assert "components 0 to 2" in gencli("sample", run, "-n", "1", "-o", "x.npz", "--set", "component=3", code=2).stderr
 
@@ -235,7 +246,7 @@ def test_a_path_stays_within_a_component():
 def test_a_dead_component_stays_as_it_was():
     x = rows()
     model = GMM(GMMConfig(components=3), table_spec(x))
-    start(model, model._standardise(x, torch.float64), 3)
+    start(model, seen(model, x), 3)
     model.means[2] = 1e4
     train(model, x, 3)
     assert model.weights[2] < 1e-20 and (model.means[2] == 1e4).all()
@@ -244,7 +255,7 @@ def test_a_dead_component_stays_as_it_was():
 
 @pytest.mark.parametrize(("content", "options", "code", "sentence"), [
     ("1,2\n3,4\n4,9\n8,8\n", ["--components", "5"], 2, "--components 5: the data has only 3 examples"),
-    ("1,2\n3,4\n" * 9, ["--components", "5"], 3, "the data has only 2 different examples"),
+    ("1.5,2.5\n3.5,4.5\n" * 9, ["--components", "5"], 3, "the data has only 2 different examples"),
     ("1,0.1\n3,0.1\n5,0.1\n4,0.1\n", ["--components", "2"], 3, "column '2' is the same in every example"),
     ("1,2\n3,4\n4,9\n8,8\n", ["--components", "3", "--floor", "0"], 3, "(1 examples) is singular; give a --floor"),
     ("1,2\n3,4\n4,9\n8,8\n", ["--components", "3", "--floor", "0", "--covariance", "diagonal"], 3, "is singular"),

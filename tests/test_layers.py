@@ -6,6 +6,7 @@ import torch
 from gencli.errors import DataError
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.subsample import Subsample, refuse_constant
+from gencli.view import view_of
 
 
 def test_the_subsample_does_not_depend_on_the_cut_into_batches():
@@ -29,4 +30,4 @@ def test_constant_columns_are_seen_in_all_examples_not_only_in_those_kept():
     assert found.constant.tolist() == [False, False, True]
     spec = VectorSpec(columns=("a", "b", "c"), mean=(0, 0, 0), scale=(1, 1, 1))
     with pytest.raises(DataError, match="column 'c'"):
-        refuse_constant(spec, found.constant)
+        refuse_constant(view_of(spec), found.constant)

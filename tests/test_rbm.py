@@ -38,8 +38,8 @@ def machine(spec=BINARY, hidden=5, size=1.0, **options):
             parameter.normal_(0, size, generator=random)
         if spec is TABLE:
             model.visible.log_deviation.mul_(0.2).sub_(0.3)
-            model.visible.centre.copy_(torch.tensor(TABLE.mean))
-            model.visible.scale.copy_(torch.tensor(TABLE.scale))
+            model.visible.shift.copy_(torch.tensor([0.5, -1.0]))
+            model.visible.scale.copy_(torch.tensor([1.5, 0.8]))
         else:
             model.visible.mean.uniform_(0.2, 0.8, generator=random)
     return model
@@ -101,8 +101,8 @@ def test_annealing_finds_the_exact_log_z_both_ways(spec):
     assert found.kind == "estimate" and found.error < 0.1 and found.reverse_error < 0.1
     assert abs(found.value - truth) < 4 * found.error
     assert abs(found.reverse - truth) < 4 * found.reverse_error
-    start = model.visible.standardise(model.sample(rng(400), steps=50, draw=True).x)
-    reverse, error = model._reverse_ais(start.flatten(1), 300, StepStream(400, generator("reverse")))
+    start, _ = model._units(model.sample(rng(400), steps=50, draw=True), None)
+    reverse, error = model._reverse_ais(start, 300, StepStream(400, generator("reverse")))
     assert error < 0.1 and abs(reverse - truth) < 4 * error
 
 
@@ -184,7 +184,7 @@ def test_the_loss_has_the_gradient_of_the_likelihood(spec):
     model.zero_grad()
     h = states(4).float()
     log_z = (h @ model.bias + model.visible.log_partition((h - ACTIVITY) @ model.weight.T)).logsumexp(0)
-    (model.free_energy(model.visible.standardise(batch.x)).mean() + log_z).backward()
+    (model.free_energy(model._units(batch, None)[0]).mean() + log_z).backward()
     for name, p in model.named_parameters():
         assert torch.allclose(found[name], p.grad, atol=0.02 * max(1.0, float(p.grad.abs().max()))), name
 
@@ -342,7 +342,7 @@ def test_grey_pictures_have_gaussian_units_and_no_bits(gencli, small_data, tmp_p
            "--batch-size", "32", "--lr", "5e-3", "-q")
     model, _ = runs.load_model(tmp_path / "grey")
     x = load(str(small_data["image"]), split="train").examples.flatten(1).numpy() / 255
-    assert np.allclose(model.visible.centre, x.mean(0), atol=1e-6)
+    assert np.allclose(model.visible.shift, x.mean(0), atol=1e-6)
     assert np.allclose(model.visible.scale, x.std(0), atol=1e-6)
     report = gencli("evaluate", "grey", str(small_data["image"]), "--draw", "0", "--json").json()
     found = {metric["name"]: metric for metric in report["metrics"]}

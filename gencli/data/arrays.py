@@ -41,7 +41,7 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     wanted = kind or request.general.kind
     if named := [other for other in all_kinds() if other.array == key != Kind.array and not wanted]:
         claiming = named
-    if wanted and registry.kind(wanted) not in claiming:
+    if wanted and (not claiming or registry.kind(wanted).takes(array)):
         claiming = [registry.kind(wanted)]  # it says what it expects
     chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:

@@ -109,7 +109,7 @@ class Flow(Model):
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         # The small networks of tables gain nothing from bf16, and lose precision of the density.
         with torch.autocast(batch.x.device.type, enabled=False) if self.view else contextlib.nullcontext():
-            return Loss(-self.log_prob(batch, rng).mean())
+            return Loss(-self.log_prob(batch, rng).mean().float())
 
     # --- sample, encode, decode
 

@@ -809,6 +809,9 @@ class Series(Kind):
         examples.context = int(argument) if name == "past" and argument.isdecimal() else 0
         return examples
 
+    def takes(self, array: np.ndarray) -> bool:
+        return array.ndim == 3
+
     def from_array(self, array: np.ndarray, name: str, request: Request, labels: Sequence[str] | None = None,
                    columns: Sequence[str] | None = None) -> Examples:
         """(N, T, D) numbers; steps at the end of which none is there belong to no series."""

@@ -476,6 +476,9 @@ class Strokes(Kind):
             raise UsageError(f"--label {wanted}: not every drawing of {name} has it{did_you_mean(wanted, names)}")
         return None
 
+    def takes(self, array: np.ndarray) -> bool:
+        return array.ndim == 3
+
     def claims(self, array: np.ndarray) -> bool:
         if array.ndim != 3 or array.shape[2] not in (3, 5) or array.dtype.kind not in "iuf":
             return False

@@ -622,6 +622,9 @@ class Videos(Kind):
     def read_each(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
         return Films(request.name, [Part(FilmFile(source)) for source in sources], labels)
 
+    def takes(self, array: np.ndarray) -> bool:
+        return array.ndim in (4, 5)
+
     def claims(self, array: np.ndarray) -> bool:
         """(N, T, H, W, C) or (N, T, C, H, W); also (N, T, H, W) that can be no pictures in colours."""
         shape = array.shape
