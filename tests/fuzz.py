@@ -30,7 +30,7 @@ from gencli.errors import DataError, ModelError, ResourceError, UsageError
 from gencli.settings import TrainSettings, read_config, resolve, validated
 from gencli.streams import open_code_writer, read_codes
 
-SECONDS, MEMORY = 10, 3 * 2**30  # of one file; of the process beyond what it has
+SECONDS, MEMORY = 60, 3 * 2**30  # of one file; of the process beyond what it has
 Make = Callable[[Path], bytes]
 
 

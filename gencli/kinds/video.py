@@ -219,20 +219,23 @@ def _has_no_colour(image: Any) -> bool:
 def _clock(times: Sequence[float]) -> tuple[Sequence[int], float | None, bool]:
     """How long frames are shown, in ms -> the frame at each tick of the shortest time, ticks per second, `uneven`.
 
+    Pictures that change less than once in half an hour have no rate to speak of.
+
     A GIF counts in hundredths of a second: 30 frames per second are times of 3, 3 and 4 of them.
     """
     each = range(len(times))
     if not any(times):
         return each, None, False
     shortest = min(times)
-    rate = round(1000 * len(times) / sum(times), 3)
+    rate = round(1000 * len(times) / sum(times), 3) or None
     if not shortest:
         return each, rate, True
     ticks = [round(time / shortest) for time in times]
     if max(ticks) > _LONGEST or any(abs(time - count * shortest) > min(10.0, shortest / 3)
                                     for time, count in zip(times, ticks, strict=True)):
         return each, rate, True
-    return ([i for i, count in enumerate(ticks) for _ in range(count)], round(1000 * sum(ticks) / sum(times), 3), False)
+    rate = round(1000 * sum(ticks) / sum(times), 3) or None
+    return [i for i, count in enumerate(ticks) for _ in range(count)], rate, False
 
 
 @dataclass(frozen=True)
