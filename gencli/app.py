@@ -19,7 +19,7 @@ from gencli import __version__, registry
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
-from gencli.stopping import leave_on_signals
+from gencli.stopping import Signalled, leave_on_signals
 
 _RESERVE = 2**26  # bytes
 
@@ -141,6 +141,8 @@ def run(args: list[str]) -> int:
     except Exit as error:
         return error.exit_code
     except Exception as error:
+        if code := _interrupted(error):
+            return code
         if reserve:
             reserve.close()
         if verbose:
@@ -151,6 +153,13 @@ def run(args: list[str]) -> int:
         console.error(f"internal error: {type(error).__name__}: {error}; "
                       f"this is a bug in gencli: run again with -v and report what it prints")
         return 1
+
+
+def _interrupted(error: BaseException | None) -> int:
+    """The exit code of the signal on whose way out an error was raised, e.g. where it met a lock half taken; else 0."""
+    while error and not isinstance(error, Signalled):
+        error = error.__context__
+    return error.code if isinstance(error, Signalled) and isinstance(error.code, int) else 0
 
 
 def _address_limit() -> float:

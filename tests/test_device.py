@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
+from gencli import app
 from gencli.limits import keep_memory
+from gencli.stopping import Signalled
 
 FREED = """
 import sys
@@ -38,3 +40,14 @@ def test_freed_memory_is_kept():
 def test_other_c_libraries_do_as_they_please(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_memory()
+
+
+def test_what_fails_on_the_way_out_of_a_signal_is_no_error(monkeypatch, capsys):
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise Signalled(143)
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(app, "app", interrupted)
+    assert app.run([]) == 143 and capsys.readouterr().err == ""
