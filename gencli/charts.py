@@ -53,6 +53,19 @@ def histogram(series: Sequence[Sequence[float]], title: str, bins: int = 32) -> 
     return str(chart)
 
 
+def bars(series: Sequence[Sequence[float]], names: Sequence[str], title: str) -> str:
+    """A bar for each name and series, side by side: shares of each series, in the order of `names`."""
+    width = 0.8 / len(series)
+    room = max(3, 44 // len(names))  # letters below a bar
+    chart = _Chart(title, (-0.5, len(names) - 0.5), (0, 1.05 * max(max(shares) for shares in series) or 1),
+                   [name if len(name) <= room else f"{name[: room - 1]}…" for name in names])
+    for i, shares in enumerate(series):
+        for place, share in enumerate(shares):
+            left = place - 0.4 + i * width
+            chart.path(f"area s{i}", [(left, 0), (left, share), (left + width, share), (left + width, 0)])
+    return str(chart)
+
+
 def scatter(series: Sequence[Points], title: str) -> str:
     """Points (x, y), a colour for each series."""
     xs, ys = ([point[axis] for points in series for point in points] for axis in (0, 1))
@@ -81,18 +94,18 @@ def limit(value: float, reach: float, bound: float, passed: bool) -> str:
 
 
 class _Chart:
-    """A frame with ticks, into which series are drawn."""
+    """A frame with ticks, into which series are drawn; `names` stand below 0, 1, ... in place of numbers."""
 
-    def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float]):
+    def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], names: Sequence[str] | None = None):
         self.x, self.y = x, y
         self.svg = ElementTree.Element("svg", {"viewBox": f"0 0 {_WIDTH} {_HEIGHT}", "class": "chart", "role": "img",
                                                "aria-label": printable(title)})
         bottom = _HEIGHT - _BOTTOM
         for tick in _ticks(*y, 4):
             _line(self.svg, "grid", _LEFT, self._y(tick), _WIDTH - _RIGHT, self._y(tick))
-            self._label(tick, _LEFT - 6, self._y(tick) + 3.5, "end")
-        for tick in _ticks(*x, 5):
-            self._label(tick, self._x(tick), bottom + 16, "middle")
+            self._label(_short(tick), _LEFT - 6, self._y(tick) + 3.5, "end")
+        for tick, text in enumerate(names) if names else ((tick, _short(tick)) for tick in _ticks(*x, 5)):
+            self._label(text, self._x(tick), bottom + 16, "middle")
         _line(self.svg, "axis", _LEFT, bottom, _WIDTH - _RIGHT, bottom)
 
     def path(self, style: str, points: Points) -> None:
@@ -114,9 +127,9 @@ class _Chart:
     def _y(self, value: float) -> float:
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - self.y[0]) / (self.y[1] - self.y[0]), 1)
 
-    def _label(self, value: float, x: float, y: float, anchor: str) -> None:
+    def _label(self, text: str, x: float, y: float, anchor: str) -> None:
         label = ElementTree.SubElement(self.svg, "text", {"x": str(x), "y": str(y), "text-anchor": anchor})
-        label.text = _short(value)
+        label.text = printable(text)
 
 
 def _line(parent: ElementTree.Element, style: str, x1: float, y1: float, x2: float, y2: float) -> None:

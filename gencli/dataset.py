@@ -30,7 +30,7 @@ class Dataset:
         split: "train", "valid", "test" or "all".
         spec: what one example is.
         examples: N examples as they are stored; their kind says how (`Kind.load`). Images (N, C, H, W) uint8, or
-            float32 in [0, 1] where levels is None; vectors (N, D) float32; text (N, T) int32 or less, padded with 0;
+            float32 in [0, 1] where levels is None; vectors (N, D) float64; text (N, T) int32 or less, padded with 0;
             audio (N, T) levels, uint8 or int32. A Tensor, or anything with `len` that gives such a tensor for an index
             tensor (pictures too many to hold in memory).
         labels: (N,) int64 or None.

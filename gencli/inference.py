@@ -98,7 +98,7 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
     keywords = own_options(method, options)
     for block, positions in _blocks(numbers, model.at_once(**keywords)):
         rng = ExampleStreams(seed, block, "sample", model.device)
-        own = replace(given, **{name: value.to(model.device) for name in ("prompt", "known", "mask")
+        own = replace(given, **{name: _each(value, name, model, block // each) for name in ("prompt", "known", "mask")
                                 if (value := getattr(given, name)) is not None},
                       labels=None if label is None else torch.full((len(block),), label, device=model.device),
                       condition=_condition(model, given.condition, block // each))
@@ -106,6 +106,12 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
             yield iter([_in_turn(model.film(rng, frames, own, **keywords), positions)])
         else:
             yield (part[positions.to(model.device)].to("cpu") for part in model.stream(rng, own, **keywords))
+
+
+def _each(value: Tensor, name: str, model: Model, numbers: Tensor) -> Tensor:
+    """What all examples share, or of N partial examples those of these numbers, from the start again after the last."""
+    several = name != "prompt" and value.dim() > len(model.spec.shape)
+    return (value[numbers % len(value)] if several else value).to(model.device)
 
 
 def _condition(model: Model, condition: Batch | None, numbers: Tensor) -> Batch | None:

@@ -42,8 +42,10 @@ class Given:
 
     labels: Tensor | None = None  # (B,) int64
     prompt: Tensor | None = None  # (P,) int64 tokens or float samples, the same for every example
-    known: Tensor | None = None  # (*example), an example of which a part is kept, the same for all of them
-    mask: Tensor | None = None  # (*example) bool, true where `known` is kept
+    # An example of which a part is kept: (*example), the same for all, or (B, *example) of a kind whose examples are
+    # completed many at a time; and a mask of the same shape, true where it is kept.
+    known: Tensor | None = None
+    mask: Tensor | None = None
     condition: Batch | None = None  # B examples of `spec.condition`, what each sample is made from
 
 

@@ -3,7 +3,7 @@
 | tensor  | layout       | values                                                              |
 |---------|--------------|---------------------------------------------------------------------|
 | image   | (B, C, H, W) | float in [0, 1]; `levels=2`: 0 or 1; `levels=256`: k / 255           |
-| vector  | (B, D)       | float, in the units of the data                                     |
+| vector  | (B, D)       | float64, in the units of the data; words: their places; missing: NaN |
 | text    | (B, T)       | int64 token numbers, with `lengths` (B,); positions past the end: 0 |
 | audio   | (B, T)       | float in [-1, 1], with `lengths` (B,); positions past the end: 0    |
 | code    | (B, ...)     | float; NaN past the end of a code of variable length                |

@@ -98,6 +98,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gaussian", "vector"): [],
     ("gmm", "image"): ["--components", "3"],
     ("gmm", "vector"): ["--components", "3"],
+    ("ardm", "vector"): ["--width", "8", "--depth", "1", "--bins", "16", "--components", "2"],
     ("rbm", "image"): ["--hidden", "4", "--chains", "10", "--binarize", "dynamic"],
     ("rbm", "vector"): ["--hidden", "4", "--chains", "10"],
     ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],

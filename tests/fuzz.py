@@ -13,6 +13,8 @@ import random
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -105,6 +107,13 @@ def codes(ending: str) -> Make:
     return make
 
 
+def parquet(folder: Path) -> bytes:
+    """Written by a process of its own: the threads of polars do not survive a fork."""
+    code = ("import polars, sys; "
+            "polars.read_csv(sys.stdin.buffer, try_parse_dates=True).write_parquet(sys.stdout.buffer)")
+    return subprocess.run([sys.executable, "-c", code], input=MIXED.encode(), stdout=subprocess.PIPE, check=True).stdout
+
+
 def model(folder: Path) -> bytes:
     return next(folder.parent.glob("**/model.safetensors")).read_bytes()
 
@@ -137,6 +146,8 @@ ROWS = np.random.default_rng(0).normal(size=(12, 3))
 CSV = "a,b,c\n" + "".join(f"{a:.3f},{b:.3f},{int(c > 0)}\n" for a, b, c in ROWS)
 POINTS = [[0.25, 0.5, 1], [0.5, 0.75, 0], [0.25, 0.5, 1], [0.25, 0.25, 0]]
 QUICKDRAW = json.dumps({"word": "cat", "recognized": True, "drawing": [[[1, 20, 3], [4, 5, 6]], [[7], [8]]]}) + "\n"
+MIXED = "a,day,word,c\n" + "".join(f"{a:.3f},2020-01-{i + 1:02},{'xyz'[i % 3]},{i}\n"
+                                     for i, (a, _, _) in enumerate(ROWS))
 IDX = struct.pack(">HBB3I", 0, 8, 3, 5, 4, 4) + bytes(range(80))
 SETTINGS = {"latent": 3, "lr": 0.001, "steps": 40, "net": "mlp", "time_limit": "3h", "lines": False, "ema": 0.9}
 TOML = "".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items())
@@ -157,6 +168,7 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.idx.gz": (lambda folder: gzip.compress(IDX), read_data),
     "a.idx.xz": (lambda folder: lzma.compress(IDX), read_data),
     "a.csv": (lambda folder: CSV.encode(), read_data),
+    "a.parquet": (parquet, read_data),
     "a.amat": (lambda folder: CSV.partition("\n")[2].replace(",", " ").encode(), read_data),
     "a.ndjson": (lambda folder: 4 * QUICKDRAW.encode(), read_drawings),
     "a.json.zip": (zipped, read_drawings),

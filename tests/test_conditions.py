@@ -285,7 +285,7 @@ def test_columns_of_numbers_with_and_without_names(tmp_path):
         csv.writer(file).writerows([["a", "b", "c"], *rows.tolist()])
     for reading in ({"source": "a,c", "target": "b"}, {"source": "1,3", "target": "2"}):
         data = load(f"{tmp_path / 'named.csv'}:all", reading)
-        assert data.spec.columns == ("b",) and data.spec.condition.columns == ("a", "c")
+        assert data.spec.names == ("b",) and data.spec.condition.names == ("a", "c")
         batch = everything(data)
         assert np.allclose(batch.x.numpy(), rows[:, 1:2]) and np.allclose(batch.condition.x.numpy(), rows[:, [0, 2]])
     np.savetxt(tmp_path / "plain.tsv", rows, delimiter="\t")

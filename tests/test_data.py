@@ -202,7 +202,8 @@ def test_splits_in_file_names(tmp_path):
     np.savez(tmp_path / "z.npz", x_train=np.zeros((5, 2)), x_test=np.ones((3, 2)), y_train=[1, 0, 1, 0, 1],
              y_test=[1, 1, 0])
     test = load(f"{tmp_path}/z.npz:test")
-    assert test.examples.min() == 1 and test.labels.tolist() == [1, 1, 0] and test.spec.mean == (0, 0)
+    assert test.examples.min() == 1 and test.labels.tolist() == [1, 1, 0]
+    assert [column.mean for column in test.spec.columns] == [0, 0]
 
 
 def test_the_spec_is_that_of_the_training_split(tmp_path):
@@ -213,8 +214,9 @@ def test_the_spec_is_that_of_the_training_split(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(3, 5, (200, 2)))
     train, test = load(f"{tmp_path}/a.npy"), load(f"{tmp_path}/a.npy:test")
     assert test.spec == train.spec
-    assert np.allclose(train.spec.mean, train.examples.mean(0)) and np.allclose(train.spec.scale,
-                                                                               train.examples.numpy().std(0))
+    assert np.allclose([column.mean for column in train.spec.columns], train.examples.mean(0))
+    assert np.allclose([column.scale for column in train.spec.columns], train.examples.numpy().std(0))
+    assert [column.high for column in train.spec.columns] == train.examples.amax(0).tolist()
 
 
 def test_limit(tmp_path):
@@ -304,7 +306,8 @@ def test_columns_fit_a_model_by_name(tmp_path):
     spec = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
     assert load(f"{tmp_path}/a.csv:all", like=spec).examples.tolist() == [[2, 1], [4, 3]]
     assert load(f"{tmp_path}/bare.csv:all", like=spec).examples.tolist() == [[1, 2], [3, 4]]
-    for columns, message in ((("a", "c"), "no column 'c'"), (("a",), r"2 columns \(b, a\); expected 1 \(a\)")):
+    for columns, message in ((("a", "c"), "no column 'c'"),
+                             (("a",), r"2 columns \(b, a\); expected 1 \(a\): .*--drop b")):
         with pytest.raises(DataError, match=message):
             load(f"{tmp_path}/a.csv:all", like=VectorSpec(columns=columns, mean=(0,) * len(columns),
                                                           scale=(1,) * len(columns)))
@@ -322,7 +325,7 @@ def test_text_fits_a_model(tmp_path):
 
 @pytest.mark.parametrize(("source", "like", "message"), [
     ("shakespeare", ImageSpec(channels=1, height=8, width=8), "holds text; expected pictures of 1x8x8"),
-    ("digits", VectorSpec(columns=("a",), mean=(0,), scale=(1,)), "holds pictures; expected rows of 1 numbers"),
+    ("digits", VectorSpec(columns=("a",), mean=(0,), scale=(1,)), "holds pictures; expected rows of 1 columns"),
     ("digits", TextSpec(vocabulary=("<unk>", "<end>", "a"), length=3), "holds pictures; expected text"),
 ])
 def test_kinds_that_do_not_fit(source, like, message):

@@ -185,7 +185,8 @@ def test_a_fresh_flow_is_the_normal_distribution_of_the_standardised_columns():
     spec = rows_spec(3)
     model = Flow(FlowConfig(), spec).double()
     x = torch.randn(5, 3, dtype=torch.float64)
-    truth = torch.distributions.Normal(torch.tensor(spec.mean).double(), torch.tensor(spec.scale).double())
+    truth = torch.distributions.Normal(*(torch.tensor([getattr(column, name) for column in spec.columns],
+                                                      dtype=torch.float64) for name in ("mean", "scale")))
     assert torch.allclose(model.log_prob(Batch(x), rng(5)), truth.log_prob(x).sum(1), atol=1e-6)
 
 

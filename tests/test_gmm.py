@@ -33,7 +33,7 @@ def table_spec(x):
 
 def units(spec):
     """Means and scales of the columns, (D,) each."""
-    return np.array(spec.mean), np.array(spec.scale)
+    return (np.array([getattr(column, name) for column in spec.columns]) for name in ("mean", "scale"))
 
 
 def seen(model, x):
@@ -256,8 +256,10 @@ def test_a_dead_component_stays_as_it_was():
 @pytest.mark.parametrize(("content", "options", "code", "sentence"), [
     ("1,2\n3,4\n4,9\n8,8\n", ["--components", "5"], 2, "--components 5: the data has only 3 examples"),
     ("1.5,2.5\n3.5,4.5\n" * 9, ["--components", "5"], 3, "the data has only 2 different examples"),
-    ("1,0.1\n3,0.1\n5,0.1\n4,0.1\n", ["--components", "2"], 3, "column '2' is the same in every example"),
-    ("1,2\n3,4\n4,9\n8,8\n", ["--components", "3", "--floor", "0"], 3, "(1 examples) is singular; give a --floor"),
+    ("1,0.1\n3,0.1\n5,0.1\n4,0.1\n", ["--components", "2", "--covariance", "full"], 3,
+     "column '2' is the same in every example"),
+    ("1,2\n3,4\n4,9\n8,8\n", ["--components", "3", "--floor", "0", "--covariance", "full"], 3,
+     "(1 examples) is singular; give a --floor"),
     ("1,2\n3,4\n4,9\n8,8\n", ["--components", "3", "--floor", "0", "--covariance", "diagonal"], 3, "is singular"),
 ])
 def test_what_cannot_be_fitted_is_one_line(gencli, tmp_path, content, options, code, sentence):

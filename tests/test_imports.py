@@ -22,13 +22,13 @@ LAYERS = [
     {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
     {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"pictures", "view"}, {"format", "examples"},
     {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
-    {"cells", "limits", "ragged", "stopping", "tokens"},
+    {"tables", "limits", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"}, {"escape"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 # Some layers are allowed less than all that stands below them.
-HELPERS = {"adamw", "cells", "errors", "escape", "lazy", "limits", "rng", "stopping"}
+HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "rng", "stopping", "tables"}
 MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"kinds", "model", "view"} | HELPERS,

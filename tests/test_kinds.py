@@ -508,7 +508,7 @@ def test_kind_decides_where_several_claim_an_array(tmp_path):
     np.save(path, np.arange(60).reshape(12, 5))
     with pytest.raises(UsageError) as caught:
         load(f"{path}:all")
-    assert "rows of numbers or melodies; say which with --kind vector or --kind melody" in str(caught.value)
+    assert "rows of a table or melodies; say which with --kind vector or --kind melody" in str(caught.value)
     assert str(path) in str(caught.value)
     for name in ("vector", "melody"):
         assert load(f"{path}:all", {"kind": name}).spec.kind == name

@@ -471,8 +471,8 @@ def test_samples_of_vectors():
     spec = VectorSpec(columns=("a", "b"), mean=(1, 2), scale=(2, 4))
 
     def table(seed):
-        return Dataset("table", "test", spec, normal(200, 2, seed=seed).float() * torch.tensor(spec.scale)
-                       + torch.tensor(spec.mean))
+        x = normal(200, 2, seed=seed).double() * torch.tensor([2, 4]) + torch.tensor([1, 2])
+        return Dataset("table", "test", spec, x)
 
     metrics = by_name(sample_metrics(table(0), table(1), table(2)))
     assert metrics["frechet_distance"].value < 0.1 and metrics["frechet_distance"].protocol["features"] == "columns"

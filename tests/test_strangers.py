@@ -243,12 +243,12 @@ def test_formulas_in_tables_are_quoted_and_read_back_the_same(tmp_path, gencli):
         csv.writer(file).writerow([*map(guarded, columns), "label"])
         csv.writer(file).writerows([[*row, guarded(["=x", "'+y"][i % 2])] for i, row in enumerate(rows.tolist())])
     data = load(f"{tmp_path}/data.csv:all", {"label": "label"})
-    assert data.spec.columns == tuple(columns) and set(data.spec.classes) == {"=x", "'+y"}
+    assert data.spec.names == tuple(columns) and set(data.spec.classes) == {"=x", "'+y"}
     gencli("train", "gaussian", "data.csv", "--label", "label", "-o", "run", "-q")
     gencli("sample", "run", "-n", "5", "-o", "s.csv")
     head = next(csv.reader((tmp_path / "s.csv").open()))
     assert all(not cell.startswith(tuple("=@-")) for cell in head)
-    assert load(f"{tmp_path}/s.csv:all").spec.columns == tuple(columns)
+    assert load(f"{tmp_path}/s.csv:all").spec.names == tuple(columns)
     gencli("evaluate", "run", "data.csv:all", "--metrics", "likelihood", "--scores", "scores.csv", "-q")
     labels = {row["label"] for row in csv.DictReader((tmp_path / "scores.csv").open())}
     assert labels == {"'=x", "''+y"} and set(map(unguarded, labels)) == {"=x", "'+y"}

@@ -106,8 +106,8 @@ def _torch_export(graph: Graph) -> tuple[bytes, float]:
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest number; infinities that agree do not differ."""
-    difference = (a - b).abs().where(a != b, 0.0)
+    """The largest difference, relative to the largest number; infinities and NaN that agree do not differ."""
+    difference = (a - b).abs().where((a != b) & ~(a.isnan() & b.isnan()), 0.0)
     return float(difference.max() / max(1.0, float(a.abs().where(a.isfinite(), 0.0).max())))
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from gencli import registry
-from gencli.cells import Cells
 from gencli.data import arrays
 from gencli.data.walk import Walk
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, unpacked_name, whole
 from gencli.kind import Kind
 from gencli.limits import PACKED
+from gencli.tables import read_cells
 
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
            "valid": "valid", "validation": "valid", "val": "valid"}
@@ -290,18 +290,19 @@ def _columns(path: Path, request: Request) -> Examples:
     if missing:
         raise UsageError(f"{path} is a table, of which both columns are named: add --{missing[0]} COLUMN")
     sides = {side: tuple(names.split(",")) for side, names in named.items() if names}
-    cells = Cells(read_bytes(path), str(path), sum(sides.values(), ()))
+    cells = read_cells(read_bytes(path), str(path), sum(sides.values(), ()), _ending(path) in (".csv", ".tsv"))
     places = {side: [cells.place(name, f"--{side}") for name in names] for side, names in sides.items()}
     last = max(place for side in places.values() for place in side)
-    rows = [row for _, row in cells.rows if len(row) > last]
-    bad = len(cells.rows) - len(rows)
+    short = [width <= last for width in cells.widths]
+    bad = sum(short)
+    rows = [row for row, lacks in zip(cells.frame.rows(), short, strict=True) if not lacks]
     if not rows or (bad and not request.skip_bad):
-        line = next((line for line, row in cells.rows if len(row) <= last), 1)
+        line = next((line for line, lacks in zip(cells.lines, short, strict=True) if lacks), 1)
         raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
                         f"lines out")
 
     def side(name: str, request: Request) -> Examples:
-        columns = [[row[place].strip() for row in rows] for place in places[name]]
+        columns = [[row[place] for row in rows] for place in places[name]]
         wanted = request.general.kind
         for kind in [registry.kind(wanted)] if wanted else all_kinds():
             if (examples := kind.from_cells(columns, [cells.columns[i] for i in places[name]], request)) is not None:

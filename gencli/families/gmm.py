@@ -2,7 +2,8 @@
 
 The start is k-means++ (Arthur & Vassilvitskii 2007) and Lloyd's iterations on a subsample; then every pass over the
 data is one EM iteration, its sums in float64. Covariances, by their usual names: `full`, `tied` (one for all
-components), `diagonal`, `spherical`. A `floor` is added to every variance, as in scikit-learn.
+components), `diagonal`, `spherical`. A `floor` is added to every variance, as in scikit-learn. The fifth shape,
+`factorised`, is for tables of mixed columns (`Factorised`).
 
 Everything is computed on the rows of the kind's real view: columns of a table standardised, pictures as they are.
 Pictures count as continuous: the density is that of grey values in [0, 1], so it has no bits per
@@ -24,19 +25,27 @@ from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.layers.bins import Bins
+from gencli.layers.distributions import MARGIN
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
 from gencli.rng import Rng
 from gencli.view import noise_of_pass, view_of
 
+_SUBSAMPLE = 100_000  # rows by which the columns of a table are cut into bins
+
 
 class GMMConfig(FamilyConfig):
-    components: int = Field(10, ge=1, description="Gaussians K.")
-    covariance: Literal["auto", "full", "tied", "diagonal", "spherical"] = Field(
-        "auto", description="Shape of the covariances; auto: full for tables, diagonal for pictures.")
+    components: int = Field(10, ge=1, description="Components K; a factorised mixture gains up to a thousand.")
+    covariance: Literal["auto", "full", "tied", "diagonal", "spherical", "factorised"] = Field(
+        "auto", description="Shape of the covariances, or factorised: a distribution for each column of a table; auto: "
+                            "diagonal for pictures, full for tables of real numbers alone, factorised for others.")
     floor: float = Field(1e-3, ge=0, description="Variance added to every number, as a share of its variance in all "
                                                  "data (tables) or of the range of grey values squared (pictures).")
+    smoothing: float = Field(0.3, ge=0, description="Rows that each component of a factorised mixture has besides its "
+                                                    "own, with the categories of all data.")
     tolerance: float = Field(1e-3, ge=0, description="EM ends when a pass gains less, in nats per example.")
 
 
@@ -48,16 +57,18 @@ class GMM(Model):
     defaults = {"epochs": 100, "batch_size": 1024, "log_every": 1}
     config: GMMConfig
 
+    def __new__(cls, config: GMMConfig | None = None, spec: Spec | None = None) -> "GMM":
+        """A mixture of the shape that the configuration says. (A copy is made without one.)"""
+        factorised = config is not None and spec is not None and _shape(config, spec) == "factorised"
+        return super().__new__(Factorised if factorised else cls)
+
     def __init__(self, config: GMMConfig, spec: Spec):
         super().__init__(config, spec)
         self.view = view_of(spec)
         self.likelihood = "exact" if self.view.exact else "bound"
         self.density = self.view.density
         k, d = config.components, self.view.size
-        name = config.covariance
-        picture = isinstance(spec, ImageSpec)
-        if name == "auto":
-            name = "diagonal" if picture else "full"
+        name, picture = _shape(config, spec), isinstance(spec, ImageSpec)
         self.covariance = _Cholesky(name == "tied") if name in ("full", "tied") else _Axes(name == "spherical")
         self.weights = _fitted(torch.full((k,), 1 / k))
         self.means = _fitted(torch.zeros(k, d))
@@ -194,11 +205,18 @@ class GMM(Model):
             UsageError: there is no such component.
         """
         k, code = self.config.components, self.prior(rng)
+        if given is not None and given.known is not None:
+            raise UsageError("only a factorised mixture completes rows; train one with --covariance factorised")
         if component is not None:
-            if not 0 <= component < k:
-                raise UsageError(f"component={component}: the model has components 0 to {k - 1}")
-            code[:, :k] = F.one_hot(torch.tensor(component), k)
+            code[:, :k] = self._only(component)
         return self.decode(code)
+
+    def _only(self, component: int) -> Tensor:
+        """(K,) one-hot."""
+        k = self.config.components
+        if not 0 <= component < k:
+            raise UsageError(f"component={component}: the model has components 0 to {k - 1}")
+        return F.one_hot(torch.tensor(component), k)
 
     def encode(self, batch: Batch, rng: Rng, *, code: Literal["whitened", "responsibilities"] = "whitened") -> Tensor:
         """The likeliest component, one-hot, and the coordinates whitened by it (B, K + D); or p(k|x) (B, K)."""
@@ -234,6 +252,18 @@ class GMM(Model):
     def _log_joint(self, features: Tensor, origin: Tensor | float = 0.0) -> Tensor:
         """log w_k N(x; m_k, S_k) in standardised units, (B, K) float64; the features are those of x - origin."""
         return self.weights.log() + self.covariance.log_density(features, self.means - origin, self.factor)
+
+
+def _shape(config: GMMConfig, spec: Spec) -> str:
+    """The covariance of a mixture, `auto` resolved."""
+    if config.covariance == "factorised" and not isinstance(spec, VectorSpec):
+        raise UsageError("--covariance factorised is for tables of mixed columns; the shapes for others are full, "
+                         "tied, diagonal and spherical")
+    if config.covariance != "auto":
+        return config.covariance
+    if not isinstance(spec, VectorSpec):
+        return "diagonal"
+    return "full" if all(column.type == "number" and not column.missing for column in spec.columns) else "factorised"
 
 
 def _fitted(tensor: Tensor) -> nn.Parameter:
@@ -333,3 +363,254 @@ class _Cholesky:
         """sum_k share_k L_k z: (B, K), (B, D) -> (B, D)."""
         share = share.sum(1, keepdim=True) if self.tied else share
         return torch.einsum("bf,fbd->bd", share, z @ factor.mT)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables of mixed columns
+
+
+class Factorised(GMM):
+    """A mixture of K components in each of which the columns of a table are independent.
+
+    Columns are cut into bins (`gencli.layers.bins`). A category has free chances. A column of numbers is Gaussian on
+    the line of normal scores, cut at the ends of the bins: the chance of a bin is the difference of Phi at its ends. So
+    values that many rows share, the multiples of a step and the range of the data are kept, and a component can be
+    narrow where values are dense and wide where they are sparse. Likelihoods are exact; a missing value has the chance
+    1, that of its being anything.
+
+    A code is a one-hot component and for each column the noise z = Phi^-1 of its place in the distribution.
+
+    "Rows" are bins by their number, (B, D) int64. Columns on a line are O of D; categories have A bins in all.
+    """
+
+    block = 512
+    likelihood = "exact"
+    spec: VectorSpec
+
+    def __init__(self, config: GMMConfig, spec: Spec):
+        Model.__init__(self, config, spec)
+        assert isinstance(spec, VectorSpec)
+        k = config.components
+        self.bins = Bins(spec)
+        self.density = self.bins.density
+        self.weights = _fitted(torch.full((k,), 1 / k))
+        self.means = _fitted(torch.zeros(len(self.bins.ordered), k))
+        self.deviations = _fitted(torch.ones(len(self.bins.ordered), k))
+        self.chances = _fitted(torch.ones(sum(self.bins.sizes[d] for d in self.bins.free), k))
+        self._seed = int(torch.randint(2**31, ()))
+        self._log_likelihood = torch.tensor(-math.inf, dtype=torch.float64)
+        self._subsample = self._new_subsample()
+        self._tables: dict[torch.dtype, Tensor] = {}
+        self._table_of: Any = None
+        self._begin_pass()
+
+    # --- train
+
+    def _new_subsample(self) -> Subsample:
+        return Subsample(max(_SUBSAMPLE, 20 * self.config.components), self._seed)
+
+    def _begin_pass(self) -> None:
+        """Sums of a pass: log-likelihood, responsibilities by bin, and logarithms of the volumes."""
+        self._sum = torch.zeros((), dtype=torch.float64)
+        self._counts: Tensor | None = None
+        self._volume = 0.0
+
+    def _gather(self, batch: Batch) -> None:
+        self._subsample.add(batch.x.cpu())
+
+    def _choose(self) -> bool:
+        """Bins, and centres by k-means on the subsample: chances of a start."""
+        k, x = self.config.components, self._subsample.examples
+        if self._subsample.count < k:
+            raise UsageError(f"--components {k}: the data has only {self._subsample.count} examples; give at most as "
+                             f"many")
+        self.bins.fit(x)
+        points = self._points(self.bins.index(self.bins.codes(x[: max(2000, 20 * k)])))
+        centres = plus_plus(points, k, torch.Generator().manual_seed(self._seed))
+        if len(centres) < k:
+            raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
+        self._centres = lloyd(points, centres)
+        self._subsample = self._new_subsample()
+        return True
+
+    def _points(self, rows: Tensor) -> Tensor:
+        """Rows as points between which distances mean something, (B, O + A): normal scores, and flags of categories."""
+        codes = self.bins.codes_of(rows)
+        known = (codes >= 0).float()
+        parts = [self.bins.middles()[rows][:, self.bins.ordered].float()]
+        parts += [F.one_hot(codes[:, d].clamp(min=0), self.bins.sizes[d]) * known[:, d, None] for d in self.bins.free]
+        return torch.cat(parts, dim=1)
+
+    def _assign(self, batch: Batch) -> None:
+        rows = self.bins.index(self.bins.codes(batch.x))
+        nearest = torch.cdist(self._points(rows), self._centres.to(rows.device)).argmin(1)
+        self._add_rows(rows, F.one_hot(nearest, self.config.components).float(), torch.zeros(()))
+
+    def expect(self, batch: Batch) -> None:
+        """The expectation step on B examples: add their responsibilities to the bins they lie in."""
+        rows = self.bins.index(self.bins.codes(batch.x))
+        log_joint = self._log_joint(rows, self._log_chances(torch.float32))
+        highest = log_joint.amax(1, keepdim=True)
+        odds = torch.exp((log_joint - highest).clamp_(min=-64))
+        total = odds.sum(1, keepdim=True)
+        self._add_rows(rows, odds / total, (highest + total.log()).sum(dtype=torch.float64).cpu())
+
+    def _add_rows(self, rows: Tensor, responsibilities: Tensor, log_likelihood: Tensor) -> None:
+        if self._counts is None:
+            self._counts = responsibilities.new_zeros(len(self.bins) + 1, responsibilities.shape[1])
+            self._total = torch.zeros_like(self.weights)
+        for column in rows.T:
+            self._counts.index_add_(0, column, responsibilities)
+        self._total += responsibilities.sum(0, dtype=torch.float64)
+        self._sum = self._sum + log_likelihood
+        self._volume += float(self.bins.log_volume()[rows].sum())
+
+    def maximise(self) -> bool:
+        """The maximisation step; False when the log-likelihood hardly grew over the last one."""
+        log_likelihood, self._log_volume = self._sum / self._total.sum().cpu(), self._volume / float(self._total.sum())
+        gain = float(log_likelihood - self._log_likelihood)
+        self._log_likelihood = log_likelihood
+        self._maximise()
+        return gain >= self.config.tolerance
+
+    def _maximise(self) -> bool:
+        assert self._counts is not None
+        self.weights.copy_(self._total / self._total.sum())
+        for i, d in enumerate(self.bins.ordered):
+            self._fit_line(i, d, self._counts[self.bins.of(d)].double())
+        for chances, d in self._free():
+            own = self._counts[self.bins.of(d)].double()
+            own = own + self.config.smoothing * self.bins.share[self.bins.of(d), None]
+            chances.copy_(torch.where(own.sum(0) > 0, own / own.sum(0), chances))
+        self._begin_pass()
+        return True
+
+    def _fit_line(self, i: int, d: int, counts: Tensor) -> None:
+        """Mean and deviation of every component from its counts (M, K) in the bins of an ordered column.
+
+        Where in its bin a score lies is not known; its first two moments are those of the Gaussian cut to the bin.
+        """
+        log_chance, a, b = self._intervals(i, d)
+        seen = log_chance > -40  # a chance below e^-40 is too small to compute with, and has no weight
+        counts, chance = counts * seen, log_chance.exp().where(seen, 1.0)
+        at_a, at_b = _bell(a), _bell(b)
+        first = (at_a - at_b) / chance
+        second = 1 + (a.nan_to_num(posinf=0, neginf=0) * at_a - b.nan_to_num(posinf=0, neginf=0) * at_b) / chance
+        total = counts.sum(0)
+        first, second = (counts * first).sum(0) / total, (counts * second).sum(0) / total
+        mean = self.means[i] + self.deviations[i] * first
+        variance = self.deviations[i].square() * (second - first.square()).clamp(min=0) + self.config.floor
+        alive = total > 1e-6
+        self.means[i] = torch.where(alive, mean, self.means[i])
+        self.deviations[i] = torch.where(alive, variance.sqrt(), self.deviations[i])
+
+    def _report(self) -> dict[str, float]:
+        return {"nll": self._log_volume - float(self._log_likelihood)}
+
+    # --- chances
+
+    def _free(self) -> list[tuple[Tensor, int]]:
+        """The chances of every category, (size, K), and its column."""
+        sizes = [self.bins.sizes[d] for d in self.bins.free]
+        return list(zip(self.chances.split(sizes) if sizes else (), self.bins.free, strict=True))
+
+    def _log_chances(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """(C + 1, K): log P_k(bin); 0 for a missing value. Kept until a parameter changes."""
+        key = [(part._version, part.device) for part in (self.means, self.deviations, self.chances, self.bins.share)]
+        if key != self._table_of:
+            self._table_of, self._tables = key, {torch.float64: self._compute_log_chances()}
+        if dtype not in self._tables:
+            self._tables[dtype] = self._tables[torch.float64].to(dtype)
+        return self._tables[dtype]
+
+    def _compute_log_chances(self) -> Tensor:
+        table = self.means.new_zeros(len(self.bins) + 1, self.config.components)
+        for i, d in enumerate(self.bins.ordered):
+            table[self.bins.of(d)] = self._intervals(i, d)[0]
+        for chances, d in self._free():
+            table[self.bins.of(d)] = chances.log()
+        return table
+
+    def _intervals(self, i: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The bins of an ordered column from a to b, in deviations from each mean, and log(Phi(b) - Phi(a)): (M, K)."""
+        a, b = ((score[:, None] - self.means[i]) / self.deviations[i] for score in self.bins.scores(d))
+        # From the nearer tail, where the difference does not cancel.
+        low, high = torch.where(a > 0, -b, a), torch.where(a > 0, -a, b)
+        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+        log_chance = log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=0)))
+        return log_chance.nan_to_num(nan=-math.inf), a, b
+
+    def _log_joint(self, rows: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
+        """log w_k P_k(row), (B, K), in the precision of the table."""
+        total = F.embedding_bag(rows, table, mode="sum")
+        return total + self.weights.log().to(table.dtype)
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """log p(x) in nats, exact, (B,) float64; of a row with missing values, that of the others."""
+        rows = self.bins.index(self.bins.codes(batch.x))
+        log_joint = self._log_joint(rows, self._log_chances())
+        return torch.logsumexp(log_joint, dim=1) - self.bins.log_volume()[rows].sum(1)
+
+    def score_protocol(self) -> dict[str, Any]:
+        return {"density": True} if self.density else {}
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        """A component drawn by weight, one-hot, and standard normal noise: (B, K + D) float64."""
+        return self._code(self.weights.expand(len(rng), -1), rng)
+
+    def _code(self, weights: Tensor, rng: Rng) -> Tensor:
+        """A component drawn by weights (B, K), and noise."""
+        bounds = weights.cumsum(1)
+        u = rng.uniform(1, dtype=torch.float64) * bounds[:, -1:]
+        component = torch.searchsorted(bounds, u, right=True)[:, 0].clamp(max=bounds.shape[1] - 1)
+        z = rng.normal(len(self.spec.columns), dtype=torch.float64)
+        return torch.cat([F.one_hot(component, bounds.shape[1]), z], dim=1)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, component: int | None = None) -> Batch:
+        """Draws from the mixture, or from `component` (0..K-1) alone; what is known of a row is kept, exactly.
+
+        Raises:
+            UsageError: there is no such component.
+        """
+        weights = self.weights.expand(len(rng), -1)
+        if component is not None:
+            weights = self._only(component).to(weights).expand_as(weights)
+        if given is None or given.known is None or given.mask is None:
+            return self.decode(self._code(weights, rng))
+        known = given.known.double().where(given.mask, torch.nan).expand(len(rng), -1)
+        rows = self.bins.index(self.bins.codes(known))
+        posterior = F.embedding_bag(rows, self._log_chances(), mode="sum") + weights.log()
+        x = self.decode(self._code(torch.softmax(posterior, dim=1), rng)).x
+        return Batch(torch.where(known.isnan(), x, known.to(x.dtype)))
+
+    def encode(self, batch: Batch, rng: Rng, *, code: Literal["whitened", "responsibilities"] = "whitened") -> Tensor:
+        """The likeliest component, one-hot, and the noise of each column in it (B, K + D); or p(k|x) (B, K).
+
+        `rng` draws the place of a value in its bin, and what is missing.
+        """
+        codes, table = self.bins.codes(batch.x), self._log_chances()
+        log_joint = self._log_joint(self.bins.index(codes), table)
+        if code == "responsibilities":
+            return torch.softmax(log_joint, dim=1)
+        component = log_joint.argmax(1)
+        u = MARGIN + (1 - 2 * MARGIN) * rng.uniform(codes.shape[1], dtype=torch.float64)
+        place = self.bins.places(batch.x, codes, u)
+        places = [self.bins.to_uniform(table[self.bins.of(d)].T[component].exp(), codes[:, d], place[:, d])
+                  for d in range(codes.shape[1])]
+        z = torch.special.ndtri(torch.stack(places, dim=1).clamp(1e-15, 1 - 1e-15))
+        return torch.cat([F.one_hot(component, self.config.components), z], dim=1)
+
+    def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
+        """The inverse of `encode`; between components, from their mixture by the weights in the code."""
+        share, z = code.double().split([self.config.components, len(self.spec.columns)], dim=1)
+        u, chances = torch.special.ndtr(z), self._log_chances().exp()
+        found = [self.bins.from_uniform(share @ chances[self.bins.of(d)].T, u[:, d]) for d in range(u.shape[1])]
+        codes, places = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
+        return Batch(self.bins.values(codes, places))
+
+
+def _bell(z: Tensor) -> Tensor:
+    """The density of N(0, 1)."""
+    return torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)

@@ -20,7 +20,6 @@ from xml.sax.saxutils import escape
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gencli.cells import Cells, decode, number, numbered
 from gencli.dataset import Dataset, fingerprint, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded, printable, unguarded
@@ -29,15 +28,17 @@ from gencli.format import Format, Held, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
+from gencli.tables import Table, decode, number, numbered, read_cells, read_parquet
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     import torch
     from torch import Tensor
 
     from gencli.view import View
 else:
-    np, torch = Lazy("numpy"), Lazy("torch")
+    np, pl, torch = Lazy("numpy"), Lazy("polars"), Lazy("torch")
 
 WINDOW = 64  # steps of a window of a long series where the user says nothing
 _MOST_FILLED = 1000  # steps that gaps may add for each that is there
@@ -301,14 +302,15 @@ def _table(source: Source, request: Request) -> SeriesExamples:
     name, content = source
     named = tuple(filter(None, (settings.time, settings.series, settings.label)))
     cells = _cells(content, name, named)
-    rows = [(line, row) for line, row in cells.rows if len(row) == len(cells.columns)]
-    if len(rows) < len(cells.rows) and not request.skip_bad:
-        line, row = next((line, row) for line, row in cells.rows if len(row) != len(cells.columns))
-        raise DataError(f"{name}: line {line} has {len(row)} cells; expected {len(cells.columns)}; --skip-bad leaves "
+    whole = [i for i, width in enumerate(cells.widths) if width == len(cells.columns)]
+    if len(whole) < len(cells.lines) and not request.skip_bad:
+        line, width = next((line, width) for line, width in zip(cells.lines, cells.widths, strict=True)
+                           if width != len(cells.columns))
+        raise DataError(f"{name}: line {line} has {width} cells; expected {len(cells.columns)}; --skip-bad leaves "
                         f"such lines out")
-    if not rows:
+    if not whole:
         raise DataError(f"{name} has no rows of numbers")
-    columns = [[row[i].strip() for _, row in rows] for i in range(len(cells.columns))]
+    columns = [_written(column[whole]) for column in cells.frame]
     places = {role: cells.place(column, f"--{role}") for role in ("series", "label", "time")
               if (column := getattr(settings, role))}
     if "series" not in places and "example" in cells.columns:  # as `Csv` writes them
@@ -323,9 +325,9 @@ def _table(source: Source, request: Request) -> SeriesExamples:
     if not free:
         others = shorten([cells.columns[i] for i in places.values()])
         raise DataError(f"{name} has no column of numbers besides {others}")
-    numbers = np.array([line for line, _ in rows])
+    numbers = np.array(cells.lines)[whole]
     values = np.stack([_values(columns[i], cells.columns[i], numbers, name, request) for i in free], 1)
-    keys = columns[places["series"]] if "series" in places else [""] * len(rows)
+    keys = columns[places["series"]] if "series" in places else [""] * len(whole)
     parts: dict[str, list[int]] = {}
     for i, key in enumerate(keys):
         parts.setdefault(key, []).append(i)
@@ -342,11 +344,22 @@ def _table(source: Source, request: Request) -> SeriesExamples:
         series, clock = _timed(columns[places["time"]], cells.columns[places["time"]], numbers, values,
                                list(parts.values()), name, request)
     return SeriesExamples(name, series, [cells.columns[i] for i in free] if cells.header else None, labels,
-                          len(cells.rows) - len(rows), clock=clock)
+                          len(cells.lines) - len(whole), clock=clock)
 
 
-def _cells(content: Path | bytes, name: str, named: tuple[str, ...]) -> Cells:
-    return Cells(bytes_of(content), name, named)
+def _cells(content: Path | bytes, name: str, named: tuple[str, ...]) -> Table:
+    data = bytes_of(content)
+    return read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
+
+
+def _written(column: pl.Series) -> list[str]:
+    """Cells as text; dates and times of Parquet as ISO 8601 has them."""
+    if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
+        column = column.dt.strftime("%Y-%m-%d" if column.dtype == pl.Date else "%Y-%m-%d %H:%M:%S%.f")
+        whole = ~column.str.contains(r"\.")
+        if not whole.all():  # %f wants digits in every line
+            column = (column + ".000000").zip_with(whole, column)
+    return column.cast(pl.String).fill_null("").to_list()
 
 
 def _values(cells: list[str], column: str, lines: np.ndarray, name: str, request: Request) -> np.ndarray:
@@ -767,7 +780,7 @@ class Series(Kind):
     plural = "series"
     Spec = SeriesSpec
     Settings = SeriesSettings
-    asked = (".csv", ".tsv", ".txt")
+    asked = (".csv", ".tsv", ".parquet", ".txt")
     variable = True
     missing = True
     spaces = ("steps", "spectrum")

@@ -22,7 +22,6 @@ from xml.etree import ElementTree
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from gencli.cells import decode
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import printable, to_json
@@ -33,6 +32,7 @@ from gencli.kinds.text import Texts
 from gencli.lazy import Lazy
 from gencli.limits import check_archive
 from gencli.spec import Batch, Spec
+from gencli.tables import decode
 
 if TYPE_CHECKING:
     import numpy as np

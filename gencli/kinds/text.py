@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from gencli.cells import decode
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError
 from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, readable
@@ -20,6 +19,7 @@ from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
+from gencli.tables import decode
 from gencli.tokens import END, MARKS, UNKNOWN, Merges, Tokenizer, Unit, Vocabulary, learn, tokenizer
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ class DiscretisedLogistic:
         inverse = torch.exp(-log_scale.clamp(min=self.narrowest))
         upper = (x + self.bin / 2 - location) * inverse
         width = self.bin * inverse
-        return _log_bin(upper - width, upper, width, x < self.low + self.bin / 2, x > self.high - self.bin / 2)
+        return log_bin(upper - width, upper, width, x < self.low + self.bin / 2, x > self.high - self.bin / 2)
 
     def mean(self, parameters: Parameters) -> Tensor:
         """That of the logistic cut to [low, high]: the integral of P(X > t) over t; off by less than half a bin."""
@@ -172,7 +172,7 @@ class DiscretisedLogisticMixture:
         lower = (middle - mean - 1 / self.levels) / scale
         upper = (middle - mean + 1 / self.levels) / scale
         k = level[..., None]
-        bins = _log_bin(lower, upper, 2 / self.levels / scale, k == 0, k == self.levels - 1)
+        bins = log_bin(lower, upper, 2 / self.levels / scale, k == 0, k == self.levels - 1)
         return torch.logsumexp(weight + bins, dim=-1)
 
     def to_noise(self, parameters: Tensor, level: Tensor, place: Tensor) -> Tensor:
@@ -301,7 +301,7 @@ def _off_the_ends(place: Tensor) -> Tensor:
     return place * (1 - 2 * MARGIN) + MARGIN
 
 
-def _log_bin(lower: Tensor, upper: Tensor, width: Tensor, first: Tensor, last: Tensor) -> Tensor:
+def log_bin(lower: Tensor, upper: Tensor, width: Tensor, first: Tensor, last: Tensor) -> Tensor:
     """log(sigmoid(upper) - sigmoid(lower)), width = upper - lower; the first bin has no lower end, the last no upper.
 
     sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which does not cancel where the two are alike.

@@ -78,6 +78,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                                            "average over the columns; 0 to 1."),
         "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),
         "correlation_difference": ("Difference of correlations", "less", "How differently columns are correlated."),
+        "missing_difference": ("Difference of gaps", "less", "How far the share of missing cells is off."),
     },
     "Drawings": {
         "strokes_distance": ("Distance of drawings", "less", "How far strokes, points, lengths, extents and turns lie "

@@ -1,9 +1,15 @@
 """Samples of tables: column by column, pair by pair.
 
-A column that takes at most 20 values in the held-out rows is compared by total variation, half the sum of differences
-of the shares of its values; others by Kolmogorov and Smirnov's largest difference of distribution functions. Both lie
-between 0, the same, and 1. Error bars are from the bootstrap over rows of both sides (Efron 1979), a function of the
-seed.
+A column of words, or one that takes at most 20 values in the held-out rows, is compared by total variation, half the
+sum of differences of the shares of its values; others by Kolmogorov and Smirnov's largest difference of distribution
+functions. Both lie between 0, the same, and 1. A missing cell counts as a value, the largest of its column.
+
+Pairs of columns are compared by how closely they go together: Pearson's correlation of two numbers, the correlation
+ratio of a number and a word, Cramer's V of two words. All are one matrix product: with a word's indicators 1[k] scaled
+to (1[k] - p_k) / sqrt(p_k), the squared products with a standardised number add up to the square of the ratio, those
+with the indicators of another word to phi squared.
+
+Error bars are from the bootstrap over rows of both sides (Efron 1979), a function of the seed.
 """
 
 import math
@@ -21,6 +27,7 @@ from gencli.metrics.estimates import protocol
 from gencli.metrics.features import Space
 from gencli.model import Batch
 from gencli.rng import generator
+from gencli.view import view_of
 
 _FEW = 20  # values of a column that is compared value by value
 _ROUNDS = 100  # of the bootstrap
@@ -32,54 +39,64 @@ _RESAMPLED = 1000  # columns, evenly spread, whose correlations the bootstrap re
 def table(inputs: Inputs) -> Iterator[Found]:
     """`column_distance`, the mean over the columns; `worst_column_distance`; `correlation_difference`.
 
-    The last is the mean over all pairs of columns of how far Pearson's correlation is off.
+    The last is the mean over all pairs of columns of how far their association is off. Where cells may be missing also
+    `missing_difference`: how far their share is off, the mean over those columns.
     """
     samples, reference = comparable(inputs)
     spec = reference.spec
     assert isinstance(spec, VectorSpec)
     x, y = _rows(reference), _rows(samples)
     record = protocol(reference, inputs.seed, rows=len(x), samples=len(y))
+    words = torch.tensor([column.coded for column in spec.columns])
+    gaps = torch.tensor([column.missing for column in spec.columns])
+    if gaps.any():
+        shares = [part[:, gaps].isnan().double() for part in (x, y)]
+        off = (shares[0].mean(0) - shares[1].mean(0)).abs()
+        variance = sum((part.var(0) / len(part) for part in shares), torch.zeros_like(off))
+        yield Metric("missing_difference", float(off.mean()), float(variance.sum().sqrt()) / len(off), len(y), "",
+                     "estimate", record)
     source = generator(inputs.seed, "table")
     drawn = [(_counts(len(x), source), _counts(len(y), source)) for _ in range(_ROUNDS)]
     weights = [(torch.ones(len(x)), torch.ones(len(y))), *drawn]  # the rows themselves, then the resamples
     steps = math.ceil(x.shape[1] / (block := max(1, _BLOCK // (len(x) + len(y)))))
-    shares: list[Tensor] = []
+    apart: list[Tensor] = []
     for start in range(0, x.shape[1], block):
-        columns = _Columns(x[:, start : start + block], y[:, start : start + block])
-        shares.append(torch.stack([columns.distances(*pair) for pair in weights]))
-        inputs.progress(len(shares), steps + len(drawn))
-    whole = torch.cat(shares, 1)
+        part = slice(start, start + block)
+        columns = _Columns(x[:, part], y[:, part], words[part])
+        apart.append(torch.stack([columns.distances(*pair) for pair in weights]))
+        inputs.progress(len(apart), steps + len(drawn))
+    whole = torch.cat(apart, 1)
     distances, spread = whole[0], whole[1:]
     if several := x.shape[1] > 1:
-        correlation = _correlation_difference(x, y, *weights[0], torch.float64)
+        correlation = _correlation_difference(x, y, words, *weights[0], torch.float64)
         some = torch.linspace(0, x.shape[1] - 1, min(x.shape[1], _RESAMPLED)).long()
-        x, y = x[:, some], y[:, some]
+        x, y, words = x[:, some], y[:, some], words[some]
         resampled: list[float] = []
         for pair in drawn:
             # The error bar has no use for more digits than float32, which takes half as long, has.
-            resampled.append(_correlation_difference(x, y, *pair, torch.float32))
+            resampled.append(_correlation_difference(x, y, words, *pair, torch.float32))
             inputs.progress(steps + len(resampled), steps + len(drawn))
     worst = int(distances.argmax())
-    by_column = {**record, "columns": dict(zip(spec.columns, distances.tolist(), strict=True))}
+    by_column = {**record, "columns": dict(zip(spec.names, distances.tolist(), strict=True))}
     yield Metric("column_distance", float(distances.mean()), float(spread.mean(1).std()), len(y), "", "estimate",
                  by_column)
     yield Metric("worst_column_distance", float(distances[worst]), float(spread[:, worst].std()), len(y), "",
-                 "estimate", {**record, "column": spec.columns[worst]})
+                 "estimate", {**record, "column": spec.names[worst]})
     if several:
         yield Metric("correlation_difference", correlation, float(torch.tensor(resampled).std()), len(y), "",
                      "estimate", {**record, "columns_of_error": len(some)})
 
 
 class Columns(Space):
-    """(B, D) in the units of the data -> (B, D) with mean 0 and deviation 1 in the training data."""
+    """The rows of the real view without its noise, (B, V): standardised numbers, categories one-hot."""
 
     name = "columns"
 
     def __init__(self, spec: VectorSpec):
-        self.mean, self.scale = torch.tensor(spec.mean), torch.tensor(spec.scale)
+        self.view = view_of(spec)
 
     def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        return (batch.x - self.mean) / self.scale, None
+        return self.view(batch, None)[0].float(), None
 
 
 def columns(inputs: Inputs) -> Space:
@@ -93,7 +110,7 @@ def _rows(data: Dataset) -> Tensor:
     rows = data.batch(torch.arange(len(data))).x.double()
     if len(rows) < 2:
         raise DataError(f"{data.name}: {len(rows)} rows; at least 2 are needed to compare tables")
-    if not rows.isfinite().all():
+    if rows.isinf().any():
         raise DataError(f"{data.name} contains numbers that are not finite")
     return rows
 
@@ -106,12 +123,14 @@ def _counts(n: int, source: torch.Generator) -> Tensor:
 class _Columns:
     """Some columns of both sides, sorted once, so that a resample is a weighted sum."""
 
-    def __init__(self, x: Tensor, y: Tensor):
+    def __init__(self, x: Tensor, y: Tensor, words: Tensor):
+        x, y = x.nan_to_num(torch.inf), y.nan_to_num(torch.inf)
         values, order = torch.cat([x, y]).T.contiguous().sort()
-        rank = torch.nn.functional.pad(values.diff() != 0, (1, 0)).cumsum(1)
+        rank = torch.nn.functional.pad(values[:, 1:] != values[:, :-1], (1, 0)).cumsum(1)
         self.values = int(rank[:, -1].max()) + 1
         self.rank = torch.empty_like(rank).scatter_(1, order, rank)  # (D, N + M) the place of a value among all
-        self.discrete = (x.sort(0).values.diff(dim=0) != 0).sum(0) < _FEW
+        ordered = x.sort(0).values
+        self.discrete = words | ((ordered[1:] != ordered[:-1]).sum(0) < _FEW)
 
     def distances(self, weight_x: Tensor, weight_y: Tensor) -> Tensor:
         """(D,) total variation or Kolmogorov-Smirnov distances of the rows with these weights (N,), (M,)."""
@@ -124,10 +143,16 @@ class _Columns:
         return torch.where(self.discrete, variation, largest)
 
 
-def _correlation_difference(x: Tensor, y: Tensor, weight_x: Tensor, weight_y: Tensor, dtype: torch.dtype) -> float:
-    """Mean difference of Pearson's correlations over all pairs of columns, block by block of the upper triangle."""
+def _correlation_difference(x: Tensor, y: Tensor, words: Tensor, weight_x: Tensor, weight_y: Tensor,
+                            dtype: torch.dtype) -> float:
+    """Mean difference of the associations of all pairs of columns, block by block of the upper triangle."""
+    count = x.shape[1]
+    if words.any():
+        a, b = (_associations(side.to(torch.float64), words, weight).to(dtype)
+                for side, weight in ((x, weight_x), (y, weight_y)))
+        return float((a - b).abs().triu(1).sum(dtype=torch.float64)) / (count * (count - 1) / 2)
     x, y = (_standardised(*side).to(dtype) for side in ((x, weight_x), (y, weight_y)))
-    count, total = x.shape[1], 0.0
+    total = 0.0
     for start in range(0, count, _COLUMNS):
         difference = x[:, start : start + _COLUMNS].T @ x[:, start:]
         difference -= y[:, start : start + _COLUMNS].T @ y[:, start:]
@@ -135,10 +160,40 @@ def _correlation_difference(x: Tensor, y: Tensor, weight_x: Tensor, weight_y: Te
     return total / (count * (count - 1) / 2)
 
 
+def _associations(x: Tensor, words: Tensor, weight: Tensor) -> Tensor:
+    """Pearson's correlation, correlation ratio or Cramer's V of each pair of columns, (D, D)."""
+    parts, owner, freedom = [], [], []
+    numbers = _standardised(x, weight)
+    share = weight[weight > 0].double() / weight.sum()
+    for i, column in enumerate(x[weight > 0].T):
+        if not words[i]:
+            parts.append(numbers[:, i : i + 1])
+        else:
+            codes = column.nan_to_num(-1).unique(return_inverse=True)[1]
+            indicators = torch.nn.functional.one_hot(codes).double()
+            p = share @ indicators
+            parts.append((indicators - p) / p.sqrt() * share.sqrt()[:, None])
+        owner += [i] * parts[-1].shape[1]
+        freedom.append(max(1, parts[-1].shape[1] - int(words[i])))
+    z, place = torch.cat(parts, 1), torch.tensor(owner)
+    product = z.T @ z
+    squares = product.new_zeros(x.shape[1], len(z.T)).index_add_(0, place, product.square())
+    squares = product.new_zeros(x.shape[1], x.shape[1]).index_add_(1, place, squares)
+    degrees = torch.tensor(freedom)  # 1 for a number: the smaller of two turns phi into Cramer's V
+    strength = (squares / torch.minimum(degrees[:, None], degrees)).sqrt()
+    return torch.where(~words[:, None] & ~words, numbers.T @ numbers, strength)
+
+
 def _standardised(x: Tensor, weight: Tensor) -> Tensor:
-    """Z with Z^T Z the correlations of weighted rows, without those of no weight; 0 for a constant column."""
+    """Z with Z^T Z the correlations of weighted rows, without those of no weight; 0 for constants and missing cells."""
     drawn = weight > 0
     x, share = x[drawn], (weight[drawn].double() / weight.sum())[:, None]
-    x = (x - (share * x).sum(0)).mul_(share.sqrt())
+    gaps = x.isnan()
+    if gaps.any():
+        there = torch.where(gaps, 0, share)
+        x = torch.where(gaps, 0, x - (there * x.nan_to_num()).sum(0) / there.sum(0))
+    else:
+        x = x - (share * x).sum(0)
+    x = x.mul_(share.sqrt())
     deviation = x.square().sum(0).sqrt()
     return torch.where(deviation > 0, x / deviation, 0.0)

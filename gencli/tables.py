@@ -1,0 +1,208 @@
+"""The cells of a table in a file: .csv, .tsv and the like as text, Parquet with its types. Polars reads both.
+
+Polars is imported when a table is read, not before: it takes a third of a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gencli.errors import DataError, UsageError, did_you_mean, first_line
+from gencli.escape import unguarded
+from gencli.lazy import Lazy
+
+if TYPE_CHECKING:
+    import polars as pl
+else:
+    pl = Lazy("polars")
+
+_SPACED_QUOTE = re.compile(r'[,;\t] +"')
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 bytes as text; DataError if they are none."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name} is not UTF-8 text (byte 0x{data[error.start]:02x} in line {line}); "
+                        "convert it, or give data of a kind that is known") from error
+    if "\0" in text:
+        raise DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
+    return text
+
+
+def number(cell: str) -> float | None:
+    """A cell as a number, perhaps NaN or infinite; None if it is none."""
+    try:
+        return None if "_" in cell else float(cell)  # Python reads 1_000 as a number, tables mean a name
+    except ValueError:
+        return None
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of columns that have none: 1, 2, ..."""
+    return tuple(map(str, range(1, count + 1)))
+
+
+class Table:
+    """The rows of a table.
+
+    Attributes:
+        name: what messages call it.
+        columns: their names; of a table without a header their numbers, from 1.
+        header: whether there is one.
+        frame: the cells, a column each: text without space around it, "" where a cell is empty; or of Parquet, typed.
+        lines: (N,) the line of each row in the file, from 1; of Parquet the number of the row.
+        widths: (N,) how many cells each row has; those that it lacks are "" in the frame, further ones are not there.
+    """
+
+    def __init__(self, name: str, columns: Sequence[str], header: bool, frame: pl.DataFrame, lines: Sequence[int],
+                 widths: Sequence[int], top: Sequence[str] = ()):
+        self.name, self.columns, self.header, self.frame = name, list(columns), header, frame
+        self.lines, self.widths, self._top = lines, widths, list(top)
+        if twice := [column for i, column in enumerate(self.columns) if column in self.columns[:i]]:
+            raise DataError(f"{name}: two columns are called {twice[0]!r}; give each its own name")
+
+    def place(self, column: str, flag: str) -> int:
+        """The place of a column that the user names, or gives the number of from 1."""
+        if column in self.columns:
+            return self.columns.index(column)
+        if column.isdecimal() and 1 <= int(column) <= len(self.columns):
+            return int(column) - 1
+        # A name that is slightly wrong is why a header was not taken for one.
+        close = did_you_mean(column, self._top) if not self.header and not column.isdecimal() else ""
+        raise UsageError(f"{flag} {column}: {self.name} has no such column"
+                         f"{close if 'did you mean' in close else did_you_mean(column, self.columns)}")
+
+
+def read_cells(data: bytes, name: str, named: tuple[str, ...] = (), quoted: bool = True) -> Table:
+    """The lines of a text, divided by commas, semicolons or tabs.
+
+    A header is a first line without any number, or one that counts the columns; where columns are `named` by the user,
+    one that has such a name; for columns that are named by their number, one without a number above a column of
+    numbers.
+
+    Args:
+        quoted: whether quotation marks enclose cells; in plain text they are nothing but themselves.
+
+    Raises:
+        DataError: no UTF-8 text; quotation marks that do not close; two columns of one name.
+    """
+    text = decode(data, name).replace("\r\n", "\n")
+    first = text.partition("\n")[0]
+    # Sentences have commas of their own.
+    delimiter = "\t" if _ending(name) != ".csv" and "\t" in first else max(",;\t", key=first.count)
+    if quoted and _SPACED_QUOTE.search(text):  # polars takes no quotation mark behind a space
+        out = io.StringIO()
+        csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(_rows(text, delimiter, True, name))
+        text = out.getvalue()
+    frame, lines, widths = _parse(text, delimiter, quoted, name)
+    frame = frame.with_columns(pl.all().fill_null("").str.strip_chars())
+    if quoted:
+        guards = [column for column in frame.columns if frame[column].str.starts_with("'").any()]
+        frame = frame.with_columns(pl.Series(column, [unguarded(cell) for cell in frame[column]], pl.String)
+                                   for column in guards)
+    top = list(frame.row(0)) if frame.height else []
+    header = bool(top) and (_is_header(top, frame, named) if named else _names(top))
+    if header:
+        frame, lines, widths = frame[1:], lines[1:], widths[1:]
+    return Table(name, top if header else numbered(len(top)), header, frame, lines, widths, top)
+
+
+def read_parquet(data: bytes, name: str) -> Table:
+    """The columns of a Parquet file; DataError if it is none."""
+    try:
+        with _without_panic():
+            frame = pl.read_parquet(io.BytesIO(data))
+    except (Exception, pl.exceptions.PanicException) as error:  # polars raises nearly anything on damaged bytes
+        raise DataError(f"{name} is no Parquet file, or damaged: {first_line(error)}") from error
+    return Table(name, frame.columns, True, frame, range(1, frame.height + 1), [frame.width] * frame.height)
+
+
+@contextmanager
+def _without_panic() -> Iterator[None]:
+    """Keeps from standard error what polars' threads write to it where they meet damaged bytes: Rust's backtraces."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _ending(name: str) -> str:
+    return Path(name.removesuffix(".gz").removesuffix(".xz")).suffix.lower()
+
+
+def _names(top: list[str]) -> bool:
+    """Whether a first line names columns: by words, or counting them from 0 or 1."""
+    counted = [str(i) for i in range(len(top) + 1)]
+    return all(number(cell) is None for cell in top) or (len(top) > 2 and top in (counted[:-1], counted[1:]))
+
+
+def _is_header(top: list[str], frame: pl.DataFrame, named: tuple[str, ...]) -> bool:
+    by_number = [name for name in named if name.isdecimal() and 1 <= int(name) <= len(top)]
+    if (set(named) - set(by_number)) & set(top):
+        return True
+    places = [int(name) - 1 for name in by_number]
+    return any(number(top[i]) is None and frame.height > 1
+               and all(number(cell) is not None for cell in frame.to_series(i)[1:]) for i in places)
+
+
+def _rows(text: str, delimiter: str, quoted: bool, name: str) -> list[list[str]]:
+    return [row for _, row in _numbered_rows(text, delimiter, quoted, name)]
+
+
+def _numbered_rows(text: str, delimiter: str, quoted: bool, name: str) -> list[tuple[int, list[str]]]:
+    """(last line, cells) of each row."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=quoted,
+                        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{name}: line {reader.line_num}: {error}") from error
+
+
+def _parse(text: str, delimiter: str, quoted: bool, name: str) -> tuple[pl.DataFrame, Sequence[int], Sequence[int]]:
+    """Cells as text, the line of each row, and how many cells it has; empty lines are no rows.
+
+    A row that is too long makes polars raise, one that is too short leaves the last cell null. Only then is it asked
+    line by line which row that is.
+    """
+    if not text.strip():
+        return pl.DataFrame(), (), ()
+    read = partial(pl.read_csv, has_header=False, infer_schema_length=0)
+    try:
+        frame = read(text.encode(), separator=delimiter, quote_char='"' if quoted else None)
+        # A quoted cell may have several lines.
+        if not frame.to_series(-1).null_count() and frame.height == text.count("\n") + (not text.endswith("\n")):
+            return frame, range(1, frame.height + 1), [frame.width] * frame.height
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        pass  # line by line it shows why
+    rows = [(line, row) for line, row in _numbered_rows(text, delimiter, quoted, name) if row]
+    width = len(rows[0][1]) if rows else 0
+    # What polars does not take as it stands is written down for it in full rows.
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(
+        [*row, *[""] * (width - len(row))][:width] for _, row in rows)
+    try:
+        frame = read(out.getvalue().encode())
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise DataError(f"{name} is no table: {first_line(error)}") from error
+    return frame, [line for line, _ in rows], [len(row) for _, row in rows]
