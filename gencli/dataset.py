@@ -96,6 +96,10 @@ class Dataset:
             batch.condition = self.derive(batch)
         return batch
 
+    def unconditional(self) -> Dataset:
+        """The same examples, made from nothing."""
+        return replace(self, spec=self.spec.unconditional(), condition=None, derive=None)
+
     def on(self, device: torch.device) -> Dataset:
         """The same data with its examples held on `device`, if they are in memory and fill at most half of the rest."""
         if device.type != "cuda" or not isinstance(self.examples, torch.Tensor):

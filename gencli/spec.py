@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -61,6 +61,10 @@ class Spec(BaseModel):
     def size(self) -> int:
         """Numbers in one example."""
         return math.prod(self.shape)
+
+    def unconditional(self) -> Self:
+        """That of the same examples, made from nothing."""
+        return self.model_copy(update={"condition": None})
 
     @model_serializer(mode="wrap")
     def _without_empty_condition(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
