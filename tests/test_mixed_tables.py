@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 
+from gencli.dataset import Dataset
 from gencli.families.ardm import ARDM, ARDMConfig
 from gencli.families.gmm import GMM, Factorised, GMMConfig
 from gencli.kinds.vector import Column, VectorSpec
+from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
 from gencli.training import train
@@ -241,3 +243,70 @@ def test_what_all_rows_have_is_written_out(town, tmp_path, gencli):
 def test_values_that_no_row_has_are_refused(town, gencli, run, words, message):
     done = gencli("sample", str(town / run), "--given", words, "-n", "1", "-o", "x.csv", code=2)
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+# --- metrics
+
+
+def dataset(x, spec=SPEC, **more):
+    return Dataset("rows", "test", spec, x, fingerprint="rows", **more)
+
+
+def measured(names, x, y, training=None):
+    learnt = None if training is None else dataset(training)
+    found = measure(names, Inputs(dataset(x), samples=dataset(y), training=learnt))
+    return {metric.name: metric for metric in found.metrics}
+
+
+def test_shape_and_trend_are_those_of_sdmetrics():
+    columns = pytest.importorskip("sdmetrics.single_column")
+    from pandas import DataFrame
+    from sdmetrics.column_pairs import ContingencySimilarity, CorrelationSimilarity
+
+    random = torch.Generator().manual_seed(0)
+    flag = Column(name="c", type="boolean", values=("n", "y"))
+    spec = VectorSpec(columns=(*SPEC.columns[:2], Column(name="d"), flag))
+    sides = []
+    for count, tilt in ((300, 0.0), (200, 0.5)):
+        a, b, c = rows(count)[:, 0], rows(count)[:, 1] + tilt, torch.rand(count, generator=random) < 0.4 + tilt / 2
+        sides.append(torch.stack([a, b.round(), b + torch.randn(count, generator=random), c.double()], 1))
+    found = measure(["quality"], Inputs(dataset(sides[0], spec), samples=dataset(sides[1], spec))).metrics
+    x, y = (DataFrame(side.numpy(), columns=spec.names) for side in sides)
+    words = [column.name for column in spec.columns if column.coded]
+    shapes = [(columns.TVComplement if name in words else columns.KSComplement).compute(x[name], y[name])
+              for name in spec.names]
+    trends = []
+    for pair in map(list, itertools.combinations(spec.names, 2)):
+        numbers = [name for name in pair if name not in words]
+        trends.append(CorrelationSimilarity.compute(x[pair], y[pair]) if len(numbers) == 2 else
+                      ContingencySimilarity.compute(x[pair].copy(), y[pair].copy(), numbers or None))
+    values = {metric.name: metric.value for metric in found}
+    assert values["shape"] == pytest.approx(sum(shapes) / 4) and values["trend"] == pytest.approx(sum(trends) / 6)
+
+
+def test_independent_columns_have_the_shape_but_not_the_trend():
+    x = rows(3000)
+    x[:, 2] = (x[:, 0] > 0).double()
+    found = measured(["quality"], x[:1500], x[1500:])
+    assert found["shape"].value > 0.95 and found["shape_independent"].value > 0.95
+    assert found["trend"].value > 0.9 and found["trend_independent"].value < 0.8
+
+
+def test_trees_tell_samples_from_rows_only_where_they_differ():
+    pytest.importorskip("sklearn")
+    x = rows(1600)
+    x[:, 2] = (x[:, 0] > 0).double()
+    shuffled = torch.stack([column[torch.randperm(800, generator=torch.Generator().manual_seed(i))]
+                            for i, column in enumerate(x[800:].T)], 1)
+    same, other = (measured(["c2st"], x[:800], side)["c2st"].value for side in (x[800:], shuffled))
+    assert same > 0.85 and other < 0.6
+
+
+def test_the_class_is_learnt_from_samples_as_far_as_they_tell_it():
+    pytest.importorskip("sklearn")
+    x = torch.cat([rows(900)[:, :2], (rows(900)[:, :1] > 0).double()], 1)
+    blind = x.clone()
+    blind[:, 2] = x[torch.randperm(900, generator=torch.Generator().manual_seed(0)), 2]
+    found = measured(["tstr"], x[:300], blind[300:], x[600:])
+    assert found["real_auc"].value > 0.99 and found["synthetic_auc"].value < 0.9
+    assert found["real_auc"].protocol["column"] == "c"
