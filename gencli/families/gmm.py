@@ -425,7 +425,8 @@ class Factorised(GMM):
             raise UsageError(f"--components {k}: the data has only {self._subsample.count} examples; give at most as "
                              f"many")
         self.bins.fit(x)
-        points = self._points(self.bins.index(self.bins.codes(x[: max(2000, 20 * k)])))
+        rows = self.bins.codes(x[: max(2000, 20 * k)].to(self.weights.device))
+        points = self._points(self.bins.index(rows)).cpu()
         centres = plus_plus(points, k, torch.Generator().manual_seed(self._seed))
         if len(centres) < k:
             raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
