@@ -24,7 +24,7 @@ LAYERS = [
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"},
     {"device"}, {"settings"},
     {"tables", "limits", "ragged", "stopping", "tokens"},
-    {"adamw", "charts", "errors", "ink", "lazy", "line_drawing", "rng", "spectrogram", "version"}, {"escape"},
+    {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
