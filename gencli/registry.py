@@ -226,7 +226,7 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector", "audio", "strokes", "video", "series"),
            can=("train", "encode", "evaluate", "export", "classify")),
     Family("unet", "gencli.families.unet:UNet", "U-Net (Ronneberger 2015): pictures from pictures by regression",
-           kinds=("image",), can=(*VERBS, "log_prob", "condition")),
+           kinds=("image", "video"), can=(*VERBS, "log_prob", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
            kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
 )
