@@ -105,9 +105,10 @@ def run(args: list[str]) -> int:
                 console.warn(clash)
         if args and args[0] in registry.VERBS and "--help" not in args:
             # The verbs import them as well; --help need not.
-            from gencli.limits import keep_memory
+            from gencli.limits import keep_memory, share_processors
             from gencli.settings import check_environment
 
+            share_processors()
             keep_memory()
             check_environment(_options())
         code = app(args, prog_name="gencli", standalone_mode=False)

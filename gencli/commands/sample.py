@@ -118,6 +118,8 @@ def sample(
             total = frames * sum(map(len, parts))
             batches = request.drawn(model, parts, watch)
         for batch in batches:
+            if is_stdout(output):
+                progress.give_way()
             writer.write(batch)
             if writer.continuous:
                 watch(batch)
