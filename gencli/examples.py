@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -237,15 +237,15 @@ class Examples(ABC):
                        protocol=protocol, **fields)
 
 
-class FileExamples(Examples):
-    """Examples that are a file each, or the bytes of one: `sources`."""
+class ListedExamples(Examples, Generic[T]):
+    """Examples that are the `items` of a list."""
 
-    def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0):
+    def __init__(self, name: str, items: Sequence[T], labels: Sequence[str] | None = None, skipped: int = 0):
         super().__init__(name, labels, skipped)
-        self.sources = list(sources)
+        self.items = list(items)
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.items)
 
     def called(self, number: int) -> str:
         return self.sources[number][0]
@@ -253,16 +253,24 @@ class FileExamples(Examples):
     def describe(self) -> str:
         return registry.kind(self.kind).plural
 
+    def _with(self, items: Sequence[T], labels: Sequence[str] | None, skipped: int) -> Self:
+        """Other items of which all else is true too."""
+        return type(self)(self.name, items, labels, skipped)
+
     def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.sources[i] for i in indices], self._label(indices), self.skipped)
+        return self._with([self.items[i] for i in indices], self._label(indices), self.skipped)
 
     def _join(self, others: Sequence[Self]) -> Self:
-        sources = [source for part in (self, *others) for source in part.sources]
-        return type(self)(self.name, sources, self._join_labels(others),
-                          self.skipped + sum(part.skipped for part in others))
+        parts = [self, *others]
+        return self._with([item for part in parts for item in part.items], self._join_labels(others),
+                          sum(part.skipped for part in parts))
+
+
+class FileExamples(ListedExamples[Source]):
+    """Examples that are a file each, or the bytes of one."""
 
     def identities(self) -> list[Any]:
-        return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.sources]
+        return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.items]
 
 
 Splits = dict[str, Callable[[], Examples]]

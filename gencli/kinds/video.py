@@ -30,7 +30,7 @@ from pydantic import Field
 from gencli import pictures
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError
-from gencli.examples import Examples, Request, Source, bytes_of
+from gencli.examples import Examples, ListedExamples, Request, Source, bytes_of
 from gencli.format import Content, Format, Held, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -252,41 +252,24 @@ class Part:
         return order[round(self.begin * len(order)) : round(self.end * len(order))][::every]
 
 
-class Films(Examples):
+class Films(ListedExamples[Part]):
     """Films, whole or in parts."""
 
     kind = "video"
 
-    def __init__(self, name: str, parts: Sequence[Part], labels: Sequence[str] | None = None, skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.parts = list(parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def describe(self) -> str:
-        return "films"
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.parts[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        parts = [part for whole in (self, *others) for part in whole.parts]
-        return type(self)(self.name, parts, self._join_labels(others), sum(whole.skipped for whole in (self, *others)))
-
     def identities(self) -> list[Any]:
-        return [(part.film.identity(), part.begin, part.end) for part in self.parts]
+        return [(part.film.identity(), part.begin, part.end) for part in self.items]
 
     def cut(self, holdout: float) -> tuple[Self, Self]:
         """Of a single film the end is for the test, if it is long enough for a clip."""
-        if len(self) != 1 or self.condition is not None or holdout * len(self.parts[0].ticks()) < _USUAL:
+        if len(self) != 1 or self.condition is not None or holdout * len(self.items[0].ticks()) < _USUAL:
             return super().cut(holdout)
-        film = self.parts[0].film
+        film = self.items[0].film
         return (type(self)(self.name, [Part(film, 0.0, 1 - holdout)], self.labels, self.skipped),
                 type(self)(self.name, [Part(film, 1 - holdout, 1.0)], self.labels, self.skipped))
 
     def spec(self, settings: VideoSettings, classes: tuple[str, ...]) -> VideoSpec:
-        found = [(part, header) for part, header in zip(self.parts, self._headers(settings.frames), strict=True)
+        found = [(part, header) for part, header in zip(self.items, self._headers(settings.frames), strict=True)
                  if isinstance(header, Header)]
         headers = [header for _, header in found]
         sizes = {header.size for header in headers}
@@ -313,7 +296,7 @@ class Films(Examples):
                                 f"--kind image pictures)")
             return found
 
-        headers = threaded(lambda part: caught(header, part), self.parts)
+        headers = threaded(lambda part: caught(header, part), self.items)
         bad = [found for found in headers if isinstance(found, DataError)]
         if len(bad) == len(headers):
             raise bad[0]
@@ -326,7 +309,7 @@ class Films(Examples):
         clips: list[list[tuple[int, Sequence[int]]]] = []  # of each film: number of the clip, and its frames
         origin: list[tuple[int, int]] = []
         lost = total = 0
-        for i, (part, header) in enumerate(zip(films.parts, headers, strict=True)):
+        for i, (part, header) in enumerate(zip(films.items, headers, strict=True)):
             if isinstance(header, DataError) or len(ticks := part.ticks(settings.every)) < spec.frames:
                 if not request.skip_bad:
                     raise header if isinstance(header, DataError) else DataError(
@@ -384,7 +367,7 @@ class Films(Examples):
         def decode(i: int) -> None:
             wanted = [tick for _, ticks in clips[i] for tick in ticks]
             numbers = sorted(set(wanted))
-            frames = zip(numbers, self.parts[i].film.frames(numbers, spec.shape[1:]), strict=True)
+            frames = zip(numbers, self.items[i].film.frames(numbers, spec.shape[1:]), strict=True)
             number, pixels = -1, np.empty(0)
             for clip, ticks in clips[i]:
                 for place, tick in enumerate(ticks):
