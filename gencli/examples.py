@@ -247,9 +247,6 @@ class ListedExamples(Examples, Generic[T]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def called(self, number: int) -> str:
-        return self.sources[number][0]
-
     def describe(self) -> str:
         return registry.kind(self.kind).plural
 
@@ -268,6 +265,9 @@ class ListedExamples(Examples, Generic[T]):
 
 class FileExamples(ListedExamples[Source]):
     """Examples that are a file each, or the bytes of one."""
+
+    def called(self, number: int) -> str:
+        return self.items[number][0]
 
     def identities(self) -> list[Any]:
         return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.items]
