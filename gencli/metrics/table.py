@@ -130,7 +130,8 @@ class _Pairs:
             known = x[:, i][~x[:, i].isnan()]
             if not words[i] and len(known):
                 edges = torch.linspace(float(known.min()), float(known.max()), 11, dtype=torch.float64)[1:-1]
-                both = torch.where(both.isnan(), torch.nan, torch.bucketize(both.contiguous(), edges, right=True).double())
+                bins = torch.bucketize(both.contiguous(), edges, right=True).double()
+                both = bins.where(~both.isnan(), torch.nan)
             codes.append(both.nan_to_num(-1).unique(return_inverse=True)[1])
         sizes = [int(code.max()) + 1 for code in codes]
         self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
