@@ -336,7 +336,7 @@ def test_through_a_pipe(kind, spec, batch):
 
 @every()
 def test_labels_of_arrays(kind, spec, batch, tmp_path):
-    if batch.labels is None or "npz" not in kind.formats:
+    if batch.labels is None or "npz" not in formats(kind, spec):
         return
     again = load(f"{write(tmp_path / 'out.npz', spec, batch)}:all", like=spec)
     assert torch.equal(again.labels, batch.labels)
@@ -439,7 +439,7 @@ def test_report(kind, spec, data, batch):
 def hostile(kind: Kind, spec: Spec, batch: Batch) -> dict[str, bytes]:
     """Files that hold no examples of the kind, by name; `cut` ones may hold some in formats that have no end."""
     random = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8).tobytes()
-    endings = [*kind.endings, *(f".{name}" for name in ("npz", "npy") if name in kind.formats), ".tar"]
+    endings = [*kind.endings, *(f".{name}" for name in ("npz", "npy") if name in formats(kind, spec)), ".tar"]
     files = {f"{what}{ending}": content for ending in endings
              for what, content in (("empty", b""), ("random", random), ("zeros", bytes(600)))}
     value, = kind.values(batch[:1].to("cpu"), spec, False)

@@ -1,4 +1,4 @@
-"""What metrics share: a data set in blocks, and means with their standard errors."""
+"""What metrics share: a data set batch by batch, means with their standard errors, and bootstrap samples."""
 
 import math
 from collections.abc import Iterator
@@ -25,16 +25,35 @@ def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:
 
 
 def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, Any],
-         weight: Tensor | None = None) -> Metric:
+         weight: Tensor | None = None, blocks: Tensor | None = None) -> Metric:
     """sum(values) / sum(weight) over N examples (weight 1 unless given), and its standard error.
 
     The error is that of a ratio estimator by the delta method (Cochran 1977, "Sampling Techniques", section 6.4);
-    without weights it is the standard deviation over the square root of N.
+    without weights it is the standard deviation over the square root of N. Of examples in `Dataset.blocks` it is that
+    of the blocks, drawn as clusters (the same, section 9A), and the protocol says how many these are.
     """
     values = values.double()
     weight = torch.ones_like(values) if weight is None else weight.double()
-    n, ratio = len(values), float(values.sum() / weight.sum())
-    error = None
+    ratio = float(values.sum() / weight.sum())
+    residuals = values - ratio * weight
+    if blocks is not None:
+        residuals = torch.stack([residuals[members].sum() for members in _members(blocks)])
+        protocol = {**protocol, "blocks": len(residuals)}
+    n, error = len(residuals), None
     if n > 1:
-        error = math.sqrt(float((values - ratio * weight).square().sum()) * n / (n - 1)) / float(weight.sum())
-    return Metric(name, ratio, error, n, unit, kind, protocol)
+        error = math.sqrt(float(residuals.square().sum()) * n / (n - 1)) / float(weight.sum())
+    return Metric(name, ratio, error, len(values), unit, kind, protocol)
+
+
+def resample(count: int, blocks: Tensor | None, source: torch.Generator) -> Tensor:
+    """The numbers of the examples in a bootstrap sample of `count`: as many draws, or draws of whole blocks."""
+    if blocks is None:
+        return torch.randint(count, (count,), generator=source)
+    members = _members(blocks)
+    return torch.cat([members[i] for i in torch.randint(len(members), (len(members),), generator=source).tolist()])
+
+
+def _members(blocks: Tensor) -> list[Tensor]:
+    """The numbers of the examples in each block."""
+    order = blocks.argsort(stable=True)
+    return list(order.split(blocks.unique(return_counts=True)[1].tolist()))

@@ -50,7 +50,8 @@ def pairs(inputs: Inputs) -> Iterator[Found]:
         if parts[name]:
             values = torch.cat(parts[name])
             yield Column(f"pair_{name}", values, unit, cost=name == "l1")
-            yield mean(f"pair_{name}", values, unit, "estimate", protocol(data, inputs.seed, **_PROTOCOL[name]))
+            yield mean(f"pair_{name}", values, unit, "estimate", protocol(data, inputs.seed, **_PROTOCOL[name]),
+                       blocks=data.blocks)
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
