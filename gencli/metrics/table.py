@@ -131,7 +131,7 @@ class _Pairs:
             if not words[i] and len(known):
                 edges = torch.linspace(float(known.min()), float(known.max()), 11, dtype=torch.float64)[1:-1]
                 bins = torch.bucketize(both.contiguous(), edges, right=True).double()
-                both = bins.where(~both.isnan(), torch.nan)
+                both = torch.where(both.isnan(), torch.nan, bins)
             codes.append(both.nan_to_num(-1).unique(return_inverse=True)[1])
         sizes = [int(code.max()) + 1 for code in codes]
         self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
