@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gencli import registry
 from gencli.lazy import Lazy
-from gencli.spec import Batch, Spec
+from gencli.spec import Batch, Spec, moved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,21 +80,25 @@ class Dataset:
         with fixed binarisation.
         """
         if isinstance(self.examples, torch.Tensor):  # several times faster than indexing by a tensor
-            x = self.examples.index_select(0, indices.to(self.examples.device)).to(device, non_blocking=True)
+            x = moved(self.examples.index_select(0, indices.to(self.examples.device)), device)
         else:
-            x = self.examples[indices].to(device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
+            x = moved(self.examples[indices], device)
+        labels = None if self.labels is None else moved(self.labels[indices], device)
         lengths = None
         if self.lengths is not None:
             lengths = self.lengths[indices]
             x = x[:, : int(lengths.max()) if len(lengths) else 0]
-            lengths = lengths.to(device, non_blocking=True)
+            lengths = moved(lengths, device)
         batch = registry.kind_of(self.spec).load(self, Batch(x, labels, lengths), indices + self.offset, rng)
         if self.condition is not None:
             batch.condition = self.condition.batch(indices, device, rng)
         elif self.derive is not None:
             batch.condition = self.derive(batch)
         return batch
+
+    def unconditional(self) -> Dataset:
+        """The same examples, made from nothing."""
+        return replace(self, spec=self.spec.unconditional(), condition=None, derive=None)
 
     def on(self, device: torch.device) -> Dataset:
         """The same data with its examples held on `device`, if they are in memory and fill at most half of the rest."""

@@ -1,5 +1,6 @@
 """What the machine has, and limits against decompression bombs: what unpacks to far more than its size is refused."""
 
+import bz2
 import ctypes
 import gzip
 import lzma
@@ -17,8 +18,10 @@ from gencli.errors import DataError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; beyond that, the ratio (gzip reaches 1,032)
-_READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_READERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".tgz": gzip.open,
+                                           ".txz": lzma.open, ".tbz2": bz2.open}
 PACKED = frozenset(_READERS)  # endings of packed files
+PACKED_TARS = frozenset({".tgz", ".txz", ".tbz2"})  # those that stand for the two of a packed tar
 
 
 def physical_memory() -> float:
@@ -79,7 +82,7 @@ def keep_memory() -> None:
 
 
 def unpack(data: bytes, ending: str, name: str) -> bytes:
-    """The content of a .gz or .xz; DataError if it is damaged, or a bomb."""
+    """The content of a packed file; DataError if it is damaged, or a bomb."""
     most = _most(len(data))
     try:
         with _READERS[ending](BytesIO(data)) as file:

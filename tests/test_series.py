@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
+from gencli.clock import Clock
 from gencli.data import load
 from gencli.errors import DataError, UsageError
-from gencli.kinds.series import Clock, SeriesSpec
+from gencli.kinds.series import SeriesSpec
 from gencli.metrics.series import _largest, autocorrelation, motion
 from gencli.model import Batch
 from gencli.streams import open_writer

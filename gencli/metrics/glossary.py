@@ -87,6 +87,15 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                          "together."),
         "speed_distance": ("Distance of speeds", "less", "How far the speeds of tracks lie from real ones; 0 to 1."),
         "acceleration_distance": ("Distance of accelerations", "less", "The same of accelerations."),
+        "c2st": ("Classifier two-sample test", "more", "How little boosted trees tell samples from held-out rows; 1 "
+                                                       "not at all, 0 always."),
+        "c2st_training": ("The same against training rows", "more", "With as many of these as there are samples."),
+        "shape": ("Shape", "more", "How alike the columns are one by one, as SDMetrics has it; 1 is the best."),
+        "shape_independent": ("Shape of independent columns", None, "What columns reach that know nothing of each "
+                                                                    "other."),
+        "trend": ("Trend", "more", "How alike pairs of columns go together, as SDMetrics has it; 1 is the best."),
+        "trend_independent": ("Trend of independent columns", None, "What columns reach that know nothing of each "
+                                                                    "other."),
         "missing_difference": ("Difference of gaps", "less", "How far the share of missing cells is off."),
     },
     "Drawings": {
@@ -106,6 +115,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                        "Accuracy of a classifier trained on samples, relative to one trained on data."),
         "synthetic_accuracy": ("Accuracy, trained on samples", "more", "Tested on real examples."),
         "real_accuracy": ("Accuracy, trained on data", None, "With equally many real examples."),
+        "synthetic_auc": ("Area under the curve, trained on samples", "more", "How well boosted trees that learnt from "
+                                                                              "samples tell the class of real rows."),
+        "real_auc": ("Area under the curve, trained on data", None, "The same from equally many real rows."),
         "two_sample_accuracy": ("Two-sample test", "less", "How often a classifier tells samples from data; 0.5 is "
                                                            "chance, the ideal."),
     },
