@@ -10,11 +10,12 @@ import os
 import sys
 import traceback
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gencli.errors import ResourceError
+from gencli.errors import GencliError, ResourceError
 from gencli.escape import printable, to_json
 from gencli.progress import Progress
 
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 
+_VERSION = 1  # of the JSON documents; keys are added without another one
+
+
 class Console:
     """The output of a command; `quiet` drops all but warnings and errors, `json` makes the result one JSON document."""
+
+    answered: ClassVar[bool] = False  # whether a document has been printed: there is exactly one in a process
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
         self.quiet, self.verbose, self.json = quiet, verbose, json
@@ -43,14 +49,19 @@ class Console:
         """A warning; printed even with `-q`, since cron mails it."""
         self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
-    def error(self, message: str) -> None:
-        """The one line of an error."""
+    def error(self, message: str, code: int) -> None:
+        """The one line of an error; with `json` it is also the document, unless a result was that."""
+        if self.json and not Console.answered:
+            with suppress(GencliError, OSError):  # nobody listens
+                self.result({"error": {"code": code, "message": message}}, "")
         self._err.print(f"error: {printable(message)}", style="red", markup=False)
 
     def result(self, document: Any, human: "str | Table") -> None:
         """The result of a command on stdout: one JSON document with `--json`, else for a person."""
         if self.json:
-            sys.stdout.write(to_json(document, indent=2) + "\n")
+            Console.answered = True
+            versioned = {"version": _VERSION, **document} if isinstance(document, dict) else document
+            sys.stdout.write(to_json(versioned, indent=2) + "\n")
         elif isinstance(human, Table) and sys.stdout.isatty():
             human.draw()
         else:

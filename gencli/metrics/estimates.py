@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencli.dataset import Dataset
-from gencli.metrics import Kind, Metric
+from gencli.metrics import CONFIDENCE, Kind, Metric
 from gencli.model import Batch, Model
 
 
@@ -24,14 +24,27 @@ def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:
             **more}
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share found among n independent examples (Wilson 1927; Brown, Cai & DasGupta 2001)."""
+    square = CONFIDENCE**2
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    reach = CONFIDENCE * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
 def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, Any],
          weight: Tensor | None = None, blocks: Tensor | None = None) -> Metric:
     """sum(values) / sum(weight) over N examples (weight 1 unless given), and its standard error.
 
     The error is that of a ratio estimator by the delta method (Cochran 1977, "Sampling Techniques", section 6.4);
-    without weights it is the standard deviation over the square root of N. Of examples in `Dataset.blocks` it is that
-    of the blocks, drawn as clusters (the same, section 9A), and the protocol says how many these are.
+    without weights it is the standard deviation over the square root of N. That of a share (boolean values) follows
+    from Wilson's interval, so that 43 of 43 is not certain. Of examples in `Dataset.blocks` it is that of the blocks,
+    drawn as clusters (Cochran, section 9A), and the protocol says how many these are.
     """
+    if values.dtype == torch.bool and weight is None and blocks is None:
+        share = float(values.double().mean())
+        low, high = wilson(share, len(values))
+        return Metric(name, share, (high - low) / (2 * CONFIDENCE), len(values), unit, kind, protocol, (low, high))
     values = values.double()
     weight = torch.ones_like(values) if weight is None else weight.double()
     ratio = float(values.sum() / weight.sum())
