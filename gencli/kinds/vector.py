@@ -35,7 +35,7 @@ from gencli.format import Format, Held, Rows
 from gencli.kind import Chart, Kind, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import Table, number, numbered, read_cells, read_parquet
+from gencli.tables import MISSING, Table, number, numbered, read_cells, read_parquet, spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +55,6 @@ _COLUMNS = 12  # of a table that are shown
 _MOST_BARS = 20  # words of a column that are shown
 _FEW = 20  # different texts that are categories, however few rows there are
 _LARGEST = 2**53  # the integers up to here are numbers of float64
-# The cells that are no value, as pandas has them, and the question mark of UCI's tables.
-_MISSING = ("", "?", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 _BOOLEANS = {("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("off", "on")}
 _DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")  # of 01/02/2020 the month comes first
 _TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", "T%H:%M:%SZ", " %H:%M:%S%.f", "T%H:%M:%S%.f",
@@ -131,6 +129,8 @@ class VectorSettings(KindSettings):
     columns: str | None = Field(None, description="What columns are, where their cells mislead: NAME:TYPE,... with the "
                                                   "types number, integer, boolean, category and date.")
     drop: str | None = Field(None, description="Columns to leave out: NAME,...")
+    header: Literal["yes", "no"] | None = Field(None, description="Whether the first line of a table names the columns; "
+                                                                  "default: as it looks.")
 
     @field_validator("columns")
     @classmethod
@@ -175,7 +175,7 @@ def _column(name: str, cells: pl.Series, wanted: str | None, table: str) -> tupl
             return _typed(name, cells, table)
         cells = cells.cast(pl.String)
     cells = cells.fill_null("")
-    absent = cells.is_in(_MISSING)
+    absent = cells.is_in(MISSING)
     present = cells.filter(~absent)
     column, values = _READ[wanted or "category"](name, present) if wanted or not len(present) \
         else _inferred(name, present)
@@ -558,7 +558,10 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
         DataError: cells that are not what their column holds; columns that no row can hold.
     """
     first = tables[0]
-    name, names = first.name, first.columns
+    name, names = first.name, [column or spelled(str(i + 1)) for i, column in enumerate(first.columns)]
+    for part in tables:
+        for note in part.notes:
+            request.notify(f"{part.name}: {note}")
     frames = [first.frame]
     for other in tables[1:]:
         if sorted(other.columns) != sorted(names):
@@ -579,6 +582,9 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     label = None if settings.label is None else first.place(settings.label, "--label")
     dropped = {first.place(column, "--drop") for column in _split(settings.drop)}
     types = {first.place(column, "--columns"): kind for column, kind in _split_types(settings.columns)}
+    if 0 not in types and label != 0 and _is_index(first.columns[0], frame.to_series(0)):
+        dropped.add(0)
+        request.notify(f"{name}: the first column counts the rows and is left out; --columns 1:integer keeps it")
     places = [i for i in range(len(names)) if i != label and i not in dropped]
     if not places:
         raise DataError(f"{name} has no column besides the label")
@@ -601,6 +607,14 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     return examples._take(good) if len(good) < len(lines) else examples
 
 
+def _is_index(name: str, cells: pl.Series) -> bool:
+    """Whether a column is the index that pandas writes: without a name, a different whole number in each row."""
+    if not re.fullmatch(r"|Unnamed: 0(\.\d+)?|__index_level_0__", name):
+        return False
+    numbers = cells.cast(pl.String).cast(pl.Int64, strict=False)
+    return len(cells) > 1 and not numbers.null_count() and numbers.n_unique() == len(numbers)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -615,7 +629,7 @@ class _Columns:
         assert isinstance(spec, VectorSpec)
         self.spec = spec
         plain = spec.names == numbered(len(spec.columns))
-        self.names = [f"column_{name}" if plain else name for name in spec.names]
+        self.names = [spelled(name) if plain else name for name in spec.names]
 
     def named(self, records: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[Any]]]:
         """Names of all columns, and what records say in the further ones."""
@@ -623,7 +637,7 @@ class _Columns:
         names, label = [*self.names], self.spec.label
         if label and "label" in further:
             classes = self.spec.classes
-            own = label[0] if label[0] not in numbered(len(names) + 1) else f"column_{label[0]}"
+            own = label[0] if label[0] not in numbered(len(names) + 1) else spelled(label[0])
             further[own] = [classes[number] for number in further.pop("label")]
             names.insert(label[1], own)
         return [*names, *(name for name in further if name not in names)], further
@@ -703,9 +717,15 @@ class Vectors(Kind):
     shown = Shown(preview=("csv", 64), samples=400, pairs=64, frames=40)
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        tables = [(read_parquet if data[:4] == b"PAR1" or name.lower().endswith(".parquet") else read_cells)(data, name)
-                  for name, data in ((name, bytes_of(content)) for name, content in sources)]
-        return table(tables, request.settings(self), request)
+        settings = request.settings(self)
+        header = None if settings.header is None else settings.header == "yes"
+
+        def read_table(name: str, data: bytes) -> Table:
+            if data[:4] == b"PAR1" or name.lower().endswith(".parquet"):
+                return read_parquet(data, name)
+            return read_cells(data, name, header=header)
+
+        return table([read_table(name, bytes_of(content)) for name, content in sources], settings, request)
 
     def claims(self, array: np.ndarray) -> bool:
         return array.ndim == 2
