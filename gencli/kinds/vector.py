@@ -129,8 +129,8 @@ class VectorSettings(KindSettings):
     columns: str | None = Field(None, description="What columns are, where their cells mislead: NAME:TYPE,... with the "
                                                   "types number, integer, boolean, category and date.")
     drop: str | None = Field(None, description="Columns to leave out: NAME,...")
-    header: Literal["yes", "no"] | None = Field(None, description="Whether the first line of a table names the columns; "
-                                                                  "default: as it looks.")
+    header: Literal["yes", "no"] | None = Field(
+        None, description="Whether the first line of a table names the columns; default: as it looks.")
 
     @field_validator("columns")
     @classmethod
