@@ -111,7 +111,7 @@ def read_cells(data: bytes, name: str, named: tuple[str, ...] = (), quoted: bool
     Raises:
         DataError: no UTF-8 text; quotation marks that do not close; two columns of one name.
     """
-    text = decode(data, name).replace("\r\n", "\n")
+    text = decode(data, name)
     delimiter = _delimiter(text, quoted and _ending(name) == ".csv", quoted)
     if quoted and _SPACED_QUOTE.search(text):  # polars takes no quotation mark behind a space
         out = io.StringIO()
@@ -175,7 +175,7 @@ def _ending(name: str) -> str:
 
 def _delimiter(text: str, commas_first: bool, quoted: bool) -> str:
     """What divides the cells: what cuts all of the first lines into as many; of several, what leaves most numbers."""
-    first = text.partition("\n")[0]
+    first = text.partition("\n")[0].rstrip("\r")
     if not quoted:  # sentences have commas of their own
         return "\t" if "\t" in first else max(",;\t", key=first.count)
     head = "".join(text.splitlines(keepends=True)[:_JUDGED])

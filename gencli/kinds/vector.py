@@ -30,8 +30,18 @@ from gencli import charts
 from gencli.dataset import Dataset
 from gencli.errors import DataError, did_you_mean
 from gencli.escape import guarded
-from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, shorten
-from gencli.format import Format, Held, Rows
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    Numbered,
+    Request,
+    Source,
+    all_kinds,
+    bytes_of,
+    readable,
+    shorten,
+)
+from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
@@ -461,6 +471,7 @@ class TableExamples(Examples):
 
     def fit(self, spec: VectorSpec, request: Request, limit: int | None) -> Dataset:
         rows, told = self.head(limit), self._inferred() if self.inference.decided else None
+        rows = rows._with_classes(spec)
         values, mistakes = rows._converted(spec.columns)
         bad = np.zeros(len(rows), bool)
         for place, (wrong, what) in mistakes.items():
@@ -475,6 +486,15 @@ class TableExamples(Examples):
         protocol = {"columns": len(spec.columns), **({"missing_cells": gaps} if gaps else {})}
         return rows._dataset(spec, torch.from_numpy(np.ascontiguousarray(values)), protocol=protocol,
                              notes=(told,) if told else ())
+
+    def _with_classes(self, spec: VectorSpec) -> Self:
+        """The same with the column `label`, as samples of labelled rows have it, taken for the class."""
+        if not spec.classes or self.labels is not None or "label" not in self.names or "label" in spec.names:
+            return self
+        place = self.names.index("label")
+        others = [i for i in range(len(self.columns)) if i != place]
+        labels = cells_of(self.columns[place], self.values[:, place])
+        return self._like(self.values[:, others], [self.columns[i] for i in others], labels, self.skipped)
 
     def _converted(self, columns: Sequence[Column]) -> tuple[np.ndarray, dict[int, tuple[np.ndarray, str]]]:
         """The rows as those columns have them, and by place of a column the rows that it cannot hold, with a reason."""
@@ -615,6 +635,35 @@ def _is_index(name: str, cells: pl.Series) -> bool:
     return len(cells) > 1 and not numbers.null_count() and numbers.n_unique() == len(numbers)
 
 
+def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, int]:
+    """The rows that records of JSON are, by the names of their values; and how many are none.
+
+    Raises:
+        DataError: a record of more than plain values, and `request.skip_bad` is off.
+    """
+    def row(numbered: Numbered) -> dict[str, str]:
+        number, record = numbered
+        for key, value in record.items():
+            if isinstance(value, list | dict):
+                raise DataError(f"{name}: line {number} has {'a list' if isinstance(value, list) else 'an object'} "
+                                f"under {key!r}; rows of a table hold plain values")
+        return {key: _as_cell(value) for key, value in record.items()}
+
+    kept, rows = readable(records, row, request)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = {key: [row.get(key, "") for row in rows] for key in columns}
+    frame = pl.DataFrame(cells, dict.fromkeys(columns, pl.String))
+    plain = tuple(columns) == tuple(map(spelled, numbered(len(columns))))
+    table = Table(name, numbered(len(columns)) if plain else columns, not plain, frame, [records[i][0] for i in kept],
+                  [len(columns)] * len(rows))
+    return table, len(records) - len(kept)
+
+
+def _as_cell(value: Any) -> str:
+    """A plain value of JSON as the cell of a table."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value).strip()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -682,6 +731,32 @@ class Tsv(Csv):
     delimiter = "\t"
 
 
+class Records(Format):
+    """A JSON object for each example, by the names of its columns: numbers, words, null where a cell is missing."""
+
+    binary = False
+
+    def begin(self) -> None:
+        self._columns = _Columns(self.content.spec)
+
+    def put(self, rows: Rows) -> None:
+        if not len(rows.values):
+            return
+        names, further = self._columns.named(rows.records)
+        own = zip(self._columns.names, self._columns.spec.columns, np.asarray(rows.values).T, strict=True)
+        cells = {name: _plain_values(column, values) for name, column, values in own} | further
+        for record in zip(*(cells[name] for name in names), strict=True):
+            self.out.write(json_line(dict(zip(names, record, strict=True))) + b"\n")
+        self.count += len(rows.values)
+
+
+def _plain_values(column: Column, values: np.ndarray) -> list[Any]:
+    """The cells of a column (N,) as JSON has them."""
+    texts = cells_of(column.model_copy(update={"blank": "", "plus": False}), values)
+    read = {"number": float, "integer": int}.get(column.type, str)
+    return [None if math.isnan(value) else read(text) for value, text in zip(values, texts, strict=True)]
+
+
 class Parquet(Held):
     """A column of its own type for each; a missing cell is null."""
 
@@ -712,7 +787,7 @@ class Vectors(Kind):
     single = False
     spaces = ("columns",)
     missing = True
-    formats = ("jsonl", "npz", "npy")
+    formats = ("npz", "npy")
     terminal = "csv"
     shown = Shown(preview=("csv", 64), samples=400, pairs=64, frames=40)
 
@@ -726,6 +801,18 @@ class Vectors(Kind):
             return read_cells(data, name, header=header)
 
         return table([read_table(name, bytes_of(content)) for name, content in sources], settings, request)
+
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """Records of plain values, by the names of the columns; or of lists of numbers under `vector`."""
+        if any(self.name in record for _, record in records):
+            return super().from_records(records, name, request)
+        others = {kind.name for kind in all_kinds() if any(kind.name in record for _, record in records)}
+        if others and request.general.kind != self.name:
+            return None
+        found, lost = _recorded(records, name, request)
+        examples = table([found], request.settings(self), request)
+        examples.skipped += lost
+        return examples
 
     def claims(self, array: np.ndarray) -> bool:
         return array.ndim == 2
@@ -757,7 +844,7 @@ class Vectors(Kind):
         return batch.x.numpy()
 
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
-        return {"csv": Csv, "tsv": Tsv, "parquet": Parquet}
+        return {"csv": Csv, "tsv": Tsv, "jsonl": Records, "parquet": Parquet}
 
     def describe(self, spec: Any) -> str:
         return f"rows of {len(spec.columns)} columns"
