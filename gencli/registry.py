@@ -122,9 +122,13 @@ class FeatureSpace(Entry):
 
 @dataclass(frozen=True)
 class Reader(Entry):
-    """A file format that holds examples of any kind: a function (path, request) -> splits. `name` is the ending."""
+    """A file format that holds examples of any kind: a function (path, request) -> splits. `name` is the ending.
+
+    `plain`: among files of examples, one only says something about them.
+    """
 
     noun = "reader"
+    plain: bool = False
 
 
 @cache
@@ -304,6 +308,8 @@ readers = Table("gencli.readers", Reader,
     Reader("npz", "gencli.data.arrays:read_npz", "numpy arrays by name"),
     Reader("idx", "gencli.data.arrays:read_idx", "the format of MNIST"),
     Reader("amat", "gencli.data.arrays:read_amat", "a row of numbers a line"),
+    Reader("jsonl", "gencli.data.lines:read_json", "a record of JSON a line"),
+    Reader("json", "gencli.data.lines:read_json", "records of JSON in an array", plain=True),
     Reader("tar", "gencli.data.tars:read_tar_file", "examples in the WebDataset convention"),
 )
 
