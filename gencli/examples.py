@@ -120,7 +120,7 @@ def all_kinds() -> list[Kind]:
 
 
 class Examples(ABC):
-    """N examples of one kind. `name` is what messages call them, `labels` the names of their classes.
+    """N examples of one kind. `name` is what messages call them, `labels` the names of their classes, "" for none.
 
     `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
     `offers`: what came with them and they may be made from if that is asked for, by name, e.g. the text of a writing.
@@ -279,12 +279,12 @@ def readable(items: Sequence[T], decode: Callable[[T], Any], request: Request) -
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels, if there are any: in the order of their value if all are numbers, else of the alphabet.
+    """The different labels but "", if there are any: by their value if all are numbers, else by the alphabet.
 
     Raises:
         DataError: one is no UTF-8, which a model file could not hold.
     """
-    names = sorted(set(labels))
+    names = sorted(set(labels) - {""})
     if bad := [name for name in names if not is_utf8(name)]:
         raise DataError(f"class {printable(bad[0])} has a name that is not UTF-8; rename it")
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names):
