@@ -85,6 +85,23 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """Of what examples are to keep, for `sample`.
+
+    Attributes:
+        known: one example (*example), or N of them that are completed one by one (N, *example).
+        mask: of the same shape, true where a value is kept.
+        labels: (N,) the classes of the N, where they have some.
+        notes: sentences for the user.
+    """
+
+    known: Tensor
+    mask: Tensor
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Chart:
     """An SVG element (gencli.charts) under a title."""
 
@@ -367,14 +384,27 @@ class Kind:
         """One example that the user wrote out on the command line; None if what he wrote is the name of data."""
         return None
 
-    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None) -> tuple[Tensor, Tensor]:
-        """An example and which of its values are kept, both (*example), for `sample --complete`.
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[specs.Spec], Dataset]) -> Partial:
+        """What `sample --complete SOURCE` keeps.
+
+        Args:
+            keep_rows, mask: which part of a picture.
+            read: reads `source` as data that fits a Spec.
 
         Raises:
             UsageError: examples of this kind have no parts to keep.
         """
         raise UsageError(f"--complete: {self.plural} cannot be completed; it is for "
                          f"{', '.join(kind.plural for kind in _completable())}")
+
+    def written(self, words: str, spec: Any) -> Partial | None:
+        """What `sample --given WORDS` keeps, written out by the user; None if that is not how examples are given.
+
+        Raises:
+            UsageError: values that no example has.
+        """
+        return None
 
 
 def _completable() -> list[Kind]:

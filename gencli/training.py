@@ -148,7 +148,15 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     own |= general.model_dump()
     examples = load(data, own, split="train", skip_bad=skip_bad, download=download, data_root=data_root, limit=limit,
                     notify=note)
-    return Plan(family, data, model, training, _reading(own, general, examples), examples)
+    completed = cls.complete_config(model, examples.spec, len(examples))
+    for name in type(model).model_fields:
+        if (value := getattr(completed, name)) != getattr(model, name):
+            note(f"--{name.replace('_', '-')} {value}, by the data: {len(examples)} {_plural(examples)}")
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples)
+
+
+def _plural(examples: Dataset) -> str:
+    return registry.kind_of(examples.spec).plural
 
 
 def _reading(values: dict[str, Any], general: DataSettings, examples: Dataset) -> dict[str, Any]:

@@ -224,6 +224,10 @@ def test_promised_json_keys(gencli):
     }
     evaluation = documents["evaluate"]
     documents |= {"a metric": evaluation["metrics"][0], "a requirement": evaluation["requirements"][0]}
+    failure = gencli("evaluate", "nowhere", "digits", "--json", code=4).json()
+    assert failure["error"].keys() == {"code", "message"}
+    documents["an error, unless a result was printed before"] = failure | failure["error"]
+    assert all(documents[name]["version"] == 1 for name in ("train", "sample", "encode", "export", "evaluate"))
     assert promised.keys() == documents.keys()
     for name, keys in promised.items():
         assert keys and set(keys) <= documents[name].keys(), name

@@ -242,7 +242,7 @@ def test_folder_is_replaced_by_its_like_but_never_loses_anything_else(tmp_path):
         with open_writer(str(folder), GREY, total=3) as writer:
             writer.write(batch)
     assert np.array_equal(np.array(Image.open(folder / "000002.png")), levels[2, 0])
-    assert json.loads((folder / "000002.json").read_text()) == {"label": 2}
+    assert json.loads((folder / "000002.json").read_text()) == {"label": 2, "class": "two"}
     with pytest.raises(UsageError, match=r"000002\.json"):  # would no longer be there
         open_writer(str(folder), GREY, total=2)
     (folder / "holiday.jpg").touch()

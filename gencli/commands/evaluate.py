@@ -13,7 +13,7 @@ from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
 from gencli.escape import to_json
-from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
+from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, refuse_unknown
 from gencli.publish import is_stdout, publish
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ def evaluate(
     from gencli.metrics.distribution import draw as draw_samples
     from gencli.training import train_quietly
 
+    family = registry.families[runs.read_card(run).family] if run else None
+    if all(entry.source == "gencli" for entry in (family, *map(registry.metrics.named, names or ())) if entry):
+        refuse_unknown(rules)  # what others measure is not known before
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
     require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline], run,
@@ -162,6 +165,7 @@ def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, resu
         "samples": samples and {"name": samples.name, "n": len(samples), "fingerprint": samples.fingerprint},
         "data": {"name": examples.name, "split": examples.split, "n": len(examples), "skipped": examples.skipped,
                  "fingerprint": examples.fingerprint},
+        "values": {metric.name: metric.record()["value"] for metric in results.metrics},
         "metrics": [metric.record() for metric in results.metrics],
         "requirements": requirements,
         "passed": all(result["passed"] for result in requirements),

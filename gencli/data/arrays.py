@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from gencli import registry
 from gencli.errors import DataError, UsageError, first_line
+from gencli.escape import printable
 from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
 from gencli.kind import Kind
 from gencli.limits import check_archive
@@ -152,7 +153,7 @@ def read_npz(path: Path, request: Request) -> Splits:
         return splits
     if read := part(""):
         return whole(read)
-    raise DataError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array called "
+    raise DataError(f"{path} holds {printable(', '.join(archive)) or 'nothing'}; expected an array called "
                     f"{', '.join(names)}, or x_train and x_test")
 
 

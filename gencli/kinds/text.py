@@ -14,7 +14,17 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError
-from gencli.examples import Examples, KindSettings, Numbered, Request, Source, bytes_of, classes_in, readable
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    ListedExamples,
+    Numbered,
+    Request,
+    Source,
+    bytes_of,
+    classes_in,
+    readable,
+)
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -178,39 +188,24 @@ class Document(_TextExamples):
         return data.subset(limit)
 
 
-class Lines(_TextExamples):
+class Lines(_TextExamples, ListedExamples[str]):
     """Texts that are examples each: the lines of a file, or texts that came one by one."""
 
-    def __init__(self, name: str, texts: Sequence[str], labels: Sequence[str] | None = None, skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.texts = list(texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.texts[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        texts = [text for part in (self, *others) for text in part.texts]
-        return type(self)(self.name, texts, self._join_labels(others),
-                          self.skipped + sum(part.skipped for part in others))
-
     def identities(self) -> list[Any]:
-        return list(self.texts)
+        return list(self.items)
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
-        unbounded = _learnt(self.texts, settings, lines=True, classes=classes)
-        longest = 1 + max(map(len, map(unbounded.tokenizer.encode, self.texts)))
+        unbounded = _learnt(self.items, settings, lines=True, classes=classes)
+        longest = 1 + max(map(len, map(unbounded.tokenizer.encode, self.items)))
         return unbounded.model_copy(update={"length": min(settings.length or longest, longest)})
 
     def fit(self, spec: TextSpec, request: Request, limit: int | None) -> Dataset:
         lines = self.head(limit)
         end = [spec.END] if spec.lines else []
         tokens = spec.tokenizer
-        rows = [tokens.encode(text) for text in lines.texts]
+        rows = [tokens.encode(text) for text in lines.items]
         room = spec.length - len(end)
-        unknown = [part for text, row in zip(lines.texts, rows, strict=True) if (count := row[:room].count(UNKNOWN))
+        unknown = [part for text, row in zip(lines.items, rows, strict=True) if (count := row[:room].count(UNKNOWN))
                    for part in tokens.unknown(text)[:count]]
         cut = sum(len(row) > room for row in rows)
         dtype = _dtype(spec)

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -28,7 +28,7 @@ from pydantic import (
 
 from gencli import charts
 from gencli.dataset import Dataset
-from gencli.errors import DataError, did_you_mean
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded
 from gencli.examples import (
     Examples,
@@ -42,7 +42,7 @@ from gencli.examples import (
     shorten,
 )
 from gencli.format import Format, Held, Rows, json_line
-from gencli.kind import Chart, Kind, Shown
+from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
 from gencli.tables import MISSING, Table, number, numbered, read_cells, read_parquet, spelled
@@ -154,6 +154,27 @@ class VectorSettings(KindSettings):
 def _split(text: str | None) -> list[str]:
     """Names between commas; one that has a comma stands in quotation marks."""
     return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])] if text else []
+
+
+# A name or value, in quotation marks if it has a comma or equals sign, up to what follows it.
+_WRITTEN = re.compile(r'\s*("(?:[^"]|"")*"|[^"=,]*?)\s*(=|,|$)')
+
+
+def _assignments(text: str) -> list[tuple[str, str]] | None:
+    """The names and values of NAME=VALUE,...; None if it is nothing of the kind."""
+    parts: list[list[str]] = [[]]
+    start = 0
+    while start < len(text) or not parts[-1]:
+        if not (match := _WRITTEN.match(text, start)):
+            return None
+        word, follows = match.groups()
+        parts[-1].append(word[1:-1].replace('""', '"') if word.startswith('"') else word)
+        if follows == ",":
+            parts.append([])
+        elif follows == "=" and match.end() == len(text):
+            parts[-1].append("")
+        start = match.end()
+    return [(name, value) for name, value in parts] if all(len(part) == 2 for part in parts) else None
 
 
 def _split_types(text: str | None) -> list[tuple[str, str]]:
@@ -878,6 +899,38 @@ class Vectors(Kind):
                  for i, column in enumerate(spec.columns) if column.type == "category"]
         return views.Columns([(real, numbers), *words] if real else words)
 
+    # --- the command line
+
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[Any], Dataset]) -> Partial:
+        """Rows and which of their cells are there, both (N, D)."""
+        if keep_rows is not None or mask is not None:
+            raise UsageError("--keep-rows and --mask say what is kept of a picture; of rows it is the cells that are "
+                             "there")
+        gaps = tuple(column.model_copy(update={"missing": True}) for column in spec.columns)
+        data = read(spec.model_copy(update={"columns": gaps}))
+        x = data.batch(torch.arange(len(data))).x
+        beyond = [f"{int(off.sum())} in {column.name!r} ({_span(column)})"
+                  for column, values in zip(gaps, x.T, strict=True)
+                  if not column.coded and (off := (values < _low(column)) | (values > _high(column))).any()]
+        notes = [f"{source} has values beyond the range of the training data, of which the model knows little: "
+                 f"{shorten(beyond)}"] if beyond else []
+        return Partial(x, ~x.isnan(), data.labels, tuple(notes))
+
+    def written(self, words: str, spec: Any) -> Partial:
+        """The values of NAME=VALUE,... and which columns they are in, both (D,)."""
+        pairs = _assignments(words)
+        if pairs is None:
+            raise UsageError(f"--given {words}: expected NAME=VALUE,..., columns and what all rows have in them; what "
+                             f"has a comma or an equals sign stands in quotation marks")
+        known = torch.full((len(spec.columns),), math.nan, dtype=torch.float64)
+        for name, cell in pairs:
+            place = _place(name, spec)
+            if not known[place].isnan():
+                raise UsageError(f"--given {words}: {name} is given twice")
+            known[place] = _written(cell, spec.columns[place])
+        return Partial(known, ~known.isnan())
+
     # --- showing
 
     def compare(self, spec: Any, data: Batch, samples: Batch) -> list[Chart]:
@@ -903,6 +956,58 @@ class Vectors(Kind):
         places = torch.linspace(0, 1, len(path))
         found = [(name, _points(places, path.x[:, i])) for i, name in enumerate(spec.names[:_COLUMNS])]
         return [Chart(name, charts.lines([points], name)) for name, points in found if points]
+
+
+def _low(column: Column) -> float:
+    return -math.inf if column.low is None else column.low
+
+
+def _high(column: Column) -> float:
+    return math.inf if column.high is None else column.high
+
+
+def _span(column: Column) -> str:
+    """The range of a column in words."""
+    low, high = cells_of(column, np.array([_low(column), _high(column)]))
+    return f"{low} to {high}"
+
+
+def _place(name: str, spec: VectorSpec) -> int:
+    """The place of a column by its name, or by the number from 1 that it has in a table without names."""
+    names = _Columns(spec).names
+    for known in (list(spec.names), names):
+        if name in known:
+            return known.index(name)
+    if spec.label and name == spec.label[0]:
+        raise UsageError(f"--given {name}: it is the class, which is no column of this model; train one without "
+                         f"--label, where it is a column like the others")
+    close = did_you_mean(name, spec.names, len(names) <= _FEW)
+    raise UsageError(f"--given {name}: the model has no such column{close}")
+
+
+def _written(cell: str, column: Column) -> float:
+    """A value that the user wrote, as the model has it; UsageError if the column cannot have it."""
+    what = f"--given {column.name}={cell}"
+    if column.coded:
+        words = [*column.values, *map(str.lower, column.values)]
+        if cell in words or cell.lower() in words:
+            return float(words.index(cell if cell in words else cell.lower()) % len(column.values))
+        close = did_you_mean(cell, column.values, len(column.values) <= _FEW)
+        raise UsageError(f"{what}: the column has no such value{close}")
+    if column.type == "date":
+        moments = _moments(pl.Series([cell]), column.format)
+        value = math.nan if moments.null_count() else _date_column(column.name, moments, column.format)[1].item()
+        form = f"a date as {cells_of(column, np.array([_low(column)]))[0]}"
+    else:
+        value, form = number(cell), "a number"
+        value = math.nan if value is None else value
+    if not math.isfinite(value):
+        raise UsageError(f"{what}: expected {form}" + ("" if cell else "; leave a column out that is not known"))
+    if not _low(column) <= value <= _high(column):
+        raise UsageError(f"{what}: the training data has {_span(column)}, and the model knows nothing beyond")
+    if column.step and value % column.step:
+        raise UsageError(f"{what}: the values of the column are multiples of {column.step:g}")
+    return value
 
 
 def _distribution(column: Column, x: Tensor, y: Tensor) -> Chart:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gencli.settings import TrainSettings
     from gencli.spec import Batch, Spec
 
+CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
 # What a number is: the quantity itself, a bound on it, or an estimate.
 Kind = Literal["exact", "bound", "estimate"]
 # Called while a metric is computed: examples done, and their number.
@@ -64,6 +65,7 @@ class Metric:
         unit: e.g. "nats".
         kind: whether it is the quantity itself, a bound on it, or an estimate.
         protocol: what else must be the same for two values to be comparable: plain JSON values.
+        interval: of 95% confidence, where that is not 1.96 errors to either side of the value.
     """
 
     name: str
@@ -73,11 +75,24 @@ class Metric:
     unit: str
     kind: Kind = "estimate"
     protocol: dict[str, Any] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     def record(self) -> dict[str, Any]:
         """The metric as JSON; what is not finite becomes None."""
+        ends = self.ends if self.ends and all(map(math.isfinite, self.ends)) else None
         return {"name": self.name, "value": _finite(self.value), "error": _finite(self.error), "n": self.n,
-                "unit": self.unit, "kind": self.kind, "protocol": self.protocol}
+                "unit": self.unit, "kind": self.kind, "protocol": self.protocol,
+                "interval": ends and list(ends)}
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval of 95% confidence; None for an estimate without an error bar."""
+        if self.interval:
+            return self.interval
+        if self.error is None and self.kind != "exact":
+            return None
+        reach = CONFIDENCE * (self.error or 0)
+        return self.value - reach, self.value + reach
 
 
 def _finite(value: float | None) -> float | None:

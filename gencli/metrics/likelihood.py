@@ -57,7 +57,8 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
 
 
 def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
-    return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight)
+    return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight,
+                data.blocks)
 
 
 def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
@@ -75,7 +76,8 @@ def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> It
             error = None if best.error is None else value * best.error
             yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=record)
         elif rate.per is not None:
-            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per)
+            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per,
+                       data.blocks)
         else:
             error = None if best.error is None else best.error * rate.factor
             yield replace(best, name=rate.name, value=best.value * rate.factor, error=error, unit=rate.unit,

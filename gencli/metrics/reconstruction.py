@@ -35,6 +35,7 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
     record = protocol(data, inputs.seed)
     if len(data) == len(inputs.examples):  # a column needs a number for each example
         yield Column("reconstruction_mse", mse, "squared")
-    yield mean("reconstruction_mse", mse, "squared", "exact", record)
+    yield mean("reconstruction_mse", mse, "squared", "exact", record, blocks=data.blocks)
     if peak := registry.kind_of(data.spec).peak:
-        yield mean("psnr", -10 * torch.log10((mse / peak**2).clamp(min=1e-10)), "dB", "exact", record)
+        decibels = -10 * torch.log10((mse / peak**2).clamp(min=1e-10))
+        yield mean("psnr", decibels, "dB", "exact", record, blocks=data.blocks)

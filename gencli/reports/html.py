@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from gencli import __version__, charts
 from gencli.escape import printable, to_json
+from gencli.metrics import CONFIDENCE
 from gencli.metrics.glossary import GLOSSARY, OTHER, term
-from gencli.metrics.requirements import CONFIDENCE, shown
+from gencli.metrics.requirements import shown
 from gencli.reports import subject, verdict
 from gencli.reports.exhibits import Exhibit
 from gencli.reports.page import PAGE, STYLE

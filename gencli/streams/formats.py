@@ -13,7 +13,8 @@ from gencli.streams.tar import Tar
 
 
 class Folder(Format):
-    """A file for each example, and a .json beside it where there is something to say of it."""
+    """A file for each example, and a .json beside it where there is something to say of it; of a class also its name,
+    as no header says it."""
 
     folder = True
 
@@ -21,7 +22,9 @@ class Folder(Format):
         for number, value, record in self._numbered(rows):
             write(self.out / f"{number:06d}.{self.content.ending}", self.content.file(value))
             if record:
-                write(self.out / f"{number:06d}.json", json_line(record))
+                classes = self.content.spec.classes if self.content.spec and "label" in record else ()
+                named = {"class": classes[record["label"]]} if classes else {}
+                write(self.out / f"{number:06d}.json", json_line(record | named))
 
 
 class Npy(Held):
