@@ -6,9 +6,11 @@ import io
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from gencli.data import load
-from gencli.errors import UsageError
+from gencli.errors import DataError, UsageError
+from gencli.streams import open_writer
 from gencli.tables import read_cells
 
 RANDOM = np.random.default_rng(0)
@@ -128,3 +130,56 @@ def test_pandas_like_files_of_polars(tmp_path):
     frame = pl.DataFrame({"": range(40), **{str(i): NUMBERS[:, i] for i in range(3)}})
     data, _ = said_of(tmp_path, frame.write_csv().encode())
     assert data.spec.names == ("0", "1", "2") and np.array_equal(data.examples, NUMBERS)
+
+
+# --- classes
+
+
+@pytest.mark.parametrize("cell", ["", "NA", " ", "?"])
+def test_a_missing_class_is_none(tmp_path, cell):
+    rows = [[*row, cell if i % 11 == 0 else "ab"[i % 2]] for i, row in enumerate(NUMBERS)]
+    with pytest.raises(DataError, match="class") as caught:
+        said_of(tmp_path, lines(rows, ["x", "y", "z", "kind"]), label="kind")
+    assert "\n" not in str(caught.value)
+
+
+# --- digits
+
+
+@pytest.mark.parametrize("format", ["csv", "tsv", "jsonl", "parquet", "npz", "npy", "tar"])
+@pytest.mark.parametrize("cells", [
+    [f"{1_700_000_000 + i}" for i in range(50)], [f"{10**8 + value:.4f}" for value in NUMBERS[:40, 0]],
+    [f"{2**53 - 60 + i}" for i in range(50)], [f"{value:.4g}" for value in NUMBERS[:40, 0] * 1e39],
+    [f"{value * 1e-30:.6g}" for value in NUMBERS[:40, 1]], [str(2**60 + 1024 * i) for i in range(50)],
+])
+def test_digits_are_kept(tmp_path, format, cells):
+    data, _ = said_of(tmp_path, lines([[cell, i % 5] for i, cell in enumerate(cells)], ["t", "n"]))
+    values = np.array(cells, np.float64)
+    assert np.array_equal(data.examples[:, 0], values)
+    column = data.spec.columns[0]
+    assert column.scale == pytest.approx(values.std(), rel=0.2) and column.scale != 1
+    with open_writer(str(tmp_path / f"s.{format}"), data.spec) as writer:
+        writer.write(data.batch(torch.arange(len(data))))
+    again = load(f"{tmp_path}/s.{format}:all", {"kind": "vector"}, like=data.spec)
+    assert torch.equal(again.examples, data.examples)
+
+
+@pytest.mark.parametrize("cells", [[2**53 + 2 * i + 1 for i in range(9)], [2**63 - 1, 5]])
+def test_integers_beyond_the_digits_of_a_number_are_told(tmp_path, cells):
+    np.save(tmp_path / "t.npy", np.array([[cell, 1] for cell in cells]))
+    said = []
+    data = load(f"{tmp_path}/t.npy:all", {"holdout": 0.2}, notify=said.append)
+    assert "integers beyond 9007199254740992 lose their last digits" in " ".join(said)
+    assert data.spec.columns[0].type == "number"
+
+
+@pytest.mark.parametrize("family", ["gaussian", "gmm", "flow", "vae", "ardm"])
+def test_a_density_does_not_depend_on_the_origin(gencli, tmp_path, family):
+    """The same rows, and with 1.7e9 added to one column."""
+    found = []
+    for shift in (0, 1_700_000_000):
+        (tmp_path / "t.csv").write_bytes(lines([[shift + i, row[0]] for i, row in enumerate(NUMBERS)], ["t", "y"]))
+        gencli("train", family, "t.csv", "--steps", "4", "-o", "run", "--overwrite", "-q")
+        report = gencli("evaluate", "run", "t.csv", "--metrics", "likelihood", "--json").json()
+        found.append(report["metrics"][0]["value"])
+    assert found[1] == pytest.approx(found[0], abs=1e-3)

@@ -51,8 +51,10 @@ def test_the_time_of_sampling(gencli, small_run, clock, monkeypatch):
     whole = gencli("sample", run, "-n", "96").stdout
     done = gencli("sample", run, "-n", "96", "--time-limit", "2s", code=75)
     assert "32 of 96 samples" in one_line(done.stderr)
-    names = [[name for name in tarfile.open(fileobj=io.BytesIO(tar)).getnames() if name.endswith(".png")]
-             for tar in (whole, done.stdout)]
+    names = []
+    for stream in (whole, done.stdout):
+        with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
+            names.append([name for name in tar.getnames() if name.endswith(".png")])
     assert names[1] == names[0][:32]
 
 

@@ -344,8 +344,7 @@ class Texts(Kind):
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
-        # None: texts that come one by one stay so.
-        lines = spec.lines or (False if options.get("lines") is False else None)
+        lines = spec.lines or (False if options.get("lines") is False else None)  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
                 {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 

@@ -640,12 +640,18 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes and (not request.skip_bad or not {*lines} - mistakes.keys()):
         (file, line), what = min(mistakes.items(), key=lambda mistake: mistake[0])
         raise DataError(f"{file}: line {line}: {what}")
-    labels = None if label is None else frame.to_series(label).cast(pl.String).fill_null("").to_list()
+    labels = None if label is None else _classes(frame.to_series(label))
     good = [row for row, line in enumerate(lines) if line not in mistakes]
     examples = TableExamples(name, np.stack(values, 1), columns, labels, len(mistakes),
                              label=None if label is None else (names[label], label),
                              inference=_Inference(frozenset(names[i] for i in types)))
     return examples._take(good) if len(good) < len(lines) else examples
+
+
+def _classes(cells: pl.Series) -> list[str]:
+    """The classes in a column (N,); "" where a cell is missing."""
+    texts = cells.cast(pl.String).fill_null("")
+    return texts.set(texts.is_in(MISSING), "").to_list()
 
 
 def _is_index(name: str, cells: pl.Series) -> bool:
@@ -849,8 +855,12 @@ class Vectors(Kind):
             kind: dict[str, Any] = {"b": {"type": "boolean", "values": ("0", "1"), "step": 1.0},
                                     "f": {}}.get(array.dtype.kind, {"type": "integer", "step": 1.0})
             gaps = np.asarray(np.isnan(values).any(0))
-            names = [Column(name=str(name), missing=bool(gap), **kind)
-                     for name, gap in zip(names, gaps, strict=True)]
+            long = np.asarray((np.abs(values) >= _LARGEST).any(0) & (array.dtype.kind in "iu"))
+            if long.any():
+                request.notify(f"{name}: integers beyond {_LARGEST} lose their last digits in {int(long.sum())} of "
+                               f"{len(long)} columns, which are read as numbers")
+            names = [Column(name=str(name), missing=bool(gap), **({} if beyond else kind))
+                     for name, gap, beyond in zip(names, gaps, long, strict=True)]
         return TableExamples(name, values, names, labels, codes=True)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
