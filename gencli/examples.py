@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,7 +21,7 @@ from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.escape import is_utf8, printable
 from gencli.lazy import Lazy
-from gencli.limits import PACKED, unpack
+from gencli.limits import PACKED, PACKED_TARS, unpack
 from gencli.settings import DataSettings
 from gencli.spec import Spec, numbers_of
 
@@ -34,6 +34,7 @@ else:
     torch = Lazy("torch")
 
 Source = tuple[str, "Path | bytes"]  # a name for messages, and a file or the bytes of one
+Numbered = tuple[int, Mapping[str, Any]]  # a record of JSON, and its line or place from 1
 T = TypeVar("T")
 
 
@@ -119,7 +120,7 @@ def all_kinds() -> list[Kind]:
 
 
 class Examples(ABC):
-    """N examples of one kind. `name` is what messages call them, `labels` the names of their classes.
+    """N examples of one kind. `name` is what messages call them, `labels` the names of their classes, "" for none.
 
     `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
     `offers`: what came with them and they may be made from if that is asked for, by name, e.g. the text of a writing.
@@ -137,6 +138,10 @@ class Examples(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def called(self, number: int) -> str:
+        """What messages call an example."""
+        return f"example {number}"
 
     @abstractmethod
     def describe(self) -> str:
@@ -209,8 +214,10 @@ class Examples(ABC):
         return None if self.labels is None else [self.labels[i] for i in indices]
 
     def _join_labels(self, others: Sequence[Examples]) -> list[str] | None:
-        parts = [part.labels for part in (self, *others) if part.labels is not None]
-        return [label for part in parts for label in part] if len(parts) == 1 + len(others) else None
+        parts = (self, *others)
+        if all(part.labels is None for part in parts):
+            return None
+        return [label for part in parts for label in part.labels or [""] * len(part)]
 
     def _numbers(self, classes: tuple[str, ...]) -> Tensor | None:
         """(N,) int64, the labels as places in `classes`."""
@@ -231,29 +238,40 @@ class Examples(ABC):
                        protocol=protocol, **fields)
 
 
-class FileExamples(Examples):
-    """Examples that are a file each, or the bytes of one: `sources`."""
+class ListedExamples(Examples, Generic[T]):
+    """Examples that are the `items` of a list."""
 
-    def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0):
+    def __init__(self, name: str, items: Sequence[T], labels: Sequence[str] | None = None, skipped: int = 0):
         super().__init__(name, labels, skipped)
-        self.sources = list(sources)
+        self.items = list(items)
 
     def __len__(self) -> int:
-        return len(self.sources)
+        return len(self.items)
 
     def describe(self) -> str:
         return registry.kind(self.kind).plural
 
+    def _with(self, items: Sequence[T], labels: Sequence[str] | None, skipped: int) -> Self:
+        """Other items of which all else is true too."""
+        return type(self)(self.name, items, labels, skipped)
+
     def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.sources[i] for i in indices], self._label(indices), self.skipped)
+        return self._with([self.items[i] for i in indices], self._label(indices), self.skipped)
 
     def _join(self, others: Sequence[Self]) -> Self:
-        sources = [source for part in (self, *others) for source in part.sources]
-        return type(self)(self.name, sources, self._join_labels(others),
-                          self.skipped + sum(part.skipped for part in others))
+        parts = [self, *others]
+        return self._with([item for part in parts for item in part.items], self._join_labels(others),
+                          sum(part.skipped for part in parts))
+
+
+class FileExamples(ListedExamples[Source]):
+    """Examples that are a file each, or the bytes of one."""
+
+    def called(self, number: int) -> str:
+        return self.items[number][0]
 
     def identities(self) -> list[Any]:
-        return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.sources]
+        return [hashlib.sha256(bytes_of(content)).digest() for _, content in self.items]
 
 
 Splits = dict[str, Callable[[], Examples]]
@@ -278,12 +296,12 @@ def readable(items: Sequence[T], decode: Callable[[T], Any], request: Request) -
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels, if there are any: in the order of their value if all are numbers, else of the alphabet.
+    """The different labels but "", if there are any: by their value if all are numbers, else by the alphabet.
 
     Raises:
         DataError: one is no UTF-8, which a model file could not hold.
     """
-    names = sorted(set(labels))
+    names = sorted(set(labels) - {""})
     if bad := [name for name in names if not is_utf8(name)]:
         raise DataError(f"class {printable(bad[0])} has a name that is not UTF-8; rename it")
     if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", name) for name in names):
@@ -296,13 +314,22 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
+def classes_in(records: Sequence[Numbered]) -> list[str] | None:
+    """The classes that records say, under `class` by name or under `label` by name or number; "" where one says none.
+
+    None if no record does.
+    """
+    labels = [record.get("class", record.get("label")) for _, record in records]
+    return None if all(label is None for label in labels) else ["" if label is None else str(label) for label in labels]
+
+
 def bytes_of(content: Path | bytes) -> bytes:
     """The bytes of a source."""
     return content if isinstance(content, bytes) else read_bytes(content)
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes, unpacked if it is named .gz or .xz; DataError if that cannot be done."""
+    """A file's bytes, unpacked if its ending says so; DataError if that cannot be done."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -315,9 +342,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unpacked_name(path: Path) -> str:
-    """The name of a file without .gz or .xz, in lower case."""
-    name = path.name.lower()
-    return name.removesuffix(path.suffix.lower()) if path.suffix.lower() in PACKED else name
+    """The name of a file without the ending of its packing, in lower case: `a.txt` of A.txt.gz, `a.tar` of a.tgz."""
+    name, ending = path.name.lower(), path.suffix.lower()
+    return name.removesuffix(ending) + (".tar" if ending in PACKED_TARS else "") if ending in PACKED else name
 
 
 def joined(examples: Examples, condition: Examples, name: str) -> Examples:

@@ -19,8 +19,9 @@ from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, KindSettings, Request, Source, Splits
-from gencli.format import Format
+from gencli.examples import Examples, KindSettings, Numbered, Request, Source, Splits, classes_in, readable
+from gencli.format import Format, stack
+from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from gencli.rng import Rng
     from gencli.view import View
+else:
+    np = Lazy("numpy")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -210,6 +213,38 @@ class Kind:
         The names tell. `arrays` reads one when it is asked for, and may raise DataError.
         """
         return None
+
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """The examples of records of JSON; None if they are not of this kind.
+
+        Default: nested lists of numbers under the name of the kind, null for NaN, as `Jsonl` writes them.
+
+        Raises:
+            DataError: a record that is none, unlike the others.
+        """
+        if "jsonl" not in self.formats or not any(self.name in record for _, record in records):
+            return None
+        kept, arrays = readable(records, lambda record: self._array_in(record, name), request)
+        if any(array.dtype.kind == "f" for array in arrays):
+            arrays = [array.astype(np.float64) for array in arrays]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise DataError(f"{name}: the arrays under {self.name!r} have different shapes")
+        labels = classes_in([records[i] for i in kept])
+        examples = self.from_array(stack(arrays), name, request, labels)
+        examples.skipped += len(records) - len(kept)
+        return examples
+
+    def _array_in(self, numbered: Numbered, name: str) -> np.ndarray:
+        """The numbers that a record has under the name of the kind, (...) integers or float64."""
+        number, record = numbered
+        try:
+            array = np.array(record[self.name])
+            array = array if array.dtype.kind == "i" else array.astype(np.float64)  # None becomes NaN
+            if not array.size or not array.ndim:
+                raise ValueError
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{name}: line {number} has no array of numbers under {self.name!r}") from error
+        return array
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """The examples of a file whose number n belongs to number n of another file; none may be left out."""

@@ -18,12 +18,14 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # From the top down: a module imports only what stands below its own layer, and the modules of its own package. Those
 # of one layer that are not one package do not import each other.
 LAYERS = [
-    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
-    {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"pictures", "view"}, {"format", "examples"},
-    {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"}, {"device"}, {"settings"},
-    {"tables", "limits", "ragged", "stopping", "tokens"},
-    {"adamw", "charts", "errors", "ink", "lazy", "rng", "spectrogram", "version"}, {"escape"},
+    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
+    {"gencli"}, {"runs"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
+    {"clock", "pictures", "view"},
+    {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
+    {"publish", "tensors"},
+    {"device"}, {"settings"}, {"tables", "limits", "ragged", "stopping", "tokens"},
+    {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
@@ -33,8 +35,8 @@ MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "dataset", "examples", "format", "kind", "pictures", "publish", "spec", "spectrogram",
-              "tokens", "view", *HELPERS},
+    "kinds": {"charts", "clock", "dataset", "examples", "format", "kind", "line_drawing", "pictures", "publish",
+              "spec", "spectrogram", "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }

@@ -242,7 +242,7 @@ def test_folder_is_replaced_by_its_like_but_never_loses_anything_else(tmp_path):
         with open_writer(str(folder), GREY, total=3) as writer:
             writer.write(batch)
     assert np.array_equal(np.array(Image.open(folder / "000002.png")), levels[2, 0])
-    assert json.loads((folder / "000002.json").read_text()) == {"label": 2}
+    assert json.loads((folder / "000002.json").read_text()) == {"label": 2, "class": "two"}
     with pytest.raises(UsageError, match=r"000002\.json"):  # would no longer be there
         open_writer(str(folder), GREY, total=2)
     (folder / "holiday.jpg").touch()
@@ -270,7 +270,7 @@ def test_vectors(tmp_path):
     assert np.array_equal(np.load(tmp_path / "a.npy"), x.numpy())
     assert np.array_equal(np.load(tmp_path / "a.npz")["data"], x.numpy())
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert lines[0] == {"vector": [0.1, -1e-30], "label": 1}
+    assert lines[0] == {"x": 0.1, "y": -1e-30, "label": 1}
     key, files = next(read_tar(io.BytesIO(written(TABLE, batch)), "stream"))
     assert key == "000000" and np.array_equal(np.load(io.BytesIO(files["npy"])), x[0].numpy())
     terminal = Terminal()

@@ -57,6 +57,8 @@ def encode(
             done = 0
             for codes, batch, error in inference.encode(model, examples, seed, errors, **keywords):
                 columns = {} if error is None else {"reconstruction_error": error}
+                if is_stdout(output):
+                    progress.give_way()
                 writer.write(codes, batch.labels, **columns)
                 measured += list(columns.values())
                 done += len(codes)

@@ -74,8 +74,8 @@ def command(family: registry.Family) -> Any:
                      "data_root": data_root}
         if dry_run or output is None:
             plan = training.plan(family.name, data, output, resume=resume, note=console.note, **settings)
-            document = {**plan.document(), **plan.size()}
-            return console.result(document, to_json(document, indent=2))
+            # A valid --config, with and without --json.
+            return Console().result({}, to_json({**plan.document(), **plan.size()}, indent=2))
         first = Processes(pick(device)).first
         with console.progress(f"train {family.name}") as progress:
             outcome = training.train(family.name, data, output, resume=resume, overwrite=overwrite, wait=wait,

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from gencli import registry
 from gencli.data import pairs
-from gencli.data.folders import data_endings, read_path
+from gencli.data.classes import classified
+from gencli.data.folders import data_endings, read_path, read_pattern
 from gencli.data.known import KNOWN, data_folder, read_known
+from gencli.data.names import expand, is_pattern
 from gencli.data.orders import Contiguous, Shuffled
 from gencli.data.tars import from_tar
 from gencli.data.walk import size_of
@@ -91,7 +93,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         raise DataError(f"data {printable(name)} has a name that is not UTF-8; rename it, or call it through a link")
     general = _general({key: options.pop(key) for key in DataSettings.model_fields if key in options})
     request = Request(name, general, options, skip_bad, notify, sources, trained)
-    splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
+    splits = classified(_open(request, data_root, download, stdin or sys.stdin.buffer), request,
+                        like is None or bool(like.classes))
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
@@ -130,7 +133,7 @@ def extent(source: str) -> tuple[int, int] | None:
     """How many files data consists of, and their bytes; None for known sets and streams."""
     name, _ = _parse(source)
     try:
-        return None if name in KNOWN or name == "-" else size_of(Path(name), 5 * _MOST_FILES, data_endings())
+        return None if name in KNOWN or name == "-" else _size(name, 5 * _MOST_FILES)
     except DataError:
         return None
 
@@ -149,11 +152,18 @@ def require_unchanged(source: str, expected: tuple[int, int] | None) -> None:
     if name == "-":
         raise DataError("it came on standard input")
     most = _MOST_FILES * 5 if expected and expected[0] > _MOST_FILES // 2 else _MOST_FILES  # some seconds at most
-    files, size = size_of(Path(name), most, data_endings())
+    files, size = _size(name, most)
     if expected and (files, size) != tuple(expected):
         raise DataError(f"{files:,} files of {size:,} bytes are there; it had {expected[0]:,} of {expected[1]:,}")
     if not expected and (files > _MOST_FILES or size > _MOST_BYTES):
         raise DataError(f"{files:,} files of {size:,} bytes are there; too much to be opened unasked")
+
+
+def _size(name: str, most: int) -> tuple[int, int]:
+    """How many files data consists of, and their bytes (`size_of`)."""
+    paths = expand(name) if is_pattern(name) and not os.path.exists(name) else [Path(name)]
+    files, sizes = zip(*(size_of(path, most, data_endings()) for path in paths), strict=True)
+    return sum(files), sum(sizes)
 
 
 def _parse(source: str) -> tuple[str, Split | None]:
@@ -177,13 +187,18 @@ def _general(options: dict[str, Any]) -> DataSettings:
 def _open(request: Request, data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Splits:
     name = request.name
     if name == "-":
-        return pairs.paired({"all": lambda: from_tar(stdin, "stdin", request)}, request)
+        return pairs.paired(from_tar(stdin, "stdin", request), request)
     if name in KNOWN:
         if os.path.exists(name):
             request.notify(f"{name} is the known data set; ./{name} is what lies here under that name")
         return pairs.paired(read_known(request, data_folder(data_root), download), request)
     if os.path.exists(name):
         return pairs.paired(read_path(Path(name), request), request)
+    if is_pattern(name):
+        return pairs.paired(read_pattern(name, request), request)
+    stem, _, split = name.rpartition(":")
+    if stem and (stem in KNOWN or os.path.exists(stem)):
+        raise UsageError(f"{stem} has no split {split!r}{did_you_mean(split, get_args(Split))}")
     if Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"{name} does not exist; expected a file, a folder or a known data set")
     raise UsageError(f"no data set and no file is called {name!r}{did_you_mean(name, KNOWN)}")

@@ -2,22 +2,35 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from gencli import registry
 from gencli.data import arrays
+from gencli.data.classes import beside
+from gencli.data.names import arranged, expand, numbered_alike, only, splits_among
+from gencli.data.tars import arrays_of, read_tars
 from gencli.data.walk import Walk
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, Request, Splits, all_kinds, joined, read_bytes, unpacked_name, whole
+from gencli.examples import (
+    Examples,
+    Request,
+    Source,
+    Splits,
+    all_kinds,
+    joined,
+    read_bytes,
+    shorten,
+    unpacked_name,
+    whole,
+)
 from gencli.kind import Kind
 from gencli.limits import PACKED
+from gencli.streams.shards import ABOUT as SHARDS
 from gencli.tables import read_cells
 
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test",
-           "valid": "valid", "validation": "valid", "val": "valid"}
 _SIDES = {"source", "target"}
 
 
@@ -43,14 +56,29 @@ def read_file(path: Path, request: Request) -> Splits:
 
 def read_folder(folder: Path, request: Request) -> Splits:
     """A folder: splits in sub-folders or file names, pairs, MNIST's files, files of one kind, or one file."""
-    if splits := arrays.idx_folder(folder, request):
-        return splits
-    folders = [entry for entry in _entries(folder) if os.path.isdir(entry)]
-    if folders and all(entry.name.lower() in _SPLITS for entry in folders):
-        parts = {_SPLITS[entry.name.lower()]: entry for entry in folders}
-        if "train" in parts and len(parts) > 1:
-            return {split: _only(_contents(path, request), path) for split, path in parts.items()}
-    return _contents(folder, request)
+    return (arrays.idx_folder(folder, request) or _shards(folder, request) or _split_folders(folder, request)
+            or _contents(folder, request))
+
+
+def _shards(folder: Path, request: Request) -> Splits | None:
+    """The files or folders that `sample --shard-size` wrote; None if it did not write this folder."""
+    if not (folder / SHARDS).is_file():
+        return None
+    parts = [entry for entry in _entries(folder) if re.fullmatch(r"\d{6,}(\..+)?", entry.name)]
+    if parts and all(_ending(part) == ".tar" for part in parts):
+        return read_tars(parts, request.name, request)
+    return whole(lambda: _parts(parts, request)) if parts else None
+
+
+def _split_folders(folder: Path, request: Request) -> Splits | None:
+    """The splits that sub-folders are; None if they are none. What lies beside them is left out."""
+    entries = {entry.name: entry for entry in _entries(folder)}
+    splits = only(splits_among((name for name, entry in entries.items() if os.path.isdir(entry)), str(folder), True),
+                  str(folder))
+    if not splits:
+        return None
+    _tell_left_out(splits.values(), sorted(entries.keys() - {*splits.values()}), folder, request)
+    return {split: partial(_read_split, entries[name], request) for split, name in splits.items()}
 
 
 def _contents(folder: Path, request: Request) -> Splits:
@@ -66,6 +94,24 @@ def _contents(folder: Path, request: Request) -> Splits:
     files, lost = files_below(folder, request)
     splits = _files_as_splits(files, folder, request)
     return {split: partial(_without, read, lost) for split, read in splits.items()} if lost else splits
+
+
+def _read_split(path: Path, request: Request) -> Examples:
+    return _only(_contents(path, request) if path.is_dir() else read_path(path, request), path)()
+
+
+def _tell_left_out(splits: Iterable[str], others: Sequence[str], where: Path, request: Request) -> None:
+    if others:
+        request.notify(f"{where}: {', '.join(splits)} are the splits; left out: {shorten(others)}")
+
+
+def read_pattern(pattern: str, request: Request) -> Splits:
+    """The files that a pattern of names stands for, as if they lay in a folder of their own."""
+    files = expand(pattern)
+    if folders := [path for path in files if path.is_dir()]:
+        raise DataError(f"{pattern} stands for the folder {folders[0]} too; expected files")
+    parents = [path.parent for path in files]
+    return _files_as_splits(files, Path(os.path.commonpath(parents)) if len({*parents}) > 1 else parents[0], request)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -97,7 +143,7 @@ def files_below(folder: Path, request: Request) -> tuple[list[Path], int]:
 def data_endings() -> frozenset[str]:
     """The endings of files that are data, packed ones included."""
     own = ((*kind.endings, *kind.asked) for kind in all_kinds())
-    return PACKED.union((f".{name}" for name in registry.readers), *own)
+    return PACKED.union((f".{name}" for name, reader in registry.readers.items() if not reader.plain), *own)
 
 
 def _without(read: Callable[[], Examples], lost: int) -> Examples:
@@ -111,17 +157,88 @@ def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Split
     """What the files below a folder mean together."""
     if aligned := _aligned_by_ending(files, folder, request):
         return aligned
-    kind, of_kind = of_one_kind(files, folder, request)
-    if kind and kind.single:
-        return whole(lambda: read_files(of_kind, _folders(folder, of_kind), kind, request))
-    if splits := _named_splits(of_kind):
-        return {split: _only(read_path(path, request), path) for split, path in splits.items()}
-    if len(of_kind) == 1:
-        return read_path(of_kind[0], request)
+    kind, chosen = of_one_kind(files, folder, request)
+    arrangement = arranged([path.relative_to(folder).parts[:-1] for path in chosen], str(folder))
+    if arrangement.splits:
+        _tell_left_out(arrangement.splits, arrangement.others, folder, request)
+    single = kind is not None and kind.single
+    groups = arrangement.splits or (None if single else _splits_by_name(chosen, folder, request))
+
+    def read(members: Sequence[int]) -> Examples:
+        own = [chosen[i] for i in members]
+        if kind is not None and single:
+            return read_files(own, _classes(own, [arrangement.classes[i] for i in members]), kind, request)
+        return _only(_together(own, folder, kind, request), folder)()
+
+    if groups:
+        return {split: partial(read, members) for split, members in groups.items()}
+    return whole(lambda: read(range(len(chosen)))) if single else _together(chosen, folder, kind, request)
+
+
+def _splits_by_name(files: list[Path], folder: Path, request: Request) -> dict[str, list[int]] | None:
+    """The files of each split, where their names say it; several of one split are its parts."""
+    stems = [_stem(path) for path in files]
+    splits = splits_among(stems, str(folder)) or splits_among(stems, str(folder), loose=True)
+    chosen = {name for names in splits.values() for name in names}
+    if not splits or (len(chosen) < len(stems) and not splits_among(stems, str(folder))):
+        return None
+    for names in splits.values():
+        if not numbered_alike([Path(name) for name in names]):
+            only({"train": names}, str(folder))
+    _tell_left_out(sorted(chosen), [path.name for path, stem in zip(files, stems, strict=True) if stem not in chosen],
+                   folder, request)
+    return {split: [i for i, stem in enumerate(stems) if stem in names] for split, names in splits.items()}
+
+
+def _classes(files: list[Path], folders: list[str]) -> list[str] | None:
+    """The classes of files: what lies beside them says it, else the folders they lie in; None if neither does."""
+    labels = beside(files, _stem)
+    labels = labels if any(labels) else folders
+    return labels if any(labels) else None
+
+
+def _together(files: list[Path], folder: Path, kind: Kind | None, request: Request) -> Splits:
+    """Files of several examples each, or of one each as `sample` writes them, that are one set."""
+    sources: list[Source] = [(str(path), path) for path in files]
+    ending, *others = {_ending(path) for path in files}
+    written = all(re.fullmatch(r"\d{6,}", _stem(path)) for path in files)
+    if kind and kind.plain and written:
+        return whole(lambda: kind.read_each(sources, _classes(files, []), request))
+    if not others and ending == ".npy" and _an_example_each(files, written, request):
+        request.notify(f"{folder}: each of {len(files)} arrays is an example")
+        return whole(lambda: arrays_of(sources, _classes(files, []), request.name, request))
+    if len(files) == 1:
+        return read_path(files[0], request)
     if kind and kind.plain:
-        return whole(lambda: _read(kind, of_kind, None, request))
-    raise DataError(f"{folder} holds {len(of_kind)} files ({of_kind[0].name}, {of_kind[1].name}, ...); name one, or "
-                    "call them train and test")
+        return whole(lambda: _read(kind, files, None, request))
+    if others or not numbered_alike(files):
+        raise DataError(f"{folder} holds {len(files)} files ({files[0].name}, {files[1].name}, ...); name one, call "
+                        "them train and test, or number them as parts of one set")
+    request.notify(f"{folder}: {len(files)} files ({files[0].name}, {files[1].name}, ...) are read as one set")
+    if ending == ".tar":
+        return read_tars(files, request.name, request)
+    return whole(lambda: _parts(files, request))
+
+
+def _an_example_each(files: list[Path], written: bool, request: Request) -> bool:
+    """Whether arrays are an example each, and not many."""
+    array = arrays.load_npy(read_bytes(files[0]), str(files[0]))
+    if (written and len(files) > 1) or array.ndim < 2:
+        return True
+    wanted = registry.kind(request.general.kind) if request.general.kind else None
+    return wanted is not None and not wanted.takes(array) and wanted.takes(array[None])
+
+
+def _parts(files: list[Path], request: Request) -> Examples:
+    """The examples of several files, one after the other."""
+    first, *others = (_only(read_path(path, request), path)() for path in files)
+    for path, part in zip(files[1:], others, strict=True):
+        if type(part) is not type(first):
+            raise DataError(f"{path} holds {part.describe()}, and {files[0]} {first.describe()}; expected parts of one "
+                            "set")
+    examples = first.join(others)
+    examples.name = request.name
+    return examples
 
 
 def of_one_kind(files: list[Path], folder: Path, request: Request) -> tuple[Kind | None, list[Path]]:
@@ -142,8 +259,11 @@ def of_one_kind(files: list[Path], folder: Path, request: Request) -> tuple[Kind
         return single[0], by_kind[single[0].name]
     many = [path for path in files if _ending(path)[1:] in registry.readers
             or any(path in by_kind[kind.name] for kind in present if not kind.plain)]
-    if many:
-        return None, many
+    plain = [path for path in many if (reader := registry.readers.get(_ending(path)[1:])) and reader.plain]
+    if len(many) > len(plain):
+        return None, [path for path in many if path not in plain]
+    if plain and not present:
+        return None, plain
     if present:
         return present[0], by_kind[present[0].name]
     raise DataError(f"{folder} holds no data: expected {', '.join(kind.plural for kind in kinds)}, or files ending in "
@@ -176,28 +296,11 @@ def _stem(path: Path) -> str:
     return path.name[: len(unpacked_name(path)) - len(_ending(path))]
 
 
-def _named_splits(files: list[Path]) -> dict[str, Path]:
-    """Files whose names differ in a word as train, test or valid; {} if that does not tell them apart."""
-    splits: dict[str, Path] = {}
-    for path in files:
-        words = [_SPLITS[word] for word in re.split(r"[^a-z]+", path.name.lower()) if word in _SPLITS]
-        if len(words) != 1 or words[0] in splits:
-            return {}
-        splits[words[0]] = path
-    return splits if "train" in splits and len(splits) > 1 else {}
-
-
 def _only(splits: Splits, path: Path) -> Callable[[], Examples]:
     """What is one split already has no splits of its own."""
     if "all" not in splits:
         raise DataError(f"{path} is a split and holds splits again; give one of them")
     return splits["all"]
-
-
-def _folders(folder: Path, files: list[Path]) -> list[str] | None:
-    """Sub-folders are classes, if every file lies in one."""
-    inside = [path.relative_to(folder).parts[0] for path in files if path.parent != folder]
-    return inside if len(inside) == len(files) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -271,8 +374,7 @@ def _aligned_by_ending(files: list[Path], folder: Path, request: Request) -> Spl
             if not name:
                 raise UsageError(f"of {folder} name both sides: add --{side} ENDING")
             raise DataError(f"--{side} {name}: {folder} holds no file that ends in .{name}")
-    sources, targets = (_named_splits(paths) or ({"all": paths[0]} if len(paths) == 1 else {})
-                        for paths in found.values())
+    sources, targets = (_one_each(paths, folder) for paths in found.values())
     if request.sources and sources:
         return {split: partial(_aligned_side, path, request) for split, path in sources.items()}
     if not sources or sources.keys() != targets.keys():
@@ -280,6 +382,14 @@ def _aligned_by_ending(files: list[Path], folder: Path, request: Request) -> Spl
                         f"train.{request.general.source}, train.{request.general.target} and the like")
 
     return {split: partial(_aligned, sources[split], targets[split], request) for split in sources}
+
+
+def _one_each(files: list[Path], folder: Path) -> dict[str, Path]:
+    """The one file of each split, of "all" if there is one alone; {} if neither is so."""
+    if len(files) == 1:
+        return {"all": files[0]}
+    by_stem = {_stem(path): path for path in files}
+    return {split: by_stem[name] for split, name in only(splits_among(by_stem, str(folder)), str(folder)).items()}
 
 
 def _columns(path: Path, request: Request) -> Examples:

@@ -503,7 +503,8 @@ class Factorised(GMM):
             raise UsageError(f"--components {k}: the data has only {self._subsample.count} examples; give at most as "
                              f"many")
         self.bins.fit(x)
-        points = self._points(self.bins.index(self.bins.codes(x[: max(2000, 20 * k)])))
+        rows = self.bins.codes(x[: max(2000, 20 * k)].to(self.weights.device))
+        points = self._points(self.bins.index(rows)).cpu()
         centres = plus_plus(points, k, torch.Generator().manual_seed(self._seed))
         # Components beyond the different examples that there are have no example of their own, and the weight 0.
         centres = torch.cat([centres, centres[:1].expand(k - len(centres), -1)])

@@ -110,7 +110,7 @@ class Recordings(FileExamples):
         origin: list[tuple[int, int]] = []  # the recording that a piece is from, and its place in it
         mixed = 0
         wanted = self.head(limit)
-        for i, source in enumerate(wanted.sources):
+        for i, source in enumerate(wanted.items):
             try:
                 levels, channels = _levels(source, spec, settings.trim)
             except DataError:
@@ -135,7 +135,7 @@ class Recordings(FileExamples):
     def _rates(self) -> set[int]:
         """The rates that occur, in Hz. What cannot be read is an error, or counted, where it is decoded."""
         rates, bad = set(), None
-        for source in self.sources:
+        for source in self.items:
             try:
                 with _open(source) as file:
                     rates.add(file.samplerate)

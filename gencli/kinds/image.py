@@ -148,26 +148,16 @@ class Pictures(FileExamples, PictureExamples):
         super().__init__(name, sources, labels, skipped)
         self.half = half
 
-    def describe(self) -> str:
-        return "pictures"
-
     def halves(self, half: Half) -> Pictures:
         """The same half of every picture."""
-        return Pictures(self.name, self.sources, self.labels, self.skipped, half)
+        return Pictures(self.name, self.items, self.labels, self.skipped, half)
 
-    def _take(self, indices: Sequence[int]) -> Self:
-        part = super()._take(indices)
-        part.half = self.half
-        return part
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        whole = super()._join(others)
-        whole.half = self.half
-        return whole
+    def _with(self, items: Sequence[Source], labels: Sequence[str] | None, skipped: int) -> Self:
+        return type(self)(self.name, items, labels, skipped, self.half)
 
     def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
         """Raises UsageError if a file has several frames, and nobody has said that it is a picture."""
-        sources = self.head(limit).sources
+        sources = self.head(limit).items
         counts = threaded(lambda source: caught(frame_count, source), sources)
         films = [(source[0], count) for source, count in zip(sources, counts, strict=True)
                  if isinstance(count, int) and count > 1]
@@ -184,12 +174,12 @@ class Pictures(FileExamples, PictureExamples):
         if self.half is None:
             return super().identities()
         # The other half makes equal files rare. What cannot be read is told, or counted, where it is decoded.
-        halves = threaded(lambda source: caught(decode_whole, source, 3, self.half), self.sources)
+        halves = threaded(lambda source: caught(decode_whole, source, 3, self.half), self.items)
         return [i if isinstance(pixels, DataError) else hashlib.sha256(pixels.tobytes()).digest()
                 for i, pixels in enumerate(halves)]
 
     def sizes(self) -> list[tuple[int, int] | None]:
-        headers = threaded(lambda source: caught(self._header, source), self.sources)
+        headers = threaded(lambda source: caught(self._header, source), self.items)
         return [None if isinstance(header, DataError) else header[1] for header in headers]
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
@@ -209,7 +199,7 @@ class Pictures(FileExamples, PictureExamples):
         if len(self) * math.prod(shape) > IN_MEMORY:
             # To leave unreadable ones out, try all now; without that they are errors when a batch asks for them.
             readable = self._readable(lambda source: decode(source, shape, self.half).shape)[0] if skip_bad else self
-            views = [(source, self.half, None) for source in readable.sources]
+            views = [(source, self.half, None) for source in readable.items]
             return readable, LazyPictures(views, shape), readable._origin()
         readable, pixels = self._readable(lambda source: decode(source, shape, self.half), skip_bad)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
@@ -229,7 +219,7 @@ class Pictures(FileExamples, PictureExamples):
             raise DataError(f"{self.name}: no picture has {side}x{side} pixels; give a smaller --crop")
         origin = torch.tensor([(number, y // side, x // side) for number, places in
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
-        views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.sources, corners, strict=True))
+        views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
             lazy = LazyPictures([(source, self.half, place) for source, places in views for place in places], shape)
             return readable.take(owners), lazy, origin
@@ -246,7 +236,7 @@ class Pictures(FileExamples, PictureExamples):
 
     def _readable(self, read: Callable[[Source], T], skip_bad: bool = True) -> tuple[Self, list[T]]:
         """The pictures that can be read, and what `read` makes of them. DataError if none, or `skip_bad` is off."""
-        results = threaded(lambda source: caught(read, source), self.sources)
+        results = threaded(lambda source: caught(read, source), self.items)
         bad = [result for result in results if isinstance(result, DataError)]
         if bad and (not skip_bad or len(bad) == len(self)):
             raise bad[0]

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 from PIL import Image, ImageDraw
@@ -25,7 +25,17 @@ from pydantic import Field
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import printable, to_json
-from gencli.examples import Examples, KindSettings, Request, Source, Splits, bytes_of, readable, whole
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    ListedExamples,
+    Request,
+    Source,
+    Splits,
+    bytes_of,
+    readable,
+    whole,
+)
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.kinds.text import Texts
@@ -84,48 +94,30 @@ class StrokesSettings(KindSettings):
 # As they are found
 
 
-class Drawings(Examples):
+class Drawings(ListedExamples["np.ndarray"]):
     """N drawings, each (n, 3) float32."""
 
     kind = "strokes"
 
-    def __init__(self, name: str, drawings: Sequence[np.ndarray], labels: Sequence[str] | None = None,
-                 skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.drawings = list(drawings)
-
-    def __len__(self) -> int:
-        return len(self.drawings)
-
-    def describe(self) -> str:
-        return "drawings"
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.drawings[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        return type(self)(self.name, [drawing for part in (self, *others) for drawing in part.drawings],
-                          self._join_labels(others), self.skipped + sum(part.skipped for part in others))
-
     def identities(self) -> list[Any]:
-        return [drawing.tobytes() for drawing in self.drawings]
+        return [drawing.tobytes() for drawing in self.items]
 
     def spec(self, settings: StrokesSettings, classes: tuple[str, ...]) -> StrokesSpec:
-        offsets = np.concatenate(self.drawings)[:, :2].astype(np.float64)
-        return StrokesSpec(length=settings.length or max(map(len, self.drawings)), scale=float(offsets.std()) or 1.0,
-                           integers=_are_whole(self.drawings), aspect=self._aspect(), classes=classes)
+        offsets = np.concatenate(self.items)[:, :2].astype(np.float64)
+        return StrokesSpec(length=settings.length or max(map(len, self.items)), scale=float(offsets.std()) or 1.0,
+                           integers=_are_whole(self.items), aspect=self._aspect(), classes=classes)
 
     def _aspect(self) -> float:
         """Width to height of the drawings in the middle, between 1/2 and `_WIDEST`."""
-        extents = [np.ptp(drawing[:, :2].cumsum(0), axis=0) for drawing in self.drawings]
+        extents = [np.ptp(drawing[:, :2].cumsum(0), axis=0) for drawing in self.items]
         ratio = float(np.median([(x or 1e-9) / (y or 1e-9) for x, y in np.array(extents, np.float64).tolist()]))
         return round(min(max(ratio, 0.5), _WIDEST), 2)
 
     def fit(self, spec: StrokesSpec, request: Request, limit: int | None) -> Dataset:
-        if spec.integers and not _are_whole(self.drawings):
+        if spec.integers and not _are_whole(self.items):
             raise DataError(f"{self.name} has offsets with fractions; those of the model are whole numbers")
         part = self.head(limit)
-        examples, lengths = stack_padded([torch.from_numpy(drawing) for drawing in part.drawings])
+        examples, lengths = stack_padded([torch.from_numpy(drawing) for drawing in part.items])
         # Only what the user says is a limit: that the longest is among the others must not change what is measured.
         spec = spec.model_copy(update={"length": max(spec.length, examples.shape[1])})
         return part._dataset(spec, examples, lengths=lengths,

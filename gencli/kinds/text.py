@@ -14,7 +14,17 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError
-from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, readable
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    ListedExamples,
+    Numbered,
+    Request,
+    Source,
+    bytes_of,
+    classes_in,
+    readable,
+)
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -68,7 +78,8 @@ class TextSpec(Spec):
 
 
 class TextSettings(KindSettings):
-    lines: bool = Field(False, description="One example a line, instead of one document.")
+    lines: bool | None = Field(None, description="One example a line, instead of one document; of texts that come one "
+                                                 "by one (.jsonl), --no-lines makes one document.")
     unit: Unit = Field("characters", description="What a token is; subword: byte pair encoding, learnt from the "
                                                  "training split.")
     vocabulary: int | None = Field(None, ge=3, description="Tokens at most, of subwords (default 2000) or words (the "
@@ -177,39 +188,24 @@ class Document(_TextExamples):
         return data.subset(limit)
 
 
-class Lines(_TextExamples):
+class Lines(_TextExamples, ListedExamples[str]):
     """Texts that are examples each: the lines of a file, or texts that came one by one."""
 
-    def __init__(self, name: str, texts: Sequence[str], labels: Sequence[str] | None = None, skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.texts = list(texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.texts[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        texts = [text for part in (self, *others) for text in part.texts]
-        return type(self)(self.name, texts, self._join_labels(others),
-                          self.skipped + sum(part.skipped for part in others))
-
     def identities(self) -> list[Any]:
-        return list(self.texts)
+        return list(self.items)
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
-        unbounded = _learnt(self.texts, settings, lines=True, classes=classes)
-        longest = 1 + max(map(len, map(unbounded.tokenizer.encode, self.texts)))
+        unbounded = _learnt(self.items, settings, lines=True, classes=classes)
+        longest = 1 + max(map(len, map(unbounded.tokenizer.encode, self.items)))
         return unbounded.model_copy(update={"length": min(settings.length or longest, longest)})
 
     def fit(self, spec: TextSpec, request: Request, limit: int | None) -> Dataset:
         lines = self.head(limit)
         end = [spec.END] if spec.lines else []
         tokens = spec.tokenizer
-        rows = [tokens.encode(text) for text in lines.texts]
+        rows = [tokens.encode(text) for text in lines.items]
         room = spec.length - len(end)
-        unknown = [part for text, row in zip(lines.texts, rows, strict=True) if (count := row[:room].count(UNKNOWN))
+        unknown = [part for text, row in zip(lines.items, rows, strict=True) if (count := row[:room].count(UNKNOWN))
                    for part in tokens.unknown(text)[:count]]
         cut = sum(len(row) > room for row in rows)
         dtype = _dtype(spec)
@@ -325,10 +321,32 @@ class Texts(Kind):
         clean.tell(request)
         return Lines(request.name, texts)
 
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """The texts under `text`, an example each; a single one, and with `--no-lines` all together, are a document."""
+        if not any(self.name in record for _, record in records):
+            return None
+        clean = _Cleaner()
+
+        def text(numbered: Numbered) -> str:
+            number, record = numbered
+            if not isinstance(record.get(self.name), str):
+                raise DataError(f"{name}: line {number} has no text under {self.name!r}")
+            return clean.text(record[self.name])
+
+        kept, texts = readable(records, text, request)
+        clean.tell(request)
+        lost = len(records) - len(kept)
+        if request.settings(self).lines is False or len(records) == 1:
+            document = Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts))
+            document.skipped = lost
+            return document
+        return Lines(name, texts, classes_in([records[i] for i in kept]), lost)
+
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
+        lines = spec.lines or (False if options.get("lines") is False else None)  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
-                {**options, "lines": spec.lines, "unit": spec.unit, "vocabulary": None})
+                {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 
     # --- data set <-> model
 

@@ -18,8 +18,8 @@ import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,8 @@ from pydantic import Field
 
 from gencli import pictures
 from gencli.dataset import Dataset, fingerprint
-from gencli.errors import DataError
-from gencli.examples import Examples, Request, Source, bytes_of
+from gencli.errors import DataError, UsageError
+from gencli.examples import Examples, ListedExamples, Request, Source, bytes_of
 from gencli.format import Content, Format, Held, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -51,6 +51,7 @@ else:
 
 _USUAL = 32  # frames of a clip at most, where nobody says how many
 _RATE = 10.0  # frames per second of films that do not say it
+_APART = 2**40  # more than there are examples
 _LONGEST = 50  # a frame shown for more than this multiple of the shortest time is a pause, not so many frames
 
 
@@ -252,41 +253,24 @@ class Part:
         return order[round(self.begin * len(order)) : round(self.end * len(order))][::every]
 
 
-class Films(Examples):
+class Films(ListedExamples[Part]):
     """Films, whole or in parts."""
 
     kind = "video"
 
-    def __init__(self, name: str, parts: Sequence[Part], labels: Sequence[str] | None = None, skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.parts = list(parts)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def describe(self) -> str:
-        return "films"
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.parts[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        parts = [part for whole in (self, *others) for part in whole.parts]
-        return type(self)(self.name, parts, self._join_labels(others), sum(whole.skipped for whole in (self, *others)))
-
     def identities(self) -> list[Any]:
-        return [(part.film.identity(), part.begin, part.end) for part in self.parts]
+        return [(part.film.identity(), part.begin, part.end) for part in self.items]
 
     def cut(self, holdout: float) -> tuple[Self, Self]:
         """Of a single film the end is for the test, if it is long enough for a clip."""
-        if len(self) != 1 or self.condition is not None or holdout * len(self.parts[0].ticks()) < _USUAL:
+        if len(self) != 1 or self.condition is not None or holdout * len(self.items[0].ticks()) < _USUAL:
             return super().cut(holdout)
-        film = self.parts[0].film
+        film = self.items[0].film
         return (type(self)(self.name, [Part(film, 0.0, 1 - holdout)], self.labels, self.skipped),
                 type(self)(self.name, [Part(film, 1 - holdout, 1.0)], self.labels, self.skipped))
 
     def spec(self, settings: VideoSettings, classes: tuple[str, ...]) -> VideoSpec:
-        found = [(part, header) for part, header in zip(self.parts, self._headers(settings.frames), strict=True)
+        found = [(part, header) for part, header in zip(self.items, self._headers(settings.frames), strict=True)
                  if isinstance(header, Header)]
         headers = [header for _, header in found]
         sizes = {header.size for header in headers}
@@ -313,7 +297,7 @@ class Films(Examples):
                                 f"--kind image pictures)")
             return found
 
-        headers = threaded(lambda part: caught(header, part), self.parts)
+        headers = threaded(lambda part: caught(header, part), self.items)
         bad = [found for found in headers if isinstance(found, DataError)]
         if len(bad) == len(headers):
             raise bad[0]
@@ -326,7 +310,7 @@ class Films(Examples):
         clips: list[list[tuple[int, Sequence[int]]]] = []  # of each film: number of the clip, and its frames
         origin: list[tuple[int, int]] = []
         lost = total = 0
-        for i, (part, header) in enumerate(zip(films.parts, headers, strict=True)):
+        for i, (part, header) in enumerate(zip(films.items, headers, strict=True)):
             if isinstance(header, DataError) or len(ticks := part.ticks(settings.every)) < spec.frames:
                 if not request.skip_bad:
                     raise header if isinstance(header, DataError) else DataError(
@@ -384,7 +368,7 @@ class Films(Examples):
         def decode(i: int) -> None:
             wanted = [tick for _, ticks in clips[i] for tick in ticks]
             numbers = sorted(set(wanted))
-            frames = zip(numbers, self.parts[i].film.frames(numbers, spec.shape[1:]), strict=True)
+            frames = zip(numbers, self.items[i].film.frames(numbers, spec.shape[1:]), strict=True)
             number, pixels = -1, np.empty(0)
             for clip, ticks in clips[i]:
                 for place, tick in enumerate(ticks):
@@ -448,6 +432,10 @@ class StoredClips:
     def select(self, places: Tensor) -> StoredClips:
         """The clips of these numbers, still in the file."""
         return StoredClips(self._pixels, self._places[places], self._levels)
+
+    def frames(self, part: slice) -> StoredClips:
+        """These frames of every clip, still in the file."""
+        return StoredClips(self._pixels[:, part], self._places, self._levels)
 
     def at(self, levels: int | None) -> StoredClips:
         """The same clips in other levels."""
@@ -601,6 +589,27 @@ class Frames(Format):
 # The kind
 
 
+def _past(spec: VideoSpec, argument: str) -> tuple[VideoSpec, Callable[[Dataset], Dataset]]:
+    """The first frames of a clip, of which the rest is the example."""
+    count = int(argument) if argument.isdecimal() else 0
+    if not 0 < count < spec.frames:
+        raise UsageError(f"--condition past={argument}: expected a number of frames below those of a clip "
+                         f"(--frames {spec.frames}), such as past={max(1, spec.frames // 2)}")
+    past = spec.model_copy(update={"frames": count, "classes": ()})
+    rest = spec.model_copy(update={"frames": spec.frames - count, "condition": past})
+
+    def split(data: Dataset) -> Dataset:
+        def part(frames: slice) -> Any:
+            stored = data.examples
+            return stored.frames(frames) if isinstance(stored, StoredClips) else stored[:, frames]
+
+        # Where grey is drawn to black and white, both parts of a clip must not share one draw.
+        before = replace(data, spec=past, examples=part(slice(count)), labels=None, offset=data.offset + _APART)
+        return replace(data, spec=rest, examples=part(slice(count, None)), condition=before)
+
+    return rest, split
+
+
 class Videos(Kind):
     """Clips of one number of frames."""
 
@@ -615,6 +624,7 @@ class Videos(Kind):
     array = "clips"
     formats = ("npz", "npy")
     shown = Shown(preview=("gif", 16), samples=24, pairs=12, frames=5)
+    conditions = {"past": _past}
 
     # --- reading
 
@@ -651,6 +661,14 @@ class Videos(Kind):
                             "(N, T, H, W, C) or (N, T, C, H, W)")
         pixels = pictures.from_numbers(array, name, "films")
         return Films(name, [Part(FilmArray(f"{name}: film {i}", x)) for i, x in enumerate(pixels)], labels)
+
+    def undivided(self, spec: Any) -> VideoSpec:
+        """Of what was divided into past and future, both."""
+        past = spec.condition.frames if isinstance(spec.condition, VideoSpec) else 0
+        return spec.model_copy(update={"frames": spec.frames + past, "condition": None})
+
+    def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name != "frames"}
 
     # --- data set <-> model
 

@@ -17,7 +17,7 @@ from gencli.publish import explained, make_folder, publish_text, sweep
 from gencli.spec import Batch
 from gencli.streams.writers import Writer
 
-_ABOUT = "shards.json"
+ABOUT = "shards.json"
 
 
 class Shards(AbstractContextManager["Shards"]):
@@ -54,12 +54,12 @@ class Shards(AbstractContextManager["Shards"]):
             make_folder(self._folder)
         sweep(self._folder)
         entries = [path.name for path in self._folder.iterdir() if not path.name.startswith(".")]
-        if _ABOUT in entries:
+        if ABOUT in entries:
             self._compare()
         elif entries:
-            raise UsageError(f"folder {self._folder} holds {entries[0]} and no {_ABOUT}; name a new or an empty folder")
+            raise UsageError(f"folder {self._folder} holds {entries[0]} and no {ABOUT}; name a new or an empty folder")
         else:
-            publish_text(self._folder / _ABOUT, to_json(self._about, indent=2) + "\n")
+            publish_text(self._folder / ABOUT, to_json(self._about, indent=2) + "\n")
         due = [part for part in self._parts if not self._path(part).exists()]
         self._due = iter(due)
         self.missing: list[range] = []
@@ -91,7 +91,7 @@ class Shards(AbstractContextManager["Shards"]):
 
     def _compare(self) -> None:
         """UsageError if the shards that are there are parts of something else."""
-        path = self._folder / _ABOUT
+        path = self._folder / ABOUT
         try:
             found = json.loads(path.read_bytes())
             changed = [name for name in self._about if found[name] != self._about[name]]

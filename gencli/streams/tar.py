@@ -30,12 +30,14 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
 
     Attributes:
         header: the first record of the stream; {} if it has none.
+        number: grows from tar to tar, where several are one stream.
         spec: what the examples are; None if the stream does not say.
     """
 
     def __init__(self, file: BinaryIO, name: str):
         self.name = name
         self.header: dict[str, Any] = {}
+        self.number = 0
         self.spec: Spec | None = None
         self._rest = self._group(_members(file, name))
         self._first = next(self._rest, None)  # the header, if there is one, has been read after this
@@ -70,6 +72,7 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
                 key, files[ending] = stem, data
                 if sum(map(len, files.values())) > EXAMPLE_LIMIT:
                     raise DataError(f"{self.name}: example {key} is larger than {EXAMPLE_LIMIT >> 20} MiB")
+            self.number += member is None
             last = path or last
         if not complete:
             raise DataError(f"{self.name}: the stream was cut after {last}; its last record is missing")

@@ -4,13 +4,13 @@ between two melodies."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError
-from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, readable
+from gencli.examples import Examples, KindSettings, ListedExamples, Request, Source, bytes_of, readable
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -43,36 +43,18 @@ class MelodySettings(KindSettings):
     transpose: int = Field(0, ge=-24, le=24, description="Semitones by which melodies are moved up.")
 
 
-class MelodyExamples(Examples):
+class MelodyExamples(ListedExamples[Sequence[int]]):
     kind = "melody"
 
-    def __init__(self, name: str, notes: Sequence[Sequence[int]], labels: Sequence[str] | None = None,
-                 skipped: int = 0):
-        super().__init__(name, labels, skipped)
-        self.notes = list(notes)
-
-    def __len__(self) -> int:
-        return len(self.notes)
-
-    def describe(self) -> str:
-        return "melodies"
-
-    def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, [self.notes[i] for i in indices], self._label(indices), self.skipped)
-
-    def _join(self, others: Sequence[Self]) -> Self:
-        return type(self)(self.name, [notes for part in (self, *others) for notes in part.notes],
-                          self._join_labels(others), self.skipped + sum(part.skipped for part in others))
-
     def identities(self) -> list[Any]:
-        return [tuple(notes) for notes in self.notes]
+        return [tuple(notes) for notes in self.items]
 
     def spec(self, settings: MelodySettings, classes: tuple[str, ...]) -> MelodySpec:
-        return MelodySpec(length=max(map(len, self.notes)), classes=classes)
+        return MelodySpec(length=max(map(len, self.items)), classes=classes)
 
     def fit(self, spec: MelodySpec, request: Request, limit: int | None) -> Dataset:
         part, up = self.head(limit), request.settings(Melodies()).transpose
-        notes, lengths = stack_padded([torch.tensor(melody) + up for melody in part.notes])
+        notes, lengths = stack_padded([torch.tensor(melody) + up for melody in part.items])
         return part._dataset(spec, notes.clamp(0, 127), lengths=lengths, protocol={"transpose": up})
 
 
