@@ -301,6 +301,27 @@ def to_pillow(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
 
+def grid(pictures: np.ndarray, columns: int, fill: float = 0) -> np.ndarray:
+    """Pictures, or films, (N, ..., H, W) -> one (..., H', W') of all, row by row, two pixels apart.
+
+    A single one stays as it is. `fill` is what lies between them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    count, *outer, height, width = pictures.shape
+    _need(count)
+    if count == 1:
+        return pictures[0]
+    columns, gap = min(columns, count), 2
+    rows = -(-count // columns)
+    sheet = np.full((*outer, rows * (height + gap) + gap, columns * (width + gap) + gap), fill, pictures.dtype)
+    for i, picture in enumerate(pictures):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[..., y : y + height, x : x + width] = picture
+    return sheet
+
+
 def png(pixels: np.ndarray) -> bytes:
     """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
     buffer = io.BytesIO()
@@ -312,9 +333,19 @@ def animation(frames: Sequence[np.ndarray] | np.ndarray, format: Literal["gif", 
     """(C, H, W) uint8 each with C = 1 or 3 -> a GIF, or a WebP without loss, that is shown again and again.
 
     `rate` is in frames per second; a GIF counts in hundredths of a second, and has 256 colours a frame.
+
+    Raises:
+        UsageError: there is none.
     """
+    _need(len(frames))
     first, *others = map(to_pillow, frames)
     buffer = io.BytesIO()
     first.save(buffer, format, save_all=True, append_images=others, duration=round(1000 / rate), loop=0,
                **({"lossless": True} if format == "webp" else {}))
     return buffer.getvalue()
+
+
+def _need(count: int) -> None:
+    if not count:  # e.g. one of more shards than examples
+        raise UsageError("there are no examples, and a picture shows at least one; write them as a .tar, or give fewer "
+                         "shards")

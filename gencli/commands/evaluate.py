@@ -205,17 +205,13 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
 
 def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results, console: Console) -> None:
     """Save the result and its figures in the run's eval/ folder, if it can be written."""
-    from io import BytesIO
-
-    from torchvision.transforms.functional import to_pil_image
+    from gencli.pictures import png, quantize
 
     name = _short(f"{document['data']['name']}-{document['data']['split']}")
     try:
         run.publish(f"eval/{name}.json", (to_json(document, indent=2) + "\n").encode())
         for figure in results.figures:
-            png = BytesIO()
-            to_pil_image(figure.image).save(png, "png")
-            run.publish(f"eval/{name}-{figure.name}.png", png.getvalue())
+            run.publish(f"eval/{name}-{figure.name}.png", png(quantize(figure.image).numpy()))
     except (ResourceError, UsageError) as error:
         console.note(f"the result is not saved in the run: {error}")
 
