@@ -54,11 +54,11 @@ def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int 
 class Pace:
     """How many samples are drawn where nobody says how many: all that are usual, unless that takes too long.
 
-    After the first block decides the time that it took; then 1,000 are cut to 256 or to 64, in few sizes, for numbers
+    After the first block decides the time that it took; then 1,000 are cut to 256, 64 or 16, in few sizes, for numbers
     of other samples cannot be compared.
     """
 
-    USUAL, FEWER = 1000, (256, 64)
+    USUAL, FEWER = 1000, (256, 64, 16)
     SECONDS = 30.0  # that drawing may take
 
     def __init__(self, note: Callable[[str], None], seconds: float = SECONDS):
