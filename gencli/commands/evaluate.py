@@ -34,7 +34,7 @@ def evaluate(
                                                  "for nearest training examples and classifiers. Default: what the "
                                                  "model file names, if it is there unchanged.")] = None,
     draw: Annotated[int | None, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none. "
-                                             "Default: 1000, or 256 or 64 where these take too long.")] = None,
+                                             "Default: 1000, or 256, 64 or 16 where these take too long.")] = None,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
