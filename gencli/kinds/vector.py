@@ -855,7 +855,7 @@ class Vectors(Kind):
             kind: dict[str, Any] = {"b": {"type": "boolean", "values": ("0", "1"), "step": 1.0},
                                     "f": {}}.get(array.dtype.kind, {"type": "integer", "step": 1.0})
             gaps = np.asarray(np.isnan(values).any(0))
-            long = (np.abs(values) >= _LARGEST).any(0) & (array.dtype.kind in "iu")
+            long = np.asarray((np.abs(values) >= _LARGEST).any(0) & (array.dtype.kind in "iu"))
             if long.any():
                 request.notify(f"{name}: integers beyond {_LARGEST} lose their last digits in {int(long.sum())} of "
                                f"{len(long)} columns, which are read as numbers")
