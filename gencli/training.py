@@ -300,6 +300,7 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
 
 def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
     """The model trained on the data, in evaluation mode, without a run: for metrics that need a network."""
+    inputs.begin(f"training a {model.__class__.__name__.lower()}")
     hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
     return Trainer(model, data, settings, device=device, hooks=hooks).run().model
 

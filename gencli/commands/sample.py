@@ -10,8 +10,9 @@ from gencli import registry
 from gencli.commands import _options as options
 from gencli.commands._conditions import class_number, count_of, read_given
 from gencli.console import Console
-from gencli.errors import UsageError
+from gencli.errors import StoppedError, UsageError
 from gencli.publish import is_stdout
+from gencli.stopping import checked
 
 if TYPE_CHECKING:
     from gencli.model import Batch
@@ -48,6 +49,7 @@ def sample(
     engine: Annotated[str | None, typer.Option("--engine", help="How samples are computed, where the family has "
                                                "several ways; short for --set engine=...")] = None,
     set: options.Set = None,
+    time_limit: options.TimeLimit = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -73,6 +75,7 @@ def sample(
     if each > 1 and not (given or complete):
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
+    stop = checked(time_limit)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
@@ -103,7 +106,7 @@ def sample(
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
         total: int | None = None
-        done = 0
+        done, stopped = 0, False
 
         def watch(piece: "Batch") -> None:
             pace.add(piece)
@@ -128,10 +131,15 @@ def sample(
             else:
                 done += len(batch)
                 progress(done, total, pace.values())
+            if stopped := bool(stop.reason()) and done != total:
+                break
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
     if json:
         console.result({"samples": total if writer.continuous and total else done, "output": output, "seed": seed}, "")
+    if stopped:
+        raise StoppedError("the time was up; what was made until then is written" if writer.continuous else
+                           f"the time was up after {done}{f' of {total}' if total else ''} samples, which are written")
 
 
 class _Pace:

@@ -145,12 +145,13 @@ Found = Metric | Column | Figure | Reconstructions
 
 @dataclass
 class Results:
-    """What the groups yielded, in order."""
+    """What the groups yielded, in order; and the names of those that the time was not enough for."""
 
     metrics: list[Metric] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     reconstructions: list[Reconstructions] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, items: Iterable[Found]) -> None:
         """Take in what a group of metrics yields."""
@@ -182,6 +183,8 @@ class Inputs:
         train: trains a network that a metric needs; None: no such network can be trained.
         note: takes sentences for the user that are no warnings.
         progress: called with the examples done and their number.
+        begin: called with the name of each part of the work.
+        time_is_up: whether to end with what has been measured until now.
         notify: takes warnings for the user, a sentence each.
     """
 
@@ -199,6 +202,8 @@ class Inputs:
     draw: int = 1000
     train: Train | None = None
     note: Callable[[str], None] = lambda sentence: None
+    begin: Callable[[str], None] = lambda part: None
+    time_is_up: Callable[[], bool] = lambda: False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,7 +229,10 @@ def measure(names: Sequence[str] | None, inputs: Inputs) -> Results:
     results = Results()
     for group in _selected(names, inputs.examples.spec, inputs.model):
         missing = [need for need in group.needs if getattr(inputs, need) is None]
-        if not missing:
+        if inputs.time_is_up():
+            results.left_out.append(group.name)
+        elif not missing:
+            inputs.begin(group.name)
             results.add(group.load()(inputs))
         elif names is not None:
             raise UsageError(f"metric {group.name!r} needs {' and '.join(missing)}, which were not given")
