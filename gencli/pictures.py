@@ -36,6 +36,7 @@ IN_MEMORY = 2 * 2**30  # bytes of decoded pixels held in memory
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
 ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # formats whose files may hold several frames
+_ROUNDING = 1e-5  # by which floats may lie beyond 0 and 1
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -153,18 +154,18 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
-    """Bool or integers 0..255 (binary if none is above 1) -> uint8; floats in [0, 1] -> float32.
+    """Bool or integers 0..255 (binary if none is above 1) -> uint8; floats in [0, 1], but for rounding, -> float32.
 
     Raises:
         DataError: other values.
     """
     low, high = array.min(), array.max()
-    most = 1 if array.dtype.kind == "f" else 255
-    if low < 0 or high > most:
-        raise DataError(f"{name} holds values from {low:g} to {high:g}; expected {what} with integers 0..255 or "
-                        "floats in [0, 1]")
+    most, error = (1, _ROUNDING) if array.dtype.kind == "f" else (255, 0)
+    if low < -error or high > most + error:
+        raise DataError(f"{name} holds values from {low} to {high}; expected {what} with integers 0..255 or floats "
+                        "in [0, 1]")
     if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
+        return array.clip(0, 1).astype(np.float32, copy=False)
     return array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1)
 
 

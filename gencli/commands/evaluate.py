@@ -96,7 +96,7 @@ def evaluate(
     from gencli import device as devices
     from gencli import runs
     from gencli.commands._outputs import require_apart
-    from gencli.commands._reading import load_alone, load_for, training_of
+    from gencli.commands._reading import load_alone, load_for, training_of, warn_of_training
     from gencli.kind import describe
     from gencli.metrics.anomalies import aurocs
     from gencli.metrics.distribution import Pace
@@ -120,6 +120,8 @@ def evaluate(
             split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
             examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies),
                                 **reading)
+            if card and split == "all" and examples.split == "all":
+                warn_of_training(card, data, console, data_root=data_root)
             wanted = metrics.needed(names, examples.spec, model)
             drawn: Dataset | None = None
             if samples:

@@ -58,6 +58,7 @@ class Classifier(Model):
     Config = ClassifierConfig
     kinds = frozenset({"image", "vector", "audio", "strokes", "video", "series"})
     defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
+    least_steps = 500
     block = 250
     config: ClassifierConfig
 
