@@ -182,6 +182,8 @@ class Model(nn.Module):
     conditions: ClassVar[frozenset[str]] = frozenset()
     # Default training settings of the family, by name in `settings.TrainSettings`.
     defaults: ClassVar[dict[str, Any]] = {}
+    # Steps of a training at least where the user does not say how long, however few the examples are.
+    least_steps: ClassVar[int] = 0
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
     # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.

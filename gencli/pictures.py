@@ -36,6 +36,7 @@ IN_MEMORY = 2 * 2**30  # bytes of decoded pixels held in memory
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
 ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # formats whose files may hold several frames
+_ROUNDING = 1e-5  # by which floats may lie beyond 0 and 1
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -153,18 +154,18 @@ def quantize(x: Tensor) -> Tensor:
 
 
 def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
-    """Bool or integers 0..255 (binary if none is above 1) -> uint8; floats in [0, 1] -> float32.
+    """Bool or integers 0..255 (binary if none is above 1) -> uint8; floats in [0, 1], but for rounding, -> float32.
 
     Raises:
         DataError: other values.
     """
     low, high = array.min(), array.max()
-    most = 1 if array.dtype.kind == "f" else 255
-    if low < 0 or high > most:
-        raise DataError(f"{name} holds values from {low:g} to {high:g}; expected {what} with integers 0..255 or "
-                        "floats in [0, 1]")
+    most, error = (1, _ROUNDING) if array.dtype.kind == "f" else (255, 0)
+    if low < -error or high > most + error:
+        raise DataError(f"{name} holds values from {low} to {high}; expected {what} with integers 0..255 or floats "
+                        "in [0, 1]")
     if array.dtype.kind == "f":
-        return array.astype(np.float32, copy=False)
+        return array.clip(0, 1).astype(np.float32, copy=False)
     return array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1)
 
 
@@ -301,6 +302,27 @@ def to_pillow(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
 
+def grid(pictures: np.ndarray, columns: int, fill: float = 0) -> np.ndarray:
+    """Pictures, or films, (N, ..., H, W) -> one (..., H', W') of all, row by row, two pixels apart.
+
+    A single one stays as it is. `fill` is what lies between them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    count, *outer, height, width = pictures.shape
+    _need(count)
+    if count == 1:
+        return pictures[0]
+    columns, gap = min(columns, count), 2
+    rows = -(-count // columns)
+    sheet = np.full((*outer, rows * (height + gap) + gap, columns * (width + gap) + gap), fill, pictures.dtype)
+    for i, picture in enumerate(pictures):
+        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        sheet[..., y : y + height, x : x + width] = picture
+    return sheet
+
+
 def png(pixels: np.ndarray) -> bytes:
     """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
     buffer = io.BytesIO()
@@ -312,9 +334,19 @@ def animation(frames: Sequence[np.ndarray] | np.ndarray, format: Literal["gif", 
     """(C, H, W) uint8 each with C = 1 or 3 -> a GIF, or a WebP without loss, that is shown again and again.
 
     `rate` is in frames per second; a GIF counts in hundredths of a second, and has 256 colours a frame.
+
+    Raises:
+        UsageError: there is none.
     """
+    _need(len(frames))
     first, *others = map(to_pillow, frames)
     buffer = io.BytesIO()
     first.save(buffer, format, save_all=True, append_images=others, duration=round(1000 / rate), loop=0,
                **({"lossless": True} if format == "webp" else {}))
     return buffer.getvalue()
+
+
+def _need(count: int) -> None:
+    if not count:  # e.g. one of more shards than examples
+        raise UsageError("there are no examples, and a picture shows at least one; write them as a .tar, or give fewer "
+                         "shards")

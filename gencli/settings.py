@@ -33,6 +33,8 @@ class DataSettings(BaseModel):
     kind: str | None = Field(None, description="Kind of the examples, where several are possible.")
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples held out as test split if the data "
                                                         "names no splits.")
+    labels: str | None = Field(None, description="File of the classes of examples that come without: IDX, .npy, or "
+                                                 "text with one a line.")
     pair: Literal["left", "right"] | None = Field(
         None, description="Pictures that show two: the side that the other one is made from.")
     source: str | None = Field(None, description="Tables: column that the examples are made from.")

@@ -5,6 +5,7 @@
 """
 
 import functools
+import math
 import platform
 import sys
 import traceback
@@ -152,6 +153,12 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):
             note(f"--{name.replace('_', '-')} {value}, by the data: {len(examples)} {_plural(examples)}")
+    if not training.steps and origin.get("epochs", f"family {family}") == f"family {family}":
+        epochs = cls.least_steps * min(training.batch_size, len(examples)) / max(len(examples), 1)
+        if epochs > training.epochs:
+            training = training.model_copy(update={"epochs": math.ceil(epochs)})
+            note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
+                 f"{_plural(examples)}")
     return Plan(family, data, completed, training, _reading(own, general, examples), examples)
 
 
@@ -161,7 +168,7 @@ def _plural(examples: Dataset) -> str:
 
 def _reading(values: dict[str, Any], general: DataSettings, examples: Dataset) -> dict[str, Any]:
     """The options with which data was read, defaults included: the general ones, and those of its kinds."""
-    reading = general.model_dump()
+    reading = general.model_dump(exclude={"labels"})  # which belong to this data, and no other
     for spec in (examples.spec.condition, examples.spec):
         if spec is not None:
             own = registry.kind_of(spec).Settings

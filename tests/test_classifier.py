@@ -207,3 +207,12 @@ def test_mnist_at_a_glance(real_data):
     model = fitted(train, {"width": 16}, steps=50, lr=4e-3, batch_size=128, schedule="cosine", warmup=10)
     metric = measure(["classification"], Inputs(test, model)).metrics[0]
     assert isinstance(metric, Metric) and metric.value > 0.9
+
+
+def test_few_examples_are_seen_often_enough(gencli, tmp_path):
+    rows = [f"{i % 7},{i % 5},{'ab'[i % 2]}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("x,y,kind\n" + "\n".join(rows))
+    plan = ("train", "classifier", "t.csv", "--label", "kind", "--dry-run", "--json")
+    found = gencli(*plan)
+    assert found.json()["epochs"] == 500 and gencli(*plan, "--epochs", "2").json()["epochs"] == 2
+    assert "--epochs 500, by the data" in found.stderr

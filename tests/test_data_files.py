@@ -326,7 +326,7 @@ FAULTS = {
     "big.npy": (npy(np.full((3, 4, 4), 256)), "values from 256 to 256"),
     "channels.npy": (npy(np.zeros((3, 5, 4, 4))), "1 or 3 channels"),
     "other.npz": (npz(codes=PIXELS), "holds codes; expected"),
-    "labels.npz": (npz(x=PIXELS, y=np.zeros(3)), "6 examples but labels"),
+    "labels.npz": (npz(x=PIXELS, y=np.zeros(3)), "6 examples but 3 labels"),
     "cut.npz": (npz(x=PIXELS)[:-40], "damaged or cut short"),
     "text.npz": (b"hello", "not a .npz file"),
     "cut.idx": (idx(PIXELS)[:-1], "holds 119 bytes of the 120"),

@@ -183,3 +183,16 @@ def test_a_density_does_not_depend_on_the_origin(gencli, tmp_path, family):
         report = gencli("evaluate", "run", "t.csv", "--metrics", "likelihood", "--json").json()
         found.append(report["metrics"][0]["value"])
     assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("cells", "told"), [
+    (NUMBERS[:, 0], False), (np.arange(40) % 7.0, True), (np.arange(40.0), False), (np.full(40, 0.5), False),
+    (np.repeat([0.25, 0.5], 41), True), (np.round(NUMBERS[:, 0], 1), False),
+])
+def test_a_density_on_few_values_is_told(tmp_path, cells, told):
+    _, said = said_of(tmp_path, lines([[f"{cell:.3f}"] for cell in cells], ["x"]))
+    assert ("the values of x repeat" in said and "--columns x:integer" in said) == told
+    np.save(tmp_path / "t.npy", cells[:, None])
+    said = []
+    load(f"{tmp_path}/t.npy", notify=said.append)
+    assert ("save them as integers" in " ".join(said)) == told

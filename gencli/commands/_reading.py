@@ -8,7 +8,7 @@ import torch
 from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
-from gencli.data import load, require_unchanged
+from gencli.data import extent, load, require_unchanged
 from gencli.dataset import Dataset
 from gencli.errors import DataError, StoppedError, UsageError
 from gencli.model import Batch, Spec
@@ -63,6 +63,24 @@ def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | Non
         reason = str(error) or type(error).__name__
     console.note(f"the training data {card.data} is left out: {reason}; --training DATA names it")
     return None
+
+
+def warn_of_training(card: Card, source: str, console: Console, **arguments: Any) -> None:
+    """Say so if data without a named split, of which all is evaluated, is what the model was trained on.
+
+    Where its extent is another nothing is read: then it is other data.
+    """
+    if not card.extent or extent(source) != tuple(card.extent):
+        return
+    for limit in (None, card.examples):
+        data = load(f"{source}:train", card.reading, like=card.spec, trained=True, skip_bad=True, limit=limit,
+                    **arguments)
+        if data.fingerprint == card.fingerprint:
+            console.warn(f"{source} is the data that the model was trained on: {len(data)} of its examples are what it "
+                         f"has seen; {source}:test is the part held out")
+            return
+        if len(data) <= card.examples:
+            return
 
 
 def load_alone(card: Card | None, source: str, settings: dict[str, Any], console: Console, like: Spec,

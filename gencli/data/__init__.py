@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, get_args
 
 from gencli import registry
 from gencli.data import pairs
+from gencli.data.arrays import labelled
 from gencli.data.classes import classified
 from gencli.data.folders import data_endings, read_path, read_pattern
 from gencli.data.known import KNOWN, data_folder, read_known
@@ -93,8 +94,10 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         raise DataError(f"data {printable(name)} has a name that is not UTF-8; rename it, or call it through a link")
     general = _general({key: options.pop(key) for key in DataSettings.model_fields if key in options})
     request = Request(name, general, options, skip_bad, notify, sources, trained)
-    splits = classified(_open(request, data_root, download, stdin or sys.stdin.buffer), request,
-                        like is None or bool(like.classes))
+    splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
+    if general.labels:
+        splits = labelled(splits, general.labels)
+    splits = classified(splits, request, like is None or bool(like.classes))
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
@@ -198,7 +201,7 @@ def _open(request: Request, data_root: str | Path | None, download: bool, stdin:
         return pairs.paired(read_pattern(name, request), request)
     stem, _, split = name.rpartition(":")
     if stem and (stem in KNOWN or os.path.exists(stem)):
-        raise UsageError(f"{stem} has no split {split!r}{did_you_mean(split, get_args(Split))}")
+        raise UsageError(f"{name}: {stem} has no split {split!r}{did_you_mean(split, get_args(Split))}")
     if Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"{name} does not exist; expected a file, a folder or a known data set")
     raise UsageError(f"no data set and no file is called {name!r}{did_you_mean(name, KNOWN)}")

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from gencli import registry
 from gencli.errors import DataError, UsageError, first_line
 from gencli.escape import printable
-from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
+from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, shorten, whole
 from gencli.kind import Kind
 from gencli.limits import check_archive
 from gencli.ragged import load_ragged
 from gencli.spec import Spec, parse_spec
+from gencli.tables import decode
 
 _LABELS = ("y", "labels")
 
@@ -51,19 +52,40 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     if chosen is None or not array.size:
         raise DataError(f"{name} has the shape {shape}; expected (N, D) rows, or (N, H, W), (N, H, W, C) or "
                         "(N, C, H, W) pictures")
-    if labels is not None and np.shape(labels) != shape[:1]:
-        raise DataError(f"{name} has {len(array)} examples but labels of the shape {np.shape(labels)}")
+    classes = None if labels is None else class_labels(labels, name)
+    if classes is not None and len(classes) != len(array):
+        raise DataError(f"{name} has {len(array)} examples but {len(classes)} labels")
     bad = np.zeros(len(array), bool)
     if array.dtype.kind == "f":
         allowed = np.isfinite(array) | np.isnan(array) if chosen.missing else np.isfinite(array)
         bad = ~allowed.reshape(len(array), -1).all(1)
     if bad.any() and (bad.all() or not request.skip_bad):
         raise DataError(f"{name}: example {bad.argmax()} holds {'' if chosen.missing else 'NaN or '}infinity")
-    names = None if labels is None else [str(label) for label in np.asarray(labels)[~bad].tolist()]
-    examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, names, columns)
+    if classes is not None and bad.any():
+        classes = [label for label, wrong in zip(classes, bad.tolist(), strict=True) if not wrong]
+    examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, classes, columns)
     examples.skipped += int(bad.sum())
     examples.numbers = np.flatnonzero(~bad).tolist() if bad.any() else None
     return examples
+
+
+def class_labels(labels: np.ndarray | Sequence[str], name: str) -> list[str]:
+    """Labels (N,) or (N, 1) as the names of classes; "" for NaN and empty ones.
+
+    Raises:
+        DataError: another shape, or fractions.
+    """
+    array = np.asarray(labels)
+    if array.shape != (array.size,) and array.shape != (array.size, 1):
+        raise DataError(f"{name}: labels have the shape {array.shape}; expected one of each example, (N,)")
+    array = array.ravel()
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8", "surrogateescape")  # what is no UTF-8 is refused as the name of a class
+    if array.dtype.kind == "f":
+        if (bad := ~np.isnan(array) & (array != np.round(array))).any():
+            raise DataError(f"{name}: label {array[bad][0]} is no whole number, so it is not the number of a class")
+        return ["" if np.isnan(label) else str(int(label)) for label in array]
+    return [str(label).strip() for label in array.tolist()]
 
 
 def load_npy(data: bytes, name: str) -> np.ndarray:
@@ -142,17 +164,22 @@ def read_npz(path: Path, request: Request) -> Splits:
     def part(suffix: str) -> Callable[[], Examples] | None:
         examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
+        used.update(key for key in (examples, labels) if key)
         known = spec.kind if spec and not request.general.kind else None
         return None if examples is None else lambda: examples_of(
             archive[examples], f"{path}: {examples}", request,
             None if labels is None else _named(archive[labels], spec.classes if spec else ()),
             getattr(spec, "columns", None), known, key=examples.removesuffix(suffix))
 
+    used: set[str] = set()
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}
-    if "train" in splits and len(splits) > 1:
+    if "train" not in splits or len(splits) < 2:
+        used.clear()
+        splits = whole(read) if (read := part("")) else {}
+    if splits:
+        if others := sorted(set(archive) - used - {"spec"}):
+            request.notify(f"{path}: left out: {shorten(others)}")
         return splits
-    if read := part(""):
-        return whole(read)
     raise DataError(f"{path} holds {printable(', '.join(archive)) or 'nothing'}; expected an array called "
                     f"{', '.join(names)}, or x_train and x_test")
 
@@ -212,10 +239,36 @@ def _idx(path: Path, request: Request) -> Examples:
     array = load_idx(path)
     if array.ndim < 2:
         raise DataError(f"{path} holds {len(array)} labels; give the file of the pictures")
-    beside = path.name.replace("images-idx3", "labels-idx1")
-    labels = path.with_name(beside)
-    return examples_of(array, str(path), request,
-                      load_idx(labels) if beside != path.name and labels.is_file() else None)
+    labels = path.with_name(re.sub(r"idx\d", "idx1", path.name.replace("images", "labels")))
+    return examples_of(array, str(path), request, load_idx(labels) if labels != path and labels.is_file() else None)
+
+
+def labelled(splits: Splits, labels: str) -> Splits:
+    """The splits, of which there is one, with the classes in a file: IDX, .npy, or text with one a line.
+
+    Raises:
+        UsageError: data that names its splits. DataError: the file is none, or has another number of labels.
+    """
+    if "all" not in splits:
+        raise UsageError(f"--labels {labels}: the data names its splits ({', '.join(splits)}), and this is one file")
+    read = splits["all"]
+
+    def checked() -> Examples:
+        examples, path = read(), Path(labels)
+        data = read_bytes(path)
+        if is_idx(data):
+            classes = class_labels(load_idx(path), labels)
+        elif data.startswith(np.lib.format.MAGIC_PREFIX):
+            classes = class_labels(load_npy(data, labels), labels)
+        else:
+            classes = [line.strip() for line in decode(data, labels).rstrip("\n").split("\n")]
+        numbers = range(len(examples)) if examples.numbers is None else examples.numbers
+        if len(classes) != len(examples) + examples.skipped or max(numbers) >= len(classes):
+            raise DataError(f"--labels {labels}: {len(classes)} labels for {len(examples) + examples.skipped} examples")
+        examples.labels = [classes[number] for number in numbers]
+        return examples
+
+    return {"all": checked}
 
 
 def idx_folder(folder: Path, request: Request) -> Splits | None:

@@ -39,6 +39,7 @@ from gencli.pictures import (
     fit_array,
     frame_count,
     from_numbers,
+    grid,
     header_of,
     is_binary,
     is_grey,
@@ -391,11 +392,8 @@ class Sheet(Held):
     """A contact sheet, as near to a square as can be; a single picture stays as it is."""
 
     def end(self) -> None:
-        from torchvision.utils import make_grid  # takes a second to import, for which other formats need not wait
-
-        pictures = torch.from_numpy(self.array)
-        sheet = make_grid(pictures, nrow=math.ceil(math.sqrt(len(pictures))), padding=2)
-        self.out.write(png(sheet[: pictures.shape[1]].numpy()))  # it makes three channels of one
+        pictures = self.array
+        self.out.write(png(grid(pictures, math.ceil(math.sqrt(len(pictures))))))
 
 
 class Film(Held):

@@ -64,6 +64,7 @@ _PLURALS = {"number": "numbers", "integer": "integers", "boolean": "booleans", "
 _COLUMNS = 12  # of a table that are shown
 _MOST_BARS = 20  # words of a column that are shown
 _FEW = 20  # different texts that are categories, however few rows there are
+_REPEATED = 20  # examples of a value, from which on a column of numbers has few of them
 _LARGEST = 2**53  # the integers up to here are numbers of float64
 _BOOLEANS = {("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("off", "on")}
 _DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")  # of 01/02/2020 the month comes first
@@ -490,8 +491,23 @@ class TableExamples(Examples):
         parts += [f"{gaps} cells are missing"] if gaps else []
         return f"{'; '.join(parts)} (--columns and --drop say otherwise)"
 
+    def _endless(self) -> str | None:
+        """The numbers that lie on few values, of which a density grows without end."""
+        found = []
+        for column, values in zip(self.columns, self.values.T, strict=True):
+            known = values[~np.isnan(values)]
+            different = len(np.unique(known))
+            whole = different < len(known) and bool((known == np.round(known)).all())
+            if column.type == "number" and different > 1 and (whole or different * _REPEATED < len(known)):
+                found.append(column.name)
+        way = "save them as integers" if self.codes else \
+            f"--columns {_listed(f'{name}:integer' for name in found)}, or category, makes it a probability"
+        return f"the values of {shorten(found)} repeat, so that a density of them grows without end; {way}" \
+            if found else None
+
     def fit(self, spec: VectorSpec, request: Request, limit: int | None) -> Dataset:
         rows, told = self.head(limit), self._inferred() if self.inference.decided else None
+        endless = self._endless() if self.inference.decided else None
         rows = rows._with_classes(spec)
         values, mistakes = rows._converted(spec.columns)
         bad = np.zeros(len(rows), bool)
@@ -506,7 +522,7 @@ class TableExamples(Examples):
         gaps = int(np.isnan(values).sum())
         protocol = {"columns": len(spec.columns), **({"missing_cells": gaps} if gaps else {})}
         return rows._dataset(spec, torch.from_numpy(np.ascontiguousarray(values)), protocol=protocol,
-                             notes=(told,) if told else ())
+                             notes=tuple(note for note in (told, endless) if note))
 
     def _with_classes(self, spec: VectorSpec) -> Self:
         """The same with the column `label`, as samples of labelled rows have it, taken for the class."""

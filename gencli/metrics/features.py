@@ -27,8 +27,6 @@ from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
 from gencli.tensors import is_finite, sha256
 
-_LEAST_STEPS = 500  # that a network is trained for, however little data there is
-
 
 class Space:
     """A space that examples are compared in.
@@ -162,10 +160,10 @@ def _are_weights(tensors: dict[str, Tensor], model: Model) -> bool:
 
 def trained_settings(name: str, examples: int) -> TrainSettings:
     """How a network of a family that classifies is trained on this many examples: the family's defaults."""
-    defaults = registry.families.named(name).load().defaults
-    settings = TrainSettings(**{**defaults, "preview_every": 0, "log_every": 10})
+    family = registry.families.named(name).load()
+    settings = TrainSettings(**{**family.defaults, "preview_every": 0, "log_every": 10})
     steps = int(settings.epochs * examples // settings.batch_size)
-    return settings.model_copy(update={"steps": max(_LEAST_STEPS, steps),
+    return settings.model_copy(update={"steps": max(family.least_steps, steps),
                                        "batch_size": min(settings.batch_size, examples)})
 
 
