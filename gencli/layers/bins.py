@@ -54,8 +54,9 @@ class Bins(nn.Module):
         self.register_buffer("column", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
         step = torch.tensor([1.0 if column.values else column.step for column in spec.columns], dtype=torch.float64)
         self.register_buffer("step", step, persistent=False)
-        for name in ("low", "high", "share"):
+        for name in ("low", "high"):
             self.register_buffer(name, torch.full((len(self),), _UNUSED, dtype=torch.float64))
+        self.register_buffer("share", (1 / sizes.double()).repeat_interleave(sizes))  # until `fit`
         for d, column in enumerate(spec.columns):
             if column.values:
                 self._set(d, torch.arange(self.sizes[d]).double().repeat(2, 1), torch.ones(self.sizes[d]))
