@@ -126,7 +126,7 @@ def _divided(data: Dataset, place: int | None, count: int, seed: int) -> tuple[T
     x = data.batch(chosen).x.double()
     if place is None:
         if data.labels is None:
-            raise UsageError(f"metric 'tstr' needs the class, and {data.name} comes without; train the model without "
+            raise UsageError(f"metric 'tstr' needs the class, which {data.name} lack; train the model without "
                              f"--label, and it is a column of the samples")
         return x, data.labels[chosen]
     y = x[:, place]
