@@ -473,7 +473,7 @@ def _films(sources: Sequence[Source], labels: Sequence[str] | None) -> tuple[lis
         return films, None
     classes = [labels[owners[i]] for i in order]
     # The folder of a film's frames is its name, not its class.
-    named = all(isinstance(film, FrameFiles) and Path(film.name).name == label
+    named = all(not label or (isinstance(film, FrameFiles) and Path(film.name).name == label)
                 for film, label in zip(films, classes, strict=True))
     return films, None if named else classes
 
