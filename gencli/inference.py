@@ -130,14 +130,21 @@ def conditions_of(model: Model, data: Dataset, count: int) -> Given:
 
 @torch.no_grad()
 def squared_error(examples: Batch, others: Batch) -> Tensor:
-    """The mean squared difference of two examples, (B,) float64; where one is longer, the other counts as 0."""
-    if examples.lengths is None or others.lengths is None:
-        return (examples.x - others.x).double().square().flatten(1).mean(1)
+    """The mean squared difference of two examples, (B,) float64; where one is longer, the other counts as 0.
+
+    What is missing in `examples` (NaN) does not count.
+    """
     x, y = examples.x.double(), others.x.double()
-    steps = max(x.shape[1], y.shape[1])
-    x, y = (torch.nn.functional.pad(side, (0, 0) * (side.dim() - 2) + (0, steps - side.shape[1])) for side in (x, y))
-    elements = torch.maximum(examples.lengths, others.lengths) * math.prod(x.shape[2:])
-    return (x - y).square().flatten(1).sum(1) / elements
+    if examples.lengths is None or others.lengths is None:
+        elements = torch.full((len(x),), math.prod(x.shape[1:]), device=x.device)
+    else:
+        steps = max(x.shape[1], y.shape[1])
+        x, y = (torch.nn.functional.pad(side, (0, 0) * (side.dim() - 2) + (0, steps - side.shape[1]))
+                for side in (x, y))
+        elements = torch.maximum(examples.lengths, others.lengths) * math.prod(x.shape[2:])
+    missing = x.flatten(1).isnan()
+    errors = (x - y).square().flatten(1).masked_fill(missing, 0)
+    return errors.sum(1) / (elements - missing.sum(1)).clamp(min=1)
 
 
 def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
