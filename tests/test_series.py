@@ -201,9 +201,9 @@ def test_what_is_missing_has_no_error():
     x = torch.tensor([[[1.0], [torch.nan], [3.0]], [[torch.nan]] * 3])
     lengths = torch.tensor([3, 3])
     for more in ({}, {"lengths": lengths}):
-        found = squared_error(Batch(x, **more), Batch(torch.zeros(2, 3, 1), **more))
-        assert found.tolist() == [5, 0]
-        assert squared_error(Batch(torch.zeros(2, 3, 1), **more), Batch(x, **more)).isnan().all(), "a model made it"
+        sides = Batch(x, **more), Batch(torch.zeros(2, 3, 1), **more)
+        assert squared_error(*sides, gaps=True).tolist() == [5, 0] == squared_error(*sides[::-1], gaps=True).tolist()
+        assert squared_error(*sides).isnan().all(), "of kinds without gaps it is a fault"
 
 
 def test_plays_of_the_nba(real_data):
