@@ -8,6 +8,7 @@ import mmap
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceErro
 from gencli.stopping import Signalled, leave_on_signals
 
 _RESERVE = 2**26  # bytes
+_AMPLE = 2**33  # bytes of addresses in which torch loads for sure
 
 
 class _Verbs(LazyGroup):
@@ -110,6 +112,7 @@ def run(args: list[str]) -> int:
             from gencli.settings import check_environment
 
             share_processors()
+            _require_room(limit)
             keep_memory()
             check_environment(_options())
         code = app(args, prog_name="gencli", standalone_mode=False)
@@ -168,6 +171,16 @@ def _address_limit() -> float:
     """Bytes of addresses that this process may use (ulimit -v)."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def _require_room(limit: float) -> None:
+    """ResourceError if numpy and torch do not load within a limit of addresses: there they may also abort or exit."""
+    if limit > _AMPLE or "torch" in sys.modules:
+        return
+    script = "import numpy, torch; torch.ones(256, 256) @ torch.ones(256, 256)"
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, stdin=subprocess.DEVNULL)
+    if child.returncode and b"ModuleNotFoundError" not in child.stderr:
+        raise ResourceError(_out_of_memory(limit))
 
 
 def _out_of_memory(limit: float) -> str:

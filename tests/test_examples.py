@@ -200,3 +200,19 @@ def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
     share = bits.reshape(1000, 5).mean(0)[1:4] / 255
     entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share)).sum()
     assert nll["kind"] == "exact" and abs(nll["value"] - entropy) < 0.02  # the model saw nine tenths of these rows
+
+
+@pytest.mark.parametrize(("family", "kind"), [("rnn", "text"), ("ngram", "text"), ("vae", "image")])
+def test_a_graph_is_used_without_gencli(family, kind, gencli, small_run, tmp_path):
+    pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    gencli("export", str(small_run(family, kind)), "-o", "m.onnx")
+    alone = "import sys, runpy; sys.modules.update(torch=None, gencli=None); runpy.run_path(sys.argv.pop(1))"
+    done = subprocess.run([sys.executable, "-c", alone, EXAMPLES / "onnx_sample.py", "m.onnx", "3"], cwd=tmp_path,
+                          capture_output=True, text=True, check=True)
+    if kind == "image":
+        samples = np.load(tmp_path / "samples.npy")
+        assert samples.shape == (16, 1, 9, 7) and samples.min() >= 0 and samples.max() <= 1 and samples.std() > 0
+        return
+    gencli("sample", str(small_run(family, kind)), "-n", "40", "-o", "s.txt")
+    theirs = (tmp_path / "s.txt").read_text()
+    assert len(done.stdout) > 20 and set(done.stdout) <= set(theirs) | {"?"}

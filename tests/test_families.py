@@ -283,12 +283,19 @@ def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
 
 
 def test_export_to_graphs(family, kind, small_run, tmp_path):
-    pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     from gencli.app import run
 
     for ending in ("onnx", "pt2"):
         path = tmp_path / f"m.{ending}"
         assert run(["export", str(small_run(family.name, kind)), "-o", str(path), "-q"]) == 0 and path.stat().st_size
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["family"] == family.name and json.loads(about["spec"])["kind"] == kind and about["about"]
+    shapes, names = json.loads(about["inputs"]), {output.name for output in session.get_outputs()}
+    assert shapes.keys() == {i.name for i in session.get_inputs()}
+    start = json.loads(about.get("start", "{}"))
+    assert bool(start) == any(name.startswith("next_") for name in names) and set(start) <= shapes.keys()
 
 
 def test_set_names_the_options_of_the_family(family, kind):

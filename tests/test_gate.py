@@ -244,6 +244,8 @@ def test_samples_of_any_origin(gencli, small_data, small_run, tmp_path):
     piped = gencli("sample", str(small_run("vae", "image")), "-n", "40").stdout
     again = gencli("evaluate", "--samples", "-", "real.npy", "--json", "--html", "r.html", stdin=piped).json()
     assert again["samples"]["n"] == 40
+    few = gencli("evaluate", "--samples", "gen.npy", "real.npy").stderr
+    assert "48 examples cannot show how 63 features vary together" in few
     itself = gencli("evaluate", "--samples", "real.npy", "real.npy", "--json").json()
     assert next(m["value"] for m in itself["metrics"] if m["name"] == "frechet_distance") < 1e-6
     assert "Measured" in (tmp_path / "r.html").read_text()

@@ -24,13 +24,13 @@ LAYERS = [
     {"clock", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
-    {"device"}, {"settings"}, {"tables", "limits", "ragged", "stopping", "tokens"},
+    {"device"}, {"settings"}, {"tables", "limits", "messages", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 # Some layers are allowed less than all that stands below them.
-HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "rng", "stopping", "tables"}
+HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "messages", "rng", "stopping", "tables"}
 MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"kinds", "model", "view"} | HELPERS,
@@ -338,15 +338,19 @@ def test_no_pickle():
 
 
 def test_only_compiling_imports_the_compiler(tmp_path):
-    """torch's compiler takes longer to import than all the rest of torch."""
+    """torch's compiler takes longer to import than all the rest of torch, and torchvision imports it."""
     run = str(tmp_path / "run")
     train = ["train", "gan", "digits", "--net", "mlp", "--limit", "64", "-q", "-o", run, "--steps"]
-    encode = ["encode", run, "digits:test", "--limit", "2", "-q", "-o", f"{run}/codes.npz"]
+    others = [["encode", run, "digits:test", "--limit", "2", "-q", "-o", f"{run}/codes.npz"],
+              ["sample", run, "-n", "5", "-q", "-o", f"{tmp_path}/sheet.png"],
+              ["evaluate", run, "digits:test", "--limit", "20", "--draw", "20", "-q", "--features", "pixels",
+               "--training", "digits", "--html", f"{tmp_path}/page.html"]]
     code = f"""if True:
         import sys
         from gencli.app import run
-        codes = [run(args) for args in ({[*train, "2"]}, {[*train, "3", "--resume"]}, {encode})]
-        sys.exit(str([*codes, "torch._dynamo" in sys.modules]))
+        codes = [run(args) for args in ({[*train, "2"]}, {[*train, "3", "--resume"]}, *{others})]
+        sys.exit(str([*codes, "torch._dynamo" in sys.modules, "torchvision" in sys.modules]))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.strip().splitlines()[-1] == "[0, 0, 0, False]", done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[0, 0, 0, 0, 0, False, False]", done.stderr
+    assert list(tmp_path.glob("run/eval/*-nearest.png")) and (tmp_path / "sheet.png").stat().st_size

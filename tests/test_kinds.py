@@ -381,6 +381,15 @@ def test_bytes_do_not_depend_on_batches(kind, spec, batch, tmp_path):
 
 
 @every()
+def test_a_part_without_examples_is_written_or_refused(kind, spec, tmp_path):
+    for format in formats(kind, spec):
+        try:
+            assert write(tmp_path / f"out.{format}", spec).exists()
+        except UsageError as error:
+            assert "there are no examples" in str(error) and not (tmp_path / f"out.{format}").exists()
+
+
+@every()
 def test_shards_together_are_the_whole(spec, batch, tmp_path):
     def members(*paths):
         found = {}

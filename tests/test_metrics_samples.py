@@ -184,6 +184,17 @@ def test_density_and_coverage_by_their_definition():
     assert 0 < ours["coverage"].value < 1
 
 
+@pytest.mark.parametrize("levels", [0, 16], ids=["real", "integers"])
+def test_the_order_of_copies_does_not_matter(levels):
+    """Copies lie exactly on the edge of balls, where rounding must not decide."""
+    x = torch.rand(500, 64, generator=torch.Generator().manual_seed(0))
+    x = (levels * x).round() if levels else x
+    found = [manifold_metrics(x, x[torch.randperm(500, generator=torch.Generator().manual_seed(i))], {})
+             for i in range(4)]
+    values = torch.tensor([[metric.value for metric in metrics] for metrics in found], dtype=torch.float64)
+    assert torch.allclose(values, values[:1].expand_as(values), rtol=1e-12, atol=0)
+
+
 def test_distances_do_not_depend_on_how_many_rows_are_held(monkeypatch):
     whole = by_name(distances(REFERENCE, SAMPLES, {}))
     monkeypatch.setattr("gencli.metrics.neighbours._ROWS", 7)

@@ -13,6 +13,7 @@ from gencli.kinds.vector import Column, VectorSpec
 from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
+from gencli.runs import load_model
 from gencli.training import train
 
 SPEC = VectorSpec(columns=(Column(name="a", type="category", values=("x", "y", "z")),
@@ -310,3 +311,14 @@ def test_the_class_is_learnt_from_samples_as_far_as_they_tell_it():
     found = measured(["tstr"], x[:300], blind[300:], x[600:])
     assert found["real_auc"].value > 0.99 and found["synthetic_auc"].value < 0.9
     assert found["real_auc"].protocol["column"] == "c"
+
+
+def test_a_factorised_mixture_is_exported(town, tmp_path, gencli):
+    """The graph gives the rows that the model gives, words and integers included."""
+    runtime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    gencli("export", str(town / "gmm"), "-o", "m.onnx", "-q")
+    model, _ = load_model(town / "gmm")
+    code = model.prior(rng(64))
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: code.numpy()})[0]
+    assert found == pytest.approx(model.decode(code).x.numpy(), abs=1e-4)

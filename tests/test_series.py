@@ -12,6 +12,7 @@ from scipy.stats import ks_2samp
 from gencli.clock import Clock
 from gencli.data import load
 from gencli.errors import DataError, UsageError
+from gencli.families.classifier import Classifier, ClassifierConfig
 from gencli.kinds.series import SeriesSpec
 from gencli.metrics.estimates import mean, resample
 from gencli.metrics.series import _largest, autocorrelation, motion
@@ -180,6 +181,19 @@ def test_evaluate_says_over_how_many_blocks(gencli, small_run, small_data):
                    "--json").json()["metrics"]
     blocks = {metric["name"]: metric["protocol"].get("blocks", 0) for metric in found}
     assert all(blocks[name] > 5 for name in ("nll", "nats_per_step", "reconstruction_mse", "column_distance"))
+
+
+def test_a_classifier_sees_steps_and_gaps():
+    spec = SeriesSpec(columns=("a", "b"), length=5, fixed=True, mean=(1, 2), scale=(2, 4), missing=("b",),
+                      classes=("0", "1"))
+    model = Classifier(ClassifierConfig(width=4, features=3), spec)
+    x = torch.arange(10.0).view(1, 5, 2)
+    x[0, 3, 1] = torch.nan
+    seen = model.seen(x)
+    assert seen.shape == (1, 3, 5) and any(isinstance(layer, torch.nn.Conv1d) for layer in model.body)
+    assert seen[0, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+    assert seen[0, 1, [0, 1, 2, 4]].tolist() == [-0.25, 0.25, 0.75, 1.75]
+    assert seen[0, 2].tolist() == [-1, -1, -1, 1, -1]
 
 
 def test_plays_of_the_nba(real_data):

@@ -52,8 +52,8 @@ def test_the_time_of_sampling(gencli, small_run, clock, monkeypatch):
     done = gencli("sample", run, "-n", "96", "--time-limit", "2s", code=75)
     assert "32 of 96 samples" in one_line(done.stderr)
     names = []
-    for stream in (whole, done.stdout):
-        with tarfile.open(fileobj=io.BytesIO(stream)) as tar:
+    for content in (whole, done.stdout):
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             names.append([name for name in tar.getnames() if name.endswith(".png")])
     assert names[1] == names[0][:32]
 
@@ -65,7 +65,7 @@ def test_no_time(verb, gencli, small_run):
                                             "soon", code=2).stderr)
 
 
-@pytest.mark.parametrize(("each", "drawn"), [(0.001, 1000), (0.02, 1000), (0.05, 256), (0.3, 64), (100, 64)])
+@pytest.mark.parametrize(("each", "drawn"), [(0.001, 1000), (0.02, 1000), (0.05, 256), (0.3, 64), (100, 16)])
 def test_as_many_samples_as_their_cost_allows(each, drawn, monkeypatch):
     from gencli.metrics import distribution
 
@@ -73,7 +73,7 @@ def test_as_many_samples_as_their_cost_allows(each, drawn, monkeypatch):
     monkeypatch.setattr(distribution.time, "monotonic", lambda: now[0])
     pace, done = Pace(notes.append), 0
     while True:
-        done, now[0] = min(done + 64, 1000), now[0] + 64 * each
+        done, now[0] = min(done + 8, 1000), now[0] + 8 * each
         if pace.enough(done):
             break
     assert done == drawn

@@ -34,7 +34,7 @@ def evaluate(
                                                  "for nearest training examples and classifiers. Default: what the "
                                                  "model file names, if it is there unchanged.")] = None,
     draw: Annotated[int | None, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none. "
-                                             "Default: 1000, or 256 or 64 where these take too long.")] = None,
+                                             "Default: 1000, or 256, 64 or 16 where these take too long.")] = None,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
@@ -207,17 +207,13 @@ def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results
 
 def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results, console: Console) -> None:
     """Save the result and its figures in the run's eval/ folder, if it can be written."""
-    from io import BytesIO
-
-    from torchvision.transforms.functional import to_pil_image
+    from gencli.pictures import png, quantize
 
     name = _short(f"{document['data']['name']}-{document['data']['split']}")
     try:
         run.publish(f"eval/{name}.json", (to_json(document, indent=2) + "\n").encode())
         for figure in results.figures:
-            png = BytesIO()
-            to_pil_image(figure.image).save(png, "png")
-            run.publish(f"eval/{name}-{figure.name}.png", png.getvalue())
+            run.publish(f"eval/{name}-{figure.name}.png", png(quantize(figure.image).numpy()))
     except (ResourceError, UsageError) as error:
         console.note(f"the result is not saved in the run: {error}")
 

@@ -1,5 +1,6 @@
 """`gencli export RUN -o FILE`: the model in a form that other tools read."""
 
+import inspect
 import io
 import warnings
 from pathlib import Path
@@ -9,11 +10,12 @@ import torch
 import typer
 from torch import Tensor
 
-from gencli import registry, runs
+from gencli import __version__, registry, runs
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
 from gencli.errors import ModelError, UsageError, install
+from gencli.escape import to_json
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
 from gencli.streams import open_writer
@@ -49,7 +51,7 @@ def export(
         _filters(output, model, card)
     else:
         graph = model.graph()
-        content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph)
+        content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph, _about(model, card, graph))
         with publish(output) as file:
             file.write(content)
         document |= {"inputs": {name: list(t.shape[1:]) for name, t in graph.inputs.items()}, "outputs": graph.outputs,
@@ -73,8 +75,23 @@ def _filters(output: str, model: Model, card: runs.Card) -> None:
         writer.write(Batch(0.5 + 0.5 * weights / largest))
 
 
-def _onnx(graph: Graph) -> tuple[bytes, float]:
-    """The graph as ONNX, and the largest difference of its outputs to torch's."""
+def _about(model: Model, card: runs.Card, graph: Graph) -> dict[str, str]:
+    """What is needed to use a graph alone: what an example is (vocabulary, classes, rate, ...), and what goes in.
+
+    Of a graph of one step, whose outputs `next_NAME` are its inputs NAME in the next one, `start` says with which
+    numbers its inputs are filled in the first.
+    """
+    step = any(name.startswith("next_") for name in graph.outputs)
+    start = {name: tensor.flatten()[0].item() for name, tensor in graph.inputs.items()} if step else {}
+    shapes = {name: ["batch", *tensor.shape[1:]] for name, tensor in graph.inputs.items()}
+    about: dict[str, Any] = {"spec": model.spec.model_dump(mode="json"), "config": card.config, "inputs": shapes,
+                             **({"start": start} if step else {})}
+    return {"gencli": __version__, "family": card.family, "about": inspect.getdoc(model.graph) or "",
+            **{name: to_json(value) for name, value in about.items()}}
+
+
+def _onnx(graph: Graph, about: dict[str, str]) -> tuple[bytes, float]:
+    """The graph as ONNX with metadata, and the largest difference of its outputs to torch's."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch's exporter needs it)
@@ -85,19 +102,22 @@ def _onnx(graph: Graph) -> tuple[bytes, float]:
         program = torch.onnx.export(graph.module.eval(), kwargs=graph.inputs, output_names=graph.outputs,
                                     dynamic_shapes=_dynamic(graph), dynamo=True, verbose=False)
     assert program is not None  # with dynamo=True it never is
-    content = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    for name, text in about.items():
+        proto.metadata_props.add(key=name, value=text)
+    content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     probe = _probe(graph)
     outputs = session.run(None, {name: tensor.numpy() for name, tensor in probe.items()})
     return content, _difference(graph, probe, [torch.as_tensor(array) for array in outputs])
 
 
-def _torch_export(graph: Graph) -> tuple[bytes, float]:
-    """The graph as a torch.export archive, and the largest difference of its outputs to torch's."""
+def _torch_export(graph: Graph, about: dict[str, str]) -> tuple[bytes, float]:
+    """The graph as a torch.export archive with metadata, and the largest difference of its outputs to torch's."""
     with warnings.catch_warnings(action="ignore"):
         program = torch.export.export(graph.module.eval(), (), graph.inputs, dynamic_shapes=_dynamic(graph))
         buffer = io.BytesIO()
-        torch.export.save(program, buffer)
+        torch.export.save(program, buffer, extra_files={f"{name}.txt": text for name, text in about.items()})
         buffer.seek(0)
         loaded = torch.export.load(buffer).module()
         probe = _probe(graph)

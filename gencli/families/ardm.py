@@ -114,10 +114,14 @@ class ARDM(Model):
 
     def forward(self, codes: Tensor, known: Tensor) -> Tensor:
         """Parameters of all columns, given those of the codes (B, D) that are `known` (B, D) bool: (B, P)."""
+        return self.outputs(codes, known, self._waves())
+
+    def outputs(self, codes: Tensor, known: Tensor, waves: Tensor) -> Tensor:
+        """The same, with the `waves` of all bins."""
         index = self.bins.index(codes)
         unknown = len(self.bins) + torch.arange(codes.shape[1], device=codes.device)
         seen = index.where(self.bins.single()[index], len(self.embedding) - 1).where(known, unknown)
-        lies = self._waves()[index][:, self.bins.ordered] * known[:, self.bins.ordered, None]
+        lies = waves[index][:, self.bins.ordered] * known[:, self.bins.ordered, None]
         h = F.embedding(seen, self.embedding).sum(1) + self.waves(lies.flatten(1))
         for block in self.blocks:
             h = block(h)
@@ -240,7 +244,7 @@ class ARDM(Model):
     def graph(self) -> Graph:
         """Bins (B, D) and which of them are known (B, D) -> parameters of the columns (B, P)."""
         codes = torch.zeros(2, len(self.spec.columns), dtype=torch.int64, device=self.device)
-        return Graph(self, {"bins": codes, "known": codes > 0}, ["parameters"])
+        return Graph(_Network(self), {"codes": codes, "known": codes > 0}, ["parameters"])
 
 
 def _on_the_line(logistics: tuple[Tensor, Tensor, Tensor], below: Tensor, above: Tensor) -> Tensor:
@@ -251,6 +255,20 @@ def _on_the_line(logistics: tuple[Tensor, Tensor, Tensor], below: Tensor, above:
     lower, upper = (low - mean) / scale, (high - mean) / scale
     chances = log_bin(lower, upper, (high - low) / scale, first, last)
     return torch.logsumexp(weight + chances.masked_fill(first & last, 0.0), dim=-1)
+
+
+class _Network(nn.Module):
+    """The network with the waves as they are: ONNX has no inverse of the normal distribution."""
+
+    waves: Tensor
+
+    def __init__(self, model: ARDM):
+        super().__init__()
+        self.model = model
+        self.register_buffer("waves", model._waves())
+
+    def forward(self, codes: Tensor, known: Tensor) -> Tensor:
+        return self.model.outputs(codes, known, self.waves)
 
 
 class _Block(nn.Module):

@@ -4,7 +4,8 @@ The discriminative model that generative ones are measured with: its last hidden
 classifies samples. Convolutional network: 3x3 convolutions with batch normalisation (Ioffe & Szegedy 2015,
 arXiv:1502.03167), halved until at most 4 x 4 is left, after LeCun et al. 1998 ("Gradient-based learning applied to
 document recognition"); pictures are shifted at random by up to `shift` pixels in training. Sound and drawings are read
-as pictures: its log-mel spectrogram, and their ink.
+as pictures: its log-mel spectrogram, and their ink. Series go through the same network along time alone (Wang, Yan &
+Oates 2017, "Time series classification from scratch with deep neural networks", arXiv:1611.06455).
 
 It has no density of examples and draws none: it models p(y|x) alone.
 
@@ -24,6 +25,7 @@ from gencli.errors import DataError, UsageError
 from gencli.ink import InkPicture
 from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Score, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -37,7 +39,7 @@ _HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to
 
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn"] = Field(
-        "auto", description="Network; softmax: one layer; auto: mlp for tables, else cnn.")
+        "auto", description="Network; softmax: one layer; auto: mlp for tables and films, else cnn.")
     width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 256) or feature maps "
                                                       "of the first layer (cnn, by default 32).")
     depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
@@ -75,14 +77,17 @@ class Classifier(Model):
         elif isinstance(spec, StrokesSpec):
             self.seen = drawn = InkPicture(_LARGEST)
             shape = drawn.shape
+        elif isinstance(spec, SeriesSpec):
+            self.seen, self.standardise = _Steps(view := view_of(spec), spec), nn.Identity()
+            shape = (view.size // spec.length, spec.length)
         elif not isinstance(spec, ImageSpec):
             self.seen, self.standardise = _Rows(view := view_of(spec)), nn.Identity()
             shape = (view.size,)
-        net = config.net if config.net != "auto" else "cnn" if len(shape) == 3 else "mlp"
+        net = config.net if config.net != "auto" else "cnn" if len(shape) > 1 else "mlp"
         self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
         self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
         self.head = nn.Linear(width, len(spec.classes))
-        self.shift = config.shift if net == "cnn" else 0
+        self.shift = config.shift if net == "cnn" and len(shape) == 3 else 0
 
     def features(self, x: Tensor) -> Tensor:
         """x (B, ...) -> what the last layer sees, (B, F)."""
@@ -176,6 +181,22 @@ class _Rows(nn.Module):
         return self.view(Batch(x), None)[0].float()
 
 
+class _Steps(_Rows):
+    """Series as the numbers of each step, and whether they are missing, (B, V / T, T)."""
+
+    def __init__(self, view: View, spec: SeriesSpec):
+        super().__init__(view)
+        self.length, self.values = spec.length, spec.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = super().forward(x)
+        values, missing = rows[:, : self.values], rows[:, self.values :]
+        steps = values.unflatten(1, (self.length, -1))
+        if missing.shape[1]:
+            steps = torch.cat([steps, missing.unflatten(1, (self.length, -1))], 2)
+        return steps.transpose(1, 2)
+
+
 def _flat(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
     return nn.Flatten(), math.prod(shape)
 
@@ -188,22 +209,26 @@ def _mlp(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
 
 
 def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
-    if len(shape) != 3:
-        raise ValueError("net cnn fits pictures, sound and drawings; this data is a table: use --net mlp")
-    inputs, height, width = shape
+    """Of pictures (C, H, W), or of series (C, T) along their time."""
+    if len(shape) == 1:
+        raise ValueError("net cnn fits pictures, sound, drawings and series; this data is a table: use --net mlp")
+    convolution, norm, largest, average = (
+        (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d) if len(shape) == 3 else
+        (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d))
+    inputs, sides = shape[0], list(shape[1:])
     layers: list[nn.Module] = []
-    if (factor := -(-max(height, width) // _LARGEST)) > 1:
-        layers.append(nn.AvgPool2d(factor, ceil_mode=True))
-        height, width = -(-height // factor), -(-width // factor)
+    if (factor := -(-max(sides) // _LARGEST)) > 1:
+        layers.append(average(factor, ceil_mode=True))
+        sides = [-(-side // factor) for side in sides]
     maps = config.width or 32
-    largest = 4 * maps
+    most = 4 * maps
     while True:
-        halved = 2 if height > _SMALLEST else 1, 2 if width > _SMALLEST else 1
-        layers += [nn.Conv2d(inputs, maps, 3, padding=1, bias=False), nn.MaxPool2d(halved, ceil_mode=True),
-                   nn.BatchNorm2d(maps), nn.ReLU()]
-        height, width = -(-height // halved[0]), -(-width // halved[1])
-        inputs, maps = maps, min(2 * maps, largest)
-        if max(height, width) <= _SMALLEST:
+        halved = tuple(2 if side > _SMALLEST else 1 for side in sides)
+        layers += [convolution(inputs, maps, 3, padding=1, bias=False), largest(halved, ceil_mode=True), norm(maps),
+                   nn.ReLU()]
+        sides = [-(-side // by) for side, by in zip(sides, halved, strict=True)]
+        inputs, maps = maps, min(2 * maps, most)
+        if max(sides) <= _SMALLEST:
             break
-    last = [nn.Flatten(), nn.Linear(inputs * height * width, config.features), nn.ReLU()]
+    last = [nn.Flatten(), nn.Linear(inputs * math.prod(sides), config.features), nn.ReLU()]
     return nn.Sequential(*layers, *last), config.features

@@ -30,8 +30,8 @@ from gencli.layers.bins import Bins
 from gencli.layers.distributions import MARGIN
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
-from gencli.rng import Rng
+from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec
+from gencli.rng import ExampleStreams, Rng
 from gencli.view import noise_of_pass, view_of
 
 _COMPONENTS = 10
@@ -686,10 +686,36 @@ class Factorised(GMM):
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """The inverse of `encode`; between components, from their mixture by the weights in the code."""
         share, z = code.double().split([self.components, len(self.spec.columns)], dim=1)
-        u, chances = torch.special.ndtr(z), self._log_chances().exp()
+        return self.rows_of(share, torch.special.ndtr(z), self._log_chances().exp())
+
+    def rows_of(self, share: Tensor, u: Tensor, chances: Tensor) -> Batch:
+        """Rows whose columns are at the places u (B, D) in mixtures by `share` (B, K) of the chances of all bins."""
         found = [self.bins.from_uniform(share @ chances[self.bins.of(d)].T, u[:, d]) for d in range(u.shape[1])]
         codes, places = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
         return Batch(self.bins.values(codes, places))
+
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """The decoder, with the chances of the bins as they are."""
+        return Graph(_Rows(self), {"code": self.prior(ExampleStreams(0, torch.arange(2)))}, ["x"])
+
+
+class _Rows(nn.Module):
+    """Codes -> rows, in operations that ONNX has: its error function is one of float32."""
+
+    chances: Tensor
+
+    def __init__(self, model: Factorised):
+        super().__init__()
+        self.model = model
+        self.register_buffer("chances", model._log_chances().exp())
+
+    def forward(self, code: Tensor) -> Tensor:
+        k = self.model.components
+        u = 0.5 * torch.erfc(-code[:, k:].float() / math.sqrt(2))
+        return self.model.rows_of(code[:, :k].double(), u.double(), self.chances).x
 
 
 def _bell(z: Tensor) -> Tensor:

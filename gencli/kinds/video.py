@@ -473,7 +473,7 @@ def _films(sources: Sequence[Source], labels: Sequence[str] | None) -> tuple[lis
         return films, None
     classes = [labels[owners[i]] for i in order]
     # The folder of a film's frames is its name, not its class.
-    named = all(isinstance(film, FrameFiles) and Path(film.name).name == label
+    named = all(not label or (isinstance(film, FrameFiles) and Path(film.name).name == label)
                 for film, label in zip(films, classes, strict=True))
     return films, None if named else classes
 
@@ -519,19 +519,6 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
-def _grid(clips: np.ndarray, columns: int) -> np.ndarray:
-    """(N, T, C, H, W) -> (T, C, H', W'): the clips side by side, two pixels apart; a single one stays as it is."""
-    count, frames, channels, height, width = clips.shape
-    if count == 1:
-        return clips[0]
-    rows, gap = math.ceil(count / columns), 2
-    grid = np.zeros((frames, channels, rows * (height + gap) + gap, columns * (width + gap) + gap), clips.dtype)
-    for i, clip in enumerate(clips):
-        y, x = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
-        grid[:, :, y : y + height, x : x + width] = clip
-    return grid
-
-
 def _rate(content: Content) -> float:
     assert isinstance(content.spec, VideoSpec)
     return content.spec.rate or _RATE
@@ -542,7 +529,7 @@ class Playing(Held):
 
     def end(self) -> None:
         clips = self.array
-        self.out.write(self.encode(_grid(clips, math.ceil(math.sqrt(len(clips)))), _rate(self.content)))
+        self.out.write(self.encode(pictures.grid(clips, math.ceil(math.sqrt(len(clips)))), _rate(self.content)))
 
     def encode(self, frames: np.ndarray, rate: float) -> bytes:
         """(T, C, H, W) uint8 -> the bytes of the file."""
@@ -568,7 +555,7 @@ class Strips(Held):
 
     def end(self) -> None:
         frames = self.array
-        sheet = _grid(frames.reshape(-1, 1, *frames.shape[2:]), frames.shape[1])
+        sheet = pictures.grid(frames.reshape(-1, 1, *frames.shape[2:]), frames.shape[1])
         self.out.write(pictures.png(sheet[0]))
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from gencli.dataset import Dataset
 from gencli.metrics import Column, Figure, Found, Inputs, Metric
@@ -97,4 +97,4 @@ def draw_matrix(matrix: Tensor, names: tuple[str, ...]) -> Tensor:
             if cell == 36 and share >= 0.0005:
                 pen.text((x + cell / 2 - 1, y + cell / 2 - 1), f"{100 * share:.3g}"[:4],
                          "white" if share > 0.3 else "black", font, "mm")
-    return pil_to_tensor(picture).float() / 255
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255

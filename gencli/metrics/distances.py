@@ -143,19 +143,28 @@ def manifold_metrics(reference: Tensor, samples: Tensor, protocol: dict[str, Any
     _need(reference, samples, max(precision_k, coverage_k) + 1)
     around_reference = radii(reference, max(precision_k, coverage_k))  # (N, k) squared
     around_samples = radii(samples, precision_k)[:, -1]
+    # Copies lie on the edge of balls: what is as far to rounding is on it, in whichever order they come.
+    slack = _rounding(reference, samples)
     wide, narrow = around_reference[:, coverage_k - 1, None], around_reference[:, precision_k - 1, None]
     precise = torch.zeros(len(samples), dtype=torch.bool)
     density = torch.zeros(len(samples), dtype=torch.float64)
     recalled, covered = (torch.zeros(len(reference), dtype=torch.bool) for _ in range(2))
-    for rows, columns, distances in near(reference, samples, around_reference.amax(1), around_samples):
-        precise[columns] |= (distances <= narrow[rows]).any(0)
-        recalled[rows] = (distances <= around_samples[columns]).any(1)
-        inside = distances < wide[rows]
+    for rows, columns, distances in near(reference, samples, around_reference.amax(1) + slack, around_samples + slack):
+        precise[columns] |= (distances <= narrow[rows] + slack).any(0)
+        recalled[rows] = (distances <= around_samples[columns] + slack).any(1)
+        inside = distances < wide[rows] - slack
         density[columns] += inside.to(distances.dtype).sum(0)
         covered[rows] = inside.any(1)
     shares = {"precision": (precise, precision_k), "recall": (recalled, precision_k),
               "density": (density / coverage_k, coverage_k), "coverage": (covered, coverage_k)}
     return [mean(name, values, "", "estimate", {**protocol, "k": k}) for name, (values, k) in shares.items()]
+
+
+def _rounding(x: Tensor, y: Tensor) -> float:
+    """How far squared distances of x (N, D) and y (M, D) may be off, which come from squares of the centred numbers."""
+    centre = y.mean(0)
+    squares = max(float((side - centre).square().sum(1).max()) for side in (x, y))
+    return 16 * torch.finfo(x.dtype).eps * squares
 
 
 def distances(reference: Tensor, samples: Tensor, protocol: dict[str, Any], seed: int = 0) -> list[Metric]:

@@ -54,11 +54,11 @@ def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int 
 class Pace:
     """How many samples are drawn where nobody says how many: all that are usual, unless that takes too long.
 
-    After the first block decides the time that it took; then 1,000 are cut to 256 or to 64, in few sizes, for numbers
+    After the first block decides the time that it took; then 1,000 are cut to 256, 64 or 16, in few sizes, for numbers
     of other samples cannot be compared.
     """
 
-    USUAL, FEWER = 1000, (256, 64)
+    USUAL, FEWER = 1000, (256, 64, 16)
     SECONDS = 30.0  # that drawing may take
 
     def __init__(self, note: Callable[[str], None], seconds: float = SECONDS):
@@ -102,6 +102,11 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     record = protocol(reference, inputs.seed, features=space.name)
     sample_features, sample_classes = features(space, samples)
     real_features, real_classes = features(space, reference, cache=True, note=inputs.note)
+    fewest, dimensions = min(len(real_features), len(sample_features)), real_features.shape[1]
+    if fewest <= dimensions:
+        inputs.note(f"frechet_distance: {fewest} examples cannot show how {dimensions} features vary together; it "
+                    f"comes out too large, by more than its error bar says: give more examples, or see "
+                    f"kernel_distance, which has no bias")
     yield from distances(real_features, sample_features, record, inputs.seed)
     if sample_classes is not None:
         yield inception_score(sample_classes, record)

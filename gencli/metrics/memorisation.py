@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torchvision.utils import make_grid
 
 from gencli import registry
 from gencli.metrics import Figure, Found, Inputs
@@ -12,9 +11,11 @@ from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import protocol
 from gencli.metrics.features import Space, batches, feature_space, features, spaces
 from gencli.metrics.neighbours import nearest, ratio
+from gencli.pictures import grid
 from gencli.rng import generator
 
 _PAIRS = 16  # shown in the figure
+_GREY = 127 / 255  # between them
 
 
 def memorisation(inputs: Inputs) -> Iterator[Found]:
@@ -37,7 +38,8 @@ def memorisation(inputs: Inputs) -> Iterator[Found]:
     pairs = [picture for data, numbers in ((samples, shown), (training, neighbours[shown]))
              for tile in registry.kind_of(data.spec).tiles(data.spec, data.batch(numbers)) for picture in tile.stills]
     if pairs:
-        yield Figure("nearest", make_grid(pairs, len(shown), pad_value=0.5),
+        sheet = torch.from_numpy(grid(torch.stack(pairs).numpy(), len(shown), fill=_GREY))
+        yield Figure("nearest", sheet.expand(max(3, len(sheet)), -1, -1),
                      "The samples nearest to the training data, and below each the training example it is nearest to.")
 
 
