@@ -106,7 +106,10 @@ def example_of(card: Card, words: str, settings: dict[str, Any], console: Consol
     source, mark, number = words.rpartition("#")
     if not (mark and number.isdigit()):
         source, mark, number = words, "", "0"
-    batch = None if mark else registry.kind_of(card.spec).parse(words, card.spec, "example")
+    kind = registry.kind_of(card.spec)
+    batch = None if mark else kind.parse(words, card.spec, "example")
+    if batch is not None and (lost := kind.lost(words, card.spec)):
+        console.warn(f"{words}: {lost}")
     if batch is None:
         like = card.spec if given is None else card.spec.unconditional()
         data = load_for(card, source, settings, console, "all", like, data_root=data_root)
