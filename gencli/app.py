@@ -95,7 +95,8 @@ def main(args: list[str] | None = None) -> None:
 
 def run(args: list[str]) -> int:
     """Run the command line; the exit code."""
-    console, verbose = Console(), "-v" in args or "--verbose" in args
+    console, verbose = Console(json="--json" in args), "-v" in args or "--verbose" in args
+    Console.answered = False
     limit = _address_limit()
     # Room to say so when that is reached; addresses that nothing is written to cost no memory.
     reserve = mmap.mmap(-1, _RESERVE) if limit > 4 * _RESERVE and limit < math.inf else None
@@ -105,9 +106,10 @@ def run(args: list[str]) -> int:
                 console.warn(clash)
         if args and args[0] in registry.VERBS and "--help" not in args:
             # The verbs import them as well; --help need not.
-            from gencli.limits import keep_memory
+            from gencli.limits import keep_memory, share_processors
             from gencli.settings import check_environment
 
+            share_processors()
             keep_memory()
             check_environment(_options())
         code = app(args, prog_name="gencli", standalone_mode=False)
@@ -115,7 +117,7 @@ def run(args: list[str]) -> int:
         return code if isinstance(code, int) else 0
     except TyperException as error:  # a usage error from Typer; that of no arguments has shown the help
         if message := " ".join(error.format_message().split()):
-            console.error(message)
+            console.error(message, error.exit_code)
         return error.exit_code
     except ClosedPipeError as error:
         # Python would fail again when it flushes stdout at exit: give it somewhere to write.
@@ -124,7 +126,7 @@ def run(args: list[str]) -> int:
     except GencliError as error:
         if verbose:
             console.traceback()
-        console.error(str(error))
+        console.error(str(error), error.exit_code)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
@@ -136,7 +138,7 @@ def run(args: list[str]) -> int:
         if verbose:
             console.traceback()
         refused = isinstance(error, OSError) and error.errno != errno.ENOMEM
-        console.error(f"the system refused: {error}" if refused else _out_of_memory(limit))
+        console.error(f"the system refused: {error}" if refused else _out_of_memory(limit), ResourceError.exit_code)
         return ResourceError.exit_code
     except Exit as error:
         return error.exit_code
@@ -148,10 +150,10 @@ def run(args: list[str]) -> int:
         if verbose:
             console.traceback()
         if isinstance(error, ImportError | SystemError) and limit < 2**32:  # a library that found no room
-            console.error(_out_of_memory(limit))
+            console.error(_out_of_memory(limit), ResourceError.exit_code)
             return ResourceError.exit_code
         console.error(f"internal error: {type(error).__name__}: {error}; "
-                      f"this is a bug in gencli: run again with -v and report what it prints")
+                      f"this is a bug in gencli: run again with -v and report what it prints", 1)
         return 1
 
 

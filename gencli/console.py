@@ -1,32 +1,35 @@
 """The one place that writes to stdout and stderr: results, messages, warnings, progress, colour.
 
-stdout carries only the result; everything else goes to stderr: a live bar on a terminal, otherwise one plain line per
-interval, nothing with `-q`. What strangers named is shown, and cannot act (`gencli.escape`).
+stdout carries only the result; everything else goes to stderr, progress (`gencli.progress`) too; nothing with `-q`.
+What strangers named is shown, and cannot act (`gencli.escape`).
 """
 
 import codecs
 import io
 import os
 import sys
-import time
 import traceback
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gencli.errors import ResourceError
+from gencli.errors import GencliError, ResourceError
 from gencli.escape import printable, to_json
+from gencli.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
-_PLAIN_INTERVAL = 30  # seconds between plain progress lines
+
+_VERSION = 1  # of the JSON documents; keys are added without another one
 
 
 class Console:
     """The output of a command; `quiet` drops all but warnings and errors, `json` makes the result one JSON document."""
+
+    answered: ClassVar[bool] = False  # whether a document has been printed: there is exactly one in a process
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
         self.quiet, self.verbose, self.json = quiet, verbose, json
@@ -51,14 +54,19 @@ class Console:
         """A warning; printed even with `-q`, since cron mails it."""
         self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
-    def error(self, message: str) -> None:
-        """The one line of an error."""
+    def error(self, message: str, code: int) -> None:
+        """The one line of an error; with `json` it is also the document, unless a result was that."""
+        if self.json and not Console.answered:
+            with suppress(GencliError, OSError):  # nobody listens
+                self.result({"error": {"code": code, "message": message}}, "")
         self._err.print(f"error: {printable(message)}", style="red", markup=False)
 
     def result(self, document: Any, human: "str | Table") -> None:
         """The result of a command on stdout: one JSON document with `--json`, else for a person."""
         if self.json:
-            sys.stdout.write(to_json(document, indent=2) + "\n")
+            Console.answered = True
+            versioned = {"version": _VERSION, **document} if isinstance(document, dict) else document
+            sys.stdout.write(to_json(versioned, indent=2) + "\n")
         elif isinstance(human, Table) and sys.stdout.isatty():
             human.draw()
         else:
@@ -70,43 +78,9 @@ class Console:
         for line in traceback.format_exc().split("\n"):
             self._err.print(printable(line, lines=True), markup=False)
 
-    def progress(self, what: str) -> "ProgressLine":
+    def progress(self, what: str) -> Progress:
         """A progress display to be used as a context manager."""
-        return ProgressLine(self._err, what, self.quiet)
-
-
-class ProgressLine:
-    """Progress of one piece of work: call it with (done, total, values to show)."""
-
-    def __init__(self, console: "RichConsole", what: str, quiet: bool):
-        self._console, self._what, self._quiet = console, what, quiet
-        self._bar: Any = None
-        self._task: Any = None
-        self._printed_at = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                 TimeRemainingColumn(), TextColumn("{task.fields[values]}"),
-                                 console=self._console, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self._what, total=None, values="")
-        return self
-
-    def __call__(self, done: int, total: int | None = None, values: dict[str, float] | None = None) -> None:
-        shown = "  ".join(f"{printable(name)} {value:.4g}" for name, value in (values or {}).items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, values=shown)
-        elif not self._quiet and time.monotonic() - self._printed_at >= _PLAIN_INTERVAL:
-            self._printed_at = time.monotonic()
-            self._console.print(f"{self._what} {done}{f'/{total}' if total else ''}  {shown}".rstrip(), markup=False)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        return Progress(self._err, what, self.quiet)
 
 
 class _Closed(io.RawIOBase):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gencli import registry
 from gencli.lazy import Lazy
-from gencli.spec import Batch, Spec
+from gencli.spec import Batch, Spec, moved
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,8 @@ class Dataset:
         derive: makes the condition of a batch from the batch itself, e.g. small pictures from large ones.
         amounts: how much of the units of `Kind.rates` each example has, (N,) by name, where its values do not tell.
         groups: (N,) int64, the same number for examples that share a condition: no split may separate them.
+        blocks: (N,) int64, the same number for examples that depend on each other, such as windows that overlap: error
+            bars are over blocks. None: each is on its own.
         origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
             into pieces the place of the piece in it; None: the number is its own.
         document: (T,) all tokens of a document in order, where the text is one; else None.
@@ -67,6 +69,7 @@ class Dataset:
     condition: Dataset | None = None
     derive: Callable[[Batch], Batch] | None = None
     groups: Tensor | None = None
+    blocks: Tensor | None = None
     origin: Tensor | None = None
     amounts: dict[str, Tensor] = field(default_factory=dict)
 
@@ -80,21 +83,25 @@ class Dataset:
         with fixed binarisation.
         """
         if isinstance(self.examples, torch.Tensor):  # several times faster than indexing by a tensor
-            x = self.examples.index_select(0, indices.to(self.examples.device)).to(device, non_blocking=True)
+            x = moved(self.examples.index_select(0, indices.to(self.examples.device)), device)
         else:
-            x = self.examples[indices].to(device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[indices].to(device, non_blocking=True)
+            x = moved(self.examples[indices], device)
+        labels = None if self.labels is None else moved(self.labels[indices], device)
         lengths = None
         if self.lengths is not None:
             lengths = self.lengths[indices]
             x = x[:, : int(lengths.max()) if len(lengths) else 0]
-            lengths = lengths.to(device, non_blocking=True)
+            lengths = moved(lengths, device)
         batch = registry.kind_of(self.spec).load(self, Batch(x, labels, lengths), indices + self.offset, rng)
         if self.condition is not None:
             batch.condition = self.condition.batch(indices, device, rng)
         elif self.derive is not None:
             batch.condition = self.derive(batch)
         return batch
+
+    def unconditional(self) -> Dataset:
+        """The same examples, made from nothing."""
+        return replace(self, spec=self.spec.unconditional(), condition=None, derive=None)
 
     def on(self, device: torch.device) -> Dataset:
         """The same data with its examples held on `device`, if they are in memory and fill at most half of the rest."""
@@ -141,7 +148,7 @@ class Dataset:
 
     def _map(self, pick: Callable[[Any], Any]) -> Dataset:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
-                                 for name in ("examples", "labels", "lengths", "groups", "origin")}
+                                 for name in ("examples", "labels", "lengths", "groups", "blocks", "origin")}
         return replace(self, **parts, amounts={name: pick(part) for name, part in self.amounts.items()})
 
 

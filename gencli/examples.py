@@ -34,6 +34,7 @@ else:
     torch = Lazy("torch")
 
 Source = tuple[str, "Path | bytes"]  # a name for messages, and a file or the bytes of one
+Numbered = tuple[int, Mapping[str, Any]]  # a record of JSON, and its line or place from 1
 T = TypeVar("T")
 
 
@@ -318,6 +319,15 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
 def shorten(names: Sequence[str], most: int = 8) -> str:
     """A list of names for a message."""
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
+
+
+def classes_in(records: Sequence[Numbered]) -> list[str] | None:
+    """The classes that records say, under `class` by name or under `label` by name or number; "" where one says none.
+
+    None if no record does.
+    """
+    labels = [record.get("class", record.get("label")) for _, record in records]
+    return None if all(label is None for label in labels) else ["" if label is None else str(label) for label in labels]
 
 
 def bytes_of(content: Path | bytes) -> bytes:

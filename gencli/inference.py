@@ -100,12 +100,23 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
         rng = ExampleStreams(seed, block, "sample", model.device)
         own = replace(given, **{name: _each(value, name, model, block // each) for name in ("prompt", "known", "mask")
                                 if (value := getattr(given, name)) is not None},
-                      labels=None if label is None else torch.full((len(block),), label, device=model.device),
+                      labels=_labels(model, label, given.labels, block // each),
                       condition=_condition(model, given.condition, block // each))
         if frames:
             yield iter([_in_turn(model.film(rng, frames, own, **keywords), positions)])
         else:
-            yield (part[positions.to(model.device)].to("cpu") for part in model.stream(rng, own, **keywords))
+            # What is completed keeps its class, whatever the model knows of classes.
+            parts = model.stream(rng, own, **keywords)
+            if given.labels is not None:
+                parts = (replace(part, labels=own.labels) for part in parts)
+            yield (part[positions.to(model.device)].to("cpu") for part in parts)
+
+
+def _labels(model: Model, label: int | None, labels: Tensor | None, numbers: Tensor) -> Tensor | None:
+    """The class of all examples, or of N partial examples those of these numbers."""
+    if labels is not None:
+        return labels[numbers % len(labels)].to(model.device)
+    return None if label is None else torch.full((len(numbers),), label, device=model.device)
 
 
 def _each(value: Tensor, name: str, model: Model, numbers: Tensor) -> Tensor:

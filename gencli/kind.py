@@ -19,8 +19,9 @@ from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, KindSettings, Request, Source, Splits
-from gencli.format import Format
+from gencli.examples import Examples, KindSettings, Numbered, Request, Source, Splits, classes_in, readable
+from gencli.format import Format, stack
+from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from gencli.rng import Rng
     from gencli.view import View
+else:
+    np = Lazy("numpy")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,6 +82,23 @@ class Tile:
     def stills(self) -> tuple[Tensor, ...]:
         """The pictures (C, H, W), of those that move the frames below each other."""
         return tuple(x.transpose(0, 1).flatten(1, 2) if x.ndim == 4 else x for x in self.pictures)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Of what examples are to keep, for `sample`.
+
+    Attributes:
+        known: one example (*example), or N of them that are completed one by one (N, *example).
+        mask: of the same shape, true where a value is kept.
+        labels: (N,) the classes of the N, where they have some.
+        notes: sentences for the user.
+    """
+
+    known: Tensor
+    mask: Tensor
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,6 +213,38 @@ class Kind:
         The names tell. `arrays` reads one when it is asked for, and may raise DataError.
         """
         return None
+
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """The examples of records of JSON; None if they are not of this kind.
+
+        Default: nested lists of numbers under the name of the kind, null for NaN, as `Jsonl` writes them.
+
+        Raises:
+            DataError: a record that is none, unlike the others.
+        """
+        if "jsonl" not in self.formats or not any(self.name in record for _, record in records):
+            return None
+        kept, arrays = readable(records, lambda record: self._array_in(record, name), request)
+        if any(array.dtype.kind == "f" for array in arrays):
+            arrays = [array.astype(np.float64) for array in arrays]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            raise DataError(f"{name}: the arrays under {self.name!r} have different shapes")
+        labels = classes_in([records[i] for i in kept])
+        examples = self.from_array(stack(arrays), name, request, labels)
+        examples.skipped += len(records) - len(kept)
+        return examples
+
+    def _array_in(self, numbered: Numbered, name: str) -> np.ndarray:
+        """The numbers that a record has under the name of the kind, (...) integers or float64."""
+        number, record = numbered
+        try:
+            array = np.array(record[self.name])
+            array = array if array.dtype.kind == "i" else array.astype(np.float64)  # None becomes NaN
+            if not array.size or not array.ndim:
+                raise ValueError
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{name}: line {number} has no array of numbers under {self.name!r}") from error
+        return array
 
     def read_aligned(self, source: Source, request: Request) -> Examples:
         """The examples of a file whose number n belongs to number n of another file; none may be left out."""
@@ -332,14 +384,27 @@ class Kind:
         """One example that the user wrote out on the command line; None if what he wrote is the name of data."""
         return None
 
-    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None) -> tuple[Tensor, Tensor]:
-        """An example and which of its values are kept, both (*example), for `sample --complete`.
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[specs.Spec], Dataset]) -> Partial:
+        """What `sample --complete SOURCE` keeps.
+
+        Args:
+            keep_rows, mask: which part of a picture.
+            read: reads `source` as data that fits a Spec.
 
         Raises:
             UsageError: examples of this kind have no parts to keep.
         """
         raise UsageError(f"--complete: {self.plural} cannot be completed; it is for "
                          f"{', '.join(kind.plural for kind in _completable())}")
+
+    def written(self, words: str, spec: Any) -> Partial | None:
+        """What `sample --given WORDS` keeps, written out by the user; None if that is not how examples are given.
+
+        Raises:
+            UsageError: values that no example has.
+        """
+        return None
 
 
 def _completable() -> list[Kind]:

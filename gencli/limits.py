@@ -9,7 +9,9 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from gencli.errors import DataError
@@ -25,6 +27,48 @@ PACKED_TARS = frozenset({".tgz", ".txz", ".tbz2"})  # those that stand for the t
 def physical_memory() -> float:
     """Bytes of memory that the machine has; infinite where it does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The processors that the control groups of this process grant it (v2 and v1); infinite without a quota."""
+    granted = math.inf
+    with suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mount = root / "cpu" if controllers else root
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                granted = min(granted, _quota_in(folder))
+                if folder == mount:
+                    break
+    return granted
+
+
+def _quota_in(group: Path) -> float:
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (group / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return math.inf if int(quota) < 0 else int(quota) / int(period)
+    return math.inf
+
+
+def share_processors() -> None:
+    """To be called before torch is imported: use no more processors than granted, and none for waiting.
+
+    OpenMP's threads wait for each other after every operation, by default in a loop. That saves microseconds on an idle
+    machine, but beside other processes it takes ten times the processor time of the work: the thread that is waited
+    for is the one that has no processor. What the user sets (OMP_NUM_THREADS, OMP_WAIT_POLICY) is obeyed. The load of
+    the machine has no say in the number of threads, for that decides how sums are rounded.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    granted = max(1.0, _quota())
+    if math.isfinite(granted) and granted < len(os.sched_getaffinity(0)):  # there are quotas on Linux alone
+        os.environ.setdefault("OMP_NUM_THREADS", str(math.ceil(granted)))
 
 
 def keep_memory() -> None:

@@ -208,6 +208,11 @@ class Model(nn.Module):
         return spec
 
     @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        """The config of a model for so many examples of `spec`: what the user leaves to the data. Default: as it is."""
+        return config
+
+    @classmethod
     def abilities(cls) -> set[str]:
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
 

@@ -122,9 +122,13 @@ class FeatureSpace(Entry):
 
 @dataclass(frozen=True)
 class Reader(Entry):
-    """A file format that holds examples of any kind: a function (path, request) -> splits. `name` is the ending."""
+    """A file format that holds examples of any kind: a function (path, request) -> splits. `name` is the ending.
+
+    `plain`: among files of examples, one only says something about them.
+    """
 
     noun = "reader"
+    plain: bool = False
 
 
 @cache
@@ -226,7 +230,7 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector", "audio", "strokes", "video", "series"),
            can=("train", "encode", "evaluate", "export", "classify")),
     Family("unet", "gencli.families.unet:UNet", "U-Net (Ronneberger 2015): pictures from pictures by regression",
-           kinds=("image",), can=(*VERBS, "log_prob", "condition")),
+           kinds=("image", "video"), can=(*VERBS, "log_prob", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
            kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
 )
@@ -252,6 +256,15 @@ metrics = Table("gencli.metrics", MetricGroup,
     MetricGroup("table", "gencli.metrics.table:table",
                 "Kolmogorov-Smirnov or total variation of each column, difference of correlations",
                 needs=("samples",), kinds=("vector",), default=True),
+    MetricGroup("quality", "gencli.metrics.table:quality",
+                "shape and trend as SDMetrics has them, beside those of independent columns",
+                needs=("samples",), kinds=("vector",), uses=("training",)),
+    MetricGroup("c2st", "gencli.metrics.boosted:c2st",
+                "whether gradient-boosted trees tell samples from rows; 1: as little as chance",
+                needs=("samples",), kinds=("vector",), uses=("training",)),
+    MetricGroup("tstr", "gencli.metrics.boosted:tstr",
+                "class of real rows by trees trained on samples, beside those trained on data",
+                needs=("samples", "training"), kinds=("vector",)),
     MetricGroup("text", "gencli.metrics.text:text",
                 "distinct n-grams of the samples, and the share copied from the training data",
                 needs=("samples",), kinds=("text",), uses=("training",)),
@@ -295,6 +308,8 @@ readers = Table("gencli.readers", Reader,
     Reader("npz", "gencli.data.arrays:read_npz", "numpy arrays by name"),
     Reader("idx", "gencli.data.arrays:read_idx", "the format of MNIST"),
     Reader("amat", "gencli.data.arrays:read_amat", "a row of numbers a line"),
+    Reader("jsonl", "gencli.data.lines:read_json", "a record of JSON a line"),
+    Reader("json", "gencli.data.lines:read_json", "records of JSON in an array", plain=True),
     Reader("tar", "gencli.data.tars:read_tar_file", "examples in the WebDataset convention"),
 )
 

@@ -39,7 +39,7 @@ class DataSettings(BaseModel):
     target: str | None = Field(None, description="Tables: column of the examples, where --source says what they are "
                                                  "made from.")
     condition: str | None = Field(None, description="Make each example from a part of itself: downscale=FACTOR or "
-                                                    "mask=SHARE (pictures), mel (sound), past=STEPS (series); "
+                                                    "mask=SHARE (pictures), mel (sound), past=STEPS (series, films); "
                                                     "or from what comes with it: text (drawings).")
 
 

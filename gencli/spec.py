@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -62,6 +62,10 @@ class Spec(BaseModel):
         """Numbers in one example."""
         return math.prod(self.shape)
 
+    def unconditional(self) -> Self:
+        """That of the same examples, made from nothing."""
+        return self.model_copy(update={"condition": None})
+
     @model_serializer(mode="wrap")
     def _without_empty_condition(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content = handler(self)
@@ -88,6 +92,14 @@ def parse_spec(content: dict[str, Any]) -> Spec:
     return registry.kind(str(content.get("kind"))).Spec.model_validate(content)
 
 
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. Onto a GPU it goes while the program goes on; what comes back is waited for.
+
+    A copy to the processor that is not waited for can be read before it has arrived.
+    """
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 @dataclass
 class Batch:
     """B examples.
@@ -110,8 +122,7 @@ class Batch:
         return len(self.x)
 
     def to(self, device: torch.device | str) -> Batch:
-        return self._each(lambda part: part.to(device, non_blocking=True) if isinstance(part, torch.Tensor)
-                          else part.to(device))
+        return self._each(lambda part: moved(part, device) if isinstance(part, torch.Tensor) else part.to(device))
 
     def __getitem__(self, index: Any) -> Batch:
         return self._each(lambda part: part[index])

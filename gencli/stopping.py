@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from gencli.errors import UsageError
+
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 
 
@@ -20,11 +22,20 @@ def seconds(text: str) -> float:
     raise ValueError(f"expected a time such as 90s, 30m or 6h, not {text!r}")
 
 
+def checked(time_limit: str | None) -> "Stop":
+    """A Stop from an option of the command line; UsageError if that is no time."""
+    try:
+        return Stop(time_limit)
+    except ValueError as error:
+        raise UsageError(f"--time-limit: {error}") from error
+
+
 class Stop:
     """Whether to stop: the exit code of the first signal, 75 when the time is up, 0 to continue."""
 
     def __init__(self, time_limit: str | None = None):
-        self._deadline = time.monotonic() + seconds(time_limit) if time_limit else math.inf
+        self.seconds = seconds(time_limit) if time_limit else math.inf
+        self._deadline = time.monotonic() + self.seconds
         self.code = 0
 
     def reason(self) -> int:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 else:
     pl = Lazy("polars")
 
+# The cells that are no value, as pandas has them, and the question mark of UCI's tables.
+MISSING = ("", "?", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+
 _SPACED_QUOTE = re.compile(r'[,;\t] +"')
+_JUDGED = 100  # lines that tell what divides cells
+_POINTED = r"^[+-]?(\d+\.\d*|\d*\.\d+|\d+(\.\d*)?[eE][+-]?\d+)$"  # not how a name would be written
+_DECIMAL_COMMA = r"^[+-]?(\d{1,3}(\.\d{3})+|\d*),\d+([eE][+-]?\d+)?$"
 
 
 def decode(data: bytes, name: str) -> str:
@@ -53,6 +60,11 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(1, count + 1)))
 
 
+def spelled(name: str) -> str:
+    """How the name of a column that has none is written: its number alone could be read as an example."""
+    return f"column_{name}"
+
+
 class Table:
     """The rows of a table.
 
@@ -63,12 +75,13 @@ class Table:
         frame: the cells, a column each: text without space around it, "" where a cell is empty; or of Parquet, typed.
         lines: (N,) the line of each row in the file, from 1; of Parquet the number of the row.
         widths: (N,) how many cells each row has; those that it lacks are "" in the frame, further ones are not there.
+        notes: what had to be decided about the file, sentences without its name.
     """
 
     def __init__(self, name: str, columns: Sequence[str], header: bool, frame: pl.DataFrame, lines: Sequence[int],
-                 widths: Sequence[int], top: Sequence[str] = ()):
+                 widths: Sequence[int], top: Sequence[str] = (), notes: Sequence[str] = ()):
         self.name, self.columns, self.header, self.frame = name, list(columns), header, frame
-        self.lines, self.widths, self._top = lines, widths, list(top)
+        self.lines, self.widths, self.notes, self._top = lines, widths, list(notes), list(top)
         if twice := [column for i, column in enumerate(self.columns) if column in self.columns[:i]]:
             raise DataError(f"{name}: two columns are called {twice[0]!r}; give each its own name")
 
@@ -84,38 +97,48 @@ class Table:
                          f"{close if 'did you mean' in close else did_you_mean(column, self.columns)}")
 
 
-def read_cells(data: bytes, name: str, named: tuple[str, ...] = (), quoted: bool = True) -> Table:
-    """The lines of a text, divided by commas, semicolons or tabs.
-
-    A header is a first line without any number, or one that counts the columns; where columns are `named` by the user,
-    one that has such a name; for columns that are named by their number, one without a number above a column of
-    numbers.
+def read_cells(data: bytes, name: str, named: tuple[str, ...] = (), quoted: bool = True,
+               header: bool | None = None) -> Table:
+    """The lines of a text, divided by commas, semicolons or tabs; between the latter, numbers may have decimal commas.
 
     Args:
+        named: columns that the user names: a first line that has such a name is a header, and of columns named by their
+            number one without a number above a column of numbers.
         quoted: whether quotation marks enclose cells; in plain text they are nothing but themselves.
+        header: whether the first line names the columns; None: as `_is_header` finds. One that gencli wrote for
+            columns without names always does.
 
     Raises:
         DataError: no UTF-8 text; quotation marks that do not close; two columns of one name.
     """
-    text = decode(data, name).replace("\r\n", "\n")
-    first = text.partition("\n")[0]
-    # Sentences have commas of their own.
-    delimiter = "\t" if _ending(name) != ".csv" and "\t" in first else max(",;\t", key=first.count)
+    text = decode(data, name)
+    delimiter = _delimiter(text, quoted and _ending(name) == ".csv", quoted)
     if quoted and _SPACED_QUOTE.search(text):  # polars takes no quotation mark behind a space
         out = io.StringIO()
         csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(_rows(text, delimiter, True, name))
         text = out.getvalue()
     frame, lines, widths = _parse(text, delimiter, quoted, name)
-    frame = frame.with_columns(pl.all().fill_null("").str.strip_chars())
+    frame, notes = frame.with_columns(pl.all().fill_null("").str.strip_chars()), []
     if quoted:
         guards = [column for column in frame.columns if frame[column].str.starts_with("'").any()]
         frame = frame.with_columns(pl.Series(column, [unguarded(cell) for cell in frame[column]], pl.String)
                                    for column in guards)
+    if quoted and delimiter != "," and (commas := _with_decimal_commas(frame)):
+        frame = frame.with_columns(commas)
+        notes.append(f"commas in the numbers of {len(commas)} columns are decimal points")
     top = list(frame.row(0)) if frame.height else []
-    header = bool(top) and (_is_header(top, frame, named) if named else _names(top))
+    if top and top == [*map(spelled, numbered(len(top)))]:
+        header, top = True, [*numbered(len(top))]
+    elif header is None:
+        header = bool(top) and (_names_some(top, frame, named) if named else _is_header(top, frame[1:]))
+        if not named and top and header != _names(top):
+            notes.append(f"the first line ({', '.join(top[:3])}{', ...' * (len(top) > 3)}) " +
+                         ("names the columns; --header no reads it as a row" if header else
+                          "is a row like the others; --header yes makes it the names of the columns"))
     if header:
         frame, lines, widths = frame[1:], lines[1:], widths[1:]
-    return Table(name, top if header else numbered(len(top)), header, frame, lines, widths, top)
+        top = [cell or (spelled(str(i)) if i > 1 else "") for i, cell in enumerate(top, start=1)]
+    return Table(name, top if header else numbered(len(top)), header, frame, lines, widths, top, notes)
 
 
 def read_parquet(data: bytes, name: str) -> Table:
@@ -150,13 +173,99 @@ def _ending(name: str) -> str:
     return Path(name.removesuffix(".gz").removesuffix(".xz")).suffix.lower()
 
 
-def _names(top: list[str]) -> bool:
-    """Whether a first line names columns: by words, or counting them from 0 or 1."""
-    counted = [str(i) for i in range(len(top) + 1)]
-    return all(number(cell) is None for cell in top) or (len(top) > 2 and top in (counted[:-1], counted[1:]))
+def _delimiter(text: str, commas_first: bool, quoted: bool) -> str:
+    """What divides the cells: what cuts all of the first lines into as many; of several, what leaves most numbers."""
+    first = text.partition("\n")[0].rstrip("\r")
+    if not quoted:  # sentences have commas of their own
+        return "\t" if "\t" in first else max(",;\t", key=first.count)
+    head = "".join(text.splitlines(keepends=True)[:_JUDGED])
+    shares = {}
+    for delimiter in ",;\t" if commas_first else "\t,;":
+        try:
+            rows = [row for row in _rows(head, delimiter, True, "") if row]
+        except DataError:
+            continue
+        if rows and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1:
+            cells = [cell.strip() for row in rows for cell in row]
+            shares[delimiter] = sum(number(cell if delimiter == "," else cell.replace(",", ".")) is not None
+                                    for cell in cells) / len(cells)
+    if shares:
+        return max(shares, key=shares.__getitem__)
+    bare = re.sub(r'"[^"]*"', "", first)
+    return "\t" if "\t" in bare and not commas_first else max(",;\t", key=bare.count)
 
 
-def _is_header(top: list[str], frame: pl.DataFrame, named: tuple[str, ...]) -> bool:
+def _with_decimal_commas(frame: pl.DataFrame) -> list[pl.Series]:
+    """The columns in which most cells that are there are numbers and some have a decimal comma, with points instead."""
+    changed = []
+    for column in frame:
+        commas = column.str.contains(_DECIMAL_COMMA)
+        others = column.str.contains(r"^[+-]?\d+$")
+        if commas.any() and 2 * int((commas | others).sum()) > int((~column.is_in(MISSING)).sum()):
+            points = column.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+            changed.append(points.zip_with(commas, column).alias(column.name))
+    return changed
+
+
+def _names(top: Sequence[str]) -> bool:
+    """Whether no cell of a first line is a number."""
+    return all(number(cell) is None for cell in top)
+
+
+def _is_header(top: list[str], rows: pl.DataFrame) -> bool:
+    """Whether a first line names the columns of the rows below it.
+
+    Words do, unless all of them come again below, or one comes twice. Whole numbers do if they count the columns from
+    0 or 1, three or more; or if no number looks like those below it: where they count (years), because these have
+    fractions or lie far off, else because they lie far off. A word above numbers makes the others names too.
+    """
+    columns = [(cell, rows.to_series(i)) for i, cell in enumerate(top) if cell]
+    words = [(cell, below) for cell, below in columns if number(cell) is None]
+    if len(words) < len(columns) and any(cell in MISSING for cell, _ in words):
+        return False
+    if any(_of_numbers(below) for _, below in words):
+        return True
+    again = [(below == cell).any() for cell, below in words]
+    if not columns or (len(set(top)) < len(top) and rows.height > 1):
+        return False
+    if len(words) == len(columns):
+        return not (len(top) > 1 and rows.height > 1 and all(again))
+    if any(again) or not all(re.fullmatch(r"\d+", cell) for cell, _ in columns if number(cell) is not None):
+        return False
+    counts = [int(cell) for cell, _ in columns if number(cell) is not None]
+    if len(counts) == len(top) > 2 and counts in ([*range(len(top))], [*range(1, len(top) + 1)]):
+        return True
+    even = len(counts) > 1 and counts[1] > counts[0] and len({b - a for a, b in pairwise(counts)}) == 1
+    below_numbers = [(int(cell), below) for cell, below in columns if number(cell) is not None]
+    return rows.height > 1 and all(_far(cell, below) or (even and _pointed(below)) for cell, below in below_numbers)
+
+
+def _present(column: pl.Series) -> pl.Series:
+    return column.filter(~column.is_in(MISSING))
+
+
+def _of_numbers(column: pl.Series) -> bool:
+    """Whether most cells that are there are numbers."""
+    present = _present(column)
+    return len(present) > 1 and 2 * present.cast(pl.Float64, strict=False).is_null().sum() < len(present)
+
+
+def _pointed(column: pl.Series) -> bool:
+    """Whether all cells that are there are numbers with a decimal point or exponent."""
+    present = _present(column)
+    return len(present) > 1 and bool(present.str.contains(_POINTED).all())
+
+
+def _far(cell: int, column: pl.Series) -> bool:
+    """Whether a number lies further from those of a column than they from each other."""
+    values = _present(column).cast(pl.Float64, strict=False).drop_nulls().drop_nans().to_list()
+    if not values or min(values) == max(values):
+        return False
+    span = max(values) - min(values)
+    return not min(values) - span <= cell <= max(values) + span
+
+
+def _names_some(top: list[str], frame: pl.DataFrame, named: tuple[str, ...]) -> bool:
     by_number = [name for name in named if name.isdecimal() and 1 <= int(name) <= len(top)]
     if (set(named) - set(by_number)) & set(top):
         return True

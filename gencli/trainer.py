@@ -254,6 +254,8 @@ class Trainer:
             sums[name] = (total + value, count + 1)
         if due(settings.log_every) or phase_over:
             self._log()
+        if self.processes.first:
+            self.hooks.progress(step, self.total, self.state.history[-1] if self.state.history else {})
         if self.validation_data and (due(settings.validate_every) or phase_over):
             self._validate(self.validation_data)
         if settings.preview_every and due(settings.preview_every) and self.processes.first:
@@ -271,12 +273,10 @@ class Trainer:
         state, step, now = self.state, self.state.step, time.monotonic()
         values = {name: float(total) / count for name, (total, count) in state.sums.items()}
         state.sums, state.history = {}, [*state.history[-99:], values]
-        if self.processes.first:
-            self.hooks.progress(step, self.total, values)
-            if self.run_folder:
-                record = {"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values}
-                self.run_folder.append("metrics.jsonl", record)
-                self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
+        if self.processes.first and self.run_folder:
+            record = {"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values}
+            self.run_folder.append("metrics.jsonl", record)
+            self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
         self._logged_at = now
         alarm = self.model.alarm(state.history)
         if alarm and self.settings.fail_on_collapse:

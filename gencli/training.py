@@ -99,18 +99,21 @@ class Plan:
 
 @dataclass
 class Events:
-    """Callbacks of a training: messages, warnings, progress, and what is otherwise found in the log of the run."""
+    """Callbacks of a training: messages, warnings, progress, what is otherwise found in the log of the run, and
+    how many examples have been read."""
 
     note: Callable[[str], None] = lambda sentence: None
     warn: Callable[[str], None] = lambda sentence: None
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
     detail: Callable[[str], None] = lambda sentence: None
+    reading: Callable[[int, int], None] = lambda done, total: None
 
 
 def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False, config: str | None = None,
          preset: str | None = None, limit: int | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | None = None, note: Callable[[str], None] = lambda sentence: None,
-         detail: Callable[[str], None] = lambda sentence: None, **settings: Any) -> Plan:
+         detail: Callable[[str], None] = lambda sentence: None,
+         progress: Callable[[int, int], None] = lambda done, total: None, **settings: Any) -> Plan:
     """Resolve the settings of a training, and read its data.
 
     Args:
@@ -149,8 +152,16 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
     examples = load(data, own, split="train", skip_bad=skip_bad, download=download, data_root=data_root, limit=limit,
-                    notify=note, detail=detail)
-    return Plan(family, data, model, training, _reading(own, general, examples), examples)
+                    notify=note, detail=detail, progress=progress)
+    completed = cls.complete_config(model, examples.spec, len(examples))
+    for name in type(model).model_fields:
+        if (value := getattr(completed, name)) != getattr(model, name):
+            note(f"--{name.replace('_', '-')} {value}, by the data: {len(examples)} {_plural(examples)}")
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples)
+
+
+def _plural(examples: Dataset) -> str:
+    return registry.kind_of(examples.spec).plural
 
 
 def _reading(values: dict[str, Any], general: DataSettings, examples: Dataset) -> dict[str, Any]:
@@ -191,7 +202,8 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
         details.append(sentence)
         events.detail(sentence)
 
-    resolved = plan(family, data, output, resume=resume, note=events.note, detail=detail, **settings)
+    resolved = plan(family, data, output, resume=resume, note=events.note, detail=detail,
+                    progress=events.reading, **settings)
     # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
     trainer = _trainer(run, resolved, resolved.build(), picked, events)
     with run if processes.first else nullcontext():
@@ -294,6 +306,7 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
 
 def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
     """The model trained on the data, in evaluation mode, without a run: for metrics that need a network."""
+    inputs.begin(f"training a {model.__class__.__name__.lower()}")
     hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
     return Trainer(model, data, settings, device=device, hooks=hooks).run().model
 

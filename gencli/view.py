@@ -57,6 +57,10 @@ class View(nn.Module):
         """The examples of rows (B, V), whatever the noise; what no example can be becomes the nearest that can."""
         raise NotImplementedError
 
+    def settled(self) -> Tensor:
+        """(E,) the number of the row that an element decides, alone and exactly; -1 where there is none."""
+        raise NotImplementedError
+
     def protocol(self) -> dict[str, Any]:
         """How a likelihood through this view came about, for the record of a score."""
         return ({"density": True} if self.density else {}) | ({} if self.exact else {"dequantisation": "uniform"})
@@ -156,6 +160,10 @@ class Standardised(View):
         lengths = torch.full_like(x.flatten(1)[:, 0], self.shape[0], dtype=torch.int64) if self.lengths else None
         return Batch(x, lengths=lengths)
 
+    def settled(self) -> Tensor:
+        places = torch.arange(len(self.mean)).masked_fill(self.step.cpu() > 0, -1)
+        return places.index_fill(0, self.holes.cpu(), -1)
+
 
 class OneHot(View):
     """One element that takes the values 0..K-1: K flags, of which its own is about 1 and the others are about -1.
@@ -180,6 +188,9 @@ class OneHot(View):
     def inverse(self, rows: Tensor) -> Batch:
         code = rows.argmax(1, keepdim=True).double()
         return Batch(torch.where(code >= self.values, torch.nan, code) if self.missing else code)
+
+    def settled(self) -> Tensor:
+        return torch.tensor([-1])
 
 
 class Columns(View):
@@ -207,6 +218,12 @@ class Columns(View):
         x = [view.inverse(part).x.double()  # type: ignore[operator]
              for view, part in zip(self.parts, parts, strict=True)]
         return Batch(torch.cat(x, dim=1)[:, self.order])
+
+    def settled(self) -> Tensor:
+        own = [view.settled() for view in self.parts]  # type: ignore[operator]
+        starts = [sum(self.sizes[:i]) for i in range(len(own))]
+        return torch.cat([(part + start).where(part >= 0, -1) for part, start in zip(own, starts, strict=True)]
+                         )[self.order]
 
 
 class Padded(View):

@@ -119,6 +119,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("classifier", "series"): ["--width", "8", "--features", "4", "--window", "6"],
     ("classifier", "strokes"): ["--width", "4", "--features", "8"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
+    ("unet", "video"): ["--width", "4", "--depth", "1", "--condition", "past=2"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
                            "--length", "120"],
 }

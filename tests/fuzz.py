@@ -107,11 +107,12 @@ def codes(ending: str) -> Make:
     return make
 
 
-def parquet(folder: Path) -> bytes:
+def parquet(text: str) -> Make:
     """Written by a process of its own: the threads of polars do not survive a fork."""
     code = ("import polars, sys; "
             "polars.read_csv(sys.stdin.buffer, try_parse_dates=True).write_parquet(sys.stdout.buffer)")
-    return subprocess.run([sys.executable, "-c", code], input=MIXED.encode(), stdout=subprocess.PIPE, check=True).stdout
+    return lambda folder: subprocess.run([sys.executable, "-c", code], input=text.encode(), stdout=subprocess.PIPE,
+                                         check=True).stdout
 
 
 def model(folder: Path) -> bytes:
@@ -128,6 +129,10 @@ def read_drawings(path: Path) -> None:
 
 def read_films(path: Path) -> None:
     load(f"{path}:all", dict(kind="video"))
+
+
+def read_series(path: Path) -> None:
+    load(f"{path}:all", dict(kind="series"))
 
 
 def read_settings(path: Path) -> None:
@@ -148,6 +153,9 @@ POINTS = [[0.25, 0.5, 1], [0.5, 0.75, 0], [0.25, 0.5, 1], [0.25, 0.25, 0]]
 QUICKDRAW = json.dumps({"word": "cat", "recognized": True, "drawing": [[[1, 20, 3], [4, 5, 6]], [[7], [8]]]}) + "\n"
 MIXED = "a,day,word,c\n" + "".join(f"{a:.3f},2020-01-{i + 1:02},{'xyz'[i % 3]},{i}\n"
                                      for i, (a, _, _) in enumerate(ROWS))
+TIMES = "date,x,y\n" + "".join(f"2020-01-{i + 1:02} 00:00:00,{a:.3f},{'' if i == 4 else i}\n"
+                              for i, (a, _, _) in enumerate(ROWS) if i != 7)
+TRACKS = "".join(f"{10 * frame} {agent} {frame}.5 {-agent}\n" for frame in range(6) for agent in range(1, 4))
 IDX = struct.pack(">HBB3I", 0, 8, 3, 5, 4, 4) + bytes(range(80))
 SETTINGS = {"latent": 3, "lr": 0.001, "steps": 40, "net": "mlp", "time_limit": "3h", "lines": False, "ema": 0.9}
 TOML = "".join(f"{key} = {json.dumps(value)}\n" for key, value in SETTINGS.items())
@@ -168,13 +176,20 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.idx.gz": (lambda folder: gzip.compress(IDX), read_data),
     "a.idx.xz": (lambda folder: lzma.compress(IDX), read_data),
     "a.csv": (lambda folder: CSV.encode(), read_data),
-    "a.parquet": (parquet, read_data),
+    "a.parquet": (parquet(MIXED), read_data),
     "a.amat": (lambda folder: CSV.partition("\n")[2].replace(",", " ").encode(), read_data),
     "a.ndjson": (lambda folder: 4 * QUICKDRAW.encode(), read_drawings),
     "a.json.zip": (zipped, read_drawings),
     "r.npz": (ragged, read_drawings),
     "s.npz": (array(np.savez_compressed, stroke3=np.array([[1, 2, 0], [3, 4, 1]] * 3), offsets=np.array([0, 2, 6])),
               read_drawings),
+    "time.csv": (lambda folder: TIMES.encode(), read_series),
+    "time.parquet": (parquet(TIMES), read_series),
+    "tracks.txt": (lambda folder: TRACKS.encode(), read_series),
+    "steps.npz": (array(np.savez_compressed, series=ROWS, offsets=np.array([0, 5, 12])), read_series),
+    "ends.npz": (array(np.savez_compressed, series=ROWS.reshape(3, 4, 3), lengths=np.array([4, 1, 3])), read_series),
+    "plays.npz": (array(np.savez_compressed, xy_centifeet=np.arange(132, dtype=np.int16).reshape(6, 11, 2),
+                        offsets=np.array([0, 2, 6])), read_series),
     "a.txt": (lambda folder: "To be, or not to be – that is\n".encode() * 9, read_data),
     "a.tar": (tar, read_data),
     "codes.tar": (codes("tar"), read_all_codes),

@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from gencli import app
 from gencli.limits import keep_memory
+from gencli.spec import Batch
 from gencli.stopping import Signalled
 
 FREED = """
@@ -51,3 +53,20 @@ def test_what_fails_on_the_way_out_of_a_signal_is_no_error(monkeypatch, capsys):
 
     monkeypatch.setattr(app, "app", interrupted)
     assert app.run([]) == 143 and capsys.readouterr().err == ""
+
+
+def test_what_comes_back_to_the_processor_is_waited_for(monkeypatch):
+    """Pictures of a GPU were read before they had arrived: torch copies into pinned memory and returns at once."""
+    copies = []
+
+    def to(self, device, non_blocking=False):
+        copies.append(non_blocking)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch = Batch(torch.zeros(2, 3), torch.zeros(2), condition=Batch(torch.zeros(2, 1)))
+    batch.to("cpu")
+    batch.to(torch.device("cpu"))
+    assert copies == [False] * 6
+    batch.to("cuda")
+    assert copies[6:] == [True] * 3

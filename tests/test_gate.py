@@ -2,13 +2,18 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_commands import one_line
 
+from gencli import metrics
 from gencli.errors import DataError, UsageError
 from gencli.metrics import Metric
+from gencli.metrics.estimates import mean
 from gencli.metrics.glossary import GLOSSARY
 from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, shown
 
@@ -165,7 +170,8 @@ def test_strict(evaluate, tmp_path):
 @pytest.mark.parametrize(("args", "code", "says"), [
     (["--require", "elbo=3"], 2, "expected NAME OPERATOR NUMBER"),
     (["--metrics", "likelyhood"], 2, "did you mean 'likelihood'"),
-    (["--metrics", "likelihood", "--require", "elob<=3"], 5, "did you mean 'elbo'"),
+    (["--metrics", "likelihood", "--require", "elob<=3"], 2, "did you mean 'elbo'"),
+    (["--require", "wizardry<=3", "--json"], 2, "no metric is called 'wizardry'"),
     (["--metrics", "likelihood", "--require", "psnr>=3"], 5, "psnr was not measured"),
     (["--baseline", "absent.json"], 3, "absent.json"),
     (["--baseline", "absent.json", "--tolerance", "2"], 2, "such as 2%"),
@@ -183,6 +189,45 @@ def test_bad_input_is_one_line(args, code, says, evaluate, small_data, tmp_path)
     done = evaluate(*[arg.format(**small_data) for arg in args], code=code)
     assert says in one_line(done.stderr)
     assert not list(tmp_path.glob("r.*")), "no half a report"
+
+
+def test_requirements_are_read_before_anything_is_measured(evaluate, monkeypatch):
+    monkeypatch.setattr("gencli.runs.load_model", None)
+    evaluate("--require", "elob<=110", code=2)
+
+
+def test_every_name_of_a_metric_is_known():
+    """The glossary has all names that the source gives to numbers, or --require would refuse them."""
+    source = "".join(path.read_text() for path in Path(metrics.__file__).parent.parent.rglob("*.py"))
+    named = re.findall(r'\b(?:Metric|_metric|mean|Diagnostic|Rate)\(\s*"([a-z_0-9]+)"|"([a-z_0-9]+)": Score\(', source)
+    names = {a or b for a, b in named} - {"held_out"}
+    assert len(names) > 30 and names <= GLOSSARY.keys(), names - GLOSSARY.keys()
+
+
+@pytest.mark.parametrize(("found", "n", "low", "high"), [
+    (43, 43, 0.9179, 1.0), (0, 10, 0.0, 0.2775), (8, 10, 0.4902, 0.9433), (500, 1000, 0.4691, 0.5309)])
+def test_shares_have_wilson_intervals(found, n, low, high):
+    """Against the values of statsmodels.stats.proportion.proportion_confint(method="wilson")."""
+    share = mean("accuracy", torch.arange(n) < found, "", "exact", {})
+    assert share.ends == pytest.approx((low, high), abs=1e-4) and share.record()["interval"] == list(share.ends)
+    assert share.error == pytest.approx((high - low) / 3.92, abs=1e-4)
+    strict = [check([parse_requirement(f"accuracy>={limit}", strict=True)], [share])[0]["passed"]
+              for limit in (low - 0.001, low + 0.001)]
+    assert strict == [True, False]
+
+
+def test_json_for_other_tools(evaluate, gencli):
+    """A version; a number by its name, as `dvc metrics show` and shell tools read them; errors with their code."""
+    document = evaluate("--metrics", "likelihood", "--json").json()
+    assert document["version"] == 1
+    assert document["values"] == {m["name"]: m["value"] for m in document["metrics"]}
+    failed = evaluate("--metrics", "likelihood", "--json", "--require", "elbo<=-1e9", code=5).json()
+    assert failed["passed"] is False and "error" not in failed, "the result is the one document"
+    for args, code in ((["evaluate", "nowhere", "digits"], 4), (["sample", "--wrong"], 2), (["train", "vea", "x"], 2)):
+        done = gencli(*args, "--json", code=code)
+        assert done.json()["version"] == 1 and done.json()["error"]["code"] == code
+        assert done.json()["error"]["message"] == one_line(done.stderr).removeprefix("error: ")
+    assert gencli("evaluate", "nowhere", "digits", code=4).stdout == b""
 
 
 # --- samples without a model

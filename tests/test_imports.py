@@ -18,12 +18,13 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # From the top down: a module imports only what stands below its own layer, and the modules of its own package. Those
 # of one layer that are not one package do not import each other.
 LAYERS = [
-    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"training"}, {"trainer"}, {"presets", "schedule", "checkpoints"},
-    {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"}, {"gencli"}, {"runs"}, {"families"},
-    {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"}, {"clock", "pictures", "view"},
-    {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"}, {"publish", "tensors"},
-    {"device"}, {"settings"},
-    {"tables", "limits", "messages", "ragged", "stopping", "tokens"},
+    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
+    {"gencli"}, {"runs"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
+    {"clock", "pictures", "view"},
+    {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
+    {"publish", "tensors"},
+    {"device"}, {"settings"}, {"tables", "limits", "messages", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
@@ -41,8 +42,8 @@ MAY = {
 }
 
 # Metrics about one kind; kinds, families, and the parts that families share know kinds by profession.
-ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/inception.py", "metrics/series.py", "metrics/strokes.py",
-                  "metrics/table.py", "metrics/video.py", "metrics/text.py"}
+ABOUT_ONE_KIND = {"metrics/audio.py", "metrics/boosted.py", "metrics/inception.py", "metrics/series.py",
+                  "metrics/strokes.py", "metrics/table.py", "metrics/video.py", "metrics/text.py"}
 LOOK_UPS = {"endswith", "get", "kind", "named", "pop", "setdefault", "startswith"}
 KNOWS_KINDS = ("kinds/", "families/", "layers/", "registry.py")
 

@@ -43,7 +43,6 @@ FOREIGN = list(ENTRY_POINTS["gencli.kinds"])
 
 # Formats that gencli does not read back as the examples that were written.
 NOT_READ_BACK = {
-    "jsonl": "lines of JSON are for other programs; no reader",
     "png": "one sheet of all pictures",
     "svg": "a sheet of all drawings",
     "gif": "one film of all pictures, or of all films side by side",
@@ -54,6 +53,8 @@ NOT_READ_BACK = {
     "raw": "the same without a header, for a player",
     "txt": "passages of a document, one after the other, are a document again",
 }
+
+WITHOUT_CLASSES = ("npy", "mel", "folder")  # or, of folders, tested where they are read
 
 
 def every(kinds=(*BUILT_IN, *FOREIGN)):
@@ -335,11 +336,17 @@ def test_through_a_pipe(kind, spec, batch):
 
 
 @every()
-def test_labels_of_arrays(kind, spec, batch, tmp_path):
-    if batch.labels is None or "npz" not in kind.formats:
+def test_classes_are_written_and_read_again(kind, spec, batch, tmp_path):
+    if batch.labels is None:
         return
-    again = load(f"{write(tmp_path / 'out.npz', spec, batch)}:all", like=spec)
-    assert torch.equal(again.labels, batch.labels)
+    named = spec.model_copy(update={"classes": tuple(f"class {name}" for name in spec.classes)})
+    for format in formats(kind, spec):
+        if format in NOT_READ_BACK or format in WITHOUT_CLASSES:
+            continue
+        path = write(tmp_path / f"out.{format}", named, batch)
+        again = load(f"{path}:all", like=named)
+        assert torch.equal(again.labels, batch.labels), format
+        assert_same(everything(again), replace(batch, labels=None))
 
 
 @every()
@@ -439,7 +446,7 @@ def test_report(kind, spec, data, batch):
 def hostile(kind: Kind, spec: Spec, batch: Batch) -> dict[str, bytes]:
     """Files that hold no examples of the kind, by name; `cut` ones may hold some in formats that have no end."""
     random = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8).tobytes()
-    endings = [*kind.endings, *(f".{name}" for name in ("npz", "npy") if name in kind.formats), ".tar"]
+    endings = [*kind.endings, *(f".{name}" for name in ("npz", "npy") if name in formats(kind, spec)), ".tar"]
     files = {f"{what}{ending}": content for ending in endings
              for what, content in (("empty", b""), ("random", random), ("zeros", bytes(600)))}
     value, = kind.values(batch[:1].to("cpu"), spec, False)

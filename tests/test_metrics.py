@@ -73,7 +73,8 @@ def test_mean_and_error_of_each_score():
         "name": "iw_bound", "value": metrics["iw_bound"].value, "error": metrics["iw_bound"].error, "n": 10,
         "unit": "nats", "kind": "bound",
         "protocol": {"data": "toy", "split": "test", "fingerprint": "abc", "binarize": "fixed", "seed": 3,
-                     "particles": 7}}
+                     "particles": 7},
+        "interval": list(metrics["iw_bound"].ends)}
     assert next(iter(metrics)) == "elbo"
 
 
@@ -169,7 +170,8 @@ def test_reconstruction():
 
 def test_records_are_json_even_of_what_was_not_measured():
     assert Metric("a", math.nan, math.inf, 3, "nats").record() == {
-        "name": "a", "value": None, "error": None, "n": 3, "unit": "nats", "kind": "estimate", "protocol": {}}
+        "name": "a", "value": None, "error": None, "n": 3, "unit": "nats", "kind": "estimate", "protocol": {},
+        "interval": None}
 
 
 # --- the registry

@@ -88,7 +88,8 @@ def test_a_command_with_a_mistake_would_not_parse():
 def test_every_option_that_is_mentioned_exists():
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
     lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:])]
-    known = {name for line in lines for option in command(line)[0].params for name in option.opts}
+    options = [option for line in lines for option in command(line)[0].params]
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     assert len(mentioned) > 30 and mentioned - known == set()
 
 
@@ -223,6 +224,10 @@ def test_promised_json_keys(gencli):
     }
     evaluation = documents["evaluate"]
     documents |= {"a metric": evaluation["metrics"][0], "a requirement": evaluation["requirements"][0]}
+    failure = gencli("evaluate", "nowhere", "digits", "--json", code=4).json()
+    assert failure["error"].keys() == {"code", "message"}
+    documents["an error, unless a result was printed before"] = failure | failure["error"]
+    assert all(documents[name]["version"] == 1 for name in ("train", "sample", "encode", "export", "evaluate"))
     assert promised.keys() == documents.keys()
     for name, keys in promised.items():
         assert keys and set(keys) <= documents[name].keys(), name

@@ -4,6 +4,7 @@ import csv
 import io
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -12,6 +13,7 @@ from gencli.clock import Clock
 from gencli.data import load
 from gencli.errors import DataError, UsageError
 from gencli.kinds.series import SeriesSpec
+from gencli.metrics.estimates import mean, resample
 from gencli.metrics.series import _largest, autocorrelation, motion
 from gencli.model import Batch
 from gencli.streams import open_writer
@@ -115,6 +117,69 @@ def test_what_is_measured_against_other_libraries():
     centred = x[:, 0] - x[:, 0].mean()
     wanted = [(centred[lag:] * centred[:-lag]).sum() / (centred**2).sum() for lag in (1, 2)]
     assert autocorrelation(torch.tensor(x), 2)[:, 0].tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("lengths", [[3, 4, 2], [4, 4, 4]])
+@pytest.mark.parametrize("ending", ["npz", "csv", "tar"])
+def test_missing_steps_at_the_end_come_back(ending, lengths, tmp_path):
+    spec = SeriesSpec(columns=("a", "b"), length=4, mean=(0, 0), scale=(1, 1), missing=("a", "b"), classes=("0", "1"))
+    x = torch.full((3, 4, 2), torch.nan)
+    x[0, 0], x[1, 1:3] = torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, torch.nan]])  # of the last nothing
+    batch = Batch(x, torch.tensor([0, 1, 1]), torch.tensor(lengths))
+    with open_writer(str(tmp_path / f"a.{ending}"), spec) as writer:
+        writer.write(batch)
+    again = load(f"{tmp_path}/a.{ending}:all", {"kind": "series"}, like=spec).batch(torch.arange(3))
+    assert again.lengths.tolist() == lengths and again.labels.tolist() == [0, 1, 1]
+    for ours, theirs in zip(again.pieces(), batch.pieces(), strict=True):
+        assert torch.equal(ours.nan_to_num(-9), theirs.nan_to_num(-9))
+
+
+@pytest.mark.parametrize(("arrays", "words"), [
+    (dict(series=np.zeros((2, 3, 1)), lengths=np.array([0, 3])), "lengths are not those of 2 series"),
+    (dict(series=np.zeros((2, 3, 1)), lengths=np.array([1, 4])), "expected as many integers from 1 to 3"),
+    (dict(series=np.zeros((2, 3, 1)), lengths=np.array([1.0, 2.0])), "lengths are not those of 2 series"),
+    (dict(series=np.zeros((2, 3)), lengths=np.array([1, 2])), r"expected numbers, \(N, T, D\)"),
+    (dict(series=np.zeros((2, 3, 1)), offsets=np.array([0, 2])), r"expected numbers, \(steps, D\)"),
+])
+def test_arrays_that_are_no_series(arrays, words, tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        load(f"{tmp_path}/a.npz:all")
+
+
+def test_dates_of_parquet_beyond_the_calendar(tmp_path):
+    for kind, far in ((pl.Datetime("us"), 2**62), (pl.Datetime("ms"), -(2**62)), (pl.Date, 2**31 - 1)):
+        stamps = pl.Series("when", [0, far], pl.Int32 if kind == pl.Date else pl.Int64).cast(kind)
+        pl.DataFrame([stamps, pl.Series("x", [1.0, 2.0])]).write_parquet(tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"column 'when' holds times beyond the years 1 to 9999"):
+            read(f"{tmp_path}/a.parquet")
+
+
+def test_windows_that_overlap_are_no_independent_examples(tmp_path):
+    random = np.random.default_rng(0)
+    means, errors, plain = [], [], []
+    for _ in range(200):
+        np.save(tmp_path / "a.npy", random.normal(size=(1, 640, 1)))
+        data = load(f"{tmp_path}/a.npy:all", {"kind": "series", "window": 16})
+        values = data.batch(torch.arange(len(data))).x.mean((1, 2))
+        found = mean("x", values, "", "exact", {}, blocks=data.blocks)
+        means.append(found.value)
+        errors.append(found.error)
+        plain.append(mean("x", values, "", "exact", {}).error)
+    assert found.n == 625 and found.protocol == {"blocks": 20}
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=0.2), "the spread that there is"
+    assert np.mean(plain) < 0.35 * np.std(means)
+    drawn = resample(625, data.blocks, torch.Generator().manual_seed(0))
+    assert torch.equal(data.blocks[drawn].bincount(minlength=20) % 32 == 0, data.blocks.bincount() == 32)
+    apart = load(f"{tmp_path}/a.npy:all", {"kind": "series", "window": 16, "stride": 16})
+    assert apart.blocks is None and len(data.span(3, 90).blocks) == 87
+
+
+def test_evaluate_says_over_how_many_blocks(gencli, small_run, small_data):
+    found = gencli("evaluate", str(small_run("gaussian", "series")), str(small_data["series"]), "--draw", "12",
+                   "--json").json()["metrics"]
+    blocks = {metric["name"]: metric["protocol"].get("blocks", 0) for metric in found}
+    assert all(blocks[name] > 5 for name in ("nll", "nats_per_step", "reconstruction_mse", "column_distance"))
 
 
 def test_plays_of_the_nba(real_data):

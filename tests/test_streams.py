@@ -270,7 +270,7 @@ def test_vectors(tmp_path):
     assert np.array_equal(np.load(tmp_path / "a.npy"), x.numpy())
     assert np.array_equal(np.load(tmp_path / "a.npz")["data"], x.numpy())
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert lines[0] == {"vector": [0.1, -1e-30], "label": 1}
+    assert lines[0] == {"x": 0.1, "y": -1e-30, "label": 1}
     key, files = next(read_tar(io.BytesIO(written(TABLE, batch)), "stream"))
     assert key == "000000" and np.array_equal(np.load(io.BytesIO(files["npy"])), x[0].numpy())
     terminal = Terminal()

@@ -21,6 +21,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.video import StoredClips, VideoSpec
 from gencli.metrics import Inputs, Results
+from gencli.metrics.pairs import ssim
 from gencli.metrics.video import motion, thumbnails, video
 from gencli.model import Batch
 from gencli.reports.exhibits import collect
@@ -225,6 +226,51 @@ def test_films_too_large_for_memory_are_the_same(tmp_path, monkeypatch):
     (tmp_path / "films/b.gif").write_bytes((tmp_path / "films/b.gif").read_bytes()[:-40])
     left = load(f"{tmp_path / 'films'}:all", FILM, skip_bad=True, like=held[0].spec)
     assert (len(left), left.skipped) == (3, 1)
+
+
+# --- the past of a film
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_past_is_what_the_rest_is_made_from(stored, tmp_path, monkeypatch):
+    save(tmp_path / "a.tiff", np.concatenate([GREY, 255 - GREY]))
+    if stored:
+        monkeypatch.setattr(pictures, "IN_MEMORY", 100)
+    data = read(tmp_path / "a.tiff", frames=7, condition="past=3")
+    assert isinstance(data.examples, StoredClips) == stored
+    assert (data.spec.frames, data.spec.condition.frames) == (4, 3) and data.protocol["condition"] == "past=3"
+    assert np.array_equal(pixels_of(data), [GREY[3:], 255 - GREY[3:]])
+    assert np.array_equal(pixels_of(data.condition), [GREY[:3], 255 - GREY[:3]])
+    again = load(f"{tmp_path / 'a.tiff'}:all", {**FILM, "condition": "past=3"}, like=data.spec)
+    assert np.array_equal(pixels_of(again), pixels_of(data)), "clips are as long as those of the model"
+    for wrong in ("past=7", "past=0", "past", "past=x"):
+        with pytest.raises(UsageError, match=r"expected a number of frames below those of a clip \(--frames 7\), such "
+                                             r"as past=3"):
+            read(tmp_path / "a.tiff", frames=7, condition=wrong)
+
+
+def test_past_and_rest_are_drawn_apart(tmp_path):
+    save(tmp_path / "a.tiff", np.full((40, 6, 8), 128, np.uint8))
+    data = read(tmp_path / "a.tiff", frames=4, condition="past=2", binarize="fixed")
+    batch = data.batch(torch.arange(10))
+    assert 0.4 < (batch.x == batch.condition.x).float().mean() < 0.6
+    part = data.span(3, 5).batch(torch.arange(2))
+    assert torch.equal(part.x, batch.x[3:5]) and torch.equal(part.condition.x, batch.condition.x[3:5])
+
+
+def test_a_film_goes_on(gencli, small_run, small_data, tmp_path):
+    run, clips = str(small_run("unet", "video")), np.load(small_data["video"])["clips"]
+    np.savez(tmp_path / "past.npz", clips=clips[:3, :2])
+    gencli("sample", run, "--given", "past.npz", "-o", "rest.npz")
+    assert np.load(tmp_path / "rest.npz")["clips"].shape == (3, 2, 1, 6, 5)
+    found = gencli("evaluate", run, str(small_data["video"]), "--metrics", "pairs", "--json").json()["metrics"]
+    assert {metric["name"] for metric in found} == {"pair_l1", "pair_psnr"}
+
+
+def test_similarity_of_films_is_that_of_their_frames():
+    x, y = torch.rand(2, 3, 4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    each = torch.stack([ssim(x[:, t], y[:, t]) for t in range(4)])
+    assert torch.allclose(ssim(x, y), each.mean(0), rtol=1e-12)
 
 
 # --- hostile files

@@ -10,6 +10,8 @@ from gencli.spec import numbers_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gencli.dataset import Dataset
+    from gencli.kind import Partial
     from gencli.model import Given
 
 
@@ -38,15 +40,15 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
     Args:
         settings: how `condition` is read.
         prompt: what an example begins with: written out, or data.
-        complete: an example to complete; of it is kept what `keep_rows` or `mask` say.
-        condition: data that samples are made from.
+        complete: data to complete; of a picture is kept what `keep_rows` or `mask` say.
+        condition: data that samples are made from, or what all samples have in common, written out.
 
     Raises:
         UsageError: the family cannot do it, or a word is missing.
         DataError: a file cannot be read or does not fit the model.
     """
     from gencli import runs
-    from gencli.commands._reading import conditions_for
+    from gencli.commands._reading import conditions_for, load_alone
     from gencli.model import Given
 
     given = Given()
@@ -56,16 +58,45 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         given.prompt = _prompt(card, prompt, console)
     if complete is not None:
         registry.require(card.family, "complete")
-        given.known, given.mask = kind.partial(complete, card.spec, keep_rows, mask)
+        unread, settings = settings, {}
+
+        def read(spec: Any) -> "Dataset":
+            nonlocal unread
+            options, unread = unread, {}
+            return load_alone(card, complete, options, console, spec)
+
+        _keep(given, kind.partial(complete, card.spec, keep_rows, mask, read), console)
+        settings = unread
     elif keep_rows is not None or mask is not None:
         raise UsageError("--keep-rows and --mask say what is kept of a picture: add --complete PICTURE")
     if condition is not None:
-        registry.require(card.family, "condition")
-        given.condition = conditions_for(runs.complete(card), condition, settings, console)
-    elif settings:
+        written = None if card.spec.condition else kind.written(condition, card.spec)
+        if written is None:
+            registry.require(card.family, "condition")
+            given.condition = conditions_for(runs.complete(card), condition, settings, console)
+            return given
+        registry.require(card.family, "complete")
+        if complete is not None:
+            raise UsageError(f"--given {condition} and --complete {complete} both say what is known; write the values "
+                             f"into the rows of {complete}")
+        _keep(given, written, console)
+    if settings:
         name = next(iter(settings)).replace("_", "-")
-        raise UsageError(f"--{name} says how --given is read: add --given DATA")
+        raise UsageError(f"--{name} says how data is read, and none is: add --given DATA")
     return given
+
+
+def _keep(given: "Given", part: "Partial", console: Console) -> None:
+    given.known, given.mask, given.labels = part.known, part.mask, part.labels
+    for note in part.notes:
+        console.note(note)
+
+
+def count_of(given: "Given", spec: Any) -> int:
+    """How many examples there are conditions for, one by one; 0 if they are the same for all."""
+    if given.condition is not None:
+        return len(given.condition)
+    return len(given.known) if given.known is not None and given.known.dim() > len(spec.shape) else 0
 
 
 def _prompt(card: Any, words: str, console: Console) -> "Tensor":

@@ -35,6 +35,8 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", he
                                                "'gencli families NAME'. May be given several times.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples; of a sorted file "
                                                                   "not a fair sample.")]
+TimeLimit = Annotated[str | None, typer.Option("--time-limit", help="End after this time (90s, 30m, 6h) with what is "
+                                                                    "done until then.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out examples that cannot be read, and count them.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set that is missing.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", envvar="GENCLI_DATA", help="Folder of known data sets.")]

@@ -71,13 +71,8 @@ def load_alone(card: Card | None, source: str, settings: dict[str, Any], console
     names = [*DataSettings.model_fields, *registry.kind_of(like).Settings.model_fields]
     reading = {name: value for name, value in reading_of(card, settings).items()
                if name in names and (name in settings or name not in _OF_PAIRS)}
-    return load(source, reading, split="all", like=unconditional(like), notify=console.note,
+    return load(source, reading, split="all", like=like.unconditional(), notify=console.note,
                 detail=console.detail, **arguments)
-
-
-def unconditional(spec: Spec) -> Spec:
-    """The Spec of the same examples, made from nothing."""
-    return spec.model_copy(update={"condition": None})
 
 
 def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None,
@@ -95,7 +90,7 @@ def example_of(card: Card, words: str, settings: dict[str, Any], console: Consol
         source, mark, number = words, "", "0"
     batch = None if mark else registry.kind_of(card.spec).parse(words, card.spec, "example")
     if batch is None:
-        like = card.spec if given is None else unconditional(card.spec)
+        like = card.spec if given is None else card.spec.unconditional()
         data = load_for(card, source, settings, console, "all", like, data_root=data_root)
         if int(number) >= len(data):
             raise DataError(f"{words}: {source} has {len(data)} examples, numbered from 0")

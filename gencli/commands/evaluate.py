@@ -13,8 +13,9 @@ from gencli.commands import _options as options
 from gencli.console import Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
 from gencli.escape import to_json
-from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline
+from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, refuse_unknown
 from gencli.publish import is_stdout, publish
+from gencli.stopping import checked
 
 if TYPE_CHECKING:
     from gencli.dataset import Dataset
@@ -32,7 +33,8 @@ def evaluate(
     training: Annotated[str | None, typer.Option("--training", metavar="DATA", help="What the model was trained on, "
                                                  "for nearest training examples and classifiers. Default: what the "
                                                  "model file names, if it is there unchanged.")] = None,
-    draw: Annotated[int, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none.")] = 1000,
+    draw: Annotated[int | None, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none. "
+                                             "Default: 1000, or 256 or 64 where these take too long.")] = None,
     reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
                                                                           "none.")] = 200,
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
@@ -59,6 +61,7 @@ def evaluate(
     html: Annotated[str | None, typer.Option("--html", metavar="HTML", help="Report: one page with numbers, pictures "
                                                                             "and curves.")] = None,
     set: options.Set = None,
+    time_limit: options.TimeLimit = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
     download: options.Download = False,
@@ -82,7 +85,7 @@ def evaluate(
     if set and run is None:
         raise UsageError("--set sets options of a model, and there is none: write 'gencli evaluate RUN DATA'")
     names = [registry.metrics.named(name).name for name in measured.split(",")] if measured else None
-    share = parse_tolerance(tolerance)
+    share, stop = parse_tolerance(tolerance), checked(time_limit)
     rules = [*(parse_requirement(text, strict) for text in require or ()),
              *(read_baseline(baseline, share) if baseline else ())]
     if share and baseline is None:
@@ -96,9 +99,13 @@ def evaluate(
     from gencli.commands._reading import load_alone, load_for, training_of
     from gencli.kind import describe
     from gencli.metrics.anomalies import aurocs
+    from gencli.metrics.distribution import Pace
     from gencli.metrics.distribution import draw as draw_samples
     from gencli.training import train_quietly
 
+    family = registry.families[runs.read_card(run).family] if run else None
+    if all(entry.source == "gencli" for entry in (family, *map(registry.metrics.named, names or ())) if entry):
+        refuse_unknown(rules)  # what others measure is not known before
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
     require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline], run,
@@ -107,17 +114,23 @@ def evaluate(
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
         with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
+            progress.begin("reading")
             model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
             keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
             split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
             examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies),
-                                **reading)
+                                progress=progress, **reading)
             wanted = metrics.needed(names, examples.spec, model)
             drawn: Dataset | None = None
             if samples:
-                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad)
-            elif draw and model and "samples" in wanted and "sample" in model.abilities():
-                drawn = draw_samples(model, draw, examples, seed, **keywords)
+                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad,
+                                   progress=progress)
+            elif draw != 0 and model and "samples" in wanted and "sample" in model.abilities():
+                progress.begin("drawing samples")
+                pace = Pace(console.note, min(Pace.SECONDS, stop.seconds / 3))
+                drawn = draw_samples(model, draw or Pace.USUAL, examples, seed, progress=progress, enough=lambda done:
+                                     bool(stop.reason()) or (draw is None and pace.enough(done)), **keywords)
+                progress.begin("reading")
             wants_training = "training" in wanted and (drawn or names)
             trained_on: Dataset | None = None
             if training:
@@ -127,12 +140,17 @@ def evaluate(
             elif card and wants_training:
                 trained_on = training_of(card, console, download=download, data_root=data_root)
             inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
-                                    progress, console.warn, draw, train_quietly, console.note)
+                                    progress, console.warn, len(drawn) if drawn else draw or Pace.USUAL, train_quietly,
+                                    console.note, progress.begin, lambda: bool(stop.reason()))
             results = metrics.measure(names, inputs)
             if anomalies:
-                results.add(aurocs(results.columns, examples, anomalies.split(","), seed))
+                scored = examples.subset(min((len(column.values) for column in results.columns), default=None))
+                results.add(aurocs(results.columns, scored, anomalies.split(","), seed))
             document = _document(run, card, inputs, results, check(rules, results.metrics))
-        if not results.metrics:
+        if stop.reason():
+            missing = f"; left out: {', '.join(results.left_out)}" if results.left_out else ""
+            console.warn(f"the time was up{missing}; the n of a number says how many examples it is from")
+        elif not results.metrics:
             console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
                          f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
         # Printed first: what was measured is not lost if a report or the copy in the run cannot be written.
@@ -162,7 +180,9 @@ def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, resu
         "samples": samples and {"name": samples.name, "n": len(samples), "fingerprint": samples.fingerprint},
         "data": {"name": examples.name, "split": examples.split, "n": len(examples), "skipped": examples.skipped,
                  "fingerprint": examples.fingerprint},
+        "values": {metric.name: metric.record()["value"] for metric in results.metrics},
         "metrics": [metric.record() for metric in results.metrics],
+        "left_out": results.left_out,
         "requirements": requirements,
         "passed": all(result["passed"] for result in requirements),
     }

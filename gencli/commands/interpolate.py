@@ -56,7 +56,8 @@ def interpolate(
     # Reading options are about A and B, where there are such.
     fixed = (Given(condition=conditions_for(runs.complete(card), given, {} if examples else settings, console,
                                             data_root)[:1]) if given else Given())
-    with streams.open_writer(output, card.spec, format=format, total=total) as writer:
+    with (streams.open_writer(output, card.spec, format=format, total=total) as writer,
+          console.progress("interpolate") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.decode, *([model.prior] if seeds else [model.encode] if examples else [])]
         keywords = options.parse_set(set, *methods)
@@ -71,8 +72,11 @@ def interpolate(
             fixed = fixed if given else Given(condition=batches[0].condition)
         done = 0
         for batch in inference.interpolate(model, corners, frames, seed, fixed, **keywords):
+            if is_stdout(output):
+                progress.give_way()
             writer.write(batch)
             done += len(batch)
+            progress(done, total)
     if json:
         console.result({"frames": done, "output": output}, "")
 

@@ -8,33 +8,36 @@ import typer
 
 from gencli import registry
 from gencli.commands import _options as options
-from gencli.commands._conditions import class_number, read_given
+from gencli.commands._conditions import class_number, count_of, read_given
 from gencli.console import Console
-from gencli.errors import UsageError
+from gencli.errors import StoppedError, UsageError
 from gencli.publish import is_stdout
+from gencli.stopping import checked
 
 if TYPE_CHECKING:
     from gencli.model import Batch
 
 
-@options.with_fields(*options.reading_panels("Data of --given"))
+@options.with_fields(*options.reading_panels("Data of --given and --complete"))
 def sample(
     run: options.RunArgument,
     number: Annotated[int | None, typer.Option("-n", "--number", min=1, help="How many examples (default 16, or as "
-                                               "many as --given has).")] = None,
+                                               "many as --given or --complete has).")] = None,
     output: options.Output = None,
     format: options.Format = None,
     label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text, or a sound file that "
                                                "recordings begin with.")] = None,
-    complete: Annotated[str | None, typer.Option("--complete", metavar="PICTURE", help="Keep a part of this picture "
-                                                 "and draw the rest; with --keep-rows or --mask.")] = None,
+    complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", help="Draw the missing cells of these "
+                                                 "rows; or keep a part of this picture, by --keep-rows or --mask, and "
+                                                 "draw the rest.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Keep what is white in this "
                                                                                "picture.")] = None,
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What the samples are made from, e.g. "
-                                              "label maps, or speech for a vocoder; one sample for each.")] = None,
-    each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given.")] = 1,
+                                              "label maps, or speech for a vocoder, one sample for each; or of rows "
+                                              "what all have: 'age=30,sex=Female'.")] = None,
+    each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given or --complete.")] = 1,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
@@ -46,6 +49,7 @@ def sample(
     engine: Annotated[str | None, typer.Option("--engine", help="How samples are computed, where the family has "
                                                "several ways; short for --set engine=...")] = None,
     set: options.Set = None,
+    time_limit: options.TimeLimit = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
@@ -68,14 +72,15 @@ def sample(
                          "--film out")
     if latents and (label, prompt, complete) != (None, None, None):
         raise UsageError("--latents determines an example; leave --label, --prompt and --complete out")
-    if each > 1 and not given:
-        raise UsageError(f"--each {each} needs --given: name what the samples are made from")
+    if each > 1 and not (given or complete):
+        raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
+    stop = checked(time_limit)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
     conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, given)
-    number = number or (each * len(conditions.condition) if conditions.condition else 16)
+    number = number or each * count_of(conditions, card.spec) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
     pairs = [*(set or ()), *([f"engine={engine}"] if engine else ())]
     meta = {"family": card.family, "seed": seed}
@@ -101,7 +106,7 @@ def sample(
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
         total: int | None = None
-        done = 0
+        done, stopped = 0, False
 
         def watch(piece: "Batch") -> None:
             pace.add(piece)
@@ -118,16 +123,23 @@ def sample(
             total = frames * sum(map(len, parts))
             batches = request.drawn(model, parts, watch)
         for batch in batches:
+            if is_stdout(output):
+                progress.give_way()
             writer.write(batch)
             if writer.continuous:
                 watch(batch)
             else:
                 done += len(batch)
                 progress(done, total, pace.values())
+            if stopped := bool(stop.reason()) and done != total:
+                break
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
     if json:
         console.result({"samples": total if writer.continuous and total else done, "output": output, "seed": seed}, "")
+    if stopped:
+        raise StoppedError("the time was up; what was made until then is written" if writer.continuous else
+                           f"the time was up after {done}{f' of {total}' if total else ''} samples, which are written")
 
 
 class _Pace:

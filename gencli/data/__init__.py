@@ -239,6 +239,9 @@ def _open(request: Request, data_root: str | Path | None, download: bool, stdin:
         return pairs.paired(read_path(Path(name), request), request)
     if is_pattern(name):
         return pairs.paired(read_pattern(name, request), request)
+    stem, _, split = name.rpartition(":")
+    if stem and (stem in KNOWN or os.path.exists(stem)):
+        raise UsageError(f"{stem} has no split {split!r}{did_you_mean(split, get_args(Split))}")
     if Path(name).suffix or len(Path(name).parts) > 1:
         raise DataError(f"{name} does not exist; expected a file, a folder or a known data set")
     raise UsageError(f"no data set and no file is called {name!r}{did_you_mean(name, KNOWN)}")

@@ -1,6 +1,7 @@
 """Arrays: .npy, .npz, IDX and .amat files; which kind of examples one holds, the kinds say (`Kind.claims`)."""
 
 import io
+import json
 import math
 import re
 import struct
@@ -9,13 +10,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from gencli import registry
-from gencli.errors import DataError
+from gencli.errors import DataError, UsageError, first_line
+from gencli.escape import printable
 from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, whole
 from gencli.kind import Kind
 from gencli.limits import check_archive
 from gencli.ragged import load_ragged
+from gencli.spec import Spec, parse_spec
 
 _LABELS = ("y", "labels")
 
@@ -133,21 +137,42 @@ def read_npz(path: Path, request: Request) -> Splits:
     if kind := request.choose(list(own), str(path)):
         return own[kind]
     names = ("x", *dict.fromkeys(kind.array for kind in all_kinds()), "arr_0")
+    spec = _spec(archive, str(path))
 
     def part(suffix: str) -> Callable[[], Examples] | None:
         examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
+        known = spec.kind if spec and not request.general.kind else None
         return None if examples is None else lambda: examples_of(
-            archive[examples], f"{path}: {examples}", request, None if labels is None else archive[labels],
-            key=examples.removesuffix(suffix))
+            archive[examples], f"{path}: {examples}", request,
+            None if labels is None else _named(archive[labels], spec.classes if spec else ()),
+            getattr(spec, "columns", None), known, key=examples.removesuffix(suffix))
 
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}
     if "train" in splits and len(splits) > 1:
         return splits
     if read := part(""):
         return whole(read)
-    raise DataError(f"{path} holds {', '.join(archive) or 'nothing'}; expected an array called "
+    raise DataError(f"{path} holds {printable(', '.join(archive)) or 'nothing'}; expected an array called "
                     f"{', '.join(names)}, or x_train and x_test")
+
+
+def _spec(archive: Mapping[str, np.ndarray], name: str) -> Spec | None:
+    """What the examples of an archive that gencli wrote are; None of others. DataError if it cannot be understood."""
+    if "spec" not in archive or (found := archive["spec"]).dtype.kind != "U" or found.size != 1:
+        return None
+    try:
+        return parse_spec(json.loads(found.item()))
+    except (ValidationError, UsageError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{name}: spec does not describe examples: {first_line(error)}") from error
+
+
+def _named(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray | list[str]:
+    """Labels (N,); those that number the classes by name."""
+    numbers = labels.dtype.kind in "iu" and labels.size and classes
+    if not numbers or not 0 <= labels.min() <= labels.max() < len(classes):
+        return labels
+    return [classes[label] for label in labels.ravel().tolist()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def files_below(folder: Path, request: Request) -> tuple[list[Path], int]:
 def data_endings() -> frozenset[str]:
     """The endings of files that are data, packed ones included."""
     own = ((*kind.endings, *kind.asked) for kind in all_kinds())
-    return PACKED.union((f".{name}" for name in registry.readers), *own)
+    return PACKED.union((f".{name}" for name, reader in registry.readers.items() if not reader.plain), *own)
 
 
 def _without(read: Callable[[], Examples], lost: int) -> Examples:
@@ -279,8 +279,11 @@ def of_one_kind(files: list[Path], folder: Path, request: Request) -> tuple[Kind
                          f"{' or '.join(f'--kind {kind.name}' for kind in single)}")
     many = [path for path in files if _ending(path)[1:] in registry.readers
             or any(path in by_kind[kind.name] for kind in present if not kind.plain)]
-    if many:
-        return None, many
+    plain = [path for path in many if (reader := registry.readers.get(_ending(path)[1:])) and reader.plain]
+    if len(many) > len(plain):
+        return None, [path for path in many if path not in plain]
+    if plain and not present:
+        return None, plain
     if present:
         return present[0], by_kind[present[0].name]
     raise DataError(f"{folder} holds no data: expected {', '.join(kind.plural for kind in kinds)}, or files ending in "

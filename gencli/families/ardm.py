@@ -50,7 +50,7 @@ class ARDM(Model):
 
     Config = ARDMConfig
     kinds = frozenset({"vector"})
-    defaults = {"epochs": 30, "batch_size": 256, "lr": 2e-3, "schedule": "cosine", "ema": 0.999}
+    defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "schedule": "cosine", "ema": 0.999}
     block = 512
     likelihood = "exact"
     config: ARDMConfig

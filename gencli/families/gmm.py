@@ -34,11 +34,14 @@ from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
 from gencli.rng import Rng
 from gencli.view import noise_of_pass, view_of
 
+_COMPONENTS = 10
+_ROWS, _MOST = 16, 1000  # of a factorised mixture: rows for a component, and most components
 _SUBSAMPLE = 100_000  # rows by which the columns of a table are cut into bins
 
 
 class GMMConfig(FamilyConfig):
-    components: int = Field(10, ge=1, description="Components K; a factorised mixture gains up to a thousand.")
+    components: int | None = Field(None, ge=1, description="Components K; default: 10, of a factorised mixture one for "
+                                                           "16 rows, from 10 to 1000.")
     covariance: Literal["auto", "full", "tied", "diagonal", "spherical", "factorised"] = Field(
         "auto", description="Shape of the covariances, or factorised: a distribution for each column of a table; auto: "
                             "diagonal for pictures, full for tables of real numbers alone, factorised for others.")
@@ -62,12 +65,22 @@ class GMM(Model):
         factorised = config is not None and spec is not None and _shape(config, spec) == "factorised"
         return super().__new__(Factorised if factorised else cls)
 
+    @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        assert isinstance(config, GMMConfig)
+        if config.components is not None:
+            return config
+        by_rows = min(max(_COMPONENTS, min(_MOST, examples // _ROWS)), max(1, examples))
+        components = by_rows if _shape(config, spec) == "factorised" else _COMPONENTS
+        return config.model_copy(update={"components": components})
+
     def __init__(self, config: GMMConfig, spec: Spec):
         super().__init__(config, spec)
         self.view = view_of(spec)
         self.likelihood = "exact" if self.view.exact else "bound"
         self.density = self.view.density
-        k, d = config.components, self.view.size
+        k, d = config.components or _COMPONENTS, self.view.size
+        self.components = k
         name, picture = _shape(config, spec), isinstance(spec, ImageSpec)
         self.covariance = _Cholesky(name == "tied") if name in ("full", "tied") else _Axes(name == "spherical")
         self.weights = _fitted(torch.full((k,), 1 / k))
@@ -100,7 +113,7 @@ class GMM(Model):
 
     def _choose(self) -> bool:
         """Means by k-means on the subsample."""
-        k, subsample = self.config.components, self._subsample
+        k, subsample = self.components, self._subsample
         if subsample.count < k:
             raise UsageError(f"--components {k}: the data has only {subsample.count} examples; give at most as many")
         self._seen, self._weight = 0, 0.0
@@ -116,7 +129,7 @@ class GMM(Model):
         """The expectation of the start: every example belongs to the nearest mean."""
         x = self._next(batch)
         nearest = torch.cdist(x, self.means.to(x.dtype)).argmin(1)
-        self._add(self.covariance.features(x - self._origin()), F.one_hot(nearest, self.config.components).to(x.dtype),
+        self._add(self.covariance.features(x - self._origin()), F.one_hot(nearest, self.components).to(x.dtype),
                   torch.zeros(()))
 
     def expect(self, batch: Batch) -> None:
@@ -196,27 +209,66 @@ class GMM(Model):
         bounds = self.weights.cumsum(0)
         component = torch.searchsorted(bounds / bounds[-1], rng.uniform(dtype=torch.float64))
         z = rng.normal(self.view.size)
-        return torch.cat([F.one_hot(component, self.config.components).to(z.dtype), z], dim=1)
+        return torch.cat([F.one_hot(component, self.components).to(z.dtype), z], dim=1)
 
     def sample(self, rng: Rng, given: Given | None = None, *, component: int | None = None) -> Batch:
         """Draws from the mixture, or from `component` (0..K-1) alone.
 
+        What is known of an example is kept, and the rest drawn from its distribution given that: exactly.
+
         Raises:
-            UsageError: there is no such component.
+            UsageError: there is no such component; something is known that is no real number.
         """
-        k, code = self.config.components, self.prior(rng)
-        if given is not None and given.known is not None:
-            raise UsageError("only a factorised mixture completes rows; train one with --covariance factorised")
+        k, code = self.components, self.prior(rng)
+        weights = self.weights if component is None else self._only(component)
+        if given is not None and given.known is not None and given.mask is not None:
+            return self._complete(given.known, given.mask, weights, rng.uniform(1, dtype=torch.float64), code[:, k:])
         if component is not None:
-            code[:, :k] = self._only(component)
+            code[:, :k] = weights
         return self.decode(code)
 
     def _only(self, component: int) -> Tensor:
         """(K,) one-hot."""
-        k = self.config.components
+        k = self.components
         if not 0 <= component < k:
             raise UsageError(f"component={component}: the model has components 0 to {k - 1}")
-        return F.one_hot(torch.tensor(component), k)
+        return F.one_hot(torch.tensor(component, device=self.device), k).to(self.weights)
+
+    def _complete(self, known: Tensor, mask: Tensor, weights: Tensor, u: Tensor, z: Tensor) -> Batch:
+        """Examples of which some elements are known, both (*example) or (B, *example); noise u (B, 1), z (B, V)."""
+        known, mask = (part.expand(len(u), *self.spec.shape) for part in (known, mask))
+        rows, keep = self.view(Batch(known.nan_to_num()), None)[0], torch.zeros_like(z, dtype=torch.bool)
+        places, given = self.view.settled().to(mask.device), mask.flatten(1)
+        if (vague := given.any(0) & (places < 0)).any():
+            name = self.spec.columns[int(vague.int().argmax())].name  # type: ignore[attr-defined]
+            raise UsageError(f"column {name!r} is not real numbers throughout, and a mixture with --covariance "
+                             f"{self.config.covariance} knows it only blurred; train one with --covariance factorised, "
+                             f"which is exact in every column")
+        keep[:, places[places >= 0]] = given[:, places >= 0]
+        patterns, own = keep.unique(dim=0, return_inverse=True)
+        for i, pattern in enumerate(patterns):
+            rows[own == i] = self._given(pattern, rows[own == i], weights, u[own == i], z[own == i].double())
+        x = self.view.inverse(rows).x
+        return Batch(torch.where(mask, known.to(x.dtype), x))
+
+    def _given(self, keep: Tensor, rows: Tensor, weights: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        """Rows (B, V) that stay as they are where `keep` (V,) says so, the others drawn by noise u (B, 1), z (B, V).
+
+        With what is kept in front, the covariance of the rest given it is a block of the same Cholesky factor.
+        """
+        order, head = (~keep).int().argsort(stable=True), int(keep.sum())
+        means, factor = self.means[:, order], self.covariance.ordered(self.factor, order)
+        log_joint = weights.log().expand(len(rows), -1)
+        if head:
+            x, first, part = rows[:, order[:head]], means[:, :head], self.covariance.head(factor, head)
+            log_joint = log_joint + self.covariance.log_density(self.covariance.features(x), first, part)
+        component = _drawn(torch.softmax(log_joint, dim=1), u)
+        if head:
+            z[:, :head] = self.covariance.whiten(x, first, part)[component, torch.arange(len(x), device=x.device)]
+        share = F.one_hot(component, len(weights)).double()
+        drawn = torch.empty_like(rows)
+        drawn[:, order] = share @ means + self.covariance.colour(share, z, factor)
+        return drawn
 
     def encode(self, batch: Batch, rng: Rng, *, code: Literal["whitened", "responsibilities"] = "whitened") -> Tensor:
         """The likeliest component, one-hot, and the coordinates whitened by it (B, K + D); or p(k|x) (B, K)."""
@@ -226,16 +278,16 @@ class GMM(Model):
             return torch.softmax(log_joint, dim=1).to(batch.x.dtype)
         component = log_joint.argmax(1)
         z = self.covariance.whiten(x, self.means, self.factor)[component, torch.arange(len(x), device=x.device)]
-        return torch.cat([F.one_hot(component, self.config.components), z], dim=1).to(batch.x.dtype)
+        return torch.cat([F.one_hot(component, self.components), z], dim=1).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """The inverse of `encode`; between components, their mean by the weights in the code. Pictures: in [0, 1]."""
-        share, z = code.double().split([self.config.components, self.view.size], dim=1)
+        share, z = code.double().split([self.components, self.view.size], dim=1)
         return self.view.inverse(share @ self.means + self.covariance.colour(share, z, self.factor))
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """Straight from component to component, spherical in the whitened coordinates."""
-        k = self.config.components
+        k = self.components
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return torch.cat([(1 - t) * a[:k] + t * b[:k], super().interpolate(a[k:], b[k:], frames)], dim=1)
 
@@ -264,6 +316,13 @@ def _shape(config: GMMConfig, spec: Spec) -> str:
     if not isinstance(spec, VectorSpec):
         return "diagonal"
     return "full" if all(column.type == "number" and not column.missing for column in spec.columns) else "factorised"
+
+
+def _drawn(chances: Tensor, u: Tensor) -> Tensor:
+    """Components (B,) by their chances (B, K), from uniform noise (B, 1)."""
+    bounds = chances.cumsum(1)
+    component = torch.searchsorted(bounds, u * bounds[:, -1:], right=True)[:, 0]
+    return component.clamp(max=bounds.shape[1] - 1)
 
 
 def _fitted(tensor: Tensor) -> nn.Parameter:
@@ -297,6 +356,14 @@ class _Axes:
         # Normalised with the rounded numbers: else their error would be the same for all examples, and add up.
         linear, precision = linear.double(), precision.double()
         return exponent + 0.5 * (torch.log(precision / (2 * math.pi)) - linear.square() / precision).sum(1)
+
+    def ordered(self, factor: Tensor, order: Tensor) -> Tensor:
+        """The factor with the numbers in another order (D,)."""
+        return factor if self.spherical else factor[:, order]
+
+    def head(self, factor: Tensor, count: int) -> Tensor:
+        """The factor of the first numbers alone."""
+        return factor[:, :count]
 
     def moments(self, features: Tensor, responsibilities: Tensor) -> tuple[Tensor, ...]:
         """sum r x and sum r x^2, each (K, D)."""
@@ -336,6 +403,15 @@ class _Cholesky:
         squares = self.whiten(features, means.to(features.dtype), factor.to(features.dtype)).square().sum(2)
         log_peak = -0.5 * means.shape[1] * math.log(2 * math.pi) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
         return log_peak - 0.5 * squares.T.double()
+
+    def ordered(self, factor: Tensor, order: Tensor) -> Tensor:
+        """The factor with the numbers in another order (D,)."""
+        rows = factor[:, order]
+        return torch.linalg.cholesky(rows @ rows.mT)
+
+    def head(self, factor: Tensor, count: int) -> Tensor:
+        """The factor of the first numbers alone."""
+        return factor[:, :count, :count]
 
     def moments(self, features: Tensor, responsibilities: Tensor) -> tuple[Tensor, ...]:
         """sum r x (K, D) and sum r x x^T (K, D, D); of `tied` sum x x^T (1, D, D)."""
@@ -390,7 +466,8 @@ class Factorised(GMM):
     def __init__(self, config: GMMConfig, spec: Spec):
         Model.__init__(self, config, spec)
         assert isinstance(spec, VectorSpec)
-        k = config.components
+        k = config.components or _COMPONENTS
+        self.components = k
         self.bins = Bins(spec)
         self.density = self.bins.density
         self.weights = _fitted(torch.full((k,), 1 / k))
@@ -399,6 +476,7 @@ class Factorised(GMM):
         self.chances = _fitted(torch.ones(sum(self.bins.sizes[d] for d in self.bins.free), k))
         self._seed = int(torch.randint(2**31, ()))
         self._log_likelihood = torch.tensor(-math.inf, dtype=torch.float64)
+        self._log_volume = 0.0  # mean over the data
         self._subsample = self._new_subsample()
         self._tables: dict[torch.dtype, Tensor] = {}
         self._table_of: Any = None
@@ -407,7 +485,7 @@ class Factorised(GMM):
     # --- train
 
     def _new_subsample(self) -> Subsample:
-        return Subsample(max(_SUBSAMPLE, 20 * self.config.components), self._seed)
+        return Subsample(max(_SUBSAMPLE, 20 * self.components), self._seed)
 
     def _begin_pass(self) -> None:
         """Sums of a pass: log-likelihood, responsibilities by bin, and logarithms of the volumes."""
@@ -420,16 +498,20 @@ class Factorised(GMM):
 
     def _choose(self) -> bool:
         """Bins, and centres by k-means on the subsample: chances of a start."""
-        k, x = self.config.components, self._subsample.examples
+        k, x = self.components, self._subsample.examples
         if self._subsample.count < k:
             raise UsageError(f"--components {k}: the data has only {self._subsample.count} examples; give at most as "
                              f"many")
         self.bins.fit(x)
-        points = self._points(self.bins.index(self.bins.codes(x[: max(2000, 20 * k)])))
+        rows = self.bins.codes(x[: max(2000, 20 * k)].to(self.weights.device))
+        points = self._points(self.bins.index(rows)).cpu()
         centres = plus_plus(points, k, torch.Generator().manual_seed(self._seed))
-        if len(centres) < k:
-            raise DataError(f"the data has only {len(centres)} different examples; give at most as many --components")
-        self._centres = lloyd(points, centres)
+        # Components beyond the different examples that there are have no example of their own, and the weight 0.
+        centres = torch.cat([centres, centres[:1].expand(k - len(centres), -1)])
+        # Of a cluster the mean of the flags of a category is the share of each: the start is kept as a mixture is.
+        means, chances = lloyd(points, centres).split([len(self.means), len(self.chances)], dim=1)
+        self.means.copy_(means.T)
+        self.chances.copy_(chances.T)
         self._subsample = self._new_subsample()
         return True
 
@@ -443,8 +525,9 @@ class Factorised(GMM):
 
     def _assign(self, batch: Batch) -> None:
         rows = self.bins.index(self.bins.codes(batch.x))
-        nearest = torch.cdist(self._points(rows), self._centres.to(rows.device)).argmin(1)
-        self._add_rows(rows, F.one_hot(nearest, self.config.components).float(), torch.zeros(()))
+        centres = torch.cat([self.means, self.chances]).T.float()
+        nearest = torch.cdist(self._points(rows), centres).argmin(1)
+        self._add_rows(rows, F.one_hot(nearest, self.components).float(), torch.zeros(()))
 
     def expect(self, batch: Batch) -> None:
         """The expectation step on B examples: add their responsibilities to the bins they lie in."""
@@ -524,7 +607,7 @@ class Factorised(GMM):
         return self._tables[dtype]
 
     def _compute_log_chances(self) -> Tensor:
-        table = self.means.new_zeros(len(self.bins) + 1, self.config.components)
+        table = self.means.new_zeros(len(self.bins) + 1, self.components)
         for i, d in enumerate(self.bins.ordered):
             table[self.bins.of(d)] = self._intervals(i, d)[0]
         for chances, d in self._free():
@@ -562,11 +645,9 @@ class Factorised(GMM):
 
     def _code(self, weights: Tensor, rng: Rng) -> Tensor:
         """A component drawn by weights (B, K), and noise."""
-        bounds = weights.cumsum(1)
-        u = rng.uniform(1, dtype=torch.float64) * bounds[:, -1:]
-        component = torch.searchsorted(bounds, u, right=True)[:, 0].clamp(max=bounds.shape[1] - 1)
+        component = _drawn(weights, rng.uniform(1, dtype=torch.float64))
         z = rng.normal(len(self.spec.columns), dtype=torch.float64)
-        return torch.cat([F.one_hot(component, bounds.shape[1]), z], dim=1)
+        return torch.cat([F.one_hot(component, weights.shape[1]), z], dim=1)
 
     def sample(self, rng: Rng, given: Given | None = None, *, component: int | None = None) -> Batch:
         """Draws from the mixture, or from `component` (0..K-1) alone; what is known of a row is kept, exactly.
@@ -600,11 +681,11 @@ class Factorised(GMM):
         places = [self.bins.to_uniform(table[self.bins.of(d)].T[component].exp(), codes[:, d], place[:, d])
                   for d in range(codes.shape[1])]
         z = torch.special.ndtri(torch.stack(places, dim=1).clamp(1e-15, 1 - 1e-15))
-        return torch.cat([F.one_hot(component, self.config.components), z], dim=1)
+        return torch.cat([F.one_hot(component, self.components), z], dim=1)
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """The inverse of `encode`; between components, from their mixture by the weights in the code."""
-        share, z = code.double().split([self.config.components, len(self.spec.columns)], dim=1)
+        share, z = code.double().split([self.components, len(self.spec.columns)], dim=1)
         u, chances = torch.special.ndtr(z), self._log_chances().exp()
         found = [self.bins.from_uniform(share @ chances[self.bins.of(d)].T, u[:, d]) for d in range(u.shape[1])]
         codes, places = (torch.stack(part, dim=1) for part in zip(*found, strict=True))

@@ -6,6 +6,10 @@ an independent Laplace (`loss` l1) or normal (l2) distribution of every number o
 channel, is learned beside it: the loss is the exact negative log-density, and its gradient in the location that of the
 mean absolute or squared error.
 
+A film is a picture with its frames as channels: from the first frames of a clip the rest is made (Mathieu et al. 2016,
+"Deep multi-scale video prediction beyond mean square error", arXiv:1511.05440, by its plain loss), all frames at once,
+with a scale for each, which grows with the distance.
+
 Pictures count as real-valued: log p(y|x) is a density and has no bits per dimension. The code of a target is its
 residual as standard normal noise, Phi^-1(F((y - location) / scale)).
 
@@ -15,7 +19,8 @@ at the size of the source and rearranged by sub-pixel convolution (Shi et al. 20
 difference to the bicubic enlargement (VDSR, Kim et al. 2016, arXiv:1511.04587). The network is fully convolutional:
 `regress` takes sources of any size.
 
-Shapes: B batch, source (B, C', H', W'), target (B, C, H, W) with H = factor H' and W = factor W'.
+Shapes: B batch, source (B, C', H', W'), target (B, C, H, W) with H = factor H' and W = factor W'; of films C and C'
+count the channels of all frames.
 """
 
 import itertools
@@ -29,10 +34,12 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Continuous, Gaussian, Laplace
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
 
+_PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values
 _WIDEST = 4  # times `width`: more feature maps than that are most of the weights and little of the result
 _FASTER = 10.0  # how much faster than a weight the logarithm of a scale learns: from 0.2 to 0.02 it is a long way
 _NARROWEST = math.log(1 / 512)  # half an 8-bit level: a channel that is constant must not make the density infinite
@@ -50,8 +57,9 @@ class UNetConfig(FamilyConfig):
     patch: int | None = Field(None, ge=1, description="Side of the squares of the source that the first level takes as "
                                                       "one point. Default: 1 if the target is larger, else 2.")
     start: Literal["auto", "source", "grey"] = Field(
-        "auto", description="What the output of the network is added to: the source, enlarged, or a mid-grey; "
-                            "auto: the source if the target is larger and has as many channels.")
+        "auto", description="What the output of the network is added to: the source, enlarged (of a film its last "
+                            "frame), or a mid-grey; auto: the source if the target is larger, or a film, and "
+                            "has as many channels.")
 
 
 class UNet(Model):
@@ -62,21 +70,22 @@ class UNet(Model):
     """
 
     Config = UNetConfig
-    kinds = frozenset({"image"})
-    conditions = frozenset({"image"})
+    kinds = frozenset({"image", "video"})
+    conditions = frozenset({"image", "video"})
     defaults = {"lr": 1e-3, "batch_size": 8, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     likelihood = "exact"
     density = True
     block = 16
     config: UNetConfig
-    spec: ImageSpec
+    spec: ImageSpec | VideoSpec
 
     def __init__(self, config: UNetConfig, spec: Spec):
         super().__init__(config, spec)
         source = spec.condition
-        if not isinstance(source, ImageSpec):
-            raise UsageError("unet makes pictures from pictures, and this data has no source pictures; give pairs")
-        assert isinstance(spec, ImageSpec)  # `kinds` has no others
+        if not isinstance(source, _PIXELS):
+            raise UsageError("unet makes pictures from pictures, and this data has no source pictures; give pairs, or "
+                             "say with --condition what part of each example is the source")
+        assert isinstance(spec, _PIXELS)  # `kinds` has no others
         self.factor = spec.height // source.height
         if (spec.height, spec.width) != (self.factor * source.height, self.factor * source.width):
             raise UsageError(f"unet needs targets of the size of their sources or a whole number of times as large; "
@@ -86,29 +95,37 @@ class UNet(Model):
         if config.start == "source" and source.channels != spec.channels:
             raise UsageError(f"start 'source' needs sources with as many channels as the targets; they have "
                              f"{source.channels} and {spec.channels}")
-        self.from_source = config.start == "source" or (config.start == "auto" and larger
+        near = larger or isinstance(spec, VideoSpec)
+        self.from_source = config.start == "source" or (config.start == "auto" and near
                                                         and source.channels == spec.channels)
-        self.network = _Network(source.channels, spec.channels, self.factor, config.patch or (1 if larger else 2),
+        maps = math.prod(spec.shape[:-2])
+        self.network = _Network(math.prod(source.shape[:-2]), maps, self.factor, config.patch or (1 if larger else 2),
                                 config.width, (1 if larger else 4) if config.depth is None else config.depth,
                                 config.blocks, config.dropout)
         self.distribution: Continuous = (Laplace if config.loss == "l1" else Gaussian)(_NARROWEST)
-        self.log_scale = nn.Parameter(torch.full((spec.channels, 1, 1), math.log(0.2) / _FASTER))
+        self.log_scale = nn.Parameter(torch.full((maps, 1, 1), math.log(0.2) / _FASTER))
         self.to(memory_format=torch.channels_last)
 
     # --- the distribution of a target
 
     def regress(self, x: Tensor) -> Tensor:
-        """Sources (B, C', H', W') of any size -> the mean pictures of their targets, (B, C, H, W) in [0, 1]."""
-        return self._location(x).clamp(0, 1)
+        """Sources (B, *source) of any height and width -> the mean of their targets, (B, *target) in [0, 1]."""
+        return self._shaped(self._location(x).clamp(0, 1))
 
     def _location(self, x: Tensor) -> Tensor:
-        """(B, C', H', W') -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
+        """(B, *source) -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
+        x = _flat(x)
         output = self.network(2 * x - 1).float()
         if not self.from_source:
             return 0.5 + output
-        # Antialiasing changes nothing but the kernel, to that of Pillow and Matlab.
-        return output + (F.interpolate(x, scale_factor=self.factor, mode="bicubic", antialias=True)
-                         if self.factor > 1 else x)
+        start = x[:, -self.spec.channels :]  # of a film the last frame, of a picture all of it
+        if self.factor > 1:  # antialiasing changes nothing but the kernel, to that of Pillow and Matlab
+            start = F.interpolate(start, scale_factor=self.factor, mode="bicubic", antialias=True)
+        return output + start.repeat(1, output.shape[1] // start.shape[1], 1, 1)
+
+    def _shaped(self, y: Tensor) -> Tensor:
+        """(B, C, H, W) -> as examples are, (B, *target) of any height and width."""
+        return y.unflatten(1, self.spec.shape[:-2])
 
     def _parameters_of(self, pairs: Given | Batch | None) -> tuple[Tensor, Tensor]:
         """The location (B, C, H, W) and the log-scale of each channel (C, 1, 1) of the targets' distribution."""
@@ -116,7 +133,7 @@ class UNet(Model):
 
     def _log_density(self, batch: Batch) -> Tensor:
         """log p of each number of the targets, (B, C, H, W) float32."""
-        return self.distribution.log_prob(self._parameters_of(batch), batch.x)
+        return self.distribution.log_prob(self._parameters_of(batch), _flat(batch.x))
 
     # --- train
 
@@ -136,15 +153,16 @@ class UNet(Model):
         return Batch(self.regress(_source(given)))
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
-        """The residuals as standard normal noise, (B, C, H, W)."""
+        """The residuals as standard normal noise, (B, *target)."""
         location, log_scale = self._parameters_of(batch)
-        return self.distribution.to_noise((location, log_scale.double()), batch.x.double()).to(batch.x.dtype)
+        noise = self.distribution.to_noise((location, log_scale.double()), _flat(batch.x).double())
+        return self._shaped(noise.to(batch.x.dtype))
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """The inverse of `encode` for the sources in `given`, cut to [0, 1]. Nothing random."""
         location, log_scale = self._parameters_of(given)
-        x = self.distribution.from_noise((location, log_scale.double()), code.double())
-        return Batch(x.clamp(0, 1).to(code.dtype))
+        x = self.distribution.from_noise((location, log_scale.double()), _flat(code).double())
+        return Batch(self._shaped(x.clamp(0, 1).to(code.dtype)))
 
     # --- score
 
@@ -161,10 +179,15 @@ class UNet(Model):
 
 
 def _source(pairs: Given | Batch | None) -> Tensor:
-    """The sources, (B, C', H', W')."""
+    """The sources, (B, *source)."""
     if pairs is None or pairs.condition is None:
         raise UsageError("unet makes pictures from pictures; give the sources they are made from")
     return pairs.condition.x
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Pictures or films (B, ..., H, W) -> (B, C, H, W)."""
+    return x.flatten(1, -3)
 
 
 class _Regression(nn.Module):

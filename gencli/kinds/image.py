@@ -21,7 +21,7 @@ from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, FileExamples, Request, Source, bytes_of, shorten
 from gencli.format import Format, Held
-from gencli.kind import Kind, Rate, Shown, Tile, deriving
+from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
 from gencli.pictures import (
     ENDINGS,
@@ -657,7 +657,8 @@ class Images(Kind):
 
     # --- the command line
 
-    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None) -> tuple[Tensor, Tensor]:
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[Any], Dataset]) -> Partial:
         """A picture and which of it to keep, both (C, H, W): values in [0, 1], and bool.
 
         Args:
@@ -681,7 +682,7 @@ class Images(Kind):
             keep = _black_or_white(_single(mask, spec, 1), mask, "a mask is").bool().expand(spec.shape)
         if spec.levels == 2:
             _black_or_white(known[keep], source, "the model's pictures are")
-        return known, keep
+        return Partial(known, keep)
 
 
 def _sizes(examples: PictureExamples, condition: PictureExamples) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -33,7 +34,7 @@ from gencli.examples import (
     shorten,
     whole,
 )
-from gencli.format import Format, Held, Rows
+from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.line_drawing import LineDrawing, on_court, strips
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 else:
     np, pl, torch = Lazy("numpy"), Lazy("polars"), Lazy("torch")
 
+_BLOCK = 2  # windows; in shorter blocks what is in two of them would count for too much
 WINDOW = 64  # steps of a window of a long series where the user says nothing
 _MOST_FILLED = 1000  # places of agents in frames for each that is there
 _FEET = 0.01  # a hundredth of a foot
@@ -188,14 +190,18 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             windows = [x.unfold(0, spec.length, stride).transpose(1, 2) for x in series if len(x) >= spec.length]
             examples = windows[0] if len(windows) == 1 else torch.cat(windows)
             lengths = torch.full((len(examples),), spec.length)
+        blocks = None
+        if spec.fixed and stride < spec.length:
+            place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * spec.length)], 1)
+            blocks = place.unique(dim=0, return_inverse=True)[1]
         part = self.take(origin[:, 0].tolist()) if self.labels else self
         labels = part._numbers(spec.classes)
         print_of = fingerprint(*series, labels, lengths, repr((spec.length, spec.fixed, stride)).encode())
         protocol: dict[str, Any] = {"window": spec.length, "stride": stride} if spec.fixed else {"length": spec.length}
         if spec.clock:
             protocol["step"] = str(spec.clock)
-        data = part._dataset(spec, examples, lengths=lengths, origin=origin, fingerprint=print_of, protocol=protocol,
-                             notes=tuple(self._notes(spec, settings, series, starts)))
+        data = part._dataset(spec, examples, lengths=lengths, origin=origin, blocks=blocks, fingerprint=print_of,
+                             protocol=protocol, notes=tuple(self._notes(spec, settings, series, starts)))
         return data.subset(limit)
 
     def _notes(self, spec: SeriesSpec, settings: SeriesSettings, series: list[Tensor],
@@ -241,7 +247,7 @@ def _table(source: Source, request: Request) -> SeriesExamples:
                         f"such lines out")
     if not whole:
         raise DataError(f"{name} has no rows of numbers")
-    columns = [_written(column[whole]) for column in cells.frame]
+    columns = [_written(column[whole], name) for column in cells.frame]
     places = {role: cells.place(column, f"--{role}") for role in ("series", "label", "time")
               if (column := getattr(settings, role))}
     if "series" not in places and "example" in cells.columns:  # as `Csv` writes them
@@ -283,9 +289,12 @@ def _cells(content: Path | bytes, name: str, named: tuple[str, ...]) -> Table:
     return read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
 
 
-def _written(column: pl.Series) -> list[str]:
-    """Cells as text; dates and times of Parquet as ISO 8601 has them."""
+def _written(column: pl.Series, name: str) -> list[str]:
+    """Cells as text; dates and times of Parquet as ISO 8601 has them. DataError if it has none for one."""
     if column.dtype == pl.Date or isinstance(column.dtype, pl.Datetime):
+        milliseconds = column.cast(pl.Datetime("ms"))
+        if not milliseconds.is_between(datetime.min, datetime.max).all():  # polars would panic
+            raise DataError(f"{name}: column {column.name!r} holds times beyond the years 1 to 9999")
         column = column.dt.strftime("%Y-%m-%d" if column.dtype == pl.Date else "%Y-%m-%d %H:%M:%S%.f")
         whole = ~column.str.contains(r"\.")
         if not whole.all():  # %f wants digits in every line
@@ -370,6 +379,15 @@ def _ragged(values: np.ndarray, offsets: np.ndarray, name: str) -> list[np.ndarr
     return [values[start:end] for start, end in pairwise(offsets.tolist())]
 
 
+def _cut(values: np.ndarray, lengths: np.ndarray, name: str) -> list[np.ndarray]:
+    """The series values[i, : lengths[i]]."""
+    if lengths.shape != values.shape[:1] or lengths.dtype.kind not in "iu" \
+            or not ((lengths > 0) & (lengths <= values.shape[1])).all():
+        raise DataError(f"{name}: lengths are not those of {len(values)} series; expected as many integers from 1 to "
+                        f"{values.shape[1]}")
+    return [x[:length] for x, length in zip(values, lengths.tolist(), strict=True)]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Formats
 
@@ -412,6 +430,18 @@ class Csv(Format):
 def _drawn(x: np.ndarray, spec: SeriesSpec) -> LineDrawing:
     """A series (T, D): its tracks if it is on a court, else a chart."""
     return on_court(x) if spec.court else strips(x, spec.columns, spec.mean, spec.scale, spec.length)
+
+
+class Npz(Held):
+    """`series` (N, T, D), NaN past the ends, and `lengths` (N,): where a series ends, NaN alone does not tell."""
+
+    exact = True
+
+    def end(self) -> None:
+        lengths = [len(x) for rows in self.blocks for x in rows.values]
+        arrays = {self.content.array: self.array, "lengths": np.array(lengths, np.int64)}
+        arrays |= {"labels" if name == "label" else name: column for name, column in self.columns.items()}
+        write_npz(self.out, arrays)
 
 
 class _Sheet(Held):
@@ -493,7 +523,7 @@ class Series(Kind):
     missing = True
     spaces = ("steps", "spectrum")
     array = "series"
-    formats = ("jsonl", "npz", "npy")
+    formats = ("jsonl", "npy")
     terminal = "csv"
     shown = Shown(preview=("png", 16), samples=24, pairs=8, frames=5, across=4)
     conditions = {"past": _past}
@@ -548,21 +578,25 @@ class Series(Kind):
         return self._planned(SeriesExamples(name, series, columns, labels), request)
 
     def from_archive(self, arrays: Mapping[str, np.ndarray], name: str, request: Request) -> Splits | None:
-        """Series of different lengths one after the other: `series` or `xy_centifeet`, and `offsets`."""
+        """Series of different lengths: `series` (N, T, D) and `lengths`, or one after the other and `offsets`.
+
+        One after the other they are `series` (steps, D) or `xy_centifeet` (frames, agents, 2).
+        """
         key = next((key for key in (self.array, "xy_centifeet") if key in arrays), None)
-        if key is None or "offsets" not in arrays:
+        ends = next((ends for ends in ("offsets", "lengths") if ends in arrays), None)
+        if key is None or ends is None or (key != self.array and ends == "lengths"):
             return None
+        shape = {"offsets": "(steps, D)", "lengths": "(N, T, D)"}[ends] if key == self.array else "(frames, agents, 2)"
 
         def read() -> SeriesExamples:
-            values, offsets = arrays[key], arrays["offsets"]
-            found = values.shape
-            if values.dtype.kind not in "buif" or values.ndim != (2 if key == self.array else 3) or not values.size \
-                    or (key != self.array and found[2] != 2):
-                raise DataError(f"{name}: {key} has the shape {found} of {values.dtype}; expected numbers, "
-                                f"{'(steps, D)' if key == self.array else '(frames, agents, 2)'}")
+            values = arrays[key]
+            if values.dtype.kind not in "buif" or values.ndim != shape.count(",") + 1 or not values.size \
+                    or (key != self.array and values.shape[2] != 2):
+                raise DataError(f"{name}: {key} has the shape {values.shape} of {values.dtype}; expected numbers, "
+                                f"{shape}")
             if np.isinf(values := values.astype(np.float64)).any():
                 raise DataError(f"{name}: {key} holds infinity")
-            parts = _ragged(values, offsets, name)
+            parts = (_ragged if ends == "offsets" else _cut)(values, arrays[ends], name)
             if key != self.array:
                 return self._planned(_plays(name, [part * _FEET for part in parts]), request)
             labels = [str(label) for label in arrays["labels"].tolist()] if "labels" in arrays else None
@@ -606,7 +640,7 @@ class Series(Kind):
         return "csv"
 
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
-        return {"csv": Csv, "svg": Svg, "png": Png}
+        return {"csv": Csv, "npz": Npz, "svg": Svg, "png": Png}
 
     def file(self, value: Any, spec: Any) -> bytes:
         return _csv(spec, [({}, value, {})], header=True)

@@ -14,7 +14,17 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError
-from gencli.examples import Examples, KindSettings, ListedExamples, Request, Source, bytes_of, readable
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    ListedExamples,
+    Numbered,
+    Request,
+    Source,
+    bytes_of,
+    classes_in,
+    readable,
+)
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
@@ -68,7 +78,8 @@ class TextSpec(Spec):
 
 
 class TextSettings(KindSettings):
-    lines: bool = Field(False, description="One example a line, instead of one document.")
+    lines: bool | None = Field(None, description="One example a line, instead of one document; of texts that come one "
+                                                 "by one (.jsonl), --no-lines makes one document.")
     unit: Unit = Field("characters", description="What a token is; subword: byte pair encoding, learnt from the "
                                                  "training split.")
     vocabulary: int | None = Field(None, ge=3, description="Tokens at most, of subwords (default 2000) or words (the "
@@ -310,10 +321,32 @@ class Texts(Kind):
         clean.tell(request)
         return Lines(request.name, texts)
 
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """The texts under `text`, an example each; a single one, and with `--no-lines` all together, are a document."""
+        if not any(self.name in record for _, record in records):
+            return None
+        clean = _Cleaner()
+
+        def text(numbered: Numbered) -> str:
+            number, record = numbered
+            if not isinstance(record.get(self.name), str):
+                raise DataError(f"{name}: line {number} has no text under {self.name!r}")
+            return clean.text(record[self.name])
+
+        kept, texts = readable(records, text, request)
+        clean.tell(request)
+        lost = len(records) - len(kept)
+        if request.settings(self).lines is False or len(records) == 1:
+            document = Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts))
+            document.skipped = lost
+            return document
+        return Lines(name, texts, classes_in([records[i] for i in kept]), lost)
+
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
+        lines = spec.lines or (False if options.get("lines") is False else None)  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
-                {**options, "lines": spec.lines, "unit": spec.unit, "vocabulary": None})
+                {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 
     # --- data set <-> model
 

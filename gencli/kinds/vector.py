@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -28,14 +28,24 @@ from pydantic import (
 
 from gencli import charts
 from gencli.dataset import Dataset
-from gencli.errors import DataError, did_you_mean
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded
-from gencli.examples import Examples, KindSettings, Request, Source, bytes_of, shorten
-from gencli.format import Format, Held, Rows
-from gencli.kind import Chart, Kind, Shown
+from gencli.examples import (
+    Examples,
+    KindSettings,
+    Numbered,
+    Request,
+    Source,
+    all_kinds,
+    bytes_of,
+    readable,
+    shorten,
+)
+from gencli.format import Format, Held, Rows, json_line
+from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import Table, number, numbered, read_cells, read_parquet
+from gencli.tables import MISSING, Table, number, numbered, read_cells, read_parquet, spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,8 +65,6 @@ _COLUMNS = 12  # of a table that are shown
 _MOST_BARS = 20  # words of a column that are shown
 _FEW = 20  # different texts that are categories, however few rows there are
 _LARGEST = 2**53  # the integers up to here are numbers of float64
-# The cells that are no value, as pandas has them, and the question mark of UCI's tables.
-_MISSING = ("", "?", "#N/A", "#NA", "-NaN", "-nan", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
 _BOOLEANS = {("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("off", "on")}
 _DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")  # of 01/02/2020 the month comes first
 _TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", "T%H:%M:%SZ", " %H:%M:%S%.f", "T%H:%M:%S%.f",
@@ -131,6 +139,8 @@ class VectorSettings(KindSettings):
     columns: str | None = Field(None, description="What columns are, where their cells mislead: NAME:TYPE,... with the "
                                                   "types number, integer, boolean, category and date.")
     drop: str | None = Field(None, description="Columns to leave out: NAME,...")
+    header: Literal["yes", "no"] | None = Field(
+        None, description="Whether the first line of a table names the columns; default: as it looks.")
 
     @field_validator("columns")
     @classmethod
@@ -144,6 +154,27 @@ class VectorSettings(KindSettings):
 def _split(text: str | None) -> list[str]:
     """Names between commas; one that has a comma stands in quotation marks."""
     return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])] if text else []
+
+
+# A name or value, in quotation marks if it has a comma or equals sign, up to what follows it.
+_WRITTEN = re.compile(r'\s*("(?:[^"]|"")*"|[^"=,]*?)\s*(=|,|$)')
+
+
+def _assignments(text: str) -> list[tuple[str, str]] | None:
+    """The names and values of NAME=VALUE,...; None if it is nothing of the kind."""
+    parts: list[list[str]] = [[]]
+    start = 0
+    while start < len(text) or not parts[-1]:
+        if not (match := _WRITTEN.match(text, start)):
+            return None
+        word, follows = match.groups()
+        parts[-1].append(word[1:-1].replace('""', '"') if word.startswith('"') else word)
+        if follows == ",":
+            parts.append([])
+        elif follows == "=" and match.end() == len(text):
+            parts[-1].append("")
+        start = match.end()
+    return [(name, value) for name, value in parts] if all(len(part) == 2 for part in parts) else None
 
 
 def _split_types(text: str | None) -> list[tuple[str, str]]:
@@ -175,7 +206,7 @@ def _column(name: str, cells: pl.Series, wanted: str | None, table: str) -> tupl
             return _typed(name, cells, table)
         cells = cells.cast(pl.String)
     cells = cells.fill_null("")
-    absent = cells.is_in(_MISSING)
+    absent = cells.is_in(MISSING)
     present = cells.filter(~absent)
     column, values = _READ[wanted or "category"](name, present) if wanted or not len(present) \
         else _inferred(name, present)
@@ -461,6 +492,7 @@ class TableExamples(Examples):
 
     def fit(self, spec: VectorSpec, request: Request, limit: int | None) -> Dataset:
         rows, told = self.head(limit), self._inferred() if self.inference.decided else None
+        rows = rows._with_classes(spec)
         values, mistakes = rows._converted(spec.columns)
         bad = np.zeros(len(rows), bool)
         for place, (wrong, what) in mistakes.items():
@@ -475,6 +507,15 @@ class TableExamples(Examples):
         protocol = {"columns": len(spec.columns), **({"missing_cells": gaps} if gaps else {})}
         return rows._dataset(spec, torch.from_numpy(np.ascontiguousarray(values)), protocol=protocol,
                              notes=(told,) if told else ())
+
+    def _with_classes(self, spec: VectorSpec) -> Self:
+        """The same with the column `label`, as samples of labelled rows have it, taken for the class."""
+        if not spec.classes or self.labels is not None or "label" not in self.names or "label" in spec.names:
+            return self
+        place = self.names.index("label")
+        others = [i for i in range(len(self.columns)) if i != place]
+        labels = cells_of(self.columns[place], self.values[:, place])
+        return self._like(self.values[:, others], [self.columns[i] for i in others], labels, self.skipped)
 
     def _converted(self, columns: Sequence[Column]) -> tuple[np.ndarray, dict[int, tuple[np.ndarray, str]]]:
         """The rows as those columns have them, and by place of a column the rows that it cannot hold, with a reason."""
@@ -558,7 +599,10 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
         DataError: cells that are not what their column holds; columns that no row can hold.
     """
     first = tables[0]
-    name, names = first.name, first.columns
+    name, names = first.name, [column or spelled(str(i + 1)) for i, column in enumerate(first.columns)]
+    for part in tables:
+        for note in part.notes:
+            request.notify(f"{part.name}: {note}")
     frames = [first.frame]
     for other in tables[1:]:
         if sorted(other.columns) != sorted(names):
@@ -579,6 +623,9 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     label = None if settings.label is None else first.place(settings.label, "--label")
     dropped = {first.place(column, "--drop") for column in _split(settings.drop)}
     types = {first.place(column, "--columns"): kind for column, kind in _split_types(settings.columns)}
+    if 0 not in types and label != 0 and _is_index(first.columns[0], frame.to_series(0)):
+        dropped.add(0)
+        request.notify(f"{name}: the first column counts the rows and is left out; --columns 1:integer keeps it")
     places = [i for i in range(len(names)) if i != label and i not in dropped]
     if not places:
         raise DataError(f"{name} has no column besides the label")
@@ -593,12 +640,55 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes and (not request.skip_bad or not {*lines} - mistakes.keys()):
         (file, line), what = min(mistakes.items(), key=lambda mistake: mistake[0])
         raise DataError(f"{file}: line {line}: {what}")
-    labels = None if label is None else frame.to_series(label).cast(pl.String).fill_null("").to_list()
+    labels = None if label is None else _classes(frame.to_series(label))
     good = [row for row, line in enumerate(lines) if line not in mistakes]
     examples = TableExamples(name, np.stack(values, 1), columns, labels, len(mistakes),
                              label=None if label is None else (names[label], label),
                              inference=_Inference(frozenset(names[i] for i in types)))
     return examples._take(good) if len(good) < len(lines) else examples
+
+
+def _classes(cells: pl.Series) -> list[str]:
+    """The classes in a column (N,); "" where a cell is missing."""
+    texts = cells.cast(pl.String).fill_null("")
+    return texts.set(texts.is_in(MISSING), "").to_list()
+
+
+def _is_index(name: str, cells: pl.Series) -> bool:
+    """Whether a column is the index that pandas writes: without a name, a different whole number in each row."""
+    if not re.fullmatch(r"|Unnamed: 0(\.\d+)?|__index_level_0__", name):
+        return False
+    numbers = cells.cast(pl.String).cast(pl.Int64, strict=False)
+    return len(cells) > 1 and not numbers.null_count() and numbers.n_unique() == len(numbers)
+
+
+def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, int]:
+    """The rows that records of JSON are, by the names of their values; and how many are none.
+
+    Raises:
+        DataError: a record of more than plain values, and `request.skip_bad` is off.
+    """
+    def row(numbered: Numbered) -> dict[str, str]:
+        number, record = numbered
+        for key, value in record.items():
+            if isinstance(value, list | dict):
+                raise DataError(f"{name}: line {number} has {'a list' if isinstance(value, list) else 'an object'} "
+                                f"under {key!r}; rows of a table hold plain values")
+        return {key: _as_cell(value) for key, value in record.items()}
+
+    kept, rows = readable(records, row, request)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = {key: [row.get(key, "") for row in rows] for key in columns}
+    frame = pl.DataFrame(cells, dict.fromkeys(columns, pl.String))
+    plain = tuple(columns) == tuple(map(spelled, numbered(len(columns))))
+    table = Table(name, numbered(len(columns)) if plain else columns, not plain, frame, [records[i][0] for i in kept],
+                  [len(columns)] * len(rows))
+    return table, len(records) - len(kept)
+
+
+def _as_cell(value: Any) -> str:
+    """A plain value of JSON as the cell of a table."""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value).strip()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -615,7 +705,7 @@ class _Columns:
         assert isinstance(spec, VectorSpec)
         self.spec = spec
         plain = spec.names == numbered(len(spec.columns))
-        self.names = [f"column_{name}" if plain else name for name in spec.names]
+        self.names = [spelled(name) if plain else name for name in spec.names]
 
     def named(self, records: Sequence[Mapping[str, Any]]) -> tuple[list[str], dict[str, list[Any]]]:
         """Names of all columns, and what records say in the further ones."""
@@ -623,7 +713,7 @@ class _Columns:
         names, label = [*self.names], self.spec.label
         if label and "label" in further:
             classes = self.spec.classes
-            own = label[0] if label[0] not in numbered(len(names) + 1) else f"column_{label[0]}"
+            own = label[0] if label[0] not in numbered(len(names) + 1) else spelled(label[0])
             further[own] = [classes[number] for number in further.pop("label")]
             names.insert(label[1], own)
         return [*names, *(name for name in further if name not in names)], further
@@ -668,6 +758,32 @@ class Tsv(Csv):
     delimiter = "\t"
 
 
+class Records(Format):
+    """A JSON object for each example, by the names of its columns: numbers, words, null where a cell is missing."""
+
+    binary = False
+
+    def begin(self) -> None:
+        self._columns = _Columns(self.content.spec)
+
+    def put(self, rows: Rows) -> None:
+        if not len(rows.values):
+            return
+        names, further = self._columns.named(rows.records)
+        own = zip(self._columns.names, self._columns.spec.columns, np.asarray(rows.values).T, strict=True)
+        cells = {name: _plain_values(column, values) for name, column, values in own} | further
+        for record in zip(*(cells[name] for name in names), strict=True):
+            self.out.write(json_line(dict(zip(names, record, strict=True))) + b"\n")
+        self.count += len(rows.values)
+
+
+def _plain_values(column: Column, values: np.ndarray) -> list[Any]:
+    """The cells of a column (N,) as JSON has them."""
+    texts = cells_of(column.model_copy(update={"blank": "", "plus": False}), values)
+    read = {"number": float, "integer": int}.get(column.type, str)
+    return [None if math.isnan(value) else read(text) for value, text in zip(values, texts, strict=True)]
+
+
 class Parquet(Held):
     """A column of its own type for each; a missing cell is null."""
 
@@ -698,14 +814,32 @@ class Vectors(Kind):
     single = False
     spaces = ("columns",)
     missing = True
-    formats = ("jsonl", "npz", "npy")
+    formats = ("npz", "npy")
     terminal = "csv"
     shown = Shown(preview=("csv", 64), samples=400, pairs=64, frames=40)
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        tables = [(read_parquet if data[:4] == b"PAR1" or name.lower().endswith(".parquet") else read_cells)(data, name)
-                  for name, data in ((name, bytes_of(content)) for name, content in sources)]
-        return table(tables, request.settings(self), request)
+        settings = request.settings(self)
+        header = None if settings.header is None else settings.header == "yes"
+
+        def read_table(name: str, data: bytes) -> Table:
+            if data[:4] == b"PAR1" or name.lower().endswith(".parquet"):
+                return read_parquet(data, name)
+            return read_cells(data, name, header=header)
+
+        return table([read_table(name, bytes_of(content)) for name, content in sources], settings, request)
+
+    def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
+        """Records of plain values, by the names of the columns; or of lists of numbers under `vector`."""
+        if any(self.name in record for _, record in records):
+            return super().from_records(records, name, request)
+        others = {kind.name for kind in all_kinds() if any(kind.name in record for _, record in records)}
+        if others and request.general.kind != self.name:
+            return None
+        found, lost = _recorded(records, name, request)
+        examples = table([found], request.settings(self), request)
+        examples.skipped += lost
+        return examples
 
     def claims(self, array: np.ndarray) -> bool:
         return array.ndim == 2
@@ -721,8 +855,12 @@ class Vectors(Kind):
             kind: dict[str, Any] = {"b": {"type": "boolean", "values": ("0", "1"), "step": 1.0},
                                     "f": {}}.get(array.dtype.kind, {"type": "integer", "step": 1.0})
             gaps = np.asarray(np.isnan(values).any(0))
-            names = [Column(name=str(name), missing=bool(gap), **kind)
-                     for name, gap in zip(names, gaps, strict=True)]
+            long = np.asarray((np.abs(values) >= _LARGEST).any(0) & (array.dtype.kind in "iu"))
+            if long.any():
+                request.notify(f"{name}: integers beyond {_LARGEST} lose their last digits in {int(long.sum())} of "
+                               f"{len(long)} columns, which are read as numbers")
+            names = [Column(name=str(name), missing=bool(gap), **({} if beyond else kind))
+                     for name, gap, beyond in zip(names, gaps, long, strict=True)]
         return TableExamples(name, values, names, labels, codes=True)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
@@ -737,7 +875,7 @@ class Vectors(Kind):
         return batch.x.numpy()
 
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
-        return {"csv": Csv, "tsv": Tsv, "parquet": Parquet}
+        return {"csv": Csv, "tsv": Tsv, "jsonl": Records, "parquet": Parquet}
 
     def describe(self, spec: Any) -> str:
         return f"rows of {len(spec.columns)} columns"
@@ -760,6 +898,38 @@ class Vectors(Kind):
         words = [([i], views.OneHot(f"column {column.name!r}", column.values, column.missing))
                  for i, column in enumerate(spec.columns) if column.type == "category"]
         return views.Columns([(real, numbers), *words] if real else words)
+
+    # --- the command line
+
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[Any], Dataset]) -> Partial:
+        """Rows and which of their cells are there, both (N, D)."""
+        if keep_rows is not None or mask is not None:
+            raise UsageError("--keep-rows and --mask say what is kept of a picture; of rows it is the cells that are "
+                             "there")
+        gaps = tuple(column.model_copy(update={"missing": True}) for column in spec.columns)
+        data = read(spec.model_copy(update={"columns": gaps}))
+        x = data.batch(torch.arange(len(data))).x
+        beyond = [f"{int(off.sum())} in {column.name!r} ({_span(column)})"
+                  for column, values in zip(gaps, x.T, strict=True)
+                  if not column.coded and (off := (values < _low(column)) | (values > _high(column))).any()]
+        notes = [f"{source} has values beyond the range of the training data, of which the model knows little: "
+                 f"{shorten(beyond)}"] if beyond else []
+        return Partial(x, ~x.isnan(), data.labels, tuple(notes))
+
+    def written(self, words: str, spec: Any) -> Partial:
+        """The values of NAME=VALUE,... and which columns they are in, both (D,)."""
+        pairs = _assignments(words)
+        if pairs is None:
+            raise UsageError(f"--given {words}: expected NAME=VALUE,..., columns and what all rows have in them; what "
+                             f"has a comma or an equals sign stands in quotation marks")
+        known = torch.full((len(spec.columns),), math.nan, dtype=torch.float64)
+        for name, cell in pairs:
+            place = _place(name, spec)
+            if not known[place].isnan():
+                raise UsageError(f"--given {words}: {name} is given twice")
+            known[place] = _written(cell, spec.columns[place])
+        return Partial(known, ~known.isnan())
 
     # --- showing
 
@@ -786,6 +956,58 @@ class Vectors(Kind):
         places = torch.linspace(0, 1, len(path))
         found = [(name, _points(places, path.x[:, i])) for i, name in enumerate(spec.names[:_COLUMNS])]
         return [Chart(name, charts.lines([points], name)) for name, points in found if points]
+
+
+def _low(column: Column) -> float:
+    return -math.inf if column.low is None else column.low
+
+
+def _high(column: Column) -> float:
+    return math.inf if column.high is None else column.high
+
+
+def _span(column: Column) -> str:
+    """The range of a column in words."""
+    low, high = cells_of(column, np.array([_low(column), _high(column)]))
+    return f"{low} to {high}"
+
+
+def _place(name: str, spec: VectorSpec) -> int:
+    """The place of a column by its name, or by the number from 1 that it has in a table without names."""
+    names = _Columns(spec).names
+    for known in (list(spec.names), names):
+        if name in known:
+            return known.index(name)
+    if spec.label and name == spec.label[0]:
+        raise UsageError(f"--given {name}: it is the class, which is no column of this model; train one without "
+                         f"--label, where it is a column like the others")
+    close = did_you_mean(name, spec.names, len(names) <= _FEW)
+    raise UsageError(f"--given {name}: the model has no such column{close}")
+
+
+def _written(cell: str, column: Column) -> float:
+    """A value that the user wrote, as the model has it; UsageError if the column cannot have it."""
+    what = f"--given {column.name}={cell}"
+    if column.coded:
+        words = [*column.values, *map(str.lower, column.values)]
+        if cell in words or cell.lower() in words:
+            return float(words.index(cell if cell in words else cell.lower()) % len(column.values))
+        close = did_you_mean(cell, column.values, len(column.values) <= _FEW)
+        raise UsageError(f"{what}: the column has no such value{close}")
+    if column.type == "date":
+        moments = _moments(pl.Series([cell]), column.format)
+        value = math.nan if moments.null_count() else _date_column(column.name, moments, column.format)[1].item()
+        form = f"a date as {cells_of(column, np.array([_low(column)]))[0]}"
+    else:
+        value, form = number(cell), "a number"
+        value = math.nan if value is None else value
+    if not math.isfinite(value):
+        raise UsageError(f"{what}: expected {form}" + ("" if cell else "; leave a column out that is not known"))
+    if not _low(column) <= value <= _high(column):
+        raise UsageError(f"{what}: the training data has {_span(column)}, and the model knows nothing beyond")
+    if column.step and value % column.step:
+        raise UsageError(f"{what}: the values of the column are multiples of {column.step:g}")
+    return value
 
 
 def _distribution(column: Column, x: Tensor, y: Tensor) -> Chart:

@@ -18,8 +18,8 @@ import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +29,7 @@ from pydantic import Field
 
 from gencli import pictures
 from gencli.dataset import Dataset, fingerprint
-from gencli.errors import DataError
+from gencli.errors import DataError, UsageError
 from gencli.examples import Examples, ListedExamples, Request, Source, bytes_of
 from gencli.format import Content, Format, Held, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
@@ -51,6 +51,7 @@ else:
 
 _USUAL = 32  # frames of a clip at most, where nobody says how many
 _RATE = 10.0  # frames per second of films that do not say it
+_APART = 2**40  # more than there are examples
 _LONGEST = 50  # a frame shown for more than this multiple of the shortest time is a pause, not so many frames
 
 
@@ -432,6 +433,10 @@ class StoredClips:
         """The clips of these numbers, still in the file."""
         return StoredClips(self._pixels, self._places[places], self._levels)
 
+    def frames(self, part: slice) -> StoredClips:
+        """These frames of every clip, still in the file."""
+        return StoredClips(self._pixels[:, part], self._places, self._levels)
+
     def at(self, levels: int | None) -> StoredClips:
         """The same clips in other levels."""
         return StoredClips(self._pixels, self._places, levels)
@@ -584,6 +589,27 @@ class Frames(Format):
 # The kind
 
 
+def _past(spec: VideoSpec, argument: str) -> tuple[VideoSpec, Callable[[Dataset], Dataset]]:
+    """The first frames of a clip, of which the rest is the example."""
+    count = int(argument) if argument.isdecimal() else 0
+    if not 0 < count < spec.frames:
+        raise UsageError(f"--condition past={argument}: expected a number of frames below those of a clip "
+                         f"(--frames {spec.frames}), such as past={max(1, spec.frames // 2)}")
+    past = spec.model_copy(update={"frames": count, "classes": ()})
+    rest = spec.model_copy(update={"frames": spec.frames - count, "condition": past})
+
+    def split(data: Dataset) -> Dataset:
+        def part(frames: slice) -> Any:
+            stored = data.examples
+            return stored.frames(frames) if isinstance(stored, StoredClips) else stored[:, frames]
+
+        # Where grey is drawn to black and white, both parts of a clip must not share one draw.
+        before = replace(data, spec=past, examples=part(slice(count)), labels=None, offset=data.offset + _APART)
+        return replace(data, spec=rest, examples=part(slice(count, None)), condition=before)
+
+    return rest, split
+
+
 class Videos(Kind):
     """Clips of one number of frames."""
 
@@ -598,6 +624,7 @@ class Videos(Kind):
     array = "clips"
     formats = ("npz", "npy")
     shown = Shown(preview=("gif", 16), samples=24, pairs=12, frames=5)
+    conditions = {"past": _past}
 
     # --- reading
 
@@ -634,6 +661,14 @@ class Videos(Kind):
                             "(N, T, H, W, C) or (N, T, C, H, W)")
         pixels = pictures.from_numbers(array, name, "films")
         return Films(name, [Part(FilmArray(f"{name}: film {i}", x)) for i, x in enumerate(pixels)], labels)
+
+    def undivided(self, spec: Any) -> VideoSpec:
+        """Of what was divided into past and future, both."""
+        past = spec.condition.frames if isinstance(spec.condition, VideoSpec) else 0
+        return spec.model_copy(update={"frames": spec.frames + past, "condition": None})
+
+    def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in options.items() if name != "frames"}
 
     # --- data set <-> model
 

@@ -76,7 +76,7 @@ class Bins(nn.Module):
             if not column.values:
                 edges = _cut(known, column, self.sizes[d])
                 self._set(d, edges, torch.zeros(edges.shape[1]))
-            code = self._code(x[:, d], d)
+            code = self._code(x[:, d].to(self.low.device), d)
             counts = torch.bincount(code[code >= 0], minlength=self.sizes[d]).double()
             counts[self.low[self.of(d)] < _UNUSED] += 0.5
             self.share[self.of(d)] = (counts / counts.sum()).to(self.share.device)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gencli.settings import TrainSettings
     from gencli.spec import Batch, Spec
 
+CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
 # What a number is: the quantity itself, a bound on it, or an estimate.
 Kind = Literal["exact", "bound", "estimate"]
 # Called while a metric is computed: examples done, and their number.
@@ -64,6 +65,7 @@ class Metric:
         unit: e.g. "nats".
         kind: whether it is the quantity itself, a bound on it, or an estimate.
         protocol: what else must be the same for two values to be comparable: plain JSON values.
+        interval: of 95% confidence, where that is not 1.96 errors to either side of the value.
     """
 
     name: str
@@ -73,11 +75,24 @@ class Metric:
     unit: str
     kind: Kind = "estimate"
     protocol: dict[str, Any] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     def record(self) -> dict[str, Any]:
         """The metric as JSON; what is not finite becomes None."""
+        ends = self.ends if self.ends and all(map(math.isfinite, self.ends)) else None
         return {"name": self.name, "value": _finite(self.value), "error": _finite(self.error), "n": self.n,
-                "unit": self.unit, "kind": self.kind, "protocol": self.protocol}
+                "unit": self.unit, "kind": self.kind, "protocol": self.protocol,
+                "interval": ends and list(ends)}
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """The interval of 95% confidence; None for an estimate without an error bar."""
+        if self.interval:
+            return self.interval
+        if self.error is None and self.kind != "exact":
+            return None
+        reach = CONFIDENCE * (self.error or 0)
+        return self.value - reach, self.value + reach
 
 
 def _finite(value: float | None) -> float | None:
@@ -130,12 +145,13 @@ Found = Metric | Column | Figure | Reconstructions
 
 @dataclass
 class Results:
-    """What the groups yielded, in order."""
+    """What the groups yielded, in order; and the names of those that the time was not enough for."""
 
     metrics: list[Metric] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     reconstructions: list[Reconstructions] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def add(self, items: Iterable[Found]) -> None:
         """Take in what a group of metrics yields."""
@@ -167,6 +183,8 @@ class Inputs:
         train: trains a network that a metric needs; None: no such network can be trained.
         note: takes sentences for the user that are no warnings.
         progress: called with the examples done and their number.
+        begin: called with the name of each part of the work.
+        time_is_up: whether to end with what has been measured until now.
         notify: takes warnings for the user, a sentence each.
     """
 
@@ -184,6 +202,8 @@ class Inputs:
     draw: int = 1000
     train: Train | None = None
     note: Callable[[str], None] = lambda sentence: None
+    begin: Callable[[str], None] = lambda part: None
+    time_is_up: Callable[[], bool] = lambda: False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,7 +229,10 @@ def measure(names: Sequence[str] | None, inputs: Inputs) -> Results:
     results = Results()
     for group in _selected(names, inputs.examples.spec, inputs.model):
         missing = [need for need in group.needs if getattr(inputs, need) is None]
-        if not missing:
+        if inputs.time_is_up():
+            results.left_out.append(group.name)
+        elif not missing:
+            inputs.begin(group.name)
             results.add(group.load()(inputs))
         elif names is not None:
             raise UsageError(f"metric {group.name!r} needs {' and '.join(missing)}, which were not given")

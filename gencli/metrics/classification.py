@@ -8,8 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from gencli.dataset import Dataset
 from gencli.metrics import Column, Figure, Found, Inputs, Metric
-from gencli.metrics.estimates import blocks, mean, protocol
+from gencli.metrics.estimates import blocks, mean, protocol, resample
 from gencli.rng import generator
 
 _BINS = 15
@@ -35,10 +36,11 @@ def classification(inputs: Inputs) -> Iterator[Found]:
     right = guess == data.labels
     yield Column("correct", right.double(), cost=False)
     yield Column("confidence", confidence, cost=False)
-    yield mean("accuracy", right, "", "exact", record)
-    yield _worst(right, data.labels, data.spec.classes, record)
-    resampled = [calibration_error(confidence[draw], right[draw])
-                 for draw in torch.randint(len(data), (_ROUNDS, len(data)), generator=generator(inputs.seed, "ece"))]
+    yield mean("accuracy", right, "", "exact", record, blocks=data.blocks)
+    yield _worst(right, data, record)
+    source = generator(inputs.seed, "ece")
+    draws = [resample(len(data), data.blocks, source) for _ in range(_ROUNDS)]
+    resampled = [calibration_error(confidence[draw], right[draw]) for draw in draws]
     yield Metric("calibration_error", calibration_error(confidence, right), float(torch.tensor(resampled).std()),
                  len(data), "", "estimate", {**record, "bins": _BINS})
     matrix = confusion(guess, data.labels, len(data.spec.classes))
@@ -65,9 +67,12 @@ def confusion(guess: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + guess, minlength=classes**2).view(classes, classes)
 
 
-def _worst(right: Tensor, labels: Tensor, classes: tuple[str, ...], record: dict[str, Any]) -> Metric:
-    accuracies = [mean("worst_class_accuracy", right[labels == k], "", "exact", {**record, "class": name})
-                  for k, name in enumerate(classes) if (labels == k).any()]
+def _worst(right: Tensor, data: Dataset, record: dict[str, Any]) -> Metric:
+    accuracies = []
+    for k, name in enumerate(data.spec.classes):
+        if (own := data.labels == k).any():  # type: ignore[union-attr]
+            accuracies.append(mean("worst_class_accuracy", right[own], "", "exact", {**record, "class": name},
+                                   blocks=None if data.blocks is None else data.blocks[own]))
     return min(accuracies, key=lambda metric: metric.value)
 
 

@@ -91,6 +91,7 @@ def _by_class(inputs: Inputs) -> Dataset:
 
 def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
     """(N,) bool: which examples of `test` a classifier trained on `data` gets right."""
+    data, test = data.unconditional(), test.unconditional()
     assert test.labels is not None
     name = classifying(data.spec.kind)[0]
     device = torch.device("cpu") if inputs.model is None else inputs.model.device

@@ -1,7 +1,8 @@
 """How samples compare with data in a feature space: distances, precision and recall, classes."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,12 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError
 from gencli.kind import alike, describe
 from gencli.layers.kmeans import lloyd, plus_plus
-from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics import Found, Inputs, Metric, Progress, silent
 from gencli.metrics.distances import distances
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import feature_space, features
 from gencli.metrics.neighbours import squared_distances
-from gencli.model import Model
+from gencli.model import Batch, Model
 from gencli.rng import generator
 
 _COVERED = 0.2  # a class or cluster counts as covered from this fraction of its share in the reference
@@ -27,16 +28,53 @@ _ROUNDS = 100  # of the bootstrap
 
 
 def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int | None = None,
-         **options: Any) -> Dataset:
+         progress: Progress = silent, enough: Callable[[int], bool] = lambda done: False, **options: Any) -> Dataset:
     """Samples of a model as they come out of a pipe: pictures in 8 bits, those of binary pictures drawn to 0 and 1.
 
     A model that makes examples from others is given what the held-out `examples` are made from.
+
+    Args:
+        progress: called with the samples drawn and their number.
+        enough: asked after each block, with the number drawn, whether that is to be the last.
     """
     given = inference.conditions_of(model, examples, count)
-    batches = list(inference.sample(model, range(count), seed, label, given,
-                                    **inference.own_options(model.sample, options)))
+    batches: list[Batch] = []
+    done = 0
+    for batch in inference.sample(model, range(count), seed, label, given,
+                                  **inference.own_options(model.sample, options)):
+        batches.append(batch)
+        done += len(batch)
+        progress(done, count)
+        if enough(done):
+            break
     return inference.collect(batches, model.spec, "samples",
-                             None if label is None else torch.full((count,), label))
+                             None if label is None else torch.full((done,), label))
+
+
+class Pace:
+    """How many samples are drawn where nobody says how many: all that are usual, unless that takes too long.
+
+    After the first block decides the time that it took; then 1,000 are cut to 256 or to 64, in few sizes, for numbers
+    of other samples cannot be compared.
+    """
+
+    USUAL, FEWER = 1000, (256, 64)
+    SECONDS = 30.0  # that drawing may take
+
+    def __init__(self, note: Callable[[str], None], seconds: float = SECONDS):
+        self._note, self._seconds, self._begin = note, seconds, time.monotonic()
+        self._count = 0
+
+    def enough(self, done: int) -> bool:
+        """Whether `done` samples are as many as there should be."""
+        if not self._count:
+            each = (time.monotonic() - self._begin) / done
+            fitting = (n for n in (self.USUAL, *self.FEWER) if n * each <= self._seconds)
+            self._count = next(fitting, self.FEWER[-1])
+            if self._count < self.USUAL:
+                self._note(f"drawing {max(done, self._count)} of {self.USUAL:,} samples, as one takes {each:.2g} s; "
+                           f"--draw {self.USUAL} draws all")
+        return done >= self._count
 
 
 def comparable(inputs: Inputs) -> tuple[Dataset, Dataset]:

@@ -1,4 +1,4 @@
-"""What metrics share: a data set in blocks, and means with their standard errors."""
+"""What metrics share: a data set batch by batch, means with their standard errors, and bootstrap samples."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gencli.dataset import Dataset
-from gencli.metrics import Kind, Metric
+from gencli.metrics import CONFIDENCE, Kind, Metric
 from gencli.model import Batch, Model
 
 
@@ -24,17 +24,49 @@ def protocol(data: Dataset, seed: int, **more: Any) -> dict[str, Any]:
             **more}
 
 
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95% interval of a share found among n independent examples (Wilson 1927; Brown, Cai & DasGupta 2001)."""
+    square = CONFIDENCE**2
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    reach = CONFIDENCE * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
 def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, Any],
-         weight: Tensor | None = None) -> Metric:
+         weight: Tensor | None = None, blocks: Tensor | None = None) -> Metric:
     """sum(values) / sum(weight) over N examples (weight 1 unless given), and its standard error.
 
     The error is that of a ratio estimator by the delta method (Cochran 1977, "Sampling Techniques", section 6.4);
-    without weights it is the standard deviation over the square root of N.
+    without weights it is the standard deviation over the square root of N. That of a share (boolean values) follows
+    from Wilson's interval, so that 43 of 43 is not certain. Of examples in `Dataset.blocks` it is that of the blocks,
+    drawn as clusters (Cochran, section 9A), and the protocol says how many these are.
     """
+    if values.dtype == torch.bool and weight is None and blocks is None:
+        share = float(values.double().mean())
+        low, high = wilson(share, len(values))
+        return Metric(name, share, (high - low) / (2 * CONFIDENCE), len(values), unit, kind, protocol, (low, high))
     values = values.double()
     weight = torch.ones_like(values) if weight is None else weight.double()
-    n, ratio = len(values), float(values.sum() / weight.sum())
-    error = None
+    ratio = float(values.sum() / weight.sum())
+    residuals = values - ratio * weight
+    if blocks is not None:
+        residuals = torch.stack([residuals[members].sum() for members in _members(blocks)])
+        protocol = {**protocol, "blocks": len(residuals)}
+    n, error = len(residuals), None
     if n > 1:
-        error = math.sqrt(float((values - ratio * weight).square().sum()) * n / (n - 1)) / float(weight.sum())
-    return Metric(name, ratio, error, n, unit, kind, protocol)
+        error = math.sqrt(float(residuals.square().sum()) * n / (n - 1)) / float(weight.sum())
+    return Metric(name, ratio, error, len(values), unit, kind, protocol)
+
+
+def resample(count: int, blocks: Tensor | None, source: torch.Generator) -> Tensor:
+    """The numbers of the examples in a bootstrap sample of `count`: as many draws, or draws of whole blocks."""
+    if blocks is None:
+        return torch.randint(count, (count,), generator=source)
+    members = _members(blocks)
+    return torch.cat([members[i] for i in torch.randint(len(members), (len(members),), generator=source).tolist()])
+
+
+def _members(blocks: Tensor) -> list[Tensor]:
+    """The numbers of the examples in each block."""
+    order = blocks.argsort(stable=True)
+    return list(order.split(blocks.unique(return_counts=True)[1].tolist()))

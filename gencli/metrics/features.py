@@ -137,6 +137,7 @@ def _trained(name: str, inputs: Inputs) -> Space:
     if training is None or training.labels is None:
         raise DataError(f"{training.name if training else 'the model'}: no labelled training data to train a {name} "
                         f"on; choose --features {spaces(inputs.examples.spec.kind)[0]} or {name}:RUN")
+    training = training.unconditional()
     settings, model = trained_settings(name, len(training)), new_model(name, training.spec)
     device = torch.device("cpu") if inputs.model is None else inputs.model.device
     identity = {"gencli": __version__, "family": name, "config": model.config.model_dump(),

@@ -30,12 +30,15 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
         "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
         "bits_per_byte": ("Bits per byte", "less", "The same of a byte, whatever a token of the model is."),
+        "nats_per_step": ("Nats per step", "less", "The same for one step of a series."),
         "nats_per_point": ("Nats per point", "less", "The same for one point of a drawing."),
         "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
+        "log_z_reverse": ("The same, from the model's side", None, "Far above it, neither can be trusted."),
+        "log_z_from_data": ("The same, from the data's side", None, "As a check: chains that begin at examples."),
     },
     "Classification": {
         "accuracy": ("Accuracy", "more", "Share of the examples that are classified correctly."),
@@ -78,6 +81,21 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                                            "average over the columns; 0 to 1."),
         "worst_column_distance": ("Distance of the worst column", "less", "The same in the column that does worst."),
         "correlation_difference": ("Difference of correlations", "less", "How differently columns are correlated."),
+        "autocorrelation_difference": ("Difference of autocorrelations", "less", "How differently a column follows "
+                                       "from its own past."),
+        "cross_correlation_difference": ("Difference of cross-correlations", "less", "How differently columns move "
+                                         "together."),
+        "speed_distance": ("Distance of speeds", "less", "How far the speeds of tracks lie from real ones; 0 to 1."),
+        "acceleration_distance": ("Distance of accelerations", "less", "The same of accelerations."),
+        "c2st": ("Classifier two-sample test", "more", "How little boosted trees tell samples from held-out rows; 1 "
+                                                       "not at all, 0 always."),
+        "c2st_training": ("The same against training rows", "more", "With as many of these as there are samples."),
+        "shape": ("Shape", "more", "How alike the columns are one by one, as SDMetrics has it; 1 is the best."),
+        "shape_independent": ("Shape of independent columns", None, "What columns reach that know nothing of each "
+                                                                    "other."),
+        "trend": ("Trend", "more", "How alike pairs of columns go together, as SDMetrics has it; 1 is the best."),
+        "trend_independent": ("Trend of independent columns", None, "What columns reach that know nothing of each "
+                                                                    "other."),
         "missing_difference": ("Difference of gaps", "less", "How far the share of missing cells is off."),
     },
     "Drawings": {
@@ -97,6 +115,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                        "Accuracy of a classifier trained on samples, relative to one trained on data."),
         "synthetic_accuracy": ("Accuracy, trained on samples", "more", "Tested on real examples."),
         "real_accuracy": ("Accuracy, trained on data", None, "With equally many real examples."),
+        "synthetic_auc": ("Area under the curve, trained on samples", "more", "How well boosted trees that learnt from "
+                                                                              "samples tell the class of real rows."),
+        "real_auc": ("Area under the curve, trained on data", None, "The same from equally many real rows."),
         "two_sample_accuracy": ("Two-sample test", "less", "How often a classifier tells samples from data; 0.5 is "
                                                            "chance, the ideal."),
     },

@@ -1,7 +1,7 @@
 """Likelihoods and bounds of a model on data, in nats, and what follows from them: bits per dimension, perplexity."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,23 +22,26 @@ def likelihood(inputs: Inputs) -> Iterator[Found]:
     assert model is not None
     scored = model.log_prob if type(model).scores is Model.scores else model.scores  # the default passes its options on
     scores = collect(model, data, seed=inputs.seed, options=own_options(scored, dict(inputs.options)),
-                     progress=inputs.progress)
+                     progress=inputs.progress, time_is_up=inputs.time_is_up)
+    data = data.subset(min((len(score.values) for score in scores.values()), default=None))
     for name, score in scores.items():
         yield Column(name, score.values if score.weight is None else score.values / score.weight, score.unit)
     metrics = [_metric(name, score, data, inputs.seed) for name, score in scores.items()]
     yield from metrics
     yield from _rates(metrics, scores, data)
-    yield from _diagnostics(model, data, inputs.seed)
+    if not inputs.time_is_up():
+        yield from _diagnostics(model, data, inputs.seed)
 
 
 def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str, Any] | None = None,
-            progress: Progress = silent) -> dict[str, Score]:
-    """The family's scores of all N examples: values (N,) float64 on the CPU.
+            progress: Progress = silent, time_is_up: Callable[[], bool] = lambda: False) -> dict[str, Score]:
+    """The family's scores of all N examples, or of the first blocks: values (N,) float64 on the CPU.
 
     Args:
         seed: of the noise that bounds and estimates draw; that of an example depends on (seed, its number) alone.
         options: keyword options of the family's `scores`.
         progress: called with the examples done and their number.
+        time_is_up: asked after each block whether that is to be the last.
     """
     parts: dict[str, list[Score]] = {}
     done = 0
@@ -50,6 +53,8 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
                 parts.setdefault(name, []).append(replace(score, values=score.values.double().cpu(), weight=weight))
             done += len(batch)
             progress(done, len(data))
+            if time_is_up():
+                break
     return {name: replace(scores[0], values=torch.cat([score.values for score in scores]),
                           weight=torch.cat(weights) if (weights := [s.weight for s in scores if s.weight is not None])
                           else None)
@@ -57,7 +62,8 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
 
 
 def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
-    return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight)
+    return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight,
+                data.blocks)
 
 
 def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
@@ -75,7 +81,8 @@ def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> It
             error = None if best.error is None else value * best.error
             yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=record)
         elif rate.per is not None:
-            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per)
+            yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per,
+                       data.blocks)
         else:
             error = None if best.error is None else best.error * rate.factor
             yield replace(best, name=rate.name, value=best.value * rate.factor, error=error, unit=rate.unit,

@@ -24,8 +24,8 @@ def pairs(inputs: Inputs) -> Iterator[Found]:
     """`pair_l1`, `pair_psnr` in dB and `pair_ssim` of one sample for each source against its target; means over pairs.
 
     PSNR is -10 log10(MSE / peak^2) of a picture, 100 dB if it is the target itself, so that its mean is not that of the
-    mean MSE; of kinds that have a peak. Only pictures of at least 11x11 pixels have an SSIM. The targets of one source
-    count apart.
+    mean MSE; of kinds that have a peak. Only pictures of at least 11x11 pixels have an SSIM, films the mean of their
+    frames'. The targets of one source count apart.
     """
     model, data = inputs.model, inputs.examples
     assert model is not None
@@ -42,7 +42,7 @@ def pairs(inputs: Inputs) -> Iterator[Found]:
         parts["l1"].append((x - target).double().abs().flatten(1).mean(1))
         if peak:
             parts["psnr"].append(-10 * torch.log10((mse / peak**2).clamp(min=1e-10)))
-        if x.ndim == 4 and min(x.shape[2:]) >= _WINDOW:
+        if x.ndim >= 4 and min(x.shape[-2:]) >= _WINDOW:
             parts["ssim"].append(ssim(x, target))
         done += len(made)
         inputs.progress(done, len(data))
@@ -50,11 +50,14 @@ def pairs(inputs: Inputs) -> Iterator[Found]:
         if parts[name]:
             values = torch.cat(parts[name])
             yield Column(f"pair_{name}", values, unit, cost=name == "l1")
-            yield mean(f"pair_{name}", values, unit, "estimate", protocol(data, inputs.seed, **_PROTOCOL[name]))
+            yield mean(f"pair_{name}", values, unit, "estimate", protocol(data, inputs.seed, **_PROTOCOL[name]),
+                       blocks=data.blocks)
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """The structural similarity of pictures in [0, 1]: (B, C, H, W) twice -> (B,) float64; H and W at least 11.
+
+    Of films (B, T, C, H, W) the mean over their frames.
 
     Wang et al. 2004, "Image Quality Assessment: From Error Visibility to Structural Similarity": a Gaussian window of
     11x11 pixels and deviation 1.5, K1 = 0.01, K2 = 0.03; the mean over all whole windows and over the channels.
@@ -64,8 +67,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     window = torch.softmax(-offset.square() / (2 * 1.5**2), dim=0)
 
     def local(picture: Tensor) -> Tensor:  # the mean in every window
-        flat = picture.flatten(0, 1)[:, None]
-        return F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1)).unflatten(0, x.shape[:2])
+        flat = picture.flatten(0, -3)[:, None]
+        return F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1)).unflatten(0, x.shape[:-2])
 
     mean_x, mean_y = local(x), local(y)
     variances = local(x * x) - mean_x**2 + local(y * y) - mean_y**2

@@ -10,7 +10,7 @@ finite or not comparable fails.
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import to_json
-from gencli.metrics import Metric
-from gencli.metrics.glossary import term
-
-CONFIDENCE = 1.96  # standard errors to each end of a 95% interval
+from gencli.metrics import CONFIDENCE, Metric
+from gencli.metrics.glossary import GLOSSARY, OTHER, term
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
@@ -98,16 +96,24 @@ class Requirement:
 
     def judge(self, metric: Metric) -> tuple[bool, str]:
         result = f"{self.name} is {shown(metric.value, metric.error)}"
-        ends = [metric.value]
+        ends: Sequence[float] = [metric.value]
         if self.strict:
-            if metric.error is None and metric.kind != "exact":
+            if metric.ends is None:
                 return False, f"{result} and has no error bar, which --strict needs"
-            reach = CONFIDENCE * (metric.error or 0)
-            ends = [metric.value - reach, metric.value + reach]
+            ends = metric.ends
         if all(_HOLDS[self.operator](end, self.limit) for end in ends):
             return True, result
         interval = f", 95% within {ends[0]:.6g} to {ends[1]:.6g}" if self.strict else ""
         return False, f"{result}{interval}, expected {self.operator} {self.limit:g}"
+
+
+def refuse_unknown(rules: Iterable[Rule]) -> None:
+    """UsageError if a requirement is about a number that gencli does not measure; plugins may measure others."""
+    for rule in rules:
+        if isinstance(rule, Requirement) and term(rule.name).topic == OTHER:
+            raise UsageError(f"--require {rule.text}: no metric is called {rule.name!r}"
+                             f"{did_you_mean(rule.name, GLOSSARY, listed=False)}; README.md lists them all, under "
+                             f"'What is measured'")
 
 
 def parse_requirement(text: str, strict: bool = False) -> Requirement:

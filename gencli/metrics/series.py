@@ -1,7 +1,9 @@
 """Series: values at fixed places, spectra and correlations over time, and how tracks move.
 
 Missing values are left out where values are compared, and stand at the mean of their column where places or
-correlations are. Error bars are from the bootstrap over the series of both sides (Efron 1979), a function of the seed.
+correlations are. Error bars are from the bootstrap over the series of both sides (Efron 1979), a function of the seed;
+windows that overlap are drawn in blocks (Kuensch 1989, "The Jackknife and the Bootstrap for General Stationary
+Observations"), and the protocol says how many there are.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from gencli.errors import DataError
 from gencli.kinds.series import SeriesSpec
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distribution import comparable
-from gencli.metrics.estimates import protocol
+from gencli.metrics.estimates import protocol, resample
 from gencli.metrics.features import Space
 from gencli.model import Batch
 from gencli.rng import generator
@@ -93,15 +95,18 @@ def series(inputs: Inputs) -> Iterator[Found]:
     """
     samples, reference = comparable(inputs)
     spec = _spec(reference)
-    data, drawn = _pieces(reference), _pieces(samples)
+    data, blocks = _pieces(reference)
+    drawn, _ = _pieces(samples)
     source = generator(inputs.seed, "series")
     record = protocol(reference, inputs.seed, series=len(data), samples=len(drawn))
+    if blocks is not None:
+        record["blocks"] = len(blocks.unique())
 
     def compared(of_each: Callable[[Tensor], Tensor],
                  distance: Callable[[list[Tensor], list[Tensor]], Tensor]) -> tuple[Tensor, Tensor]:
         """The distance of what there is of each series, and (rounds, ...) those of resamples."""
         x, y = [of_each(piece) for piece in data], [of_each(piece) for piece in drawn]
-        again = [distance(_resample(x, source), _resample(y, source)) for _ in range(_ROUNDS)]
+        again = [distance(_resample(x, blocks, source), _resample(y, None, source)) for _ in range(_ROUNDS)]
         return distance(x, y), torch.stack(again)
 
     value, rounds = compared(lambda x: x, _largest)
@@ -133,15 +138,20 @@ def _metric(name: str, value: Tensor, rounds: Tensor, count: int, record: dict[s
     return Metric(name, float(value), float(rounds.std()), count, "", "estimate", record)
 
 
-def _pieces(data: Dataset) -> list[Tensor]:
-    """At most `_MOST` series, spread over the data, (T, D) each; DataError if there are fewer than two."""
+def _pieces(data: Dataset) -> tuple[list[Tensor], Tensor | None]:
+    """At most `_MOST` series, spread over the data, (T, D) each, and their blocks.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
     if len(data) < 2:
         raise DataError(f"{data.name}: {len(data)} series; at least 2 are needed to compare them")
-    return data.batch(torch.linspace(0, len(data) - 1, min(len(data), _MOST)).long()).pieces()
+    numbers = torch.linspace(0, len(data) - 1, min(len(data), _MOST)).long()
+    return data.batch(numbers).pieces(), None if data.blocks is None else data.blocks[numbers]
 
 
-def _resample(parts: list[Tensor], source: torch.Generator) -> list[Tensor]:
-    return [parts[i] for i in torch.randint(len(parts), (len(parts),), generator=source).tolist()]
+def _resample(parts: list[Tensor], blocks: Tensor | None, source: torch.Generator) -> list[Tensor]:
+    return [parts[i] for i in resample(len(parts), blocks, source).tolist()]
 
 
 def _mean_difference(x: list[Tensor], y: list[Tensor]) -> Tensor:

@@ -31,6 +31,7 @@ from gencli.view import view_of
 
 _FEW = 20  # values of a column that is compared value by value
 _ROUNDS = 100  # of the bootstrap
+_QUALITY_ROUNDS = 20  # of that of shape and trend
 _BLOCK = 2**18  # numbers of some columns that are taken at once, few enough for the processor's cache
 _COLUMNS = 512  # columns whose correlations with all others are taken at once
 _RESAMPLED = 1000  # columns, evenly spread, whose correlations the bootstrap resamples: rows make the error, not they
@@ -77,6 +78,7 @@ def table(inputs: Inputs) -> Iterator[Found]:
             resampled.append(_correlation_difference(x, y, words, *pair, torch.float32))
             inputs.progress(steps + len(resampled), steps + len(drawn))
     worst = int(distances.argmax())
+    inputs.note(f"the worst column is {spec.names[worst]!r}: {float(distances[worst]):.3g} from the held-out rows")
     by_column = {**record, "columns": dict(zip(spec.names, distances.tolist(), strict=True))}
     yield Metric("column_distance", float(distances.mean()), float(spread.mean(1).std()), len(y), "", "estimate",
                  by_column)
@@ -85,6 +87,83 @@ def table(inputs: Inputs) -> Iterator[Found]:
     if several:
         yield Metric("correlation_difference", correlation, float(torch.tensor(resampled).std()), len(y), "",
                      "estimate", {**record, "columns_of_error": len(some)})
+
+
+def quality(inputs: Inputs) -> Iterator[Found]:
+    """`shape` and `trend`, the scores of SDMetrics, each beside that of independent columns; 1 is the best.
+
+    `shape` is 1 less the mean distance of the columns: total variation of words, where a gap is one of them, Kolmogorov
+    and Smirnov's of known numbers. `trend` is the mean over pairs of columns, of two numbers 1 - |r - r'| / 2 with
+    Pearson's correlations r, else 1 less the total variation of both together, numbers in ten bins of one width over
+    the held-out rows. `shape_independent` and `trend_independent` are those of as many rows of which each column is
+    drawn by itself, from the training rows where they are known: alone, neither score proves anything.
+    """
+    samples, reference = comparable(inputs)
+    spec = reference.spec
+    assert isinstance(spec, VectorSpec)
+    x, y = _rows(reference), _rows(samples)
+    source = generator(inputs.seed, "quality")
+    pool = _rows(inputs.training) if inputs.training is not None else x
+    independent = torch.stack([column[torch.randint(len(column), (len(y),), generator=source)] for column in pool.T], 1)
+    words = torch.tensor([column.coded for column in spec.columns])
+    record = protocol(reference, inputs.seed, rows=len(x), samples=len(y))
+    for done, (name, rows) in enumerate((("", y), ("_independent", independent)), 1):
+        both = _Pairs(x, rows, words)
+        values = both.scores(torch.ones(len(x)), torch.ones(len(rows)))
+        drawn = [both.scores(_counts(len(x), source), _counts(len(rows), source)) for _ in range(_QUALITY_ROUNDS)]
+        spread = torch.tensor(drawn, dtype=torch.float64).std(0)
+        for score, value, error in zip(("shape", "trend"), values, spread.tolist(), strict=True):
+            if not math.isnan(value):  # of one column there is no trend
+                yield Metric(f"{score}{name}", value, error, len(rows), "", "estimate", record)
+        inputs.progress(done, 2)
+
+
+class _Pairs:
+    """All columns of both sides by codes: words as they are, numbers by ten bins of the first side."""
+
+    def __init__(self, x: Tensor, y: Tensor, words: Tensor):
+        self.sides, self.words = (x, y), words
+        self.columns = _Columns(x, y, words)
+        self.columns.discrete = words
+        codes = []
+        for i, both in enumerate(torch.cat([x, y]).T):
+            known = x[:, i][~x[:, i].isnan()]
+            if not words[i] and len(known):
+                edges = torch.linspace(float(known.min()), float(known.max()), 11, dtype=torch.float64)[1:-1]
+                bins = torch.bucketize(both.contiguous(), edges, right=True).double()
+                both = torch.where(both.isnan(), torch.nan, bins)
+            codes.append(both.nan_to_num(-1).unique(return_inverse=True)[1])
+        sizes = [int(code.max()) + 1 for code in codes]
+        self.owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        flags = torch.cat([torch.nn.functional.one_hot(code, size) for code, size in zip(codes, sizes, strict=True)], 1)
+        self.flags = flags.float().split([len(x), len(y)])
+
+    def scores(self, weight_x: Tensor, weight_y: Tensor) -> tuple[float, float]:
+        """Shape and trend of the rows with these weights (N,), (M,); trend NaN if there is but one column."""
+        weights, count = (weight_x, weight_y), len(self.words)
+        shape = 1 - float(self._known_distances(*weights).mean())
+        tables = [(flags * weight[:, None]).T @ flags / weight.sum()
+                  for flags, weight in zip(self.flags, weights, strict=True)]
+        apart = (tables[0] - tables[1]).abs().double()
+        for _ in range(2):  # sums over the codes of each column, then of each other one
+            apart = apart.new_zeros(count, apart.shape[1]).index_add_(0, self.owner, apart).T
+        numbers = [_standardised(side[:, ~self.words], weight)
+                   for side, weight in zip(self.sides, weights, strict=True)]
+        similar, place = 1 - apart / 2, (~self.words).nonzero()[:, 0]
+        similar[place[:, None], place] = 1 - (numbers[0].T @ numbers[0] - numbers[1].T @ numbers[1]).abs() / 2
+        pairs = torch.triu_indices(count, count, 1)
+        return shape, float(similar[pairs[0], pairs[1]].mean())
+
+    def _known_distances(self, weight_x: Tensor, weight_y: Tensor) -> Tensor:
+        """(D,) distances of the columns, of numbers without those that are missing."""
+        distances = self.columns.distances(weight_x, weight_y)
+        for i in (~self.words & torch.stack([side.isnan().any(0) for side in self.sides]).any(0)).nonzero()[:, 0]:
+            x, y = (side[:, i : i + 1] for side in self.sides)
+            known = [~side[:, 0].isnan() for side in (x, y)]
+            if all(part.any() for part in known):
+                part = _Columns(x[known[0]], y[known[1]], self.words[i : i + 1])
+                distances[i] = part.distances(weight_x[known[0]], weight_y[known[1]])[0]
+        return distances
 
 
 class Columns(Space):

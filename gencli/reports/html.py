@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from gencli import __version__, charts
 from gencli.escape import printable, to_json
+from gencli.metrics import CONFIDENCE
 from gencli.metrics.glossary import GLOSSARY, OTHER, term
-from gencli.metrics.requirements import CONFIDENCE, shown
+from gencli.metrics.requirements import shown
 from gencli.reports import subject, verdict
 from gencli.reports.exhibits import Exhibit
 from gencli.reports.page import PAGE, STYLE
@@ -53,7 +54,7 @@ def _row(metric: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
 
 def _headlines(topics: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The first numbers of the topics that can be better or worse: one of each, then a second one."""
-    judged = [sorted((row for row in rows if row["term"].better), key=_rank)
+    judged = [sorted((row for row in rows if row["term"].better and not row["protocol"].get("lossless")), key=_rank)
               for rows in topics.values()]
     headlines = [rows[rank] for rank in (0, 1) for rows in reversed(judged) if rank < len(rows)]
     return sorted(headlines[:_HEADLINES], key=_rank)

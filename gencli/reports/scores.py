@@ -20,10 +20,11 @@ def scores(columns: Sequence[Column], data: Dataset) -> str:
     """
     if not columns:
         raise UsageError("--scores: nothing that was measured has a number for each example; add --metrics likelihood")
-    lines: dict[str, list[str]] = {"example": [str(i) for i in range(len(data))]}
+    count = min(len(column.values) for column in columns)  # fewer than all where the time was up
+    lines: dict[str, list[str]] = {"example": [str(i) for i in range(count)]}
     if data.labels is not None and data.spec.classes:
-        lines["label"] = [guarded(data.spec.classes[label]) for label in data.labels.tolist()]
-    lines |= {column.name: [repr(value) for value in column.values.tolist()] for column in columns}
+        lines["label"] = [guarded(data.spec.classes[label]) for label in data.labels[:count].tolist()]
+    lines |= {column.name: [repr(value) for value in column.values[:count].tolist()] for column in columns}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(map(guarded, lines))

@@ -61,18 +61,20 @@ class Npy(Held):
 
 
 class Npz(Held):
-    """Arrays by name: the examples or codes; `labels`; and further columns."""
+    """Arrays by name: the examples or codes; `labels`; further columns; of examples `spec`, JSON of what they are."""
 
     exact = True
 
     def end(self) -> None:
         arrays = {self.content.array: self.array}
         arrays |= {"labels" if name == "label" else name: column for name, column in self.columns.items()}
+        if self.content.spec:
+            arrays["spec"] = np.array(self.content.spec.model_dump_json())
         write_npz(self.out, arrays)
 
 
 class Jsonl(Format):
-    """`{"text": ...}`, `{"vector": [...]}` or `{"code": [...]}`, with what else there is to say, one a line."""
+    """`{"text": ...}`, `{"series": [...]}` or `{"code": [...]}`, with what else there is to say, one a line."""
 
     binary = False
     exact = True
@@ -80,13 +82,17 @@ class Jsonl(Format):
     def put(self, rows: Rows) -> None:
         for _, value, record in self._numbered(rows):
             plain = value if isinstance(value, str) else _plain(value)
-            self.out.write(json_line({self.content.noun: plain, **record}) + b"\n")
+            classes = self.content.spec.classes if self.content.spec and "label" in record else ()
+            named = {"class": classes[record["label"]]} if classes else {}
+            self.out.write(json_line({self.content.noun: plain, **record, **named}) + b"\n")
 
 
 def _plain(array: np.ndarray) -> Any:
     """Nested lists for JSON, with the shortest digits that give the same number back; null for NaN."""
     if array.ndim:
         return [_plain(part) for part in array]
+    if array.dtype.kind in "iu":
+        return int(array)
     return float(str(array)) if np.isfinite(array) else None
 
 

@@ -1,0 +1,70 @@
+"""Records of JSON: .jsonl, and .json with an array. What they are examples of, the kinds say (`Kind.from_records`)."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gencli.errors import DataError
+from gencli.examples import Examples, Numbered, Request, Splits, all_kinds, read_bytes, readable, shorten, whole
+from gencli.streams import parse_record
+from gencli.tables import decode
+
+T = TypeVar("T")
+
+
+def read_json(path: Path, request: Request) -> Splits:
+    """Records, one a line or in one array: what `sample` writes, texts of language modellers, rows of a table."""
+    return whole(lambda: _examples(path, request))
+
+
+def _examples(path: Path, request: Request) -> Examples:
+    name = str(path)
+    lost, records = _records(read_bytes(path), name, request)
+    kinds = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
+    found = {kind: examples for kind in kinds if (examples := kind.from_records(records, name, request)) is not None}
+    kind = request.choose(list(found), name)
+    if kind is None:
+        keys = shorten(list(dict.fromkeys(key for _, record in records for key in record)))
+        raise DataError(f"{name} holds records of {keys or 'nothing'}; expected one of "
+                        f"{', '.join(f'{kind.name!r}' for kind in kinds)}, or the columns of a table")
+    examples = found[kind]
+    examples.skipped += lost
+    return examples
+
+
+def _records(data: bytes, name: str, request: Request) -> tuple[int, list[Numbered]]:
+    """How many records cannot be read, and the others.
+
+    Raises:
+        DataError: one cannot be, and `request.skip_bad` is off; none can be.
+    """
+    text = decode(data, name)
+    if text.lstrip().startswith("["):
+        return _decoded(_array(text, name), _of_entry, f"{name}: entry", request)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return _decoded(lines, lambda line, where: parse_record(line.encode(), where), f"{name}: line", request)
+
+
+def _array(text: str, name: str) -> list[tuple[int, Any]]:
+    try:
+        return [*enumerate(json.loads(text), start=1)]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} is not JSON: {error}") from error
+
+
+def _decoded(items: Sequence[tuple[int, T]], read: Callable[[T, str], Mapping[str, Any]], where: str,
+             request: Request) -> tuple[int, list[Numbered]]:
+    if not items:
+        raise DataError(f"{where.partition(': ')[0]} holds no records")
+    kept, records = readable(items, lambda item: (item[0], read(item[1], f"{where} {item[0]}")), request)
+    return len(items) - len(kept), records
+
+
+def _of_entry(entry: Any, where: str) -> Mapping[str, Any]:
+    """The record that an entry of an array is; one of text alone is a text."""
+    if isinstance(entry, str):
+        return {next(kind.name for kind in all_kinds() if kind.plain): entry}
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is {type(entry).__name__}; expected a JSON object")
+    return entry
