@@ -89,8 +89,8 @@ def load_alone(card: Card | None, source: str, settings: dict[str, Any], console
     names = [*DataSettings.model_fields, *registry.kind_of(like).Settings.model_fields]
     reading = {name: value for name, value in reading_of(card, settings).items()
                if name in names and (name in settings or name not in _OF_PAIRS)}
-    return load(source, reading, split="all", like=like.unconditional(), notify=console.note, detail=console.detail,
-                **arguments)
+    return load(source, reading, split="all", like=like.unconditional(), notify=console.note,
+                detail=console.detail, **arguments)
 
 
 def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None,
