@@ -188,7 +188,8 @@ def test_samples_flow_into_evaluate(gencli, small_run, small_data):
     (frechet,) = [m for m in report["metrics"] if m["name"] == "frechet_distance"]
     assert set(frechet) == {"name", "value", "error", "interval", "n", "unit", "kind", "protocol"}
     assert frechet["value"] > 0
-    assert set(report) == {"version", "model", "samples", "data", "values", "metrics", "requirements", "passed", "left_out"}
+    assert set(report) == {"version", "model", "samples", "data", "values", "metrics", "requirements", "passed",
+                           "left_out"}
 
 
 def test_a_cut_stream_is_noticed(gencli, small_run, small_data):
