@@ -45,6 +45,11 @@ class Console:
         if not self.quiet:
             self._err.print(printable(message), markup=False)
 
+    def detail(self, message: str) -> None:
+        """What only those who ask for more (`-v`) want to read."""
+        if self.verbose:
+            self.note(message)
+
     def warn(self, message: str) -> None:
         """A warning; printed even with `-q`, since cron mails it."""
         self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)

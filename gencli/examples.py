@@ -56,6 +56,9 @@ class Request:
         notify: takes sentences for the user about what had to be decided.
         sources: of pairs read what the examples are made from, alone.
         trained: the options are those of a model's training, which other data need not follow.
+        detail: takes what is too much for the user and is kept in a log, such as the name of each unreadable file.
+        left_out: takes the same about examples that `skip_bad` leaves out.
+        progress: takes how many examples have been read, and of how many.
     """
 
     name: str
@@ -65,6 +68,9 @@ class Request:
     notify: Callable[[str], None] = lambda sentence: None
     sources: bool = False
     trained: bool = False
+    detail: Callable[[str], None] = lambda sentence: None
+    left_out: Callable[[str], None] = lambda sentence: None
+    progress: Callable[[int, int], None] = lambda done, total: None
 
     def of_any_kind(self) -> Self:
         """The same of examples whose kind nobody has named, such as the other side of pairs."""
@@ -289,9 +295,10 @@ def readable(items: Sequence[T], decode: Callable[[T], Any], request: Request) -
         try:
             values.append(decode(item))
             numbers.append(i)
-        except DataError:
+        except DataError as error:
             if not request.skip_bad or (not numbers and i == len(items) - 1):
                 raise
+            request.left_out(str(error))
     return numbers, values
 
 

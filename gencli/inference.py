@@ -140,15 +140,24 @@ def conditions_of(model: Model, data: Dataset, count: int) -> Given:
 
 
 @torch.no_grad()
-def squared_error(examples: Batch, others: Batch) -> Tensor:
-    """The mean squared difference of two examples, (B,) float64; where one is longer, the other counts as 0."""
-    if examples.lengths is None or others.lengths is None:
-        return (examples.x - others.x).double().square().flatten(1).mean(1)
+def squared_error(examples: Batch, others: Batch, gaps: bool = False) -> Tensor:
+    """The mean squared difference of two examples, (B,) float64; where one is longer, the other counts as 0.
+
+    With `gaps` what is missing (NaN) in either does not count.
+    """
     x, y = examples.x.double(), others.x.double()
-    steps = max(x.shape[1], y.shape[1])
-    x, y = (torch.nn.functional.pad(side, (0, 0) * (side.dim() - 2) + (0, steps - side.shape[1])) for side in (x, y))
-    elements = torch.maximum(examples.lengths, others.lengths) * math.prod(x.shape[2:])
-    return (x - y).square().flatten(1).sum(1) / elements
+    if examples.lengths is None or others.lengths is None:
+        elements = torch.full((len(x),), math.prod(x.shape[1:]), device=x.device)
+    else:
+        steps = max(x.shape[1], y.shape[1])
+        x, y = (torch.nn.functional.pad(side, (0, 0) * (side.dim() - 2) + (0, steps - side.shape[1]))
+                for side in (x, y))
+        elements = torch.maximum(examples.lengths, others.lengths) * math.prod(x.shape[2:])
+    errors = (x - y).square().flatten(1)
+    if gaps:
+        missing = errors.isnan()
+        errors, elements = errors.masked_fill(missing, 0), (elements - missing.sum(1)).clamp(min=1)
+    return errors.sum(1) / elements
 
 
 def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
@@ -174,7 +183,7 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
                 raise UsageError("with this option the output is not a code that can be decoded; leave it out, or do "
                                  "not ask for the reconstruction error")
             decoded = decode_batch(model, codes, None, batch.condition, options)
-            error = squared_error(decoded, batch)[positions].float().cpu()
+            error = squared_error(decoded, batch, registry.kind_of(model.spec).missing)[positions].float().cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
 
 

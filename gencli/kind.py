@@ -384,6 +384,10 @@ class Kind:
         """One example that the user wrote out on the command line; None if what he wrote is the name of data."""
         return None
 
+    def lost(self, text: str, spec: Any) -> str | None:
+        """What of an example that the user wrote out a model does not know, as a sentence; None if it knows all."""
+        return None
+
     def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
                 read: Callable[[specs.Spec], Dataset]) -> Partial:
         """What `sample --complete SOURCE` keeps.

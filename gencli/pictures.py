@@ -1,6 +1,6 @@
 """Pixels, as pictures and films have them: how they are read, decoded, drawn to black and white, stored and written.
 
-Decoding is Pillow's: EXIF orientation is applied, transparency lies on white, 16 bits become 8, and a picture of
+Decoding is Pillow's: orientation is applied, transparency lies on white, more than 8 bits become 8, and a picture of
 another size is scaled (bicubic, with antialiasing) until it covers the wanted size, then cropped to its middle.
 """
 
@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from PIL import Image, ImageOps
@@ -22,6 +22,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.examples import KindSettings, Source
 from gencli.lazy import Lazy
+from gencli.messages import about, hearing, printing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,12 +34,14 @@ else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
 IN_MEMORY = 2 * 2**30  # bytes of decoded pixels held in memory
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Which of them Pillow reads is a matter of how it was built; a file that it cannot is one that cannot be read.
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif", ".dds",
+           ".dib", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".pcx", ".pnm", ".psd", ".qoi", ".sgi", ".tga")
 MODES = {1: "L", 3: "RGB"}  # Pillow's name for a number of channels
-ANIMATED = {"GIF", "PNG", "TIFF", "WEBP"}  # formats whose files may hold several frames
+ANIMATED = {"AVIF", "GIF", "PNG", "TIFF", "WEBP"}  # formats whose files may hold several frames
 _ROUNDING = 1e-5  # by which floats may lie beyond 0 and 1
 _GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_BITS = 0x0112, 258
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
@@ -49,6 +52,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Half = Literal["left", "right"]
+Span = tuple[float, float]  # the values that are black and white
 T = TypeVar("T")
 
 
@@ -173,10 +177,15 @@ def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
 # Decoding
 
 
-def threaded(function: Callable[..., T], items: Sequence) -> list[T]:
+def threaded(function: Callable[..., T], items: Sequence,
+             progress: Callable[[int, int], None] = lambda done, total: None) -> list[T]:
     """The function of each item; decoding leaves Python to other threads."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
+    results = []
+    with hearing(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        for result in pool.map(function, items):
+            results.append(result)
+            progress(len(results), len(items))
+    return results
 
 
 def caught(function: Callable[..., T], *arguments: Any) -> T | DataError:
@@ -193,10 +202,12 @@ def opened(source: Source) -> Iterator[Image.Image]:
     name, data = source
     try:
         # An open file, not its path: Pillow maps an uncompressed TIFF into memory, and then turns it wrongly.
-        with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file, Image.open(file) as image:
+        with (about(name), io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file,
+              Image.open(file) as image):
             if image.width * image.height > _MOST_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} are more than {_MOST_PIXELS:,} pixels")
-            yield image
+            with printing() if any(tile[0] == "libtiff" for tile in image.tile) else nullcontext():
+                yield image
     except DataError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -236,17 +247,36 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def decode(source: Source, shape: Shape, half: Half | None = None) -> np.ndarray:
-    """(C, H, W) uint8."""
+def decode(source: Source, shape: Shape, half: Half | None = None, span: Span | None = None) -> np.ndarray:
+    """(C, H, W) uint8; `span`: what is black and white in pictures of more than 8 bits."""
     with opened(source) as image:
-        return fit(_half(_upright(image), half), shape)
+        return fit(_half(_upright(image), half), shape, span or _white(image))
 
 
-def decode_whole(source: Source, channels: int, half: Half | None) -> np.ndarray:
+def decode_whole(source: Source, channels: int, half: Half | None, span: Span | None = None) -> np.ndarray:
     """(C, H, W) uint8 of the picture's own size."""
     with opened(source) as image:
+        span = span or _white(image)
         image = _half(_upright(image), half)
-        return fit(image, (channels, image.height, image.width))
+        return fit(image, (channels, image.height, image.width), span)
+
+
+def is_deep(mode: str) -> bool:
+    """Whether pictures of this mode of Pillow's have more than 8 bits."""
+    return mode == "F" or mode.startswith("I")
+
+
+def extrema(source: Source) -> Span:
+    """The smallest and the largest value of a picture of one channel."""
+    with opened(source) as image:
+        values = np.asarray(image)
+        return float(values.min()), float(values.max())
+
+
+def _white(image: Image.Image) -> Span | None:
+    """What is black and white in a picture of 9 to 15 bits, which Pillow reads as one of 16; None for others."""
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (0,))[0]
+    return (0, 2**bits - 1) if 8 < bits < 16 else None
 
 
 def _half(image: Image.Image, half: Half | None) -> Image.Image:
@@ -262,13 +292,11 @@ def _middle(width: int) -> int:
     return width // 2
 
 
-def fit(image: Image.Image, shape: Shape) -> np.ndarray:
+def fit(image: Image.Image, shape: Shape, span: Span | None = None) -> np.ndarray:
     """A picture of any mode and size -> (C, H, W) uint8."""
     channels, height, width = shape
-    if image.mode.startswith("I"):
-        image = Image.fromarray(np.round(np.clip(np.asarray(image), 0, 65535) / 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are real numbers without a known range; save them as .npy in [0, 1]")
+    if is_deep(image.mode):
+        image = _eight_bits(image, span)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -277,6 +305,19 @@ def fit(image: Image.Image, shape: Shape) -> np.ndarray:
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image, span: Span | None) -> Image.Image:
+    """A picture of whole or real numbers as one of 8 bits; without a span it is one of 16 bits."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds NaN or infinity")
+    low, high = span or (0, 65535)
+    if span is None and (image.mode == "F" or values.min() < low or values.max() > high):
+        numbers = "real" if image.mode == "F" else "whole"
+        raise ValueError(f"its pixels are {numbers} numbers from {values.min():g} to {values.max():g}, of which nobody "
+                         "says what is black and white; for pictures --range LOW,HIGH does")
+    return Image.fromarray(np.round((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8))
 
 
 def fit_array(pixels: np.ndarray, shape: Shape) -> np.ndarray:

@@ -453,10 +453,13 @@ class Run:
             self.place(name)
         self.publish("config.json", (to_json(settings, indent=2) + "\n").encode())
 
-    def log(self, message: str) -> None:
-        """Append a line with the time to `log.txt`."""
-        lines = map(printable, message.split("\n"))  # further ones are indented: none passes for a record
-        append(self.path / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} " + "\n    ".join(lines))
+    def log(self, *messages: str) -> None:
+        """Append a line with the time to `log.txt` for each."""
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} "
+        # Further lines of one are indented: none passes for a record.
+        records = [now + "\n    ".join(map(printable, message.split("\n"))) for message in messages]
+        if records:
+            append(self.path / "log.txt", "\n".join(records))
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Append a JSON line to a log of the run."""

@@ -100,16 +100,21 @@ class Plan:
 
 @dataclass
 class Events:
-    """Callbacks of a training: messages, warnings, progress."""
+    """Callbacks of a training: messages, warnings, progress, what is otherwise found in the log of the run, and
+    how many examples have been read."""
 
     note: Callable[[str], None] = lambda sentence: None
     warn: Callable[[str], None] = lambda sentence: None
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
+    detail: Callable[[str], None] = lambda sentence: None
+    reading: Callable[[int, int], None] = lambda done, total: None
 
 
 def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False, config: str | None = None,
          preset: str | None = None, limit: int | None = None, skip_bad: bool = False, download: bool = False,
-         data_root: str | None = None, note: Callable[[str], None] = lambda sentence: None, **settings: Any) -> Plan:
+         data_root: str | None = None, note: Callable[[str], None] = lambda sentence: None,
+         detail: Callable[[str], None] = lambda sentence: None,
+         progress: Callable[[int, int], None] = lambda done, total: None, **settings: Any) -> Plan:
     """Resolve the settings of a training, and read its data.
 
     Args:
@@ -148,7 +153,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
     examples = load(data, own, split="train", skip_bad=skip_bad, download=download, data_root=data_root, limit=limit,
-                    notify=note)
+                    notify=note, detail=detail, progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):
@@ -198,12 +203,20 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     if processes.first:
         run.require_own()
     require_writable(run.path / "config.json")  # before data is read
-    resolved = plan(family, data, output, resume=resume, note=events.note, **settings)
+    details: list[str] = []
+
+    def detail(sentence: str) -> None:
+        details.append(sentence)
+        events.detail(sentence)
+
+    resolved = plan(family, data, output, resume=resume, note=events.note, detail=detail,
+                    progress=events.reading, **settings)
     # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
     trainer = _trainer(run, resolved, resolved.build(), picked, events)
     with run if processes.first else nullcontext():
         if processes.first:
             _prepare(run, resolved, resume, overwrite)
+            run.log(*details)
         return _train_and_save(run, resolved, trainer, resume, events)
 
 

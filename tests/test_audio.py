@@ -332,3 +332,53 @@ def test_a_stream_of_unknown_length_can_be_read(tmp_path):
     with open(tmp_path / "a.wav", "wb") as file, streams.open_writer("-", SPEC, format="wav", stdout=file) as writer:
         writer.write(batch())
     assert load(str(tmp_path / "a.wav"), dict(length=5000), split="all").lengths.tolist() == [1600]
+
+
+# --- recordings that are not like the others
+
+
+@pytest.mark.parametrize(("peak", "divisor"), [(0.5, 1), (1.3, 1.3), (9.0, 9.0), (200.0, 32768), (20000.0, 32768)])
+def test_floats_beyond_one_are_made_quieter(peak, divisor, tmp_path):
+    """Neither cut to a square wave nor silently."""
+    wave = peak * np.sin(np.arange(800) * 0.1)
+    wave *= peak / np.abs(wave).max()
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="DOUBLE")
+    told = []
+    data = load(f"{tmp_path}/a.wav:all", {"levels": 65536}, notify=told.append)
+    x = data.batch(torch.arange(1)).x[0].numpy()
+    assert np.abs(x - wave / divisor).max() <= 1.01 / 32768
+    assert [("beyond 1" in sentence) for sentence in told] == [True] * (divisor != 1)
+    assert data.protocol.get("scaled", 0) == (divisor != 1)
+
+
+def test_floats_of_no_known_scale_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.array([0.0, 1e6]), 8000, subtype="FLOAT")
+    with pytest.raises(DataError, match="samples up to 1e\\+06; expected them within -1 and 1"):
+        load(f"{tmp_path}/a.wav")
+
+
+def test_one_recording_of_another_rate_does_not_decide(tmp_path):
+    for i in range(5):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(500) + 0.1, 44100)
+    soundfile.write(tmp_path / "2-odd.wav", np.zeros(50) + 0.1, 400)
+    with pytest.raises(UsageError, match=r"from 400 to 44100 Hz \(1 of 5 .*odd\.wav with 400\); say with --rate"):
+        load(f"{tmp_path}:all")
+    assert load(f"{tmp_path}:all", {"rate": 8000}).spec.rate == 8000
+    soundfile.write(tmp_path / "2-odd.wav", np.zeros(50) + 0.1, 22050)
+    told = []
+    assert load(f"{tmp_path}:all", notify=told.append).spec.rate == 22050
+    assert any("5 of 6 recordings are resampled to 22050 Hz" in sentence for sentence in told)
+
+
+def test_a_cover_beside_recordings_is_no_example(tmp_path):
+    from PIL import Image
+
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(500) + 0.1, 8000)
+    Image.new("L", (9, 9)).save(tmp_path / "cover.jpg")
+    told = []
+    assert load(f"{tmp_path}:all", notify=told.append).spec.kind == "audio"
+    assert "1 of 4 files are no examples and passed over: 1 .jpg" in told[0]
+    Image.new("L", (9, 9)).save(tmp_path / "b.jpg")
+    with pytest.raises(UsageError, match="--kind"):
+        load(f"{tmp_path}:all")

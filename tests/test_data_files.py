@@ -147,6 +147,113 @@ def test_modes(mode, ending, channels, tolerance, tmp_path):
         assert (x - torch.arange(256).view(16, 16)).abs().max() <= max(tolerance, settings.get("channels") == 1)
 
 
+def tiff(bits: int, values: np.ndarray) -> bytes:
+    """An uncompressed grey TIFF of 12 bits (packed as TIFF 6.0 has them) or of 32, by hand."""
+    height, width = values.shape
+    if bits == 12:
+        a, b = values.reshape(-1, 2).T.astype(np.uint16)
+        data = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<i4").tobytes()
+    tags = [(256, 3, width), (257, 3, height), (258, 3, bits), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1),
+            (278, 3, height), (279, 4, len(data)), (339, 3, 1 if bits == 12 else 2)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+RAMP = np.arange(256).reshape(16, 16)
+
+
+def test_12_bits_are_no_16(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(12, RAMP * 16 + 8))
+    found = load(f"{tmp_path}/a.tif:all").examples[0, 0].numpy()
+    assert np.abs(found.astype(int) - RAMP).max() <= 1
+
+
+@pytest.mark.parametrize("values", [RAMP * 70000, RAMP - 100])
+def test_32_bits_are_refused_until_somebody_says_what_is_white(values, tmp_path):
+    """Before, they came out white, or cut at 0."""
+    (tmp_path / "a.tif").write_bytes(tiff(32, values))
+    with pytest.raises(DataError, match=f"whole numbers from {values.min()} to .*--range LOW,HIGH"):
+        load(f"{tmp_path}/a.tif:all")
+    data = load(f"{tmp_path}/a.tif:all", {"range": f"{values.min()},{values.max()}"})
+    assert np.array_equal(data.examples[0, 0], RAMP) and data.protocol["range"]
+
+
+def test_real_pixels_take_a_range(tmp_path):
+    Image.fromarray((RAMP / 510 - 0.25).astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"real numbers from -0\.25 to 0\.25"):
+        load(f"{tmp_path}/a.tif:all")
+    found = load(f"{tmp_path}/a.tif:all", {"range": "-0.25,0.25"}).examples[0, 0].numpy()
+    assert np.abs(found.astype(int) - RAMP).max() <= 1
+    for wrong in ("1", "2,1", "0,inf", "a,b"):
+        with pytest.raises(UsageError, match=f"--range {wrong}: expected two numbers"):
+            load(f"{tmp_path}/a.tif:all", {"range": wrong})
+
+
+def test_dark_pictures_of_16_bits_are_told(tmp_path):
+    for i in range(3):
+        Image.fromarray((RAMP + 512 * i).astype(np.uint16)).save(tmp_path / f"{i}.png")
+    told = []
+    load(f"{tmp_path}:all", notify=told.append)
+    assert any("3 pictures of 16 bits use 0 to 1279 of 0 to 65535" in sentence and "--range 0,1279" in sentence
+               for sentence in told)
+    told.clear()
+    assert load(f"{tmp_path}:all", {"range": "0,1279"}, notify=told.append).examples.max() == 255 and not told
+
+
+def test_one_tiny_picture_does_not_decide(tmp_path):
+    """One of 1x1 made the whole model 1x1."""
+    for i in range(5):
+        Image.new("L", (30 + i, 20), 9).save(tmp_path / f"{i}.png")
+    Image.new("L", (1, 1)).save(tmp_path / "dot.png")
+    message = r"from 1 to 20 pixels \(1 of 5 .* factor of 2: .*dot\.png with 1x1\); say with --size"
+    with pytest.raises(UsageError, match=message):
+        load(f"{tmp_path}:all")
+    assert load(f"{tmp_path}:all", {"size": 8}).examples.shape == (6, 1, 8, 8)
+    (tmp_path / "dot.png").unlink()
+    told = []
+    data = load(f"{tmp_path}:all", notify=told.append)
+    assert data.examples.shape == (5, 1, 20, 20) and data.protocol["scaled"] == 5
+    assert "5 of 5 pictures are scaled and cropped to 20x20" in told[0] and "4.png with 34x20" in told[0]
+
+
+def test_samples_of_another_size_and_colour_are_told(tmp_path):
+    np.save(tmp_path / "a.npy", COLOURS)
+    told = []
+    spec = ImageSpec(channels=1, height=4, width=4)
+    data = load(f"{tmp_path}/a.npy:all", like=spec, notify=told.append)
+    assert data.protocol["scaled"] == data.protocol["recoloured"] == 6
+    assert any("scaled and cropped to 4x4" in sentence for sentence in told)
+    assert any("6 of 6 pictures are made grey" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize(("ending", "format"), [("tga", "TGA"), ("jp2", "JPEG2000"), ("qoi", "QOI"), ("ico", "ICO"),
+                                                ("jfif", "JPEG"), ("pcx", "PCX"), ("dds", "DDS"), ("avif", "AVIF")])
+def test_what_pillow_reads(ending, format, tmp_path):
+    from PIL import features
+
+    if {"jp2": "jpg_2000", "avif": "avif"}.get(ending, "zlib") not in features.get_supported():
+        pytest.skip("this Pillow is built without it")
+    mode = "RGB"
+    try:
+        Image.fromarray(RAMP.astype(np.uint8)).convert(mode).save(tmp_path / f"a.{ending}", format)
+    except (OSError, KeyError):
+        pytest.skip("this Pillow does not write it")
+    data = load(f"{tmp_path}:all")
+    assert data.examples.shape == (1, 3, 16, 16) and (data.examples[0, 0].int() - torch.tensor(RAMP)).abs().max() < 40
+
+
+def test_endings_passed_over_are_counted(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(png(PIXELS[i]))
+        (tmp_path / f"{i}.heic").write_bytes(b"x")
+    (tmp_path / "notes.md").write_text("x")
+    told, details = [], []
+    load(f"{tmp_path}:all", notify=told.append, detail=details.append)
+    assert "4 of 7 files are no examples and passed over: 3 .heic, 1 .md" in told[0] and len(details) == 4
+
+
 def test_one_bit_pictures_are_binary_until_they_are_scaled(tmp_path):
     Image.fromarray(PIXELS[0] > 128).save(tmp_path / "a.png")
     data = load(f"{tmp_path}/a.png:all")

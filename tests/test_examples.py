@@ -55,7 +55,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 7
+    assert len(scripts) == 8
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -107,6 +107,16 @@ def test_speech(tmp_path):
     assert "frechet_distance" in done.stdout
     assert next((tmp_path / "out").glob("one.*")).stat().st_size > 100
     assert soundfile.info(tmp_path / "out/between.wav").samplerate == 8000
+
+
+def test_new_kinds(tmp_path):
+    done = script(tmp_path, "new-kinds.sh", "out", GENCLI_WIDTH="8")
+    assert "nats_per_step" in done.stdout and done.stderr == ""
+    for name, start in (("drawings.svg", b"<svg"), ("days.svg", b"<svg"), ("next.gif", b"GIF8")):
+        assert start in (tmp_path / "out" / name).read_bytes()[:200], name
+    rows = (tmp_path / "out/rows.csv").read_text().splitlines()
+    assert rows[0] == "day,island,mass,banded" and len(rows) == 201
+    assert {row.split(",")[1] for row in rows[1:]} == {"Bird", "Hill", "Reef"} and any(",," in row for row in rows)
 
 
 def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):

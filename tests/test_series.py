@@ -13,6 +13,7 @@ from gencli.clock import Clock
 from gencli.data import load
 from gencli.errors import DataError, UsageError
 from gencli.families.classifier import Classifier, ClassifierConfig
+from gencli.inference import squared_error
 from gencli.kinds.series import SeriesSpec
 from gencli.metrics.estimates import mean, resample
 from gencli.metrics.series import _largest, autocorrelation, motion
@@ -194,6 +195,15 @@ def test_a_classifier_sees_steps_and_gaps():
     assert seen[0, 0].tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert seen[0, 1, [0, 1, 2, 4]].tolist() == [-0.25, 0.25, 0.75, 1.75]
     assert seen[0, 2].tolist() == [-1, -1, -1, 1, -1]
+
+
+def test_what_is_missing_has_no_error():
+    x = torch.tensor([[[1.0], [torch.nan], [3.0]], [[torch.nan]] * 3])
+    lengths = torch.tensor([3, 3])
+    for more in ({}, {"lengths": lengths}):
+        sides = Batch(x, **more), Batch(torch.zeros(2, 3, 1), **more)
+        assert squared_error(*sides, gaps=True).tolist() == [5, 0] == squared_error(*sides[::-1], gaps=True).tolist()
+        assert squared_error(*sides).isnan().all(), "of kinds without gaps it is a fault"
 
 
 def test_plays_of_the_nba(real_data):

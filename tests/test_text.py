@@ -387,3 +387,33 @@ def test_subwords_of_real_sentences(real_data, tmp_path):
     texts = [train.spec.tokenizer.decode(row.tolist()) for row in batch.pieces()]
     assert len(texts) == 1000 == sum(a.startswith(b) for a, b in zip(wanted, texts, strict=True))
     assert "unknown" not in data.protocol and 2.5 < data.amounts["bytes"].sum() / data.lengths.sum() < 5
+
+
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_what_a_model_does_not_know_of_a_prompt_is_told(gencli, tmp_path, unit):
+    (tmp_path / "t.txt").write_text("ab ba\n" * 40)
+    gencli("train", "ngram", "t.txt", "-o", "run", "--length", "16", "--unit", unit, "-q")
+    told = "1 of 3 characters are unknown to the model: 'é'" if unit == "characters" else \
+        "1 of 1 words are unknown to the model: 'aéb'"
+    for arguments in (("sample", "run", "-n", "1", "--prompt", "aéb", "-o", "s.txt"),
+                      ("interpolate", "run", "aéb", "ab ba", "--frames", "3", "-o", "p.txt")):
+        assert told in gencli(*arguments).stderr
+    assert "unknown" not in gencli("sample", "run", "-n", "1", "--prompt", "ab", "-o", "s.txt").stderr
+    (tmp_path / "u.txt").write_text("ab éé\n" * 40)
+    done = gencli("encode", "run", "u.txt", "-o", "c.npz")
+    assert "tokens are unknown to the vocabulary" in done.stderr
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_folder_of_texts_with_marks_line_ends_and_damage(tmp_path, lines):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(BOM + b"ab\r\nba\r\n")
+    (folder / "b.txt").write_bytes(BOM + b"ba\rab")
+    (folder / "c.txt").write_bytes(b"\xff\xfe\xfd")
+    with pytest.raises(DataError, match=r"c\.txt is not UTF-8"):
+        load(f"{folder}:all", {"lines": lines})
+    said = []
+    data = load(f"{folder}:all", {"lines": lines}, skip_bad=True, notify=said.append)
+    assert set(data.spec.vocabulary) <= {"<unk>", "<end>", "a", "b", "\n"} and data.skipped == 1
+    assert any("in 2 of 2 texts" in sentence for sentence in said)

@@ -297,6 +297,16 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
         read(save(tmp_path / "b.gif", still))
 
 
+def test_frames_of_no_size_that_films_have(tmp_path):
+    save(tmp_path / "a.webp", lossless=True)
+    data = bytearray((tmp_path / "a.webp").read_bytes())
+    at = data.index(b"VP8X") + 12
+    data[at : at + 3] = struct.pack("<I", 5_600_000 - 1)[:3]  # by 6; only the header says so
+    (tmp_path / "a.webp").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.webp cannot .* frames of 5600000x6 are more than 33,554,432 pixels"):
+        read(tmp_path / "a.webp")
+
+
 def test_pages_of_different_sizes(tmp_path):
     a, b = Image.new("L", (8, 6)), Image.new("L", (4, 6))
     a.save(tmp_path / "a.tif", save_all=True, append_images=[b])

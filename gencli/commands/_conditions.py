@@ -107,6 +107,8 @@ def _prompt(card: Any, words: str, console: Console) -> "Tensor":
 
     kind = registry.kind_of(card.spec)
     literal = kind.parse(words, card.spec, "prompt")
+    if literal is not None and (lost := kind.lost(words, card.spec)):
+        console.warn(f"--prompt: {lost}")
     if literal is None:
         literal = load_alone(card, words, dict(kind.whole), console, card.spec).batch(torch.zeros(1, dtype=torch.int64))
     return literal.pieces()[0]

@@ -28,7 +28,8 @@ DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A path, - for
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", envvar="GENCLI_DEVICE")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.", envvar="GENCLI_SEED")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress, only errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and each file that is left "
+                                                                  "out.")]
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the family; see "
                                                "'gencli families NAME'. May be given several times.")]

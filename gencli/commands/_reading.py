@@ -36,7 +36,7 @@ def load_for(card: Card | None, source: str, settings: dict[str, Any], console: 
     # What the user says about pairs here must fit; what the training says need not.
     trained = not any(name in settings for name in _OF_PAIRS)
     return load(source, reading_of(card, settings), split=split, like=like, trained=trained, notify=console.note,
-                **arguments)
+                detail=console.detail, **arguments)
 
 
 def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | None:
@@ -47,7 +47,7 @@ def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | Non
     """
     def read(limit: int | None) -> Dataset:
         return load(card.data, card.reading, split="train", like=card.spec, trained=True, skip_bad=True, limit=limit,
-                    notify=console.note, **arguments)
+                    notify=console.note, detail=console.detail, **arguments)
 
     try:
         require_unchanged(card.data, card.extent)
@@ -89,7 +89,8 @@ def load_alone(card: Card | None, source: str, settings: dict[str, Any], console
     names = [*DataSettings.model_fields, *registry.kind_of(like).Settings.model_fields]
     reading = {name: value for name, value in reading_of(card, settings).items()
                if name in names and (name in settings or name not in _OF_PAIRS)}
-    return load(source, reading, split="all", like=like.unconditional(), notify=console.note, **arguments)
+    return load(source, reading, split="all", like=like.unconditional(), notify=console.note,
+                detail=console.detail, **arguments)
 
 
 def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None,
@@ -105,7 +106,10 @@ def example_of(card: Card, words: str, settings: dict[str, Any], console: Consol
     source, mark, number = words.rpartition("#")
     if not (mark and number.isdigit()):
         source, mark, number = words, "", "0"
-    batch = None if mark else registry.kind_of(card.spec).parse(words, card.spec, "example")
+    kind = registry.kind_of(card.spec)
+    batch = None if mark else kind.parse(words, card.spec, "example")
+    if batch is not None and (lost := kind.lost(words, card.spec)):
+        console.warn(f"{words}: {lost}")
     if batch is None:
         like = card.spec if given is None else card.spec.unconditional()
         data = load_for(card, source, settings, console, "all", like, data_root=data_root)
@@ -136,5 +140,5 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
     if kind is registry.kind_of(card.spec):
         trained = kind.for_condition(trained)
     data = load(source, {**trained, **kind.whole, **settings}, split="all", like=like, sources=True,
-                data_root=data_root, notify=console.note)
+                data_root=data_root, notify=console.note, detail=console.detail)
     return data.batch(torch.arange(len(data)))

@@ -46,8 +46,9 @@ def encode(
     require_apart({"-o": output}, [data], run)
     card = runs.read_card(run)
     registry.require(card.family, "encode")
-    examples = load_for(card, data, settings, console, "all", limit=limit, skip_bad=skip_bad, download=download,
-                        data_root=data_root)
+    with console.progress("encode: reading") as progress:
+        examples = load_for(card, data, settings, console, "all", limit=limit, skip_bad=skip_bad, download=download,
+                            data_root=data_root, progress=progress)
     with streams.open_code_writer(output, format=format, total=len(examples), meta={"family": card.family}) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.encode, model.decode] if errors else [model.encode]

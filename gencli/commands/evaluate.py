@@ -119,13 +119,14 @@ def evaluate(
             keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
             split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
             examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies),
-                                **reading)
+                                progress=progress, **reading)
             if card and split == "all" and examples.split == "all":
                 warn_of_training(card, data, console, data_root=data_root)
             wanted = metrics.needed(names, examples.spec, model)
             drawn: Dataset | None = None
             if samples:
-                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad)
+                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad,
+                                   progress=progress)
             elif draw != 0 and model and "samples" in wanted and "sample" in model.abilities():
                 progress.begin("drawing samples")
                 pace = Pace(console.note, min(Pace.SECONDS, stop.seconds / 3))

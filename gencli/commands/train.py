@@ -73,14 +73,24 @@ def command(family: registry.Family) -> Any:
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:
-            plan = training.plan(family.name, data, output, resume=resume, note=console.note, **settings)
+            plan = training.plan(family.name, data, output, resume=resume, note=console.note,
+                                 detail=console.detail, **settings)
             # A valid --config, with and without --json.
             return Console().result({}, to_json({**plan.document(), **plan.size()}, indent=2))
         first = Processes(pick(device)).first
         with console.progress(f"train {family.name}") as progress:
+            def reading(done: int, total: int) -> None:
+                if done == 1:
+                    progress.begin("reading")
+                progress(done, total)
+                if done == total:
+                    progress.begin("")
+
             outcome = training.train(family.name, data, output, resume=resume, overwrite=overwrite, wait=wait,
                                      device=device,
-                                     events=training.Events(console.note, console.warn, progress), **settings)
+                                     events=training.Events(console.note, console.warn, progress, console.detail,
+                                                            reading),
+                                     **settings)
         if first:
             if json:
                 console.result({"run": output, "steps": outcome.step, "kept": outcome.kept, **outcome.values}, "")

@@ -8,7 +8,7 @@ What an example is, and how it is read from a file, is the business of its kind 
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -26,8 +26,9 @@ from gencli.data.walk import size_of
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import is_utf8, printable
-from gencli.examples import Examples, Request, Splits, class_names
+from gencli.examples import Examples, Request, Splits, class_names, shorten
 from gencli.kind import Kind, describe
+from gencli.messages import Heard, hearing
 from gencli.settings import DataSettings, validated
 from gencli.spec import Spec
 
@@ -55,7 +56,9 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
          other_classes: bool = False, sources: bool = False, trained: bool = False,
-         notify: Callable[[str], None] = lambda sentence: None) -> Dataset:
+         notify: Callable[[str], None] = lambda sentence: None,
+         detail: Callable[[str], None] = lambda sentence: None,
+         progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
     """Read examples.
 
     Args:
@@ -74,6 +77,9 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         sources: of pairs read what the examples are made from, alone; then `like` is the Spec of these.
         trained: `options` are those of the training of a model, so that pairs which come in another way are taken.
         notify: takes sentences for the user.
+        detail: takes those of a log: the name of each file that cannot be read or is passed over, with the reason, and
+            what libraries say of it.
+        progress: takes how many examples have been read, and of how many.
 
     Raises:
         UsageError: nothing is known by that name; an option that the kind of data does not have; data of which
@@ -93,8 +99,26 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     if not is_utf8(name):  # it travels inside the model file
         raise DataError(f"data {printable(name)} has a name that is not UTF-8; rename it, or call it through a link")
     general = _general({key: options.pop(key) for key in DataSettings.model_fields if key in options})
-    request = Request(name, general, options, skip_bad, notify, sources, trained)
-    splits = _open(request, data_root, download, stdin or sys.stdin.buffer)
+    left_out: list[str] = []
+
+    def leave_out(sentence: str) -> None:
+        left_out.append(sentence)
+        detail(f"left out: {sentence}")
+
+    request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress)
+    with hearing() as heard:
+        data = _read(request, wanted, like, limit, other_classes, data_root, download, stdin or sys.stdin.buffer)
+    for note in (*data.notes, *_losses(data, left_out), *_remarks(heard, request)):
+        notify(f"{name}: {note}")
+    return data
+
+
+def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None, other_classes: bool,
+          data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Dataset:
+    """What `load` does with a request."""
+    name, general, notify = request.name, request.general, request.notify
+    kind = registry.kind_of(like) if like else None
+    splits = _open(request, data_root, download, stdin)
     if general.labels:
         splits = labelled(splits, general.labels)
     splits = classified(splits, request, like is None or bool(like.classes))
@@ -123,10 +147,29 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         data.protocol["examples"] = [0, limit]
     if data.skipped:
         data.protocol["skipped"] = data.skipped
-        notify(f"{name}: {data.skipped} unreadable examples left out")
-    for note in data.notes:
-        notify(f"{name}: {note}")
     return data
+
+
+def _losses(data: Dataset, left_out: Sequence[str]) -> list[str]:
+    """What is said of examples that were left out."""
+    if not data.skipped:
+        return []
+    first = f" ({shorten(left_out, 1)})" if left_out else ""
+    return [f"{data.skipped} unreadable examples left out{first}"]
+
+
+def _remarks(heard: Heard, request: Request) -> list[str]:
+    """What is said of the messages of libraries; all of them are details."""
+    by_file = dict(sorted(heard.by_file.items()))
+    for file, messages in by_file.items():
+        for message in messages:
+            request.detail(f"{file or request.name}: {message}")
+    if not by_file:
+        return []
+    file, messages = next(iter(by_file.items()))
+    if len(by_file) == 1:
+        return [f"of {file or request.name} libraries say: {next(iter(messages))}"]
+    return [f"of {len(by_file)} files libraries say: {next(iter(messages))}, ... ({file}, ...)"]
 
 
 _MOST_FILES, _MOST_BYTES = 100_000, 4 * 2**30  # of data whose extent nobody knows

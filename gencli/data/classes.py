@@ -76,7 +76,9 @@ def _classified(read: Callable[[], Examples], request: Request, needed: bool) ->
             whole, lacking = examples, set(bare)
             examples = whole.take([i for i in range(len(whole)) if i not in lacking])
             examples.skipped += len(bare)
-            request.notify(f"{what}; left out")
+            request.notify(f"{what}; they are left out")
+            for i in bare:
+                request.left_out(f"{whole.called(i)} has no class")
         elif 2 * len(bare) > len(examples):
             examples.labels = None
             request.notify(f"{what}, so the others are read without theirs; --skip-bad leaves out those without")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,7 @@ from gencli.streams.shards import ABOUT as SHARDS
 from gencli.tables import read_cells
 
 _SIDES = {"source", "target"}
+_STRAY = 10  # of so many files one of another kind is no example
 
 
 def read_path(path: Path, request: Request) -> Splits:
@@ -137,6 +139,7 @@ def files_below(folder: Path, request: Request) -> tuple[list[Path], int]:
         raise DataError(f"{lost[0]}; --skip-bad leaves it out" if not request.skip_bad else lost[0])
     for sentence in lost:
         request.notify(f"{sentence}; it is left out")
+        request.left_out(sentence)
     return walk.files, len(lost)
 
 
@@ -158,6 +161,7 @@ def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Split
     if aligned := _aligned_by_ending(files, folder, request):
         return aligned
     kind, chosen = of_one_kind(files, folder, request)
+    _tell_passed(files, chosen, folder, request)
     arrangement = arranged([path.relative_to(folder).parts[:-1] for path in chosen], str(folder))
     if arrangement.splits:
         _tell_left_out(arrangement.splits, arrangement.others, folder, request)
@@ -173,6 +177,19 @@ def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Split
     if groups:
         return {split: partial(read, members) for split, members in groups.items()}
     return whole(lambda: read(range(len(chosen)))) if single else _together(chosen, folder, kind, request)
+
+
+def _tell_passed(files: list[Path], chosen: list[Path], folder: Path, request: Request) -> None:
+    """Say which files are passed over, by their endings; not what lies beside an example and says its class."""
+    used = {*chosen}
+    said = {path.with_name(f"{_stem(path)}{ending}") for path in chosen for ending in (".json", ".cls")}
+    passed = [path for path in files if path not in used and path not in said]
+    if passed:
+        endings = Counter(_ending(path) or path.name for path in passed)
+        counts = shorten([f"{count} {ending}" for ending, count in endings.most_common()])
+        request.notify(f"{folder}: {len(passed)} of {len(files)} files are no examples and passed over: {counts}")
+    for path in passed:
+        request.detail(f"{path} is passed over")
 
 
 def _splits_by_name(files: list[Path], folder: Path, request: Request) -> dict[str, list[int]] | None:
@@ -251,12 +268,15 @@ def of_one_kind(files: list[Path], folder: Path, request: Request) -> tuple[Kind
     by_kind = {kind.name: [path for path in files if request.reads(kind, _ending(path))] for kind in kinds}
     present = [kind for kind in kinds if by_kind[kind.name]]
     single = [kind for kind in present if kind.single]
-    if len(single) > 1:
+    # A cover beside recordings, or single files among many of another kind, are no examples.
+    most = max(single, key=lambda kind: len(by_kind[kind.name]), default=None)
+    if most and all(len(by_kind[kind.name]) * _STRAY <= len(by_kind[most.name]) or
+                    (len(by_kind[kind.name]) == 1 < len(by_kind[most.name])) for kind in single if kind is not most):
+        return most, by_kind[most.name]
+    if single:
         counts = " and ".join(f"{len(by_kind[kind.name])} {kind.plural}" for kind in single)
         raise UsageError(f"{folder} holds {counts}; say which are the examples with "
                          f"{' or '.join(f'--kind {kind.name}' for kind in single)}")
-    if single:
-        return single[0], by_kind[single[0].name]
     many = [path for path in files if _ending(path)[1:] in registry.readers
             or any(path in by_kind[kind.name] for kind in present if not kind.plain)]
     plain = [path for path in many if (reader := registry.readers.get(_ending(path)[1:])) and reader.plain]

@@ -49,11 +49,11 @@ def splits_among(names: Iterable[str], of: str, loose: bool = False) -> dict[str
     if len(sets) > 1 and "*" not in sets:
         first = [shorten(own["train"], 1) for own in sets.values()]
         raise DataError(f"{of} holds {first[0]} and {first[1]}, which could both be the training split; name one")
-    template = "*" if "*" in sets else next(iter(sets))
-    splits = dict(sets[template])
-    for longer, own in alike.items():
-        if longer.startswith(f"{template} "):
-            splits |= {split: members for split, members in own.items() if split not in sets[template]}
+    splits = sets["*"] if "*" in sets else next(iter(sets.values()))
+    for split in ("valid", "test", "eval"):  # train, val, test_2016: what no name of the set says, the only one says
+        rest = [name for own in alike.values() for name in own.get(split, ())]
+        if split not in splits and len(rest) == 1:
+            splits[split] = rest
     if evaluation := splits.pop("eval", None):
         splits.setdefault("valid" if "test" in splits else "test", evaluation)
     return splits

@@ -308,17 +308,17 @@ class _Residual(nn.Module):
 
 def _conv(spec: Spec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
     """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
-    if not isinstance(spec, ImageSpec):
-        raise ValueError("net conv fits pictures; for other data use --net mlp")
+    if not isinstance(spec, _PIXELS):
+        raise ValueError("net conv fits pictures and films; for other data use --net mlp")
     width = config.width or 16
-    channels, height, size = spec.channels, -(-spec.height // 4), -(-spec.width // 4)
+    channels, height, size = math.prod(spec.shape[:-2]), -(-spec.height // 4), -(-spec.width // 4)
     bottom, middle = 2 * width, 4 * width
 
     def residuals(count: int) -> list[nn.Module]:
         return [_Residual(count) for _ in range(config.depth or 1)]
 
     encoder = nn.Sequential(
-        nn.ZeroPad2d((0, 4 * size - spec.width, 0, 4 * height - spec.height)),
+        nn.Sequential(nn.Flatten(1, -3), nn.ZeroPad2d((0, 4 * size - spec.width, 0, 4 * height - spec.height))),
         nn.Conv2d(channels, width, 5, stride=2, padding=2), *residuals(width),
         nn.Conv2d(width, bottom, 3, stride=2, padding=1), *residuals(bottom), nn.SiLU(),
         nn.Flatten(), nn.Linear(bottom * height * size, middle * 4), nn.SiLU(),
@@ -337,7 +337,7 @@ def _conv(spec: Spec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn
 class _Crop(nn.Module):
     """(B, P * C, H', W') -> (B, P, D): cut the padding off and lay the numbers out as the picture's."""
 
-    def __init__(self, spec: ImageSpec, parameters: int):
+    def __init__(self, spec: ImageSpec | VideoSpec, parameters: int):
         super().__init__()
         self.spec, self.parameter_count = spec, parameters
 

@@ -12,6 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,11 +20,12 @@ from pydantic import Field
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of
+from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of, shorten
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
 from gencli.limits import PACKED
+from gencli.messages import about, printing
 from gencli.spec import Batch, Spec
 from gencli.stopping import signals_wait
 
@@ -40,6 +42,7 @@ else:
 _FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed
 _HOP, _BANDS = 0.008, 64  # of the picture of a sound: seconds from a column to the next, rows
 _BLOCK = 2**18  # samples decoded at once
+_LOUD, _SIXTEEN_BITS = 16.0, 32768.0  # samples in floating point: beyond the one they are those of the other
 # In a stream whose length was not known when its header was written, sizes are as large as they can be.
 _UNKNOWN = 2**31 - 2**16
 
@@ -98,7 +101,16 @@ class Recordings(FileExamples):
     kind = "audio"
 
     def spec(self, settings: AudioSettings, classes: tuple[str, ...]) -> AudioSpec:
-        rate = settings.rate or min(self._rates())
+        rates = self._rates()
+        if not settings.rate and max(rates.values()) > 2 * min(rates.values()):
+            usual = sorted(rates.values())[len(rates) // 2]
+            odd = [i for i, rate in rates.items() if not usual <= 2 * rate <= 4 * usual]
+            shown = shorten([f"{self.called(i)} with {rates[i]}" for i in odd], 3)
+            raise UsageError(f"{self.name}: the rates of recordings go from {min(rates.values())} to "
+                             f"{max(rates.values())} Hz ({len(odd)} of {len(self)} differ from most by more than a "
+                             f"factor of 2: {shown}); say with --rate what all are brought to, or take "
+                             "the odd ones out")
+        rate = settings.rate or min(rates.values())
         return AudioSpec(rate=rate, length=settings.length or rate, levels=settings.levels, classes=classes)
 
     def fit(self, spec: AudioSpec, request: Request, limit: int | None) -> Dataset:
@@ -109,15 +121,24 @@ class Recordings(FileExamples):
         pieces: list[Tensor] = []
         origin: list[tuple[int, int]] = []  # the recording that a piece is from, and its place in it
         mixed = 0
+        resampled: list[str] = []
+        scaled: list[tuple[float, str]] = []
         wanted = self.head(limit)
         for i, source in enumerate(wanted.items):
             try:
-                levels, channels = _levels(source, spec, settings.trim)
-            except DataError:
+                levels, found = _levels(source, spec, settings.trim)
+            except DataError as error:
                 if not request.skip_bad or (not readable and i == len(wanted) - 1):
                     raise
+                request.left_out(str(error))
                 continue
-            mixed += channels > 1
+            finally:
+                request.progress(i + 1, len(wanted))
+            mixed += found.channels > 1
+            if found.rate != spec.rate:
+                resampled.append(f"{source[0]} of {found.rate}")
+            if found.peak > 1:
+                scaled.append((found.peak, source[0]))
             readable.append(i)
             cut = levels.split(spec.length)
             pieces += cut
@@ -126,19 +147,30 @@ class Recordings(FileExamples):
         silence = int(spec.to_levels(torch.zeros(1)))
         examples, lengths = stack_padded(pieces, _dtype(spec), silence)
         protocol = {"rate": spec.rate, "length": spec.length, "levels": spec.levels, "trim": settings.trim}
-        notes = ((f"{mixed} of {len(readable)} recordings have several channels; each was mixed to one",) if mixed
-                 else ())
+        of = f"of {len(readable)} recordings"
+        notes = []
+        if mixed:
+            notes.append(f"{mixed} {of} have several channels; each was mixed to one")
+        if resampled:
+            protocol["resampled"] = len(resampled)
+        if resampled and not settings.rate:
+            notes.append(f"{len(resampled)} {of} are resampled to {spec.rate} Hz: {shorten(resampled, 1)}")
+        if scaled:
+            protocol["scaled"] = len(scaled)
+            peak, loudest = max(scaled)
+            notes.append(f"{len(scaled)} {of} go beyond 1 and are made quieter, each by its peak, or by 32768 if that "
+                         f"is of 16 bits: {loudest} to {peak:g}")
         data = wanted.take([i for i, _ in origin])._dataset(spec, examples, lengths=lengths, protocol=protocol,
-                                                            notes=notes, origin=torch.tensor(origin))
+                                                            notes=tuple(notes), origin=torch.tensor(origin))
         return data.subset(limit)
 
-    def _rates(self) -> set[int]:
-        """The rates that occur, in Hz. What cannot be read is an error, or counted, where it is decoded."""
-        rates, bad = set(), None
-        for source in self.items:
+    def _rates(self) -> dict[int, int]:
+        """The rates in Hz, by number. What cannot be read is an error, or counted, where it is decoded."""
+        rates, bad = {}, None
+        for i, source in enumerate(self.items):
             try:
                 with _open(source) as file:
-                    rates.add(file.samplerate)
+                    rates[i] = file.samplerate
             except DataError as error:
                 bad = error
         if not rates and bad:
@@ -182,12 +214,42 @@ def _open(source: Source) -> soundfile.SoundFile:
     return file
 
 
-def _levels(source: Source, spec: AudioSpec, trim: float | None) -> tuple[Tensor, int]:
-    """A recording as stored levels (T,), and how many channels it had. No more than a block of it is held as floats."""
-    with _open(source) as file:
+@dataclass(frozen=True)
+class _Found:
+    """What a recording was: its channels, its rate in Hz, and the largest value of its samples."""
+
+    channels: int
+    rate: int
+    peak: float
+
+
+def _peak(file: soundfile.SoundFile, name: str) -> float:
+    """The largest value of a recording in floating point, which need not stay within 1; 1 for others.
+
+    Raises:
+        DataError: it is larger than any of 16 bits.
+    """
+    if file.subtype not in ("FLOAT", "DOUBLE"):
+        return 1.0
+    peak = max((float(block.abs().max()) for block in _blocks(file, name)), default=0.0)
+    file.seek(0)
+    if peak > _SIXTEEN_BITS:
+        raise DataError(f"{name} holds samples up to {peak:g}; expected them within -1 and 1, or of 16 bits")
+    return max(peak, 1.0)
+
+
+def _levels(source: Source, spec: AudioSpec, trim: float | None) -> tuple[Tensor, _Found]:
+    """A recording as stored levels (T,), and what it was. No more than a block of it is held as floats.
+
+    Samples in floating point beyond 1 are divided by the largest, or by 32768 where they are those of 16 bits.
+    """
+    with about(source[0]), printing(), _open(source) as file:
         levels, loudness = [], []
         frame = max(1, round(_FRAME * spec.rate))
-        sound = _resampled(_blocks(file, source[0]), file.samplerate, spec.rate)
+        peak = _peak(file, source[0])
+        divisor = peak if peak <= _LOUD else _SIXTEEN_BITS
+        blocks = (x / divisor for x in _blocks(file, source[0]))
+        sound = _resampled(blocks, file.samplerate, spec.rate)
         for x in _of_length(sound, frame * max(1, _BLOCK // frame)):
             levels.append(spec.to_levels(x.clamp(-1, 1)).to(_dtype(spec)))
             if trim is not None:
@@ -197,7 +259,7 @@ def _levels(source: Source, spec: AudioSpec, trim: float | None) -> tuple[Tensor
         if trim is not None:
             loud = _loud(torch.cat(loudness), trim)
             whole = whole[loud.start * frame : loud.stop * frame]
-        return whole, file.channels
+        return whole, _Found(file.channels, file.samplerate, peak)
 
 
 @signals_wait()

@@ -12,13 +12,14 @@ import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, Request, Source, bytes_of
+from gencli.examples import Examples, FileExamples, Request, Source, bytes_of, shorten
 from gencli.format import Format, Held
 from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -29,6 +30,7 @@ from gencli.pictures import (
     Half,
     PixelSettings,
     Shape,
+    Span,
     animation,
     caught,
     common_levels,
@@ -36,12 +38,14 @@ from gencli.pictures import (
     decode,
     decode_whole,
     drawing,
+    extrema,
     fit_array,
     frame_count,
     from_numbers,
     grid,
     header_of,
     is_binary,
+    is_deep,
     is_grey,
     png,
     quantize,
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
 else:
     np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
+Header = tuple[str, tuple[int, int]]  # Pillow's mode, and (H, W)
 T = TypeVar("T")
 
 
@@ -83,6 +88,20 @@ class ImageSettings(PixelSettings):
     crop: int | None = Field(None, ge=1, description="Cut each picture into squares of CROP pixels, side by side; what "
                                                     "is left over at the right and the bottom is left out.")
 
+    range: str | None = Field(None, description="LOW,HIGH: the values that are black and white in pictures of more "
+                                                "than 8 bits. Default: 0,65535 of 16 bits; others have to say.")
+
+    @field_validator("range")
+    @classmethod
+    def _two_numbers(cls, text: str | None) -> str | None:
+        if text is not None:
+            _span(text)
+        return text
+
+    @property
+    def span(self) -> Span | None:
+        return None if self.range is None else _span(self.range)
+
     @model_validator(mode="after")
     def _size_or_crop(self) -> Self:
         if self.size and self.crop:
@@ -90,8 +109,20 @@ class ImageSettings(PixelSettings):
         return self
 
 
+def _span(text: str) -> Span:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise ValueError("expected two numbers, the smaller one first, such as 0,4095")
+    return low, high
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # As they are found
+
+_DARK = 32  # of 256 levels: pictures of more than 8 bits that stay below use a small part of their range
 
 
 class PictureExamples(Examples):
@@ -103,42 +134,99 @@ class PictureExamples(Examples):
         return "pictures"
 
     @abstractmethod
-    def sizes(self) -> list[tuple[int, int] | None]:
-        """(H, W) of each picture; None if it cannot be read."""
+    def headers(self) -> list[Header | None]:
+        """Pillow's mode and (H, W) of each picture; None if it cannot be read."""
 
     @abstractmethod
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         """Channels (1 or 3), the sizes (H, W) that occur, and levels (2, 256, or None for real values)."""
 
     @abstractmethod
-    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
+    def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[
+            Self, Tensor | LazyPictures, Tensor | None]:
         """The readable examples as (N, *shape), uint8 in 0..255 or float32 in [0, 1], and the pictures they are of.
 
-        `crop`: the squares of each picture, in reading order, instead of the whole of it.
+        With `settings.crop` the squares of each picture, in reading order, instead of the whole of it.
         """
 
+    def sizes(self) -> list[tuple[int, int] | None]:
+        """(H, W) of each picture; None if it cannot be read."""
+        return [header and header[1] for header in self.headers()]
+
     def spec(self, settings: ImageSettings, classes: tuple[str, ...]) -> ImageSpec:
+        """Raises UsageError if sizes are too different for one to be chosen, and nobody says which."""
+        if not (settings.size or settings.crop):
+            self._require_alike()
+        return self.plain_spec(settings, classes)
+
+    def plain_spec(self, settings: ImageSettings, classes: tuple[str, ...]) -> ImageSpec:
+        """The Spec of pictures whose sizes may differ."""
         channels, sizes, levels = self.look()
         height, width = common_size(sizes, settings.crop or settings.size)
         levels = common_levels(levels, sizes != {(height, width)} and not settings.crop, settings)
         return ImageSpec(channels=settings.channels or channels, height=height, width=width, levels=levels,
                          classes=classes)
 
+    def _require_alike(self) -> None:
+        sides = {i: min(size) for i, size in enumerate(self.sizes()) if size}
+        if not sides or max(sides.values()) <= 2 * min(sides.values()):
+            return
+        usual = sorted(sides.values())[len(sides) // 2]
+        odd = sorted((i for i, side in sides.items() if not usual <= 2 * side <= 4 * usual), key=sides.__getitem__)
+        shown = [self._sized(i) for i in odd] or [self._sized(min(sides, key=sides.__getitem__)),
+                                                  self._sized(max(sides, key=sides.__getitem__))]
+        raise UsageError(f"{self.name}: the short sides of pictures go from {min(sides.values())} to "
+                         f"{max(sides.values())} pixels ({len(odd)} of {len(self)} differ from most by more than a "
+                         f"factor of 2: {shorten(shown, 3)}); say with --size what all are brought to, or take the "
+                         "odd ones out")
+
+    def _sized(self, number: int) -> str:
+        height, width = self.sizes()[number] or (0, 0)
+        return f"{self.called(number)} with {width}x{height}"
+
     def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
         settings = request.settings(Images())
-        readable, examples, origin = self.head(limit).decode(spec.shape, bool(settings.crop), request.skip_bad)
+        readable, examples, origin = self.head(limit).decode(spec.shape, settings, request)
         drawn, levels, binarised = drawing(examples, spec.levels, settings, "pictures")
+        notes, fitted = readable._fitted(spec, settings)
         if isinstance(examples, torch.Tensor):
+            notes += readable._darkness(examples, settings)
             examples, digest = to_levels(examples, levels), None
         else:
             examples, digest = examples.at(levels), examples.fingerprint()
-        protocol = {"size": f"{spec.height}x{spec.width}", "channels": spec.channels, "levels": spec.levels}
+        protocol = {"size": f"{spec.height}x{spec.width}", "channels": spec.channels, "levels": spec.levels, **fitted}
+        if settings.range:
+            protocol["range"] = settings.range
         if settings.crop:
             protocol["crop"] = settings.crop
         if binarised:
             protocol["binarize"] = binarised
-        data = readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin)
+        data = readable._dataset(spec, examples, drawn=drawn, fingerprint=digest, protocol=protocol, origin=origin,
+                                 notes=notes)
         return data.subset(limit)
+
+    def _fitted(self, spec: ImageSpec, settings: ImageSettings) -> tuple[tuple[str, ...], dict[str, int]]:
+        """What is said of pictures that have another size or number of channels than those of `spec`."""
+        headers = {i: header for i, header in enumerate(self.headers()) if header}
+        scaled = {i: size for i, (_, size) in headers.items() if size != (spec.height, spec.width)}
+        recoloured = [i for i, (mode, _) in headers.items() if spec.channels != (1 if is_grey(mode) else 3)]
+        notes, protocol = [], {}
+        if scaled and not settings.crop:
+            first, last = (pick(scaled, key=lambda i: math.prod(scaled[i])) for pick in (min, max))
+            which = self._sized(first) + (f", to {self._sized(last)}" if scaled[first] != scaled[last] else "")
+            notes.append(f"{len(scaled)} of {len(self)} pictures are scaled and cropped to {spec.width}x{spec.height}: "
+                         f"{which}")
+            protocol["scaled"] = len(scaled)
+        if recoloured:
+            notes.append(f"{len(recoloured)} of {len(self)} pictures are made "
+                         f"{'grey' if spec.channels == 1 else 'three channels of their one'}: "
+                         f"{shorten([self.called(i) for i in recoloured], 1)}")
+            protocol["recoloured"] = len(recoloured)
+        return tuple(notes), protocol
+
+    def _darkness(self, pixels: Tensor, settings: ImageSettings) -> tuple[str, ...]:
+        """What is said of pictures of more than 8 bits that are nearly black."""
+        return ()
 
 
 class Pictures(FileExamples, PictureExamples):
@@ -179,40 +267,60 @@ class Pictures(FileExamples, PictureExamples):
         return [i if isinstance(pixels, DataError) else hashlib.sha256(pixels.tobytes()).digest()
                 for i, pixels in enumerate(halves)]
 
-    def sizes(self) -> list[tuple[int, int] | None]:
-        headers = threaded(lambda source: caught(self._header, source), self.items)
-        return [None if isinstance(header, DataError) else header[1] for header in headers]
+    @cached_property
+    def _headers(self) -> list[Header | DataError]:
+        return threaded(lambda source: caught(self._header, source), self.items)
+
+    def headers(self) -> list[Header | None]:
+        return [None if isinstance(header, DataError) else header for header in self._headers]
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         # What cannot be read is not seen here: it is an error, or counted, where it is decoded.
-        headers = self._readable(self._header)[1]
+        headers = [header for header in self._headers if not isinstance(header, DataError)]
+        if not headers:
+            raise next(header for header in self._headers if isinstance(header, DataError))
         modes = {mode for mode, _ in headers}
         grey = all(map(is_grey, modes))
         return 1 if grey else 3, {size for _, size in headers}, 2 if modes == {"1"} else 256
 
-    def _header(self, source: Source) -> tuple[str, tuple[int, int]]:
-        mode, (height, width) = header_of(source, self.half)
-        return mode, (height, width)
+    def _darkness(self, pixels: Tensor, settings: ImageSettings) -> tuple[str, ...]:
+        deep = [i for i, header in enumerate(self.headers()) if header and is_deep(header[0])]
+        if not deep or settings.range or len(pixels) != len(self) or int(pixels[deep].max()) >= _DARK:
+            return ()
+        found = [extrema(self.items[i]) for i in deep]
+        low, high = min(low for low, _ in found), max(high for _, high in found)
+        return (f"{len(deep)} pictures of 16 bits use {low:g} to {high:g} of 0 to 65535 and are nearly black; --range "
+                f"{low:g},{high:g} makes them bright",)
 
-    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
-        if crop:
-            return self._squares(shape, skip_bad)
+    def _header(self, source: Source) -> Header:
+        return header_of(source, self.half)
+
+    def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[
+            Self, Tensor | LazyPictures, Tensor | None]:
+        span = settings.span
+        if settings.crop:
+            return self._squares(shape, span, request)
         if len(self) * math.prod(shape) > IN_MEMORY:
             # To leave unreadable ones out, try all now; without that they are errors when a batch asks for them.
-            readable = self._readable(lambda source: decode(source, shape, self.half).shape)[0] if skip_bad else self
-            views = [(source, self.half, None) for source in readable.items]
+            readable = self
+            if request.skip_bad:
+                readable = self._readable(lambda source: decode(source, shape, self.half, span).shape, request)[0]
+            views = [(source, self.half, None, span) for source in readable.items]
             return readable, LazyPictures(views, shape), readable._origin()
-        readable, pixels = self._readable(lambda source: decode(source, shape, self.half), skip_bad)
+        readable, pixels = self._readable(lambda source: decode(source, shape, self.half, span), request)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
 
-    def _squares(self, shape: Shape, skip_bad: bool) -> tuple[Self, Tensor | LazyPictures, Tensor | None]:
+    def _squares(self, shape: Shape, span: Span | None, request: Request) -> tuple[
+            Self, Tensor | LazyPictures, Tensor | None]:
         channels, side, _ = shape
 
         def size(source: Source) -> tuple[int, int]:
             # To leave unreadable ones out, decode all; without that they are errors when they are cut.
-            return decode_whole(source, channels, self.half).shape[1:] if skip_bad else self._header(source)[1]
+            if request.skip_bad:
+                return decode_whole(source, channels, self.half, span).shape[1:]
+            return self._header(source)[1]
 
-        readable, sizes = self._readable(size, skip_bad)
+        readable, sizes = self._readable(size, request)
         corners = [[(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
                    for height, width in sizes]
         owners = [i for i, places in enumerate(corners) for _ in places]
@@ -222,11 +330,12 @@ class Pictures(FileExamples, PictureExamples):
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
-            lazy = LazyPictures([(source, self.half, place) for source, places in views for place in places], shape)
+            lazy = LazyPictures([(source, self.half, place, span) for source, places in views for place in places],
+                                shape)
             return readable.take(owners), lazy, origin
 
         def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
-            pixels = decode_whole(view[0], channels, self.half)
+            pixels = decode_whole(view[0], channels, self.half, span)
             return [pixels[:, y : y + side, x : x + side] for y, x in view[1]]
 
         squares = [square for part in threaded(cut, views) for square in part]
@@ -235,17 +344,23 @@ class Pictures(FileExamples, PictureExamples):
     def _origin(self) -> Tensor | None:
         return None if self.numbers is None else torch.tensor(self.numbers)[:, None]
 
-    def _readable(self, read: Callable[[Source], T], skip_bad: bool = True) -> tuple[Self, list[T]]:
-        """The pictures that can be read, and what `read` makes of them. DataError if none, or `skip_bad` is off."""
-        results = threaded(lambda source: caught(read, source), self.items)
+    def _readable(self, read: Callable[[Source], T], request: Request) -> tuple[Self, list[T]]:
+        """The pictures that can be read, and what `read` makes of them.
+
+        Raises:
+            DataError: one cannot, and `request.skip_bad` is off, or none can.
+        """
+        results = threaded(lambda source: caught(read, source), self.items, request.progress)
         bad = [result for result in results if isinstance(result, DataError)]
-        if bad and (not skip_bad or len(bad) == len(self)):
+        if bad and (not request.skip_bad or len(bad) == len(self)):
             raise bad[0]
         readable = self
         if bad:
             numbers = [i for i, result in enumerate(results) if not isinstance(result, DataError)]
             readable = self.take(numbers)
             readable.numbers = numbers
+        for error in bad:
+            request.left_out(str(error))
         readable.skipped += len(bad)
         return readable, [result for result in results if not isinstance(result, DataError)]
 
@@ -273,17 +388,18 @@ class PictureArray(PictureExamples):
     def identities(self) -> list[Any]:
         return [hashlib.sha256(picture.tobytes()).digest() for picture in self.pixels]
 
-    def sizes(self) -> list[tuple[int, int] | None]:
-        return [self.pixels.shape[1:3]] * len(self)
+    def headers(self) -> list[Header | None]:
+        _, height, width, channels = self.pixels.shape
+        return [(MODES[channels], (height, width))] * len(self)
 
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         _, height, width, channels = self.pixels.shape
         levels = 2 if is_binary(self.pixels) else 256 if self.pixels.dtype == np.uint8 else None
         return channels, {(height, width)}, levels
 
-    def decode(self, shape: Shape, crop: bool, skip_bad: bool) -> tuple[Self, Tensor, Tensor | None]:
+    def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[Self, Tensor, Tensor | None]:
         channels, height, width = shape
-        if crop:
+        if settings.crop:
             rows, columns = self.pixels.shape[1] // height, self.pixels.shape[2] // width
             if not rows * columns:
                 raise DataError(f"{self.name}: no picture has {height}x{width} pixels; give a smaller --crop")
@@ -292,7 +408,7 @@ class PictureArray(PictureExamples):
                                                                                     self.pixels.shape[-1])
             origin = torch.cartesian_prod(*map(torch.arange, (len(self), rows, columns)))
             cut = type(self)(self.name, squares, self._label(origin[:, 0].tolist()), self.skipped)
-            return *cut.decode(shape, False, skip_bad)[:2], origin
+            return *cut.decode(shape, ImageSettings(), request)[:2], origin
         if self.pixels.shape[1:] == (height, width, channels):
             pixels = self.pixels.transpose(0, 3, 1, 2)
         else:
@@ -300,7 +416,8 @@ class PictureArray(PictureExamples):
         return self, torch.from_numpy(np.ascontiguousarray(pixels)), None
 
 
-View = tuple[Source, Half | None, "tuple[int, int] | None"]  # a file, its half, a square's corner
+# A file, its half, a square's corner, what is black and white.
+View = tuple[Source, Half | None, "tuple[int, int] | None", Span | None]
 
 
 class LazyPictures:
@@ -332,15 +449,15 @@ class LazyPictures:
 
     def fingerprint(self) -> str:
         """That of the files, as the pictures cannot all be decoded."""
-        contents = {name: content for (name, content), _, _ in self.views}
+        contents = {name: content for (name, content), *_ in self.views}
         return fingerprint(str(self.shape).encode(), *(bytes_of(content) for content in contents.values()))
 
     def _decode(self, view: View) -> np.ndarray:
-        source, half, corner = view
+        source, half, corner, span = view
         if corner is None:
-            return decode(source, self.example_shape, half)
+            return decode(source, self.example_shape, half, span)
         (channels, height, width), (y, x) = self.example_shape, corner
-        return decode_whole(source, channels, half)[:, y : y + height, x : x + width]
+        return decode_whole(source, channels, half, span)[:, y : y + height, x : x + width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -473,7 +590,7 @@ class Images(Kind):
     def condition_spec(self, examples: Examples, spec: Any, condition: Examples, request: Request) -> Any:
         if not (isinstance(examples, PictureExamples) and isinstance(condition, PictureExamples)):
             return super().condition_spec(examples, spec, condition, request)
-        own, crop = condition.spec(ImageSettings(), ()), request.settings(self).crop
+        own, crop = condition.plain_spec(ImageSettings(), ()), request.settings(self).crop
         pairs = _sizes(examples, condition)
         if not pairs:
             raise DataError(f"{examples.name}: of no pair both pictures can be read")

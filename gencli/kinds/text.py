@@ -24,6 +24,7 @@ from gencli.examples import (
     bytes_of,
     classes_in,
     readable,
+    shorten,
 )
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
@@ -151,25 +152,29 @@ class _TextExamples(Examples):
 class Document(_TextExamples):
     """One text, read as passages; the last part of it is held out."""
 
-    def __init__(self, name: str, text: str):
-        super().__init__(name)
+    def __init__(self, name: str, text: str, skipped: int = 0):
+        super().__init__(name, skipped=skipped)
         self.text = text
 
     def __len__(self) -> int:
         return len(self.text)
 
     def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, "".join(self.text[i] for i in indices))
+        return self._part("".join(self.text[i] for i in indices))
 
     def _join(self, others: Sequence[Self]) -> Self:
-        return type(self)(self.name, "".join([self.text, *(other.text for other in others)]))
+        return type(self)(self.name, "".join([self.text, *(other.text for other in others)]),
+                          sum(part.skipped for part in (self, *others)))
 
     def identities(self) -> list[Any]:
         return list(self.text)
 
     def cut(self, holdout: float) -> tuple[Self, Self]:
         place = max(int(len(self) * (1 - holdout)), 1)
-        return type(self)(self.name, self.text[:place]), type(self)(self.name, self.text[place:])
+        return self._part(self.text[:place]), self._part(self.text[place:])
+
+    def _part(self, text: str) -> Self:
+        return type(self)(self.name, text, self.skipped)
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
         unbounded = _learnt([self.text], settings)
@@ -283,18 +288,19 @@ class Texts(Kind):
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
         """The files one after the other as one document, or with `--lines` all their lines."""
         clean = _Cleaner()
-        texts = [clean(source) for source in sources]
+        kept, texts = readable(sources, clean, request)
         clean.tell(request)
+        lost = len(sources) - len(kept)
         if len(texts) > 1:
             texts = [text if text.endswith("\n") else text + "\n" for text in texts]
         text = "".join(texts)
         name = sources[0][0] if len(sources) == 1 else request.name
         if not request.settings(self).lines:
-            return Document(name, text)
+            return Document(name, text, lost)
         lines = [line for line in text.split("\n") if line]
         if not lines:
             raise DataError(f"{name} holds empty lines only")
-        return Lines(name, lines)
+        return Lines(name, lines, skipped=lost)
 
     def read_each(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
         clean = _Cleaner()
@@ -337,9 +343,7 @@ class Texts(Kind):
         clean.tell(request)
         lost = len(records) - len(kept)
         if request.settings(self).lines is False or len(records) == 1:
-            document = Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts))
-            document.skipped = lost
-            return document
+            return Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts), lost)
         return Lines(name, texts, classes_in([records[i] for i in kept]), lost)
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
@@ -397,3 +401,11 @@ class Texts(Kind):
             return None
         tokens = spec.tokenizer.encode(_Cleaner().text(text)) + [TextSpec.END] * (spec.lines and role == "example")
         return Batch(torch.tensor([tokens], dtype=torch.int64), lengths=torch.tensor([len(tokens)]))
+
+    def lost(self, text: str, spec: Any) -> str | None:
+        tokens = spec.tokenizer
+        text = _Cleaner().text(text)
+        unknown = tokens.unknown(text)
+        names = shorten([repr(part) for part in dict.fromkeys(unknown)])
+        return f"{len(unknown)} of {len(tokens.encode(text))} {spec.unit} are unknown to the model: {names}" \
+            if unknown else None

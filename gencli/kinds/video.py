@@ -51,6 +51,7 @@ else:
 
 _USUAL = 32  # frames of a clip at most, where nobody says how many
 _RATE = 10.0  # frames per second of films that do not say it
+_LARGEST = 2**25  # pixels of a frame: 7680x4320
 _APART = 2**40  # more than there are examples
 _LONGEST = 50  # a frame shown for more than this multiple of the shortest time is a pause, not so many frames
 
@@ -134,6 +135,8 @@ class FilmFile(Film):
         packed = len(content) if isinstance(content, bytes) else os.path.getsize(content)
         with pictures.opened(self._source) as image:
             start, count = _extent(image)
+            if image.width * image.height > _LARGEST:
+                raise ValueError(f"frames of {image.width}x{image.height} are more than {_LARGEST:,} pixels")
             check_unpacked(count * image.width * image.height, packed, self.name)
             size, grey, binary = (image.height, image.width), True, True
             times: list[float] = []
@@ -473,7 +476,7 @@ def _films(sources: Sequence[Source], labels: Sequence[str] | None) -> tuple[lis
         return films, None
     classes = [labels[owners[i]] for i in order]
     # The folder of a film's frames is its name, not its class.
-    named = all(isinstance(film, FrameFiles) and Path(film.name).name == label
+    named = all(not label or (isinstance(film, FrameFiles) and Path(film.name).name == label)
                 for film, label in zip(films, classes, strict=True))
     return films, None if named else classes
 

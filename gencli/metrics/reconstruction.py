@@ -25,6 +25,7 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
     if not len(data):
         return
     errors: list[torch.Tensor] = []
+    kind = registry.kind_of(data.spec)
     options = dict(inputs.options)
     for indices, batch in blocks(model, data):
         with torch.no_grad():
@@ -33,7 +34,7 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
             decoded = decode_batch(model, code, None, batch.condition, options)
         if not errors:
             yield Reconstructions(batch.to("cpu"), code.cpu(), decoded.to("cpu"))
-        errors.append(squared_error(decoded, batch).cpu())
+        errors.append(squared_error(decoded, batch, kind.missing).cpu())
         inputs.progress(sum(map(len, errors)), len(data))
         if inputs.time_is_up():
             break
@@ -43,6 +44,6 @@ def reconstruction(inputs: Inputs) -> Iterator[Found]:
     if len(data) == len(inputs.examples):  # a column needs a number for each example
         yield Column("reconstruction_mse", mse, "squared")
     yield mean("reconstruction_mse", mse, "squared", "exact", record, blocks=data.blocks)
-    if peak := registry.kind_of(data.spec).peak:
-        decibels = -10 * torch.log10((mse / peak**2).clamp(min=1e-10))
+    if kind.peak:
+        decibels = -10 * torch.log10((mse / kind.peak**2).clamp(min=1e-10))
         yield mean("psnr", decibels, "dB", "exact", record, blocks=data.blocks)
