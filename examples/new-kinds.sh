@@ -28,7 +28,7 @@ gencli train unet moving-digits -o "$out/films" --size 16 --frames 6 --condition
     --depth 2 --steps "${STEPS:-200}" -q
 gencli sample "$out/films" --given moving-digits:test -n 9 -q -o "$out/next.gif"
 
-# A table of typed columns with gaps: numbers, words and dates come back as they are written.
+# A table of typed columns, some cells empty: numbers, words and dates come back as they are written.
 awk 'BEGIN { srand(3); print "day,island,mass,banded"; for (i = 0; i < 400; i++) { k = int(3 * rand())
     printf "2023-%02d-%02d,%s,%s,%s\n", 1 + int(12 * rand()), 1 + int(28 * rand()), substr("BirdHillReef", 4 * k + 1, 4),
         rand() < 0.05 ? "" : int(3000 + 900 * k + 400 * rand()), rand() < 0.3 + 0.2 * k ? "yes" : "no" } }' \

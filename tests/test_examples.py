@@ -116,7 +116,7 @@ def test_new_kinds(tmp_path):
         assert start in (tmp_path / "out" / name).read_bytes()[:200], name
     rows = (tmp_path / "out/rows.csv").read_text().splitlines()
     assert rows[0] == "day,island,mass,banded" and len(rows) == 201
-    assert {row.split(",")[1] for row in rows[1:]} == {"Bird", "Hill", "Reef"} and any(",," in row for row in rows)
+    assert {row.split(",")[1] for row in rows[1:]} == {"Bird", "Hill", "Reef"}
 
 
 def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):

@@ -19,6 +19,7 @@ from gencli.data import load
 from gencli.data.moving_digits import moving_digits
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
+from gencli.families.vae import VAE, VAEConfig
 from gencli.kinds.video import StoredClips, VideoSpec
 from gencli.metrics import Inputs, Results
 from gencli.metrics.pairs import ssim
@@ -265,6 +266,13 @@ def test_a_film_goes_on(gencli, small_run, small_data, tmp_path):
     assert np.load(tmp_path / "rest.npz")["clips"].shape == (3, 2, 1, 6, 5)
     found = gencli("evaluate", run, str(small_data["video"]), "--metrics", "pairs", "--json").json()["metrics"]
     assert {metric["name"] for metric in found} == {"pair_l1", "pair_psnr"}
+
+
+def test_convolutions_see_frames_as_channels():
+    spec = VideoSpec(frames=3, channels=1, height=6, width=5)
+    model = VAE(VAEConfig(net="conv", width=4, latent=2), spec)
+    x = torch.rand(2, 3, 1, 6, 5)
+    assert model.posterior(x)[0].shape == (2, 2) and model.decode(torch.zeros(4, 2)).x.shape == (4, 3, 1, 6, 5)
 
 
 def test_similarity_of_films_is_that_of_their_frames():
