@@ -17,7 +17,6 @@ Weights and state are safetensors; everything else about a model is one JSON str
 import hashlib
 import json
 import os
-import shlex
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,7 @@ from torch.nn.modules import module as registration
 
 from gencli import registry
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError, first_line
-from gencli.escape import markdown_text, printable, to_json
+from gencli.escape import printable, to_json
 from gencli.manifests import MANIFEST, checksums, discard, named, read_checked, record, remove_files, sums
 from gencli.model import Model
 from gencli.publish import (
@@ -278,35 +277,6 @@ def _no_larger_than(path: Path) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def model_card(card: Card, values: dict[str, float]) -> str:
-    """README.md of a run: what the model is, how it was made, how to use it. `values`: last logged in training."""
-    family = registry.families.named(card.family)
-    config = "\n".join(f"| {name} | {markdown_text(str(value))} |" for name, value in card.config.items())
-    data = markdown_text(card.data)
-    usage = f"gencli evaluate RUN {shlex.quote(printable(card.data) + ':test')} --json"
-    if "sample" in family.load().abilities():
-        usage = f"gencli sample RUN -n 64 -o samples.png\n    {usage}"
-    kept = "" if card.stopped is None else f" (the best on validation; training ended at step {card.stopped})"
-    losses = "\n".join(f"- {markdown_text(name)}: {value:.6g} (last logged in training)"
-                       for name, value in values.items())
-    return f"""# {card.family} trained on {data}
-
-{family.describe()}
-
-| option | value |
-|---|---|
-{config}
-
-- training: {card.steps} steps{kept}, seed {card.seed}; every setting is in config.json
-- data: {data}, fingerprint {markdown_text(card.fingerprint[:16])}
-{losses}
-
-    {usage}
-
-Made with gencli {markdown_text(card.gencli)}.
-"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

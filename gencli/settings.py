@@ -93,7 +93,7 @@ class TrainSettings(BaseModel):
 # Where values come from
 
 # Keys of a run's config.json that record what happened and set nothing.
-_REPORTED = {"family", "data", "argv", "versions", "fingerprint", "parameters", "memory"}
+_REPORTED = {"family", "data", "argv", "date", "versions", "fingerprint", "parameters", "memory"}
 
 Fields = Mapping[str, FieldInfo]
 Layer = tuple[str, Mapping[str, Any]]  # where values come from, for messages, and the values by field name

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from gencli.metrics import Inputs
 from gencli.model import FamilyConfig, Model
 from gencli.presets import read_preset
 from gencli.publish import require_writable
+from gencli.reports.card import model_card
 from gencli.rng import derive_seed
 from gencli.runs import Run
 from gencli.settings import (
@@ -69,6 +71,7 @@ class Plan:
             **({"epochs": None} if self.settings.steps else {}),  # one of the two says how long
             "fingerprint": self.examples.fingerprint,
             "argv": sys.argv[1:],
+            "date": f"{datetime.now(UTC):%Y-%m-%d}",
             "versions": {"gencli": __version__, "python": platform.python_version(), "torch": torch.__version__},
         }
 
@@ -282,11 +285,13 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
             trainer.hooks.save()
         run.log("gencli " + " ".join(sys.argv[1:]))
 
-    def publish(outcome: Outcome) -> None:
-        """Write the model and its card into the run."""
+    def publish(outcome: Outcome, finished: bool = True) -> None:
+        """Write the model, samples of it if it is finished, and its card into the run."""
         card = resolved.card(outcome)
         run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
-        run.publish("README.md", runs.model_card(card, outcome.values).encode())
+        if finished and resolved.settings.preview_every:
+            _preview(run, resolved.examples, outcome.model, outcome.step)
+        run.publish("README.md", model_card(outcome.model, card, run.path, outcome.values).encode())
 
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
@@ -294,7 +299,7 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
                 outcome = trainer.run(resume, stop)
             except StoppedError:  # the model so far can be sampled from until the run is resumed
                 if processes.first:
-                    publish(Outcome(trainer.state.result.eval(), trainer.state.step))
+                    publish(Outcome(trainer.state.result.eval(), trainer.state.step), finished=False)
                 processes.wait()  # a process that exits early makes torchrun end the others
                 raise
             if processes.first:

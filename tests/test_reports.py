@@ -284,3 +284,23 @@ def test_the_same_seed_gives_the_same_document_and_page(gencli, small_run, small
     assert gencli(*args, "2.html").stdout == first != gencli(*args, "3.html", "--seed", "4").stdout
     assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
     json.loads(first)
+
+
+def test_the_card_of_a_run(gencli, small_data, tmp_path):
+    gencli("train", "vae", str(small_data["image"]), "-o", "run", "--steps", "2", "--latent", "3", "--width", "4", "-q")
+    assert (tmp_path / "run" / "samples" / "step-2.png").stat().st_size, "a preview, however short the training"
+    value = gencli("evaluate", "run", f"{small_data['image']}:all", "--draw", "0", "--json").json()["values"]["elbo"]
+    gencli("export", "run", "-o", "card.md")
+    card = (tmp_path / "card.md").read_text()
+    head, rest = card.removeprefix("---\n").split("---\n", 1)
+    assert dict(line.split(": ", 1) for line in head.splitlines())["tags"] == '["gencli", "vae", "image"]'
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for said in (config["date"], "command: gencli ", f"torch {config['versions']['torch']}", "parameters: ",
+                 config["fingerprint"][:16], "![samples](<run/samples/step-2.png>)", "| elbo | ", f"{value:.2f}"[:4],
+                 "| latent | 3 |", "| batch\\_size | 128 |"):
+        assert said in rest, said
+    gencli("export", "run/model.safetensors", "-o", "alone.md")
+    assert "parameters: " in (tmp_path / "alone.md").read_text()
+    (tmp_path / "run" / "eval" / "x.json").write_text('{"metrics": [1, {"name": "\\u001b[1m|\\n# x"}], "data": 3}')
+    gencli("export", "run", "-o", "card.md", "--quiet")
+    assert "\x1b" not in (tmp_path / "card.md").read_text() and "\n# x" not in (tmp_path / "card.md").read_text()

@@ -18,6 +18,7 @@ from gencli.errors import ModelError, UsageError, install
 from gencli.escape import to_json
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
+from gencli.reports.card import model_card
 from gencli.streams import open_writer
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md", "filters": ".png"}
@@ -46,7 +47,8 @@ def export(
     if kind_of_file == "safetensors":
         runs.save_model(output, model, card)
     elif kind_of_file == "card":
-        publish_text(output, runs.model_card(card, {}))
+        folder = Path(run) if runs.Run(run).started else None
+        publish_text(output, model_card(model, card, folder, beside=Path(output).absolute().parent))
     elif kind_of_file == "filters":
         _filters(output, model, card)
     else:

@@ -1,9 +1,14 @@
 """One self-contained page: numbers, requirements, pictures and curves; no scripts, nothing from elsewhere."""
 
 import math
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -36,7 +41,8 @@ def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
         style=Markup(STYLE), document=document, title=subject(document), verdict=verdict(document), topics=topics,
         headlines=_headlines(topics), requirements=[_requirement(result) for result in document["requirements"]],
         shared={name: _text(value) for name, value in shared.items()}, exhibits=exhibits,
-        version=__version__)
+        version=__version__, date=f"{datetime.now(UTC):%Y-%m-%d}", command=shlex.join(["gencli", *sys.argv[1:]]),
+        python=platform.python_version(), torch=torch.__version__)
 
 
 def _seen(value: Any) -> Any:

@@ -232,7 +232,7 @@ PAGE = """\
   </dl></div>
 </section>
 </main>
-<footer>gencli {{ version }}</footer>
+<footer>{{ date }}: <code>{{ command }}</code><br>gencli {{ version }}, python {{ python }}, torch {{ torch }}</footer>
 </body>
 </html>
 """

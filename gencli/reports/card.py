@@ -1,0 +1,96 @@
+"""The model card, Markdown with a YAML head: what a model is, how it was made, what was measured, how to use it."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gencli import registry, runs
+from gencli.escape import markdown_text as plain
+from gencli.escape import printable
+from gencli.metrics.requirements import shown
+from gencli.model import Model
+
+_MOST = 2**22  # bytes of a file that is read for a card
+_PICTURES = {".png", ".gif", ".webp", ".svg"}
+_NOT_OPTIONS = {"family", "data", "argv", "versions", "fingerprint", "date"}
+
+
+def model_card(model: Model, card: runs.Card, folder: Path | None = None, values: Mapping[str, float] | None = None,
+               beside: Path | None = None) -> str:
+    """The card of a model.
+
+    Args:
+        folder: of its run, where it has one: settings, samples and results are taken from there.
+        values: what training logged last.
+        beside: the folder that the card is for, from which samples are linked.
+    """
+    family = registry.families.named(card.family)
+    settings = _json(folder / "config.json") if folder else {}
+    title = f"{card.family} trained on {plain(card.data)}"
+    head = {"library_name": "gencli", "tags": ["gencli", card.family, model.spec.kind]}
+    kept = "" if card.stopped is None else f" (the best on validation; training ended at step {card.stopped})"
+    facts = {
+        "date": settings.get("date"), "command": _command(settings.get("argv")),
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "training": f"{card.steps} steps{kept}, seed {card.seed}",
+        "data": f"{card.data}, {card.examples:,} examples of the training split, fingerprint {card.fingerprint[:16]}",
+        "versions": ", ".join(f"{name} {version}" for name, version in _items(settings.get("versions")))
+                    or f"gencli {card.gencli}",
+    }
+    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", "", f"# {title}", "",
+             family.describe(), "", *(f"- {name}: {plain(str(value))}" for name, value in facts.items() if value),
+             *(f"- {plain(name)}: {value:.6g} (last logged in training)" for name, value in (values or {}).items()), ""]
+    if folder and (samples := _samples(folder)):
+        lines += [f"![samples](<{os.path.relpath(samples.absolute(), (beside or folder).absolute())}>)", ""]
+    lines += [*(_results(folder) if folder else ()), "## Options", "", "| option | value |", "|---|---|"]
+    options = dict(card.config) | {name: value for name, value in settings.items() if name not in _NOT_OPTIONS}
+    lines += [f"| {plain(name)} | {plain(str(value))} |" for name, value in options.items() if value is not None]
+    lines += ["", "## Use", ""]
+    if "sample" in model.abilities():
+        lines.append(f"    gencli sample RUN -n 64 -o samples.{registry.kind_of(model.spec).shown.preview[0]}")
+    lines += [f"    gencli evaluate RUN {shlex.quote(printable(card.data) + ':test')} --json", ""]
+    return "\n".join(lines)
+
+
+def _command(argv: Any) -> str:
+    return f"gencli {shlex.join(map(str, argv))}" if isinstance(argv, list) else ""
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _results(folder: Path) -> Iterator[str]:
+    """The numbers of the newest evaluation."""
+    found = sorted((folder / "eval").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
+    document = next((d for path in reversed(found) if isinstance((d := _json(path)).get("metrics"), list)), None)
+    if document is None:
+        return
+    data = dict(_items(document.get("data")))
+    yield from (f"## Measured on {plain(str(data.get('name')))}, {plain(str(data.get('split')))}", "",
+                "| metric | value | unit | kind | n |", "|---|---:|---|---|---:|")
+    for metric in map(dict, map(_items, document["metrics"])):
+        value, error = metric.get("value"), metric.get("error")
+        sound = isinstance(value, float | int) and isinstance(error, float | int | None)
+        number = shown(value, error) if sound else "-"  # type: ignore[arg-type]
+        cells = (metric.get("name"), number, *(metric.get(name) for name in ("unit", "kind", "n")))
+        yield f"| {' | '.join(plain(str(cell)) for cell in cells)} |"
+    yield ""
+
+
+def _samples(folder: Path) -> Path | None:
+    """The newest picture among the samples of a run."""
+    pictures = [path for path in (folder / "samples").glob("step-*.*") if path.suffix in _PICTURES]
+    return max(pictures, key=lambda path: (len(path.stem), path.stem), default=None)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of a run; empty where there is none."""
+    try:
+        content = json.loads(path.read_bytes()[:_MOST])
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
