@@ -123,6 +123,10 @@ def read_data(path: Path) -> None:
     load(f"{path}:all", dict(label="c" if path.suffix == ".csv" else None))
 
 
+def read_plain(path: Path) -> None:
+    load(f"{path}:all")
+
+
 def read_drawings(path: Path) -> None:
     load(f"{path}:all", dict(kind="strokes", condition="text" if path.suffix == ".zip" else None))
 
@@ -176,6 +180,10 @@ KINDS: dict[str, tuple[Make, Callable[[Path], None]]] = {  # file name -> what m
     "a.idx.gz": (lambda folder: gzip.compress(IDX), read_data),
     "a.idx.xz": (lambda folder: lzma.compress(IDX), read_data),
     "a.csv": (lambda folder: CSV.encode(), read_data),
+    "commas.csv": (lambda folder: b",a;b\n" + b'1,5;"2,5"\n' * 6, read_plain),
+    "texts.jsonl": (lambda folder: b'{"text": "a b", "label": 1}\n' * 6, read_plain),
+    "rows.jsonl": (lambda folder: b'{"a": 1.5, "b": "x", "c": null}\n{"a": 2, "b": "y", "c": true}\n' * 3, read_plain),
+    "series.json": (lambda folder: b'[{"series": [[1, 2], [3, null]]}, {"series": [[1, 2.5]]}]', read_plain),
     "a.parquet": (parquet(MIXED), read_data),
     "a.amat": (lambda folder: CSV.partition("\n")[2].replace(",", " ").encode(), read_data),
     "a.ndjson": (lambda folder: 4 * QUICKDRAW.encode(), read_drawings),
