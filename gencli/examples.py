@@ -97,10 +97,13 @@ class Request:
         return ending in kind.endings or (asked and ending in kind.asked)
 
     def check(self, *kinds: Kind) -> None:
-        """UsageError if there are options of other kinds than these, which the data holds."""
+        """UsageError if there are options of other kinds than these, which the data holds.
+
+        What is switched off changes nothing, and stands in the files of older versions for every kind.
+        """
         owned = {name for kind in kinds for name in kind.Settings.model_fields}
         for name, value in self.options.items():
-            if value is not None and name not in owned:
+            if value not in (None, False) and name not in owned:
                 plurals = [kind.plural for kind in all_kinds() if name in kind.Settings.model_fields]
                 raise UsageError(f"--{name.replace('_', '-')} is an option for {' and '.join(plurals) or 'nothing'}; "
                                  f"{self.name} holds {' and '.join(kind.plural for kind in kinds)}")
