@@ -341,7 +341,8 @@ def test_only_compiling_imports_the_compiler(tmp_path):
     """torch's compiler takes longer to import than all the rest of torch."""
     run = str(tmp_path / "run")
     # Without previews: a sheet of pictures needs torchvision, whose operators import the compiler.
-    train = ["train", "gan", "digits", "--net", "mlp", "--limit", "64", "-q", "-o", run, "--preview-every", "0", "--steps"]
+    train = ["train", "gan", "digits", "--net", "mlp", "--limit", "64", "-q", "-o", run,
+             "--preview-every", "0", "--steps"]
     encode = ["encode", run, "digits:test", "--limit", "2", "-q", "-o", f"{run}/codes.npz"]
     code = f"""if True:
         import sys
