@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from test_commands import one_line
 
@@ -204,10 +205,9 @@ def test_every_name_of_a_metric_is_known():
     assert len(names) > 30 and names <= GLOSSARY.keys(), names - GLOSSARY.keys()
 
 
-@pytest.mark.parametrize(("found", "n", "low", "high"), [
-    (43, 43, 0.9179, 1.0), (0, 10, 0.0, 0.2775), (8, 10, 0.4902, 0.9433), (500, 1000, 0.4691, 0.5309)])
-def test_shares_have_wilson_intervals(found, n, low, high):
-    """Against the values of statsmodels.stats.proportion.proportion_confint(method="wilson")."""
+@pytest.mark.parametrize(("found", "n"), [(43, 43), (0, 10), (8, 10), (500, 1000)])
+def test_shares_have_wilson_intervals(found, n):
+    low, high = scipy.stats.binomtest(found, n).proportion_ci(0.95, method="wilson")
     share = mean("accuracy", torch.arange(n) < found, "", "exact", {})
     assert share.ends == pytest.approx((low, high), abs=1e-4) and share.record()["interval"] == list(share.ends)
     assert share.error == pytest.approx((high - low) / 3.92, abs=1e-4)
