@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
     {"gencli"}, {"runs"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
-    {"clock", "pictures", "view"},
+    {"clock", "columns", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"tables", "limits", "messages", "ragged", "stopping", "tokens"},
@@ -33,9 +33,9 @@ RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in la
 HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "messages", "rng", "stopping", "tables"}
 MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
-    "layers": {"kinds", "model", "view"} | HELPERS,
+    "layers": {"columns", "kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "clock", "dataset", "examples", "format", "kind", "line_drawing", "pictures", "publish",
+    "kinds": {"charts", "clock", "columns", "dataset", "examples", "format", "kind", "line_drawing", "pictures", "publish",
               "spec", "spectrogram", "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},

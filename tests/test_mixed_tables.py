@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 
+from gencli.columns import Column
 from gencli.dataset import Dataset
 from gencli.families.ardm import ARDM, ARDMConfig
 from gencli.families.gmm import GMM, Factorised, GMMConfig
-from gencli.kinds.vector import Column, VectorSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs, measure
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams

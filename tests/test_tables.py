@@ -11,9 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from gencli.columns import Column, cells_of
 from gencli.data import load
 from gencli.errors import DataError, UsageError
-from gencli.kinds.vector import Column, VectorSpec, cells_of
+from gencli.kinds.vector import VectorSpec
 from gencli.rng import ExampleStreams
 from gencli.spec import Batch, parse_spec
 from gencli.streams import open_writer

@@ -13,20 +13,28 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from gencli import charts
+from gencli.columns import (
+    FEW,
+    LARGEST,
+    PLURALS,
+    Column,
+    ColumnType,
+    cells_of,
+    column_of,
+    inferred,
+    measured,
+    merged,
+    plain_values,
+    series_of,
+    span,
+    translated,
+    value_of,
+)
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded
@@ -58,52 +66,9 @@ if TYPE_CHECKING:
 else:
     np, pl, torch, views = Lazy("numpy"), Lazy("polars"), Lazy("torch"), Lazy("gencli.view")
 
-ColumnType = Literal["number", "integer", "boolean", "category", "date"]
-_PLURALS = {"number": "numbers", "integer": "integers", "boolean": "booleans", "category": "categories",
-            "date": "dates"}
 _COLUMNS = 12  # of a table that are shown
 _MOST_BARS = 20  # words of a column that are shown
-_FEW = 20  # different texts that are categories, however few rows there are
 _REPEATED = 20  # examples of a value, from which on a column of numbers has few of them
-_LARGEST = 2**53  # the integers up to here are numbers of float64
-_BOOLEANS = {("false", "true"), ("f", "t"), ("no", "yes"), ("n", "y"), ("off", "on")}
-_DAYS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")  # of 01/02/2020 the month comes first
-_TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", "T%H:%M:%SZ", " %H:%M:%S%.f", "T%H:%M:%S%.f",
-          "T%H:%M:%S%.fZ")
-
-
-class Column(BaseModel):
-    """A column: what its cells are, and how they are written.
-
-    A cell is a number: of a boolean or category its place in `values`, of a date the days or, where `format` has a
-    time, the seconds since 1970; NaN if it is missing.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    type: ColumnType = "number"
-    values: tuple[str, ...] = Field((), description="The words of a boolean or category.")
-    low: float | None = Field(None, description="Smallest value in the training split; None: not known.")
-    high: float | None = Field(None, description="Largest value in the training split; None: not known.")
-    step: float = Field(0.0, ge=0, description="Every value is a multiple of it; 0: real.")
-    missing: bool = Field(False, description="Whether cells may be missing.")
-    mean: float = Field(0.0, description="That of the training split.")
-    scale: float = Field(1.0, gt=0, description="Standard deviation in the training split; 1 for a constant.")
-    blank: str = Field("", description="How a missing cell is written.")
-    decimals: tuple[int, int] | None = Field(None, description="Fewest and most digits behind the point; None: as many "
-                                                               "as give the same number back.")
-    plus: bool = Field(False, description="Whether positive numbers have a sign.")
-    format: str = Field("", description="Of a date, as strftime has it.")
-
-    @property
-    def coded(self) -> bool:
-        """Whether cells are words."""
-        return self.type in ("boolean", "category")
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items()
-                if value != type(self).model_fields[name].default}
 
 
 class VectorSpec(Spec):
@@ -188,219 +153,6 @@ def _listed(parts: Iterable[str]) -> str:
     return out.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Cells -> numbers
-
-
-def _column(name: str, cells: pl.Series, wanted: str | None, table: str) -> tuple[Column, np.ndarray, np.ndarray]:
-    """What a column is, its cells as numbers (N,) float64, and which of them cannot be read (N,) bool.
-
-    Args:
-        cells: text, or of Parquet anything.
-        wanted: the type that the user says; None: what its cells say.
-
-    Raises:
-        DataError: of a type that rows cannot hold.
-    """
-    if cells.dtype != pl.String:
-        if wanted is None:
-            return _typed(name, cells, table)
-        cells = cells.cast(pl.String)
-    cells = cells.fill_null("")
-    absent = cells.is_in(MISSING)
-    present = cells.filter(~absent)
-    column, values = _READ[wanted or "category"](name, present) if wanted or not len(present) \
-        else _inferred(name, present)
-    numbers = np.full(len(cells), np.nan)
-    numbers[~absent.to_numpy()] = values
-    bad = ~absent.to_numpy() & ~np.isfinite(numbers)
-    blank = cells.filter(absent).mode().sort().to_list()[:1]
-    return (column.model_copy(update={"missing": bool(blank), "blank": blank[0] if blank else ""}), numbers, bad)
-
-
-def _inferred(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    """What the cells say; where most of them are numbers, the others are mistakes."""
-    numbers = cells.cast(pl.Float64, strict=False)
-    mistakes = numbers.is_null()
-    if 2 * mistakes.sum() < len(cells) and not cells.str.contains(r"^[+-]?0\d").any():
-        right = cells.filter(~mistakes)
-        whole = right.str.contains(r"^[+-]?\d+$").all() and (numbers.drop_nulls().abs() <= _LARGEST).all()
-        column, values = (_integers if whole else _numbers)(name, cells)
-        if whole and set(right.unique()) == {"0", "1"}:
-            column = column.model_copy(update={"type": "boolean", "values": ("0", "1")})
-        return column, values
-    if found := _dated(name, cells):
-        return found
-    words = cells.unique()
-    if tuple(sorted(word.lower() for word in words.head(3))) in _BOOLEANS:
-        return _booleans(name, cells)
-    return _categories(name, cells)
-
-
-def _numbers(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    values = cells.cast(pl.Float64, strict=False).to_numpy()
-    right = cells.filter(np.isfinite(values))
-    decimals = None
-    if not right.str.contains("[eE]").any():
-        digits = right.str.extract(r"\.(\d*)$").fill_null("").str.len_chars()
-        decimals = (int(digits.min() or 0), int(digits.max() or 0))  # type: ignore[arg-type]
-    return Column(name=name, decimals=decimals if decimals and decimals[1] <= 15 else None,
-                  plus=right.str.starts_with("+").any()), values
-
-
-def _integers(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    values = cells.cast(pl.Float64, strict=False).to_numpy()
-    values = np.where(np.isfinite(values) & (values == np.round(values)) & (np.abs(values) <= _LARGEST), values, np.nan)
-    return Column(name=name, type="integer", step=_grid(values), plus=cells.str.starts_with("+").any()), values
-
-
-def _grid(values: np.ndarray) -> float:
-    """The power of ten that all of many different integers are multiples of."""
-    different = np.unique(values[np.isfinite(values)])
-    step = 1.0
-    while len(different) > _FEW and (different % (10 * step) == 0).all():
-        step *= 10
-    return step
-
-
-def _booleans(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    column, values = _categories(name, cells)
-    if len(column.values) > 2:
-        raise DataError(f"--columns {name}:boolean: its cells hold {len(column.values)} words "
-                        f"({shorten(column.values, 3)}), not two; {name}:category takes them")
-    return column.model_copy(update={"type": "boolean", "step": 1.0}), values
-
-
-def _categories(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    words = sorted(cells.unique())
-    if all(re.fullmatch(r"[+-]?\d+(\.\d*)?", word) for word in words):
-        words.sort(key=float)
-    places = {word: place for place, word in enumerate(words)}
-    return Column(name=name, type="category", values=tuple(words)), np.array([places[c] for c in cells], np.float64)
-
-
-def _dated(name: str, cells: pl.Series) -> tuple[Column, np.ndarray] | None:
-    """Dates or times, where one format reads all cells."""
-    first = cells.head(1)
-    for format in (day + time for day in _DAYS for time in _TIMES):
-        if _moments(first, format).null_count() or (moments := _moments(cells, format)).null_count():
-            continue
-        if (cells.str.len_chars() < len(moments.dt.strftime(format)[0])).any() and "%.f" not in format:
-            format = format.replace("%m", "%-m").replace("%d", "%-d")
-        return _date_column(name, moments, format)
-    return None
-
-
-def _dates(name: str, cells: pl.Series) -> tuple[Column, np.ndarray]:
-    if found := _dated(name, cells):
-        return found
-    raise DataError(f"--columns {name}:date: no format of dates reads all its cells ({cells[0]!r}); write them as "
-                    f"2020-12-31 or 2020-12-31 23:59:59")
-
-
-def _moments(cells: pl.Series, format: str) -> pl.Series:
-    if "%H" in format:
-        return cells.str.to_datetime(format, strict=False, time_unit="us")
-    return cells.str.to_date(format, strict=False).cast(pl.Datetime("us"))
-
-
-def _date_column(name: str, moments: pl.Series, format: str) -> tuple[Column, np.ndarray]:
-    values = moments.dt.timestamp("us").cast(pl.Float64).to_numpy()
-    if "%H" not in format:
-        return Column(name=name, type="date", step=1.0, format=format), values / 86_400e6
-    values = values / 1e6
-    known = values[np.isfinite(values)]
-    step = next((step for step in (86_400.0, 3600.0, 60.0, 1.0) if (known % step == 0).all()), 0.0)
-    return Column(name=name, type="date", step=step, format=format), values
-
-
-_READ = {"number": _numbers, "integer": _integers, "boolean": _booleans, "category": _categories, "date": _dates}
-
-
-def _typed(name: str, cells: pl.Series, table: str) -> tuple[Column, np.ndarray, np.ndarray]:
-    """A column of a Parquet file, which says what it holds."""
-    dtype = cells.dtype
-    values: pl.Series | None = None
-    column = Column(name=name)
-    if cells.null_count() == len(cells):
-        return _column(name, cells.cast(pl.String), None, table)
-    if dtype == pl.Boolean:
-        column, values = Column(name=name, type="boolean", values=("false", "true"), step=1.0), cells
-    elif dtype.is_integer():
-        if bool((cells.cast(pl.Float64).abs() <= _LARGEST).all()):
-            values = cells.cast(pl.Float64)
-            column = Column(name=name, type="integer", step=_grid(values.to_numpy()))
-    elif dtype.is_numeric():
-        values = cells
-    elif dtype == pl.Date or isinstance(dtype, pl.Datetime):
-        format = "%Y-%m-%d" if dtype == pl.Date else "%Y-%m-%d %H:%M:%S"
-        moments = cells.cast(pl.Datetime("us"))
-        if dtype != pl.Date and (moments.dt.microsecond() != 0).any():
-            format += "%.f"
-        column, days = _date_column(name, moments, format)
-        values = pl.Series(days)
-    elif isinstance(dtype, pl.Categorical | pl.Enum):
-        return _column(name, cells.cast(pl.String), "category", table)
-    if values is None:
-        raise DataError(f"{table}: column {name!r} holds {dtype}, which is neither numbers, words nor dates that rows "
-                        f"can hold; leave it out with --drop {name}")
-    numbers = np.array(values.cast(pl.Float64).to_numpy(), np.float64)
-    return (column.model_copy(update={"missing": bool(np.isnan(numbers).any())}), numbers, np.isinf(numbers))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Numbers -> cells
-
-
-def cells_of(column: Column, values: np.ndarray) -> list[str]:
-    """The cells of a column (N,), as they are written."""
-    write = partial(_cell, column)
-    if column.type == "date":
-        moments = _moments_of(column, values)
-        texts = moments.dt.strftime(column.format).to_list()
-        return [column.blank if text is None else text for text in texts]
-    return [column.blank if math.isnan(value) else write(value)
-            for value in (values if column.type == "number" and column.decimals is None else values.tolist())]
-
-
-def _cell(column: Column, value: float) -> str:
-    if column.coded:
-        return column.values[min(max(round(value), 0), len(column.values) - 1)]
-    sign = "+" if column.plus else ""
-    if column.type == "integer":
-        return f"{round(value):{sign}d}"
-    if column.decimals is None:
-        return ("+" if column.plus and value > 0 else "") + str(value)
-    fewest, most = column.decimals
-    text = f"{value:{sign}.{most}f}"
-    if most > fewest:
-        whole, _, digits = text.partition(".")
-        digits = digits[:fewest] + digits[fewest:].rstrip("0")
-        text = f"{whole}.{digits}" if digits else whole
-    return "0" + text[2:] if text.startswith("-0") and not float(text) else text
-
-
-def _moments_of(column: Column, values: np.ndarray) -> pl.Series:
-    unit = 1e6 if "%H" in column.format else 86_400e6
-    return pl.Series(np.round(values * unit)).fill_nan(None).cast(pl.Int64).cast(pl.Datetime("us"))
-
-
-def _series_of(column: Column, values: np.ndarray) -> pl.Series:
-    """A column (N,) with the type that Parquet has for it."""
-    if column.coded:
-        words = tuple(word.lower() for word in column.values)
-        places = pl.Series(column.name, values).fill_nan(None)
-        if words == ("false", "true"):
-            return places.cast(pl.Boolean)
-        names = [None if math.isnan(value) else _cell(column, value) for value in values.tolist()]
-        return pl.Series(column.name, names, pl.String)
-    if column.type == "date":
-        moments = _moments_of(column, values).alias(column.name)
-        return moments if "%H" in column.format else moments.cast(pl.Date)
-    if column.type == "integer":
-        return pl.Series(column.name, np.round(values)).fill_nan(None).cast(pl.Int64)
-    rounded = values if column.decimals is None else np.round(values, column.decimals[1])
-    return pl.Series(column.name, rounded).fill_nan(None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,7 +202,7 @@ class TableExamples(Examples):
 
     def _join(self, others: Sequence[Self]) -> Self:
         parts = [self, *others]
-        columns = [_merged(same) for same in
+        columns = [merged(same) for same in
                    zip(*([part.columns[i] for i in part._order(self.names)] for part in parts), strict=True)]
         values = [part._converted(columns)[0] for part in parts]
         return self._like(np.concatenate(values), columns, self._join_labels(others),
@@ -467,7 +219,7 @@ class TableExamples(Examples):
         for i, column in enumerate(self.columns):
             self._require_use(column, self.values[:, i])
         self.inference.decided = True
-        columns = (_measured(column, self.values[:, i]) for i, column in enumerate(self.columns))
+        columns = (measured(column, self.values[:, i]) for i, column in enumerate(self.columns))
         return VectorSpec(columns=tuple(columns), classes=classes, label=self.label if classes else None)
 
     def _require_use(self, column: Column, values: np.ndarray) -> None:
@@ -476,7 +228,7 @@ class TableExamples(Examples):
         if not rows:
             raise DataError(f"{self.name}: column {column.name!r} has no values; {way}")
         words = len(np.unique(values[~np.isnan(values)]))
-        if column.type == "category" and column.name not in self.inference.chosen and words > max(_FEW, rows / 2):
+        if column.type == "category" and column.name not in self.inference.chosen and words > max(FEW, rows / 2):
             raise DataError(f"{self.name}: column {column.name!r} holds {words} different texts in {rows} rows, as "
                             f"names do; {way}, or keep it with --columns {column.name}:category")
 
@@ -486,8 +238,8 @@ class TableExamples(Examples):
         gaps = int(np.isnan(self.values).sum())
         if not gaps and all(column.type == "number" for column in own):
             return None
-        by_type = {kind: [column.name for column in own if column.type == kind] for kind in _PLURALS}
-        parts = [f"{_PLURALS[kind]} {shorten(names, 6)}" for kind, names in by_type.items() if names]
+        by_type = {kind: [column.name for column in own if column.type == kind] for kind in PLURALS}
+        parts = [f"{PLURALS[kind]} {shorten(names, 6)}" for kind, names in by_type.items() if names]
         parts += [f"{gaps} cells are missing"] if gaps else []
         return f"{'; '.join(parts)} (--columns and --drop say otherwise)"
 
@@ -540,7 +292,7 @@ class TableExamples(Examples):
         mistakes = {}
         for i, (mine, wanted) in enumerate(zip(own, columns, strict=True)):
             gaps = np.isnan(values[:, i])
-            values[:, i] = _translated(values[:, i], mine, wanted, self.codes)
+            values[:, i] = translated(values[:, i], mine, wanted, self.codes)
             lost = np.isnan(values[:, i]) & ~gaps
             if lost.any():
                 cell = cells_of(mine, self.values[lost][:1, self._order([c.name for c in columns])[i]])[0]
@@ -562,50 +314,6 @@ class TableExamples(Examples):
         if more := [name for name in own if name not in names]:
             raise DataError(f"{problem}: leave the others out with --drop {_listed(more)}")
         return [own.index(name) for name in names]
-
-
-def _measured(column: Column, values: np.ndarray) -> Column:
-    """A column with what its training rows say: range, mean and scale."""
-    known = values[~np.isnan(values)]
-    if column.type == "category" or not len(known):
-        return column
-    scale = float(known.std())
-    return column.model_copy(update={"low": float(known.min()), "high": float(known.max()), "mean": float(known.mean()),
-                                     "scale": scale if scale > 0 else 1.0})
-
-
-def _merged(same: Sequence[Column]) -> Column:
-    """One column for those of several files."""
-    first, types = same[0], {column.type for column in same}
-    update: dict[str, Any] = {"missing": any(column.missing for column in same)}
-    if types <= {"number", "integer"}:
-        update |= {"type": "number" if "number" in types else "integer", "step": min(column.step for column in same)}
-    elif all(column.coded for column in same):
-        update |= {"type": "category", "step": 0.0} if "category" in types else {}
-        update["values"] = tuple(dict.fromkeys(word for column in same for word in column.values))
-    return first.model_copy(update=update)
-
-
-def _translated(values: np.ndarray, own: Column, wanted: Column, codes: bool) -> np.ndarray:
-    """Cells (N,) of a column as another has them; NaN where it has no such value."""
-    if wanted.coded:
-        # Of Parquet's booleans nobody knows how they were written.
-        if own.type == wanted.type and _lower(own.values) == _lower(wanted.values):
-            return values
-        if codes and not own.coded:
-            fits = (values == np.round(values)) & (values >= 0) & (values < len(wanted.values))
-            return np.where(fits, values, np.nan)
-        places = {word: float(place) for place, word in enumerate(wanted.values)}
-        return np.array([places.get(cell, np.nan) for cell in cells_of(own, values)])
-    if own.coded:
-        return np.array([math.nan if (read := number(cell)) is None else read for cell in cells_of(own, values)])
-    if (own.type == "date") != (wanted.type == "date") and not codes:
-        return np.full_like(values, np.nan)
-    return values
-
-
-def _lower(words: Sequence[str]) -> list[str]:
-    return [word.lower() for word in words]
 
 
 def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -> TableExamples:
@@ -647,7 +355,7 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
         raise DataError(f"{name} has no column besides the label")
     columns, values = [], []
     for i in places:
-        column, numbers, wrong = _column(names[i], frame.to_series(i), types.get(i), name)
+        column, numbers, wrong = column_of(names[i], frame.to_series(i), types.get(i), name)
         columns.append(column)
         values.append(numbers)
         for row in np.flatnonzero(wrong).tolist():
@@ -787,17 +495,10 @@ class Records(Format):
             return
         names, further = self._columns.named(rows.records)
         own = zip(self._columns.names, self._columns.spec.columns, np.asarray(rows.values).T, strict=True)
-        cells = {name: _plain_values(column, values) for name, column, values in own} | further
+        cells = {name: plain_values(column, values) for name, column, values in own} | further
         for record in zip(*(cells[name] for name in names), strict=True):
             self.out.write(json_line(dict(zip(names, record, strict=True))) + b"\n")
         self.count += len(rows.values)
-
-
-def _plain_values(column: Column, values: np.ndarray) -> list[Any]:
-    """The cells of a column (N,) as JSON has them."""
-    texts = cells_of(column.model_copy(update={"blank": "", "plus": False}), values)
-    read = {"number": float, "integer": int}.get(column.type, str)
-    return [None if math.isnan(value) else read(text) for value, text in zip(values, texts, strict=True)]
 
 
 class Parquet(Held):
@@ -807,7 +508,7 @@ class Parquet(Held):
         columns = _Columns(self.content.spec)
         values = np.asarray(self.array, np.float64).reshape(-1, len(columns.names))
         names, further = columns.named([record for rows in self.blocks for record in rows.records])
-        series = {name: _series_of(column, values[:, i])
+        series = {name: series_of(column, values[:, i])
                   for i, (name, column) in enumerate(zip(columns.names, columns.spec.columns, strict=True))}
         series |= {name: pl.Series(name, cells) for name, cells in further.items()}
         buffer = io.BytesIO()
@@ -871,9 +572,9 @@ class Vectors(Kind):
             kind: dict[str, Any] = {"b": {"type": "boolean", "values": ("0", "1"), "step": 1.0},
                                     "f": {}}.get(array.dtype.kind, {"type": "integer", "step": 1.0})
             gaps = np.asarray(np.isnan(values).any(0))
-            long = np.asarray((np.abs(values) >= _LARGEST).any(0) & (array.dtype.kind in "iu"))
+            long = np.asarray((np.abs(values) >= LARGEST).any(0) & (array.dtype.kind in "iu"))
             if long.any():
-                request.notify(f"{name}: integers beyond {_LARGEST} lose their last digits in {int(long.sum())} of "
+                request.notify(f"{name}: integers beyond {LARGEST} lose their last digits in {int(long.sum())} of "
                                f"{len(long)} columns, which are read as numbers")
             names = [Column(name=str(name), missing=bool(gap), **({} if beyond else kind))
                      for name, gap, beyond in zip(names, gaps, long, strict=True)]
@@ -883,7 +584,7 @@ class Vectors(Kind):
         values = [[number(cell) for cell in column] for column in columns]
         if any(value is None or not math.isfinite(value) for column in values for value in column):
             return None
-        read = [_inferred(name, pl.Series(column, dtype=pl.String))
+        read = [inferred(name, pl.Series(column, dtype=pl.String))
                 for name, column in zip(names, columns, strict=True)]
         return TableExamples(request.name, np.stack([cells for _, cells in read], 1), [column for column, _ in read])
 
@@ -906,8 +607,8 @@ class Vectors(Kind):
         chosen = [spec.columns[i] for i in real]
         numbers = views.Standardised(
             (len(real),), [c.mean for c in chosen], [c.scale for c in chosen], step=[c.step for c in chosen],
-            low=[-math.inf if c.low is None else c.low for c in chosen],
-            high=[math.inf if c.high is None else c.high for c in chosen],
+            low=[c.range[0] for c in chosen],
+            high=[c.range[1] for c in chosen],
             missing=[c.missing for c in chosen], names=[f"column {c.name!r}" for c in chosen], dtype=torch.float64)
         if len(real) == len(spec.columns):
             return numbers
@@ -926,9 +627,9 @@ class Vectors(Kind):
         gaps = tuple(column.model_copy(update={"missing": True}) for column in spec.columns)
         data = read(spec.model_copy(update={"columns": gaps}))
         x = data.batch(torch.arange(len(data))).x
-        beyond = [f"{int(off.sum())} in {column.name!r} ({_span(column)})"
+        beyond = [f"{int(off.sum())} in {column.name!r} ({span(column)})"
                   for column, values in zip(gaps, x.T, strict=True)
-                  if not column.coded and (off := (values < _low(column)) | (values > _high(column))).any()]
+                  if not column.coded and (off := (values < column.range[0]) | (values > column.range[1])).any()]
         notes = [f"{source} has values beyond the range of the training data, of which the model knows little: "
                  f"{shorten(beyond)}"] if beyond else []
         return Partial(x, ~x.isnan(), data.labels, tuple(notes))
@@ -944,7 +645,7 @@ class Vectors(Kind):
             place = _place(name, spec)
             if not known[place].isnan():
                 raise UsageError(f"--given {words}: {name} is given twice")
-            known[place] = _written(cell, spec.columns[place])
+            known[place] = value_of(cell, spec.columns[place])
         return Partial(known, ~known.isnan())
 
     # --- showing
@@ -974,20 +675,6 @@ class Vectors(Kind):
         return [Chart(name, charts.lines([points], name)) for name, points in found if points]
 
 
-def _low(column: Column) -> float:
-    return -math.inf if column.low is None else column.low
-
-
-def _high(column: Column) -> float:
-    return math.inf if column.high is None else column.high
-
-
-def _span(column: Column) -> str:
-    """The range of a column in words."""
-    low, high = cells_of(column, np.array([_low(column), _high(column)]))
-    return f"{low} to {high}"
-
-
 def _place(name: str, spec: VectorSpec) -> int:
     """The place of a column by its name, or by the number from 1 that it has in a table without names."""
     names = _Columns(spec).names
@@ -997,33 +684,8 @@ def _place(name: str, spec: VectorSpec) -> int:
     if spec.label and name == spec.label[0]:
         raise UsageError(f"--given {name}: it is the class, which is no column of this model; train one without "
                          f"--label, where it is a column like the others")
-    close = did_you_mean(name, spec.names, len(names) <= _FEW)
+    close = did_you_mean(name, spec.names, len(names) <= FEW)
     raise UsageError(f"--given {name}: the model has no such column{close}")
-
-
-def _written(cell: str, column: Column) -> float:
-    """A value that the user wrote, as the model has it; UsageError if the column cannot have it."""
-    what = f"--given {column.name}={cell}"
-    if column.coded:
-        words = [*column.values, *map(str.lower, column.values)]
-        if cell in words or cell.lower() in words:
-            return float(words.index(cell if cell in words else cell.lower()) % len(column.values))
-        close = did_you_mean(cell, column.values, len(column.values) <= _FEW)
-        raise UsageError(f"{what}: the column has no such value{close}")
-    if column.type == "date":
-        moments = _moments(pl.Series([cell]), column.format)
-        value = math.nan if moments.null_count() else _date_column(column.name, moments, column.format)[1].item()
-        form = f"a date as {cells_of(column, np.array([_low(column)]))[0]}"
-    else:
-        value, form = number(cell), "a number"
-        value = math.nan if value is None else value
-    if not math.isfinite(value):
-        raise UsageError(f"{what}: expected {form}" + ("" if cell else "; leave a column out that is not known"))
-    if not _low(column) <= value <= _high(column):
-        raise UsageError(f"{what}: the training data has {_span(column)}, and the model knows nothing beyond")
-    if column.step and value % column.step:
-        raise UsageError(f"{what}: the values of the column are multiples of {column.step:g}")
-    return value
 
 
 def _distribution(column: Column, x: Tensor, y: Tensor) -> Chart:

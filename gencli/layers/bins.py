@@ -14,8 +14,9 @@ of its column, -1 for a missing value.
 import torch
 from torch import Tensor, nn
 
+from gencli.columns import Column
 from gencli.errors import DataError
-from gencli.kinds.vector import Column, VectorSpec
+from gencli.kinds.vector import VectorSpec
 
 _UNUSED = torch.finfo(torch.float64).max  # where a bin begins that is not used; weights of a model are finite
 _LEAST = 8  # rows that share a number make it an atom, if they are also
