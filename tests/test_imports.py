@@ -35,8 +35,8 @@ MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"columns", "kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "clock", "columns", "dataset", "examples", "format", "kind", "line_drawing", "pictures", "publish",
-              "spec", "spectrogram", "tokens", "view", *HELPERS},
+    "kinds": {"charts", "clock", "columns", "dataset", "examples", "format", "kind", "line_drawing", "pictures",
+              "publish", "spec", "spectrogram", "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "stopping"},
 }
