@@ -3,10 +3,12 @@
 A reader may raise nothing but errors for the user, touch no file, take no more than seconds, and little memory.
 """
 
+import contextlib
 import gzip
 import io
 import json
 import lzma
+import multiprocessing
 import os
 import pickle
 import random
@@ -19,6 +21,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -266,35 +269,41 @@ def attempt(read: Callable[[Path], None], path: Path) -> str | None:
 
 def fuzz(name: str, count: int, folder: Path) -> list[str]:
     """Read `count` mutations of a kind of file in a process of its own; what was wrong, one line each."""
-    make, read = KINDS[name]
+    make, _ = KINDS[name]
     place = folder / f"fuzz-{name}"
     place.mkdir()
     seed = make(place)
     for left in place.iterdir():
         left.unlink()
-    told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        with os.fdopen(tell, "w") as report:
-            warnings.simplefilter("ignore")
-            os.chdir(place)
-            now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-            resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
-            for i in range(count):
-                data = mutate(seed, random.Random(f"{name} {i}"))
-                Path(name).write_bytes(data)
-                wrong = attempt(read, Path(name))
-                if not wrong and len(os.listdir()) > 1:
-                    wrong = f"files were made: {os.listdir()}"
-                if wrong:
-                    report.write(f"{name} {i}: {' '.join(wrong.split())[:300]}\n")
-                    report.flush()
-        os._exit(0)
-    os.close(tell)
-    with os.fdopen(told) as report:
-        lines = report.read().splitlines()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return lines + ([f"{name}: the process ended with {code}"] if code else [])
+    # Not a fork of this process: the threads of polars, which it may have, would be missing there and waited for.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fuzz"])
+    told, tell = processes.Pipe(duplex=False)
+    reader = processes.Process(target=read_mutations, args=(name, seed, count, place, tell))
+    reader.start()
+    tell.close()
+    lines = []
+    with contextlib.suppress(EOFError):
+        while True:
+            lines.append(told.recv())
+    reader.join()
+    return lines + ([f"{name}: the process ended with {reader.exitcode}"] if reader.exitcode else [])
+
+
+def read_mutations(name: str, seed: bytes, count: int, place: Path, tell: Connection) -> None:
+    """Read `count` mutations of a file in an empty folder, and tell what was wrong."""
+    _, read = KINDS[name]
+    warnings.simplefilter("ignore")
+    os.chdir(place)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+    for i in range(count):
+        Path(name).write_bytes(mutate(seed, random.Random(f"{name} {i}")))
+        wrong = attempt(read, Path(name))
+        if not wrong and len(os.listdir()) > 1:
+            wrong = f"files were made: {os.listdir()}"
+        if wrong:
+            tell.send(f"{name} {i}: {' '.join(wrong.split())[:300]}")
 
 
 def run(count: int, folder: Path, say: Callable[[str], None] = lambda line: None) -> list[str]:
