@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gencli.errors import DataError, UsageError, did_you_mean, first_line
-from gencli.escape import unguarded
+from gencli.escape import printable, unguarded
 from gencli.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -141,32 +141,25 @@ def read_cells(data: bytes, name: str, named: tuple[str, ...] = (), quoted: bool
     return Table(name, top if header else numbered(len(top)), header, frame, lines, widths, top, notes)
 
 
+# What of damaged bytes ends a process (an allocation of 2^61 bytes) ends that one.
+_READ_PARQUET = """
+import sys, polars
+try:
+    polars.read_parquet(sys.stdin.buffer.read()).write_ipc_stream(sys.stdout.buffer)
+except BaseException as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+
+
 def read_parquet(data: bytes, name: str) -> Table:
-    """The columns of a Parquet file; DataError if it is none."""
-    try:
-        with _without_panic():
-            frame = pl.read_parquet(io.BytesIO(data))
-    except (Exception, pl.exceptions.PanicException) as error:  # polars raises nearly anything on damaged bytes
-        raise DataError(f"{name} is no Parquet file, or damaged: {first_line(error)}") from error
+    """The columns of a Parquet file, read in a process of its own; DataError if it is none."""
+    done = subprocess.run([sys.executable, "-P", "-c", _READ_PARQUET], input=data, capture_output=True, check=False)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if done.returncode == 1 and lines else f"its reader ends with {done.returncode}"
+        raise DataError(f"{name} is no Parquet file, or damaged: {printable(why)}")
+    frame = pl.read_ipc_stream(io.BytesIO(done.stdout))
     return Table(name, frame.columns, True, frame, range(1, frame.height + 1), [frame.width] * frame.height)
-
-
-@contextmanager
-def _without_panic() -> Iterator[None]:
-    """Keeps from standard error what polars' threads write to it where they meet damaged bytes: Rust's backtraces."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _ending(name: str) -> str:
