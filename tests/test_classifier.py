@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
@@ -152,7 +153,8 @@ def test_numbers_of_classification():
     right = data.examples.argmax(1) == data.labels
     share = right.double().mean()
     assert found["accuracy"].value == pytest.approx(float(share))
-    assert found["accuracy"].error == pytest.approx(float((share * (1 - share) / 499) ** 0.5))
+    low, high = scipy.stats.binomtest(int(right.sum()), 500).proportion_ci(method="wilson")
+    assert found["accuracy"].error == pytest.approx((high - low) / (2 * 1.96), rel=1e-4)
     worst = [float(right[data.labels == k].double().mean()) for k in range(3)]
     assert found["worst_class_accuracy"].value == pytest.approx(min(worst))
     assert found["worst_class_accuracy"].protocol["class"] == "xyz"[int(np.argmin(worst))]

@@ -17,7 +17,6 @@ from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.metrics import Column, Inputs, measure
-from gencli.metrics import features as feature_spaces
 from gencli.metrics import table as tables
 from gencli.metrics.anomalies import auroc, aurocs
 from gencli.metrics.audio import LogMel
@@ -213,7 +212,7 @@ def test_support_of_a_collapsed_model():
 
 @pytest.fixture
 def short(monkeypatch, tmp_path):
-    monkeypatch.setattr(feature_spaces, "_LEAST_STEPS", 150)
+    monkeypatch.setattr("gencli.families.classifier.Classifier.least_steps", 150)
     monkeypatch.setenv("GENCLI_CACHE", str(tmp_path))
 
 

@@ -19,7 +19,6 @@ from gencli.errors import DataError, ModelError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Inputs, inception, measure, neighbours
-from gencli.metrics import features as feature_spaces
 from gencli.metrics.distances import distances, frechet_distance, kernel_distance, manifold_metrics
 from gencli.metrics.distribution import inception_score
 from gencli.metrics.features import Pixels, feature_space, features, new_model
@@ -289,7 +288,7 @@ def cache(tmp_path_factory):
     """A cache of its own, and a training short enough for tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(feature_spaces, "_LEAST_STEPS", 100)
+        patch.setattr("gencli.families.classifier.Classifier.least_steps", 100)
         yield cache_folder()
 
 

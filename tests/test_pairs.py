@@ -51,7 +51,7 @@ class Darker(Model):
 class Pairs:
     """A data set of pairs, of which a metric sees no more than this."""
 
-    name, split, fingerprint, protocol = "toy", "test", "abc", {"pair": "left"}
+    name, split, fingerprint, protocol, blocks = "toy", "test", "abc", {"pair": "left"}, None
 
     def __init__(self, target, source):
         self.target, self.source = target, source

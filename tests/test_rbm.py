@@ -370,7 +370,7 @@ def test_what_cannot_be_trained_is_one_line(gencli, small_data, options, code, s
 
 def test_options_out_of_range_are_one_line(gencli, small_run, small_data):
     run = str(small_run("rbm", "image"))
-    error = gencli("evaluate", run, str(small_data["image"]), "--set", "chains=1", code=2).stderr
+    error = gencli("evaluate", run, f"{small_data['image']}:test", "--set", "chains=1", code=2).stderr
     assert "at least 2 chains" in error and error.count("\n") == 1
     error = gencli("sample", run, "-n", "1", "-o", "x.png", "--set", "steps=-1", code=2).stderr
     assert "steps=-1" in error and error.count("\n") == 1

@@ -224,13 +224,13 @@ class Stack(Model):
         self.second.weight.copy_(self.first.weight + torch.randn(3, 3))
 
     def accumulate(self, batch):
-        self.total += self.first(batch.x).sum(0)
+        self.total += self.first(batch.x.float()).sum(0)
 
     def first_loss(self, batch, rng):
-        return self._loss(self.first(batch.x), rng)
+        return self._loss(self.first(batch.x.float()), rng)
 
     def second_loss(self, batch, rng):
-        return self._loss(self.second(self.first(batch.x) - self.total), rng)
+        return self._loss(self.second(self.first(batch.x.float()) - self.total), rng)
 
     def _loss(self, h, rng):
         self.trained.append([name for name, parameter in self.named_parameters() if parameter.requires_grad])

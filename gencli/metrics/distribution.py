@@ -102,12 +102,12 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     record = protocol(reference, inputs.seed, features=space.name)
     sample_features, sample_classes = features(space, samples)
     real_features, real_classes = features(space, reference, cache=True, note=inputs.note)
+    yield from distances(real_features, sample_features, record, inputs.seed)
     fewest, dimensions = min(len(real_features), len(sample_features)), real_features.shape[1]
     if fewest <= dimensions:
         inputs.note(f"frechet_distance: {fewest} examples cannot show how {dimensions} features vary together; it "
                     f"comes out too large, by more than its error bar says: give more examples, or see "
                     f"kernel_distance, which has no bias")
-    yield from distances(real_features, sample_features, record, inputs.seed)
     if sample_classes is not None:
         yield inception_score(sample_classes, record)
     if sample_classes is not None and real_classes is not None and reference.labels is not None \
