@@ -13,9 +13,10 @@ from gencli import runs
 from gencli.data import load
 from gencli.device import autocast
 from gencli.errors import LockedError
-from gencli.families.rbm import ACTIVITY, RBM, RBMConfig
+from gencli.families.rbm import RBM, RBMConfig
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.boltzmann import ACTIVITY, RestrictedMachine
 from gencli.model import Batch
 from gencli.rng import ExampleStreams, StepStream, generator
 from gencli.trainer import Trainer, TrainSettings
@@ -37,11 +38,11 @@ def machine(spec=BINARY, hidden=5, size=1.0, **options):
         for parameter in model.parameters():
             parameter.normal_(0, size, generator=random)
         if spec is TABLE:
-            model.visible.log_deviation.mul_(0.2).sub_(0.3)
-            model.visible.shift.copy_(torch.tensor([0.5, -1.0]))
-            model.visible.scale.copy_(torch.tensor([1.5, 0.8]))
+            model.machine.visible.log_deviation.mul_(0.2).sub_(0.3)
+            model.machine.visible.shift.copy_(torch.tensor([0.5, -1.0]))
+            model.machine.visible.scale.copy_(torch.tensor([1.5, 0.8]))
         else:
-            model.visible.mean.uniform_(0.2, 0.8, generator=random)
+            model.machine.visible.mean.uniform_(0.2, 0.8, generator=random)
     return model
 
 
@@ -52,23 +53,24 @@ def states(units):
 def log_joint(model):
     """-E(v, h) of all states of visible and hidden units, as the definition says, (2^D, 2^H) float64."""
     v, h = states(model.spec.size), states(model.config.hidden)
-    weight, hidden, visible, mean = (t.detach().double() for t in (model.weight, model.bias, model.visible.bias,
-                                                                  model.visible.mean))
+    machine, units = model.machine, model.machine.visible
+    weight, hidden, visible, mean = (tensor.detach().double()
+                                     for tensor in (machine.weight, machine.bias, units.bias, units.mean))
     return (v @ visible)[:, None] + h @ hidden + (v - mean) @ weight @ (h - ACTIVITY).T
 
 
 def test_log_z_of_few_hidden_units_is_the_sum_over_all_states():
     model = machine()
-    found = model.log_partition()
+    found = model.machine.log_partition()
     assert found.kind == "exact" and found.error is None
     assert found.value == pytest.approx(float(log_joint(model).flatten().logsumexp(0)), abs=1e-5)
 
 
 def test_log_z_of_few_visible_units_is_the_sum_over_all_states():
-    few, many = machine(hidden=5), machine(hidden=21)
+    few, many = machine(hidden=5).machine, machine(hidden=21).machine
     with torch.no_grad():  # 16 units that see nothing are either way
         for name, parameter in many.named_parameters():
-            parameter.zero_()[..., :8 if name == "visible.bias" else 5] = few.get_parameter(name).detach()
+            parameter.zero_()[..., :8 if name.endswith("visible.bias") else 5] = few.get_parameter(name).detach()
         many.visible.mean.copy_(few.visible.mean)
     found = many.log_partition()
     assert found.kind == "exact"
@@ -96,30 +98,30 @@ def test_the_density_of_gaussian_units_integrates_to_one():
 @pytest.mark.parametrize("spec", [BINARY, TABLE], ids=["bernoulli", "gaussian"])
 def test_annealing_finds_the_exact_log_z_both_ways(spec):
     model = machine(spec, hidden=7, size=1.5 if spec is BINARY else 1.0)
-    truth = model.log_partition().value
-    found = model.ais(chains=400, temperatures=300, ais_seed=1)
+    truth = model.machine.log_partition().value
+    found = model.machine.ais(chains=400, temperatures=300, ais_seed=1)
     assert found.kind == "estimate" and found.error < 0.1 and found.reverse_error < 0.1
     assert abs(found.value - truth) < 4 * found.error
     assert abs(found.reverse - truth) < 4 * found.reverse_error
     start, _ = model._units(model.sample(rng(400), steps=50, draw=True), None)
-    reverse, error = model._reverse_ais(start, 300, StepStream(400, generator("reverse")))
+    reverse, error = model.machine.reverse_ais(start, 300, StepStream(400, generator("reverse")))
     assert error < 0.1 and abs(reverse - truth) < 4 * error
 
 
 def test_the_error_bar_of_annealing_is_the_spread_over_seeds():
     model = machine(hidden=7, size=1.5)
-    found = [model.ais(chains=50, temperatures=50, ais_seed=seed) for seed in range(60)]
+    found = [model.machine.ais(chains=50, temperatures=50, ais_seed=seed) for seed in range(60)]
     values, errors = np.array([f.value for f in found]), np.array([f.error for f in found])
     assert 0.7 < np.sqrt((errors**2).mean()) / values.std() < 1.4
-    assert abs(values.mean() - model.log_partition().value) < 4 * values.std() / np.sqrt(60) + 0.02
+    assert abs(values.mean() - model.machine.log_partition().value) < 4 * values.std() / np.sqrt(60) + 0.02
 
 
 def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
     spec = ImageSpec(channels=1, height=5, width=6, levels=2)
     model = machine(spec, hidden=25, size=0.3)
     x = (torch.rand(3, *spec.shape, generator=torch.Generator().manual_seed(0)) < 0.5).float()
-    calls, ais = [], RBM.ais
-    monkeypatch.setattr(RBM, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
+    calls, ais = [], RestrictedMachine.ais
+    monkeypatch.setattr(RestrictedMachine, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
     first = model.scores(Batch(x), rng(3), temperatures=100)["nll"]
     again = model.scores(Batch(x), rng(3, 9), temperatures=100)["nll"]
     assert torch.equal(first.values, again.values) and len(calls) == 1 and first.kind == "estimate"
@@ -132,8 +134,8 @@ def test_many_units_are_estimated_once_and_anew_for_other_weights(monkeypatch):
     for way_back in (reverse, from_data):
         assert abs(way_back.value - log_z.value) < 5 * np.hypot(log_z.error, way_back.error)
     with torch.no_grad():
-        model.bias.add_(1)
-    assert model.log_partition(200, 1000, 1).value > log_z.value + 1 and len(calls) == 3
+        model.machine.bias.add_(1)
+    assert model.machine.log_partition(200, 1000, 1).value > log_z.value + 1 and len(calls) == 3
 
 
 def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_states():
@@ -142,9 +144,9 @@ def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_state
     model = RBM(RBMConfig(hidden=16, chains=64), data.spec)
     settings = TrainSettings(steps=400, batch_size=64, lr=5e-3, schedule="cosine", preview_every=0, precision="fp32")
     model = Trainer(model, data, settings).run().model
-    truth = model.log_partition()
+    truth = model.machine.log_partition()
     assert truth.kind == "exact"
-    found = model.ais(chains=100, temperatures=3000, ais_seed=0)
+    found = model.machine.ais(chains=100, temperatures=3000, ais_seed=0)
     assert abs(found.value - truth.value) < 0.2 and found.error < 0.1
     assert abs(found.reverse - truth.value) < 0.2
 
@@ -152,13 +154,13 @@ def test_annealing_of_a_machine_trained_on_digits_is_near_the_sum_over_its_state
 def test_reverse_annealing_from_draws_that_are_none_errs():
     """The way back is right from exact draws alone, which the data is not where the chains do not mix."""
     model = machine(hidden=7, size=1.5)
-    truth, noise = model.log_partition().value, StepStream(2000, generator("reverse"))
+    truth, noise = model.machine.log_partition().value, StepStream(2000, generator("reverse"))
     p = torch.softmax(log_joint(model).logsumexp(1), 0)
     exact = states(8).float()[torch.multinomial(p, 2000, True, generator=torch.Generator().manual_seed(0))]
-    value, error = model._reverse_ais(exact, 30, noise)
+    value, error = model.machine.reverse_ais(exact, 30, noise)
     assert abs(value - truth) < 4 * error + 0.02
     rarest = states(8).float()[p.argmin()].expand(2000, -1)
-    assert abs(model._reverse_ais(rarest, 3, noise)[0] - truth) > 1
+    assert abs(model.machine.reverse_ais(rarest, 3, noise)[0] - truth) > 1
 
 
 def test_samples_have_the_moments_of_the_model():
@@ -183,8 +185,9 @@ def test_the_loss_has_the_gradient_of_the_likelihood(spec):
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     h = states(4).float()
-    log_z = (h @ model.bias + model.visible.log_partition((h - ACTIVITY) @ model.weight.T)).logsumexp(0)
-    (model.free_energy(model._units(batch, None)[0]).mean() + log_z).backward()
+    units = model.machine.visible
+    log_z = (h @ model.machine.bias + units.log_partition((h - ACTIVITY) @ model.machine.weight.T)).logsumexp(0)
+    (model.machine.free_energy(model._units(batch, None)[0]).mean() + log_z).backward()
     for name, p in model.named_parameters():
         assert torch.allclose(found[name], p.grad, atol=0.02 * max(1.0, float(p.grad.abs().max()))), name
 
@@ -242,8 +245,8 @@ def wide_run(gencli, small_data) -> str:
 
 
 def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, small_data, monkeypatch):
-    calls, ais = [], RBM.ais
-    monkeypatch.setattr(RBM, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
+    calls, ais = [], RestrictedMachine.ais
+    monkeypatch.setattr(RestrictedMachine, "ais", lambda self, **options: calls.append(options) or ais(self, **options))
 
     def nll(*options, model=wide_run):
         report = gencli("evaluate", model, str(small_data["image"]), "--draw", "0", "--reconstruct", "0", "--json",
@@ -272,10 +275,10 @@ def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, s
 
 def test_what_was_found_about_a_model_is_not_written_over_another(gencli, wide_run, small_data):
     model, card = runs.load_model(wide_run)
-    model.log_partition(chains=4, temperatures=5)
+    model.machine.log_partition(chains=4, temperatures=5)
     with torch.no_grad():
         other = model.clone()
-        other.bias.add_(1)
+        other.machine.bias.add_(1)
     runs.save_model("other.safetensors", other, card)
     before = Path("other.safetensors").read_bytes()
     runs.save_findings("other.safetensors", model, card)
@@ -323,7 +326,7 @@ def test_filters_are_a_sheet_of_the_weights(gencli, small_run, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "filters.png")).astype(float)
     assert sheet.shape == (2 * (9 + 2) + 2, 2 * (7 + 2) + 2)
     model, _ = runs.load_model(small_run("rbm", "image"))
-    first = model.weight[:, 0].detach().view(9, 7).numpy()
+    first = model.machine.weight[:, 0].detach().view(9, 7).numpy()
     assert np.allclose(sheet[2:11, 2:9], 127.5 + 127.5 * first / np.abs(first).max(), atol=0.51)
     for run, sentence in ((small_run("rbm", "vector"), "a model of pictures"), (small_run("gmm", "image"), "filters")):
         error = gencli("export", str(run), "-o", "none.png", code=2).stderr
@@ -342,8 +345,8 @@ def test_grey_pictures_have_gaussian_units_and_no_bits(gencli, small_data, tmp_p
            "--batch-size", "32", "--lr", "5e-3", "-q")
     model, _ = runs.load_model(tmp_path / "grey")
     x = load(str(small_data["image"]), split="train").examples.flatten(1).numpy() / 255
-    assert np.allclose(model.visible.shift, x.mean(0), atol=1e-6)
-    assert np.allclose(model.visible.scale, x.std(0), atol=1e-6)
+    assert np.allclose(model.machine.visible.shift, x.mean(0), atol=1e-6)
+    assert np.allclose(model.machine.visible.scale, x.std(0), atol=1e-6)
     report = gencli("evaluate", "grey", str(small_data["image"]), "--draw", "0", "--json").json()
     found = {metric["name"]: metric for metric in report["metrics"]}
     assert found["nll"]["protocol"]["density"] and found["nll"]["kind"] == "exact" and "bpd" not in found
@@ -374,3 +377,12 @@ def test_options_out_of_range_are_one_line(gencli, small_run, small_data):
     assert "at least 2 chains" in error and error.count("\n") == 1
     error = gencli("sample", run, "-n", "1", "-o", "x.png", "--set", "steps=-1", code=2).stderr
     assert "steps=-1" in error and error.count("\n") == 1
+
+
+def test_weights_of_older_files_are_found():
+    model, other = machine(), machine()
+    older = {name.removeprefix("machine."): tensor for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        other.machine.weight.zero_()
+    other.load_state_dict(older)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
