@@ -35,6 +35,8 @@ class DataSettings(BaseModel):
                                                         "names no splits.")
     labels: str | None = Field(None, description="File of the classes of examples that come without: IDX, .npy, or "
                                                  "text with one a line.")
+    classes: str | None = Field(None, description="Only examples of these classes, e.g. 0,1,2.")
+    without: str | None = Field(None, description="Leave out the examples of these classes, e.g. 7 or cat,dog.")
     pair: Literal["left", "right"] | None = Field(
         None, description="Pictures that show two: the side that the other one is made from.")
     source: str | None = Field(None, description="Tables: column that the examples are made from.")
