@@ -121,7 +121,7 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     splits = _open(request, data_root, download, stdin)
     if general.labels:
         splits = labelled(splits, general.labels)
-    chooses = general.classes is not None or general.without is not None
+    chooses = other_classes or general.classes is not None or general.without is not None
     splits = classified(splits, request, like is None or bool(like.classes) or chooses)
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
