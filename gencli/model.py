@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
-from gencli.rng import ExampleStreams, Rng
+from gencli.rng import ExampleStreams, NoNoise, Rng
 from gencli.spec import Batch, Spec, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
@@ -216,11 +216,13 @@ class Model(nn.Module):
 
     @classmethod
     def abilities(cls) -> set[str]:
-        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film" and "filters".
+        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters" and
+        "finetune".
 
         "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
-        own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters")
+        own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters",
+                                 "finetune")
                if getattr(cls, name) is not getattr(Model, name)}
         able = {"train", "evaluate", "export"} | (own - {"prior"})
         if {"prior", "decode"} <= own:
@@ -280,6 +282,21 @@ class Model(nn.Module):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Examples -> codes (B, *code), float."""
+        raise NotImplementedError
+
+    def features(self) -> nn.Module:
+        """The encoder as a module, from examples x (B, *example) to codes (B, *code), differentiable in its weights.
+
+        `export --encoder` writes it, and `train FAMILY --init RUN` goes on with it. Default: what `encode` does without
+        options. Where that draws noise or searches, as codes of sampling models do, there is no such module.
+        """
+        return _Encoder(self)
+
+    def finetune(self, encoder: nn.Module) -> None:
+        """Take the encoder of another model, as `features` gives it, as the lower part of this one.
+
+        Called once, after `__init__`: of a model that starts with the encoder's weights, and of one to be loaded.
+        """
         raise NotImplementedError
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
@@ -346,8 +363,12 @@ class Model(nn.Module):
         code = self.prior(ExampleStreams(0, torch.arange(2)))
         return Graph(_Decoder(self), {"code": code}, ["x"])
 
-    def filters(self) -> Tensor:
-        """What each feature of the model looks for, as weights of an example, (N, *example)."""
+    def filters(self) -> dict[str, Tensor]:
+        """What the features of each layer look for, as weights of an example, (N, *example) by name of the layer.
+
+        The lowest layer comes first: `export` draws it unless told which. Those of a higher layer are combinations of
+        the ones below, e.g. the product of the weights (Lee, Ekanadham & Ng 2008).
+        """
         raise NotImplementedError
 
     @property
@@ -364,6 +385,17 @@ def fill(code: Tensor, other: Tensor) -> Tensor:
     if code.shape[:1] < other.shape[:1]:
         code = torch.cat([code, other[len(code) :]])
     return torch.where(code.isnan(), other[: len(code)] if len(other) >= len(code) else code, code)
+
+
+class _Encoder(nn.Module):
+    """What a model encodes examples as, as a module of its own."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.encode(Batch(x), NoNoise(x.device))
 
 
 class _Decoder(nn.Module):

@@ -69,7 +69,8 @@ class Family(Entry):
     """A family of models. A plugin's summary, kinds and abilities are known once it is loaded."""
 
     kinds: tuple[str, ...] = ()
-    # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate).
+    # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate),
+    # "finetune" (train).
     can: tuple[str, ...] = ()
     noun = "family"
     base = "gencli.model:Model"
@@ -228,7 +229,7 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector"), can=(*VERBS, "log_prob", "film", "filters")),
     Family("classifier", "gencli.families.classifier:Classifier", "Classifier: softmax, multilayer perceptron, CNN",
            kinds=("image", "vector", "audio", "strokes", "video", "series"),
-           can=("train", "encode", "evaluate", "export", "classify")),
+           can=("train", "encode", "evaluate", "export", "classify", "finetune")),
     Family("unet", "gencli.families.unet:UNet", "U-Net (Ronneberger 2015): pictures from pictures by regression",
            kinds=("image", "video"), can=(*VERBS, "log_prob", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
@@ -282,6 +283,9 @@ metrics = Table("gencli.metrics", MetricGroup,
     MetricGroup("usefulness", "gencli.metrics.classifiers:usefulness",
                 "accuracy of a classifier trained on samples, beside one trained on data",
                 needs=("training",), wants=("classified", "fixed"), uses=("model",)),
+    MetricGroup("probe", "gencli.metrics.probe:probe",
+                "accuracy of a linear classifier on codes with 10 and 100 labels a class, beside plain features, PCA",
+                needs=("model", "training"), can=("encode",)),
     MetricGroup("support", "gencli.metrics.support:support",
                 "how many different examples the model draws, by the birthday paradox", needs=("samples",),
                 wants=("spaces",)),

@@ -1,11 +1,12 @@
 """Counter-based randomness: a draw is a function of names, never of what was drawn before it elsewhere.
 
-Two sources share one interface, so that a family works with either:
+Sources share one interface, so that a family works with each:
 
 - `ExampleStreams`: one independent stream for each example, keyed by (seed, index of the example). Sample i is the
   same whatever the batch size, shard or device. Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel Random
   Numbers: As Easy as 1, 2, 3"), computed with integer tensor operations that give the same bits everywhere.
 - `StepStream`: the noise of one training step, keyed by (seed, step, process). Fast, torch's own generator.
+- `NoNoise`: none, for what must be a function of the examples alone.
 
 Every draw has the shape (B, *shape), where B is the number of examples.
 """
@@ -109,6 +110,29 @@ class ExampleStreams:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return (self.uniform(*shape, dtype=torch.float64) * high).long()
+
+
+class DrawsNoise(RuntimeError):
+    """Something that must be a function of the examples alone draws noise."""
+
+
+class NoNoise:
+    """The noise of what must not need any: whatever asks for some raises `DrawsNoise`."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        raise DrawsNoise
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        raise DrawsNoise
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        raise DrawsNoise
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        raise DrawsNoise
 
 
 class StepStream:

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli import registry
+from gencli.encoders import encoder
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError, first_line
 from gencli.escape import printable, to_json
 from gencli.manifests import MANIFEST, checksums, discard, named, read_checked, record, remove_files, sums
@@ -58,6 +59,22 @@ LOGS = ("metrics.jsonl", "timings.jsonl")
 _HOLDER_TIMEOUT = 10.0  # seconds to wait for the holder of a lock to write its name
 
 
+class Origin(BaseModel):
+    """The model whose encoder another one starts from, without its weights: what is needed to build it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str
+    config: dict[str, Any]
+    spec: SerializeAsAny[Spec]
+    origin: "Origin | None" = None
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _of_its_kind(cls, spec: Any) -> Any:
+        return parse_spec(spec) if isinstance(spec, dict) else spec
+
+
 class Card(BaseModel):
     """Everything about a model but its weights; the metadata of a model file."""
 
@@ -67,6 +84,7 @@ class Card(BaseModel):
     family: str
     config: dict[str, Any]
     spec: SerializeAsAny[Spec]
+    origin: Origin | None = None  # of a model that started from the encoder of another one
     data: str = ""  # what the model was trained on, as on the command line
     data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
@@ -112,8 +130,13 @@ class Card(BaseModel):
 # Model files
 
 
-def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
-    """A new model with fresh weights.
+def build(family: str, config: dict[str, Any], spec: Spec, origin: Origin | None = None,
+          weights: Path | None = None) -> Model:
+    """A new model with fresh weights, those of the encoder of another model but for it.
+
+    Args:
+        origin: the model whose encoder it starts from.
+        weights: the model file of that one; None: fresh weights there, too.
 
     Raises:
         UsageError: the configuration does not fit the family, or the family not the data.
@@ -129,7 +152,13 @@ def build(family: str, config: dict[str, Any], spec: Spec) -> Model:
         raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
                          f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
     try:
-        return cls(cls.Config(**config), spec)
+        model = cls(cls.Config(**config), spec)
+        if origin is not None:
+            other = build(origin.family, origin.config, origin.spec, origin.origin)
+            if weights is not None:
+                load_weights(other, weights)
+            model.finetune(encoder(other).module)
+        return model
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -219,7 +248,7 @@ def complete(card: Card) -> Card:
 def identity(run: str | Path) -> str:
     """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
     card = read_card(run).model_copy(update={"findings": {}})
-    about = card.model_dump_json(exclude={"examples", "extent"})
+    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",))})
     return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 
@@ -233,7 +262,7 @@ def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Mod
     with verified(path, checksums(path)):
         try:
             with _no_larger_than(path):
-                model = build(card.family, card.config, card.spec)
+                model = build(card.family, card.config, card.spec, card.origin)
         except UsageError as error:
             raise ModelError(f"{path}: its configuration does not fit family {card.family!r}: {error}") from error
         except (RuntimeError, ArithmeticError, TypeError, MemoryError) as error:  # impossible tensor sizes

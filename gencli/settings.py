@@ -35,6 +35,8 @@ class DataSettings(BaseModel):
                                                         "names no splits.")
     labels: str | None = Field(None, description="File of the classes of examples that come without: IDX, .npy, or "
                                                  "text with one a line.")
+    classes: str | None = Field(None, description="Only examples of these classes, e.g. 0,1,2.")
+    without: str | None = Field(None, description="Leave out the examples of these classes, e.g. 7 or cat,dog.")
     pair: Literal["left", "right"] | None = Field(
         None, description="Pictures that show two: the side that the other one is made from.")
     source: str | None = Field(None, description="Tables: column that the examples are made from.")
@@ -62,6 +64,8 @@ class TrainSettings(BaseModel):
                                                     "sampled from; 0: the weights themselves.")
     precision: Precision = Field("auto", description="auto: bf16 on hardware that supports it, else fp32.")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
+    init: str | None = Field(None, description="Start from the encoder of this run and read the data as it "
+                                               "did; families that can finetune.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
     validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples held out for validation.")
     patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "

@@ -34,6 +34,7 @@ from gencli.rng import derive_seed
 from gencli.runs import Run
 from gencli.settings import (
     DataSettings,
+    Layer,
     TrainSettings,
     environment,
     read_config,
@@ -45,6 +46,7 @@ from gencli.stopping import stop_requests
 from gencli.streams import open_writer
 from gencli.trainer import Hooks, Outcome, Trainer
 
+_WHICH = {"classes", "without", "labels"}  # options that say which examples are read
 _HINT = "start over with overwrite (--overwrite)"
 
 
@@ -54,6 +56,7 @@ class Plan:
 
     Attributes:
         reading: how the data is read: `DataSettings` and the options of its kinds, by name.
+        origin: the model of `settings.init`.
     """
 
     family: str
@@ -62,6 +65,7 @@ class Plan:
     settings: TrainSettings
     reading: dict[str, Any]
     examples: Dataset
+    origin: runs.Origin | None = None
 
     def document(self) -> dict[str, Any]:
         """What `config.json` holds: a valid --config, and what happened."""
@@ -79,7 +83,8 @@ class Plan:
         """The model with fresh weights, a function of the seed."""
         torch.manual_seed(derive_seed(self.settings.seed, "weights"))
         with memory_explained("choose a smaller model"), room_for(self.copies):
-            return runs.build(self.family, self.config.model_dump(), self.examples.spec)
+            weights = runs.model_path(self.settings.init) if self.settings.init else None
+            return runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin, weights)
 
     @property
     def copies(self) -> int:
@@ -94,9 +99,9 @@ class Plan:
 
     def card(self, outcome: Outcome) -> runs.Card:
         """What the model file says beside the weights."""
-        return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec, data=self.data,
-                         data_settings=self.reading, fingerprint=self.examples.fingerprint,
-                         examples=len(self.examples), extent=extent(self.data),
+        return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec,
+                         origin=self.origin, data=self.data, data_settings=self.reading,
+                         fingerprint=self.examples.fingerprint, examples=len(self.examples), extent=extent(self.data),
                          steps=outcome.step if outcome.kept is None else outcome.kept,
                          stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed)
 
@@ -141,22 +146,26 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     if before.get("family", family) != family:
         raise UsageError(f"{output} holds a {before['family']}, which cannot go on as a {family}; name another "
                          f"directory, or {_HINT}")
-    values, origin = resolve(
-        fields,
+    layers: list[Layer] = [
         (f"family {family}", cls.defaults),
         (f"--preset {preset}", read_preset(family, preset) if preset else {}),
         (f"{output}/config.json", without_defaults(before, of_data)),
         (f"--config {config}", without_defaults(read_config(config), of_data) if config else {}),
         ("the environment", environment(fields)),
         ("the command line", {name: value for name, value in settings.items() if value is not None}),
-    )
+    ]
+    values, origin = resolve(fields, *layers)
+    start = _start(family, values["init"]) if values.get("init") else None
+    if start:
+        values, origin = resolve(fields, layers[0], (f"--init {values['init']}", _reading_of(start)), *layers[1:])
     model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
-    examples = load(data, own, split="train", skip_bad=skip_bad, download=download, data_root=data_root, limit=limit,
-                    notify=note, detail=detail, progress=progress)
+    like = None if start is None else start.spec.model_copy(update={"classes": ()})
+    examples = load(data, own, split="train", like=like, other_classes=start is not None, skip_bad=skip_bad,
+                    download=download, data_root=data_root, limit=limit, notify=note, detail=detail, progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):
@@ -167,7 +176,21 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
                  f"{_plural(examples)}")
-    return Plan(family, data, completed, training, _reading(own, general, examples), examples)
+    made_from = runs.Origin(**start.model_dump(include={"family", "config", "spec", "origin"})) if start else None
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples, made_from)
+
+
+def _start(family: str, run: str) -> runs.Card:
+    """The model whose encoder a model of a family starts from."""
+    registry.require(family, "finetune")
+    card = runs.read_card(run)
+    registry.require(card.family, "encode")
+    return card
+
+
+def _reading_of(start: runs.Card) -> dict[str, Any]:
+    """How examples look to the encoder of a model; which of them there are is for the user to say."""
+    return {name: value for name, value in start.reading.items() if value is not None and name not in _WHICH}
 
 
 def _plural(examples: Dataset) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gencli.data import load
 from gencli.errors import install
-from gencli.runs import load_model
+from gencli.runs import load_model, read_card
 
 
 def one_line(stderr: str) -> str:
@@ -442,3 +442,24 @@ def test_too_few_addresses_are_said_in_one_line(small_run):
     assert done.returncode == 7 and len(done.stderr.splitlines()) == 1
     assert "0.5 GiB of addresses (ulimit -v)" in done.stderr
     assert subprocess.run([sys.executable, "-c", limited, "families"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(("family", "kind"), [("vae", "image"), ("rbm", "vector")])
+def test_the_encoder_as_a_graph_gives_the_codes(family, kind, gencli, small_run, small_data, tmp_path):
+    """What onnxruntime computes from the examples is what `encode` writes."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    run = small_run(family, kind)
+    gencli("export", str(run), "--encoder", "-o", "encoder.onnx", "-q")
+    gencli("encode", str(run), str(small_data[kind]), "--limit", "7", "-o", "codes.npy", "-q")
+    data = load(str(small_data[kind]), read_card(run).reading, split="all", like=read_card(run).spec)
+    x = data.batch(torch.arange(7)).x.float().numpy()
+    codes = onnxruntime.InferenceSession(tmp_path / "encoder.onnx").run(["code"], {"x": x})[0]
+    assert np.allclose(codes, np.load(tmp_path / "codes.npy"), atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "kind", "output", "code", "says"), [
+    ("gan", "image", "e.onnx", 2, "no encoder"), ("unet", "image", "e.pt2", 2, "made from too"),
+    ("vae", "image", "e.md", 2, "end it in .onnx or .pt2")])
+def test_encoders_that_are_not_there(family, kind, output, code, says, gencli, small_run, tmp_path):
+    error = gencli("export", str(small_run(family, kind)), "--encoder", "-o", output, code=code).stderr
+    assert says in error and error.count("\n") == 1 and not (tmp_path / output).exists()

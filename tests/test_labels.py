@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 
 from gencli.data import load
 from gencli.errors import DataError, UsageError
@@ -84,3 +85,29 @@ def test_pixels_may_be_rounded_beyond_their_range(tmp_path):
     np.save(tmp_path / "a.npy", x)
     with pytest.raises(DataError, match=r"to 1\.001"):
         load(f"{tmp_path}/a.npy:all", {"kind": "image"})
+
+
+def test_some_classes_are_read_of_each_split(small_data):
+    """Before and after, an example is of the same split."""
+    whole, path = np.load(small_data["image"]), str(small_data["image"])
+    for split in ("train", "test"):
+        every = load(path, split=split)
+        dark, bright = (load(path, {option: "1"}, split=split) for option in ("without", "classes"))
+        assert dark.labels is None and dark.spec.classes == ()
+        assert torch.equal(dark.examples, every.examples[every.labels == 0])
+        assert torch.equal(bright.examples, every.examples[every.labels == 1])
+        assert dark.protocol["without"] == "1" and dark.fingerprint != every.fingerprint
+    assert len(load(path, {"classes": "0,1"}, split="all")) == len(whole["y"])
+
+
+@pytest.mark.parametrize(("options", "error", "says"), [
+    ({"without": "7"}, UsageError, "no class '7'"), ({"classes": "0", "without": "1"}, UsageError, "leave one out"),
+    ({"without": "0,1"}, DataError, "none of the 86 examples is left")])
+def test_classes_that_cannot_be_read(small_data, options, error, says):
+    with pytest.raises(error, match=says):
+        load(str(small_data["image"]), options)
+
+
+def test_examples_without_classes_have_none_to_leave_out(small_data):
+    with pytest.raises(DataError, match="no classes; give data with labels"):
+        load(str(small_data["text"]), {"without": "7"})

@@ -271,6 +271,43 @@ def test_usefulness_of_a_conditional_model(short):
     assert found["synthetic_accuracy"].protocol["examples"] == 300
 
 
+# --- linear probe
+
+
+class OneColumn(Model):
+    """A code that is one column, of rows made by `labelled`."""
+
+    def __init__(self, spec, column):
+        super().__init__(FamilyConfig(), spec)
+        self.column = column
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def encode(self, batch, rng):
+        return batch.x[:, self.column : self.column + 1]
+
+
+def test_probe_finds_what_a_code_tells_of_the_classes():
+    """The classes lie 3 deviations apart in one column, which is the first principal component too."""
+    training, test = labelled(500, 1), labelled(800, 2)
+    best = stats.norm.cdf(1.5)
+    good, bad = (by_name(["probe"], test, training=training, model=OneColumn(test.spec, column)) for column in (0, 1))
+    for name in ("probe_100", "probe_100_plain", "probe_100_pca", "probe_10"):
+        assert good[name].value == pytest.approx(best, abs=0.03), name
+    assert good["probe_10"].error > 0 and good["probe_10_pca"].protocol["size"] == 1
+    assert abs(bad["probe_100"].value - 0.5) < 0.06 and bad["probe_100_plain"] == good["probe_100_plain"]
+
+
+def test_probe_says_which_labels_are_lacking():
+    test, said = labelled(50, 2), []
+    model = OneColumn(test.spec, 0)
+    found = measure(["probe"], Inputs(test, model, training=labelled(60, 1), note=said.append)).metrics
+    assert {metric.name for metric in found} == {"probe_10", "probe_10_plain", "probe_10_pca"}
+    assert len(said) == 1 and "100 labels a class is left out" in said[0]
+    for training, message in ((labelled(12, 1), "needs 10 of each class"), (table(normal(9, 3)), "has no classes")):
+        with pytest.raises(DataError, match=message):
+            measure(["probe"], Inputs(test, model, training=training))
+
+
 # --- anomalies
 
 

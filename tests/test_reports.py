@@ -191,6 +191,19 @@ def test_scores_find_aurocs(gencli, small_data, tmp_path):
     assert (tmp_path / "s.csv").read_text().startswith((tmp_path / "f.csv").read_text()), "whatever comes with it"
 
 
+def test_a_class_left_out_of_training_is_found(gencli, small_data, tmp_path):
+    """`--without` is a part of how the model's data is read, and evaluating anomalies reads all classes."""
+    data = str(small_data["image"])
+    gencli("train", "gaussian", data, "--without", "1", "-o", "dark")
+    done = gencli("evaluate", "dark", f"{data}:all", "--anomalies", "1", "--metrics", "likelihood,reconstruction",
+                  "--scores", "s.csv", "--json")
+    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    error, labels = ([float(row[name]) for row in rows] for name in ("reconstruction_mse", "label"))
+    assert len(rows) == 96 and done.json()["values"]["auroc_nll"] > 0.99
+    assert done.json()["values"]["auroc_reconstruction_mse"] == pytest.approx(roc_auc_score(labels, error))
+    assert gencli("evaluate", "dark", f"{data}:all", "--metrics", "likelihood", "--json").json()["data"]["n"] == 48
+
+
 @pytest.mark.parametrize(("args", "code", "says"), [
     (["--metrics", "distribution", "--scores", "s.csv"], 2, "--metrics likelihood"),
     (["--metrics", "likelihood", "--anomalies", "dog"], 2, "'dog'")],

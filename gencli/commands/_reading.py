@@ -17,26 +17,33 @@ from gencli.settings import DataSettings, environment
 
 _OF_PAIRS = ("pair", "source", "target", "condition")
 _COLUMNS = {"source", "target"}
+_CLASSES = ("classes", "without")
 
 
-def reading_of(card: Card | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """How to read data: the training's options, where there is a model < environment < the command line."""
+def reading_of(card: Card | None, settings: dict[str, Any], other_classes: bool = False) -> dict[str, Any]:
+    """How to read data: the training's options, where there is a model < environment < the command line.
+
+    `other_classes`: of all classes, whichever the training read.
+    """
     names = [*DataSettings.model_fields, *options.reading_fields()]
     trained = {} if card is None else {name: value for name, value in card.reading.items() if value is not None}
     if given := settings.keys() & set(_OF_PAIRS):  # then pairs do not come as in training; columns come two by two
         kept = _COLUMNS if given <= _COLUMNS else set()
         trained = {name: value for name, value in trained.items() if name not in _OF_PAIRS or name in kept}
+    if other_classes or settings.keys() & set(_CLASSES):
+        trained = {name: value for name, value in trained.items() if name not in _CLASSES}
     return trained | environment(names) | settings
 
 
 def load_for(card: Card | None, source: str, settings: dict[str, Any], console: Console,
-             split: Literal["train", "test", "all"], like: Spec | None = None, **arguments: Any) -> Dataset:
-    """Data that fits a model, or `like`; `split` where `source` names none."""
+             split: Literal["train", "test", "all"], like: Spec | None = None, other_classes: bool = False,
+             **arguments: Any) -> Dataset:
+    """Data that fits a model, or `like`; `split` where `source` names none. `other_classes`: as in `data.load`."""
     like = like or (card.spec if card else None)
     # What the user says about pairs here must fit; what the training says need not.
     trained = not any(name in settings for name in _OF_PAIRS)
-    return load(source, reading_of(card, settings), split=split, like=like, trained=trained, notify=console.note,
-                detail=console.detail, **arguments)
+    return load(source, reading_of(card, settings, other_classes), split=split, like=like, trained=trained,
+                notify=console.note, detail=console.detail, other_classes=other_classes, **arguments)
 
 
 def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gencli.dataset import Dataset
     from gencli.runs import Card, Run
 
+_RECONSTRUCTED = 200  # examples, where nothing needs all
+
 
 @options.with_fields(*options.reading_panels())
 def evaluate(
@@ -35,8 +37,8 @@ def evaluate(
                                                  "model file names, if it is there unchanged.")] = None,
     draw: Annotated[int | None, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none. "
                                              "Default: 1000, or 256, 64 or 16 where these take too long.")] = None,
-    reconstruct: Annotated[int, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; 0: "
-                                                                          "none.")] = 200,
+    reconstruct: Annotated[int | None, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; "
+                                                    "0: none. Default: 200, or all with --anomalies.")] = None,
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
                                                  f"default: those that fit, of {', '.join(registry.metrics)}.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
@@ -45,7 +47,8 @@ def evaluate(
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS", help="Classes that are "
-                                                  "anomalies: how well each score detects them (AUROC).")] = None,
+                                                  "anomalies: how well each score, and the reconstruction error, "
+                                                  "detects them (AUROC).")] = None,
     require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if "
                                                       "this is not met or not measured. May be repeated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A --require must hold over the whole 95% "
@@ -141,6 +144,8 @@ def evaluate(
                     console.note(f"{training} is not what the model was trained on")
             elif card and wants_training:
                 trained_on = training_of(card, console, download=download, data_root=data_root)
+            if reconstruct is None and not anomalies:
+                reconstruct = _RECONSTRUCTED
             inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
                                     progress, console.warn, len(drawn) if drawn else draw or Pace.USUAL, train_quietly,
                                     console.note, progress.begin, lambda: bool(stop.reason()))

@@ -3,6 +3,7 @@
 import inspect
 import io
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ from gencli import __version__, registry, runs
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
-from gencli.errors import ModelError, UsageError, install
+from gencli.encoders import encoder as encoder_of
+from gencli.errors import GencliError, ModelError, UsageError, did_you_mean, first_line, install
 from gencli.escape import to_json
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
@@ -22,6 +24,7 @@ from gencli.reports.card import model_card
 from gencli.streams import open_writer
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md", "filters": ".png"}
+_GRAPHS = ("onnx", "torch")
 
 
 def export(
@@ -31,6 +34,10 @@ def export(
                                                                "FILE.png (its filters, in families that have them).")],
     format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
                                                help="Format, instead of the ending of --output.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Filters of this layer, instead of the "
+                                                                              "lowest.")] = None,
+    encoder: Annotated[bool, typer.Option("--encoder", help="ONNX, torch.export: the encoder, from examples to codes, "
+                                                            "instead of the decoder.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     json: options.Json = False,
@@ -40,6 +47,12 @@ def export(
     kind_of_file = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
     if kind_of_file not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
+    if layer is not None and kind_of_file != "filters":
+        raise UsageError(f"--layer chooses among filters, and {output} is no picture of them; end it in "
+                         f"{_ENDINGS['filters']}")
+    if encoder and kind_of_file not in _GRAPHS:
+        raise UsageError(f"--encoder chooses what is written as a graph, and {output} is none; end it in "
+                         f"{' or '.join(_ENDINGS[name] for name in _GRAPHS)}")
     require_apart({"-o": output}, [run], run, json)
     require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
@@ -50,10 +63,20 @@ def export(
         folder = Path(run) if runs.Run(run).started else None
         publish_text(output, model_card(model, card, folder, beside=Path(output).absolute().parent))
     elif kind_of_file == "filters":
-        _filters(output, model, card)
+        document["layer"] = _filters(output, model, card, layer, console)
     else:
-        graph = model.graph()
-        content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph, _about(model, card, graph))
+        graph = encoder_of(model) if encoder else model.graph()
+        about = _about(model, card, graph, model.encode if encoder else model.graph)
+        try:
+            content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph, about)
+        except GencliError:
+            raise
+        except Exception as error:  # torch and its exporter raise all kinds
+            cause = error
+            while isinstance(cause.__cause__, Exception):
+                cause = cause.__cause__
+            raise ModelError(f"{'the encoder of ' * encoder}this {card.family} cannot be written as {kind_of_file}: "
+                             f"{first_line(cause)}") from error
         with publish(output) as file:
             file.write(content)
         document |= {"inputs": {name: list(t.shape[1:]) for name, t in graph.inputs.items()}, "outputs": graph.outputs,
@@ -64,20 +87,33 @@ def export(
         console.result(document, "")
 
 
-def _filters(output: str, model: Model, card: runs.Card) -> None:
-    """A sheet of the filters, each at full contrast: 0 is grey, the largest weight black or white."""
+def _filters(output: str, model: Model, card: runs.Card, layer: str | None, console: Console) -> str:
+    """A sheet of the filters of a layer, each at full contrast: 0 is grey, the largest weight black or white.
+
+    Returns the name of the layer: the lowest where none is given.
+    """
     registry.require(card.family, "filters")
     kind = registry.kind_of(model.spec)
     if "png" not in kind.own_formats(model.spec):
         raise UsageError(f"the filters of a model of {kind.plural} are not pictures; this needs a model of pictures")
-    weights = model.filters()
+    with torch.no_grad():
+        layers = model.filters()
+    if layer is None:
+        layer = next(iter(layers))
+        if len(layers) > 1:
+            console.note(f"{output}: filters of the lowest layer, {layer}; --layer draws one of {', '.join(layers)}")
+    elif layer not in layers:
+        raise UsageError(f"the model has no layer {layer!r} of filters"
+                         f"{did_you_mean(layer, layers)}")
+    weights = layers[layer]
     largest = weights.flatten(1).abs().amax(1).clamp(min=torch.finfo(weights.dtype).tiny).view(-1, 1, 1, 1)
     spec = model.spec.model_copy(update={"levels": None})
     with open_writer(output, spec, format="png", total=len(weights)) as writer:
         writer.write(Batch(0.5 + 0.5 * weights / largest))
+    return layer
 
 
-def _about(model: Model, card: runs.Card, graph: Graph) -> dict[str, str]:
+def _about(model: Model, card: runs.Card, graph: Graph, made: Callable[..., Any]) -> dict[str, str]:
     """What is needed to use a graph alone: what an example is (vocabulary, classes, rate, ...), and what goes in.
 
     Of a graph of one step, whose outputs `next_NAME` are its inputs NAME in the next one, `start` says with which
@@ -88,7 +124,7 @@ def _about(model: Model, card: runs.Card, graph: Graph) -> dict[str, str]:
     shapes = {name: ["batch", *tensor.shape[1:]] for name, tensor in graph.inputs.items()}
     about: dict[str, Any] = {"spec": model.spec.model_dump(mode="json"), "config": card.config, "inputs": shapes,
                              **({"start": start} if step else {})}
-    return {"gencli": __version__, "family": card.family, "about": inspect.getdoc(model.graph) or "",
+    return {"gencli": __version__, "family": card.family, "about": inspect.getdoc(made) or "",
             **{name: to_json(value) for name, value in about.items()}}
 
 

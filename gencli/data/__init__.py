@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, get_args
 from gencli import registry
 from gencli.data import pairs
 from gencli.data.arrays import labelled
-from gencli.data.classes import classified
+from gencli.data.classes import classified, of_classes
 from gencli.data.folders import data_endings, read_path, read_pattern
 from gencli.data.known import KNOWN, data_folder, read_known
 from gencli.data.names import expand, is_pattern
@@ -121,12 +121,15 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     splits = _open(request, data_root, download, stdin)
     if general.labels:
         splits = labelled(splits, general.labels)
-    splits = classified(splits, request, like is None or bool(like.classes))
+    chooses = other_classes or general.classes is not None or general.without is not None
+    splits = classified(splits, request, like is None or bool(like.classes) or chooses)
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
     chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
     if not len(chosen):
         raise DataError(f"{name} has too few examples to hold a {wanted} split out; {name}:all is all of it")
+    # After the cut, so that an example is of the same split whatever classes are read.
+    chosen, train, labels = of_classes(chosen, train, labels, request)
     if general.kind not in (None, chosen.kind):
         raise DataError(f"{name} holds {chosen.describe()}; expected "
                         f"{describe(like) if like else registry.kind(general.kind or '').plural}")
@@ -141,7 +144,8 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     if labels and not class_names(labels):
         notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
     data.name, data.split = name, wanted
-    data.protocol = {"split": wanted, **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),
+    data.protocol = {"split": wanted, **general.model_dump(include={"classes", "without"}, exclude_none=True),
+                     **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),
                      **data.protocol}
     if limit is not None and len(data) == limit:
         data.protocol["examples"] = [0, limit]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gencli import registry
-from gencli.errors import DataError
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import Examples, Request, Splits, read_bytes, shorten
 from gencli.streams import parse_record
 
@@ -47,6 +47,39 @@ def beside(files: Sequence[Path], stem: Callable[[Path], str]) -> list[str]:
         except DataError:  # in a folder anything may lie beside an example
             found.append("")
     return found
+
+
+def of_classes(chosen: Examples, train: Examples, labels: list[str] | None,
+               request: Request) -> tuple[Examples, Examples, list[str] | None]:
+    """What `--classes` and `--without` leave of the wanted examples, the training examples, and labels of the data.
+
+    Raises:
+        UsageError: both options; a class that the data does not have.
+        DataError: examples without classes, or nothing is left.
+    """
+    general = request.general
+    if general.classes is None and general.without is None:
+        return chosen, train, labels
+    if general.classes is not None and general.without is not None:
+        raise UsageError("--classes and --without both say which classes are read; leave one out")
+    option = f"--without {general.without}" if general.classes is None else f"--classes {general.classes}"
+    if labels is None:
+        raise DataError(f"{option}: the examples of {request.name} have no classes; give data with labels "
+                        f"(a table: --label COLUMN)")
+    there = set(labels) | set(chosen.labels or ())
+    named = set((general.classes or general.without or "").split(","))
+    for name in sorted(named - there):
+        raise UsageError(f"{option}: {request.name} has no class {name!r}{did_you_mean(name, there)}")
+    kept = named if general.without is None else there - named
+
+    def part(examples: Examples) -> Examples:
+        places = [i for i, label in enumerate(examples.labels or ()) if label in kept]
+        if not places:
+            raise DataError(f"{option}: none of the {len(examples)} examples is left; choose other classes")
+        return examples.take(places)
+
+    own = part(chosen)
+    return own, own if train is chosen else part(train), [label for label in labels if label in kept]
 
 
 def classified(splits: Splits, request: Request, needed: bool) -> Splits:

@@ -7,6 +7,9 @@ document recognition"); pictures are shifted at random by up to `shift` pixels i
 as pictures: its log-mel spectrogram, and their ink. Series go through the same network along time alone (Wang, Yan &
 Oates 2017, "Time series classification from scratch with deep neural networks", arXiv:1611.06455).
 
+`--init RUN` puts the layer of the classes on the encoder of another model, and trains both: what that learnt without
+labels helps where these are few (Hinton & Salakhutdinov 2006, Erhan et al. 2010).
+
 It has no density of examples and draws none: it models p(y|x) alone.
 
 Shapes: B batch, F features, K classes.
@@ -89,7 +92,27 @@ class Classifier(Model):
         self.head = nn.Linear(width, len(spec.classes))
         self.shift = config.shift if net == "cnn" and len(shape) == 3 else 0
 
-    def features(self, x: Tensor) -> Tensor:
+    def finetune(self, encoder: nn.Module) -> None:
+        """A layer on the codes of an encoder, each brought to unit variance, in place of the own network.
+
+        Raises:
+            UsageError: nothing in the encoder learns by gradients.
+        """
+        x = ExampleStreams(0, torch.arange(2)).uniform(*self.spec.shape)
+        parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            codes = encoder(x).flatten(1).float()
+            if not codes.requires_grad:
+                raise UsageError("--init: the codes of this run do not depend on weights that learn by gradients; take "
+                                 "one whose encoder is a network")
+            slopes = torch.autograd.grad(codes.sum(), parameters, allow_unused=True)
+        for parameter, slope in zip(parameters, slopes, strict=True):  # what belongs to its decoder stays as it is
+            parameter.requires_grad_(slope is not None)
+        self.seen, self.standardise, self.smallest_batch = nn.Identity(), nn.Identity(), 2
+        self.body = nn.Sequential(encoder, nn.Flatten(), nn.BatchNorm1d(codes.shape[1], affine=False))
+        self.head = nn.Linear(codes.shape[1], len(self.spec.classes))
+
+    def seen_as(self, x: Tensor) -> Tensor:
         """x (B, ...) -> what the last layer sees, (B, F)."""
         return self.body(self.standardise(self.seen(x)))
 
@@ -112,14 +135,14 @@ class Classifier(Model):
     def encode(self, batch: Batch, rng: Rng, *,
                output: Literal["features", "logits", "probabilities"] = "features") -> Tensor:
         """The last hidden layer (B, F), the logits or the probabilities of the classes (B, K)."""
-        features = self.features(batch.x)
+        features = self.seen_as(batch.x)
         if output == "features":
             return features
         logits = self.head(features)
         return logits if output == "logits" else logits.softmax(1)
 
     def classify(self, batch: Batch) -> Tensor:
-        return self.head(self.features(batch.x)).float().log_softmax(1)
+        return self.head(self.seen_as(batch.x)).float().log_softmax(1)
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`class_nll`: -log p(y|x) in nats; nothing for examples without labels."""
@@ -143,7 +166,7 @@ class _Outputs(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.model.features(x)
+        features = self.model.seen_as(x)
         return features, self.model.head(features).log_softmax(1)
 
 

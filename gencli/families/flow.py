@@ -243,7 +243,7 @@ class _Chain(nn.ModuleList):
         super().__init__(steps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.new_zeros(len(x))
+        total = x.new_zeros(x.shape[0])
         for step in self:
             x, log_det = step(x)
             total = total + log_det

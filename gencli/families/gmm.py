@@ -277,7 +277,7 @@ class GMM(Model):
         if code == "responsibilities":
             return torch.softmax(log_joint, dim=1).to(batch.x.dtype)
         component = log_joint.argmax(1)
-        z = self.covariance.whiten(x, self.means, self.factor)[component, torch.arange(len(x), device=x.device)]
+        z = self.covariance.whiten(x, self.means, self.factor).take_along_dim(component[None, :, None], 0)[0]
         return torch.cat([F.one_hot(component, self.components), z], dim=1).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:

@@ -69,7 +69,7 @@ class VAE(Model):
     def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
         """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
         if self.view is None:
-            return batch.x, batch.x.new_zeros(len(batch))
+            return batch.x, batch.x.new_zeros(batch.x.shape[0])
         rows, weight = self.view(batch, rng)
         return rows.float(), weight.float()
 

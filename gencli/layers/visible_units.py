@@ -42,7 +42,7 @@ class BernoulliUnits(nn.Module):
     def restore(self, v: Tensor) -> Tensor:
         return v
 
-    def log_scale(self) -> float:
+    def log_scale(self) -> Tensor | float:
         return 0.0
 
     def scale_weight(self, weight: Tensor) -> Tensor:
@@ -110,8 +110,8 @@ class GaussianUnits(nn.Module):
     def restore(self, v: Tensor) -> Tensor:
         return self.shift + self.scale * v
 
-    def log_scale(self) -> float:
-        return float(self.scale.double().log().sum())
+    def log_scale(self) -> Tensor | float:
+        return self.scale.double().log().sum()
 
     def _log_deviation(self) -> Tensor:
         return self.log_deviation.clamp(min=-6)  # a constant column must not make the density infinite

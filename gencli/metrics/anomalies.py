@@ -16,7 +16,7 @@ def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], see
     """`auroc_NAME` of every column: the chance that an anomaly has a worse score than a normal example.
 
     Args:
-        columns: those of `measure`, for all examples of `data`.
+        columns: those of `measure`, for all examples of `data` or more.
         data: labelled examples.
         classes: names of the classes that are anomalies; all others are normal.
 
@@ -37,7 +37,8 @@ def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], see
     record = protocol(data, seed, anomalies=list(classes), share=float(anomalous.double().mean()))
     metrics = []
     for column in columns:
-        value, error = auroc(column.values if column.cost else -column.values, anomalous)
+        values = column.values[: len(data)]
+        value, error = auroc(values if column.cost else -values, anomalous)
         metrics.append(Metric(f"auroc_{column.name}", value, error, len(data), "", "exact", record))
     return metrics
 

@@ -121,6 +121,14 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "two_sample_accuracy": ("Two-sample test", "less", "How often a classifier tells samples from data; 0.5 is "
                                                            "chance, the ideal."),
     },
+    "Linear probe": {
+        **{f"probe_{n}": (f"Accuracy by {n} labels a class, from codes", "more",
+                          "Of a linear classifier, on examples it has not seen.") for n in (10, 100)},
+        **{f"probe_{n}_plain": (f"Accuracy by {n} labels a class, from plain features", None,
+                                "The same from the examples themselves, e.g. pixels.") for n in (10, 100)},
+        **{f"probe_{n}_pca": (f"Accuracy by {n} labels a class, from principal components", None,
+                              "The same from as many of them as a code has numbers.") for n in (10, 100)},
+    },
     "Variety": {
         "support_size": ("Support", "more", "How many different examples the model draws, by the birthday paradox."),
     },

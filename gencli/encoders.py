@@ -1,0 +1,28 @@
+"""The encoder of a model as a function of its own, for other programs and for other models to start from."""
+
+import torch
+
+from gencli.errors import UsageError
+from gencli.model import Graph, Model
+from gencli.rng import DrawsNoise, ExampleStreams
+
+
+def encoder(model: Model) -> Graph:
+    """The encoder of a model as a graph of its own, from examples `x` (B, *example) to their `code` (B, *code).
+
+    Raises:
+        UsageError: codes are no function of the example alone.
+    """
+    family = type(model).__name__.lower()
+    if model.spec.condition is not None:
+        raise UsageError(f"the codes of this {family} depend on what an example is made from too, so that it has no "
+                         f"encoder of examples alone")
+    x = ExampleStreams(0, torch.arange(2), device=model.device).uniform(*model.spec.shape)
+    module = model.features()
+    try:
+        with torch.no_grad():
+            module(x)
+    except DrawsNoise as error:
+        raise UsageError(f"a {family} finds codes with noise or by a search, so that it has no encoder, a function of "
+                         f"the example alone; take a model that has one") from error
+    return Graph(module, {"x": x}, ["code"])
