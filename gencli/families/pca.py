@@ -46,8 +46,8 @@ _BLOCK = 8192  # texts whose projections are in memory at once
 
 
 class PCAConfig(FamilyConfig):
-    components: int | None = Field(None, ge=1, description="Components K; default: 30, of texts 100, or as many as so few "
-                                                           "numbers or examples have.")
+    components: int | None = Field(None, ge=1, description="Components K; default: 30, of texts 100, or as many as a "
+                                                           "few numbers or examples have.")
     whiten: bool = Field(True, description="Codes of variance 1 along every component; otherwise plain scores.")
     iterations: int = Field(6, ge=1, description="Power iterations for texts and rows of more than 2048 numbers; the "
                                                  "components of shorter rows are exact.")
@@ -147,7 +147,9 @@ class PCA(Model):
         variances, rest = found.variances[:k].double(), size - k
         noise = torch.as_tensor((spread - float(variances.sum())) / max(1, rest), device=variances.device)
         noise = noise.clamp(min=self.config.floor * spread / size)
-        for parameter, value in ((self.centre, found.centre), (self.directions, found.directions[:, :k]),
+        axes = found.directions[:, :k]  # either way along a direction is as good; the largest weight is positive
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        for parameter, value in ((self.centre, found.centre), (self.directions, axes),
                                  (self.variances, variances.clamp(min=noise)), (self.noise, noise)):
             parameter.copy_(value)
         self.spread.fill_(spread)

@@ -50,12 +50,12 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "worst_class_accuracy": ("Accuracy of the worst class", "more", "The same in the class that does worst."),
     },
     "Reconstruction": {
-        **{f"explained_variance{of}": (f"Explained variance{by}", "more", "Share of the variance of unseen examples that "
-                                       "components keep.")
-           for of, by in (("", ""), *((f"_{n}", f" by {n}") for n in _COMPONENTS))},
-        "residual": ("Squared distance from the components", "less", "What of an example components cannot say."),
         "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
         "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
+        "residual": ("Squared distance from the components", "less", "What of an example the components cannot say."),
+        **{f"explained_variance{of}": (f"Explained variance{by}", "more", "Share of the variance of unseen examples "
+                                                                          "that lies along components.")
+           for of, by in (("", ""), *((f"_{n}", f" by {n}") for n in _COMPONENTS))},
     },
     "Pairs": {
         "pair_l1": ("Absolute error", "less", "How far what is made from a source lies from its target; black to "
