@@ -145,7 +145,7 @@ class PCA(Model):
             raise UsageError(f"--components {k}: the {found.count} examples differ in {directions} directions alone; "
                              f"give at most --components {directions}")
         variances, rest = found.variances[:k].double(), size - k
-        noise = torch.as_tensor((spread - float(variances.sum())) / max(1, rest), device=variances.device)
+        noise = variances.new_tensor((spread - float(variances.sum())) / max(1, rest))
         noise = noise.clamp(min=self.config.floor * spread / size)
         axes = found.directions[:, :k]  # either way along a direction is as good; the largest weight is positive
         axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
@@ -393,7 +393,7 @@ def nystrom(basis: Tensor, product: Tensor) -> tuple[Tensor, Tensor]:
     # The square of B = P half, (V, L), has the eigenvalues of B^T B, (L, L).
     eigenvalues, turn = torch.linalg.eigh(half.T @ _gram(product).double() @ half)
     eigenvalues, turn = eigenvalues.flip(0).clamp(min=0), turn.flip(1)
-    least = torch.finfo(torch.float64).eps * eigenvalues[0]
+    least = torch.finfo(basis.dtype).eps * eigenvalues[0]
     return eigenvalues, product @ (half @ turn * eigenvalues.clamp(min=least).rsqrt()).to(product.dtype)
 
 
