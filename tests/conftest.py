@@ -121,7 +121,6 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("pca", "image"): ["--components", "4"],
     ("pca", "vector"): ["--components", "2"],
     ("pca", "text"): ["--components", "3", "--length", "32", "--ngrams", "2"],
-    ("pca", "strokes"): ["--components", "2"],
     ("pca", "video"): ["--components", "3"],
     ("pca", "series"): ["--components", "2", "--window", "6"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],

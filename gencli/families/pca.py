@@ -64,7 +64,7 @@ class PCA(Model):
     """Centre (V,), leading directions (V, K) and their variances (K,), and the variance of the noise around them."""
 
     Config = PCAConfig
-    kinds = frozenset({"image", "vector", "text", "strokes", "video", "series"})
+    kinds = frozenset({"image", "vector", "text", "video", "series"})
     defaults = {"epochs": 1, "batch_size": 1024}
     config: PCAConfig
     view: View
