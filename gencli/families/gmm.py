@@ -29,6 +29,7 @@ from gencli.kinds.vector import VectorSpec
 from gencli.layers.bins import Bins
 from gencli.layers.distributions import MARGIN
 from gencli.layers.kmeans import lloyd, plus_plus
+from gencli.layers.known import complete
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -236,20 +237,11 @@ class GMM(Model):
 
     def _complete(self, known: Tensor, mask: Tensor, weights: Tensor, u: Tensor, z: Tensor) -> Batch:
         """Examples of which some elements are known, both (*example) or (B, *example); noise u (B, 1), z (B, V)."""
-        known, mask = (part.expand(len(u), *self.spec.shape) for part in (known, mask))
-        rows, keep = self.view(Batch(known.nan_to_num()), None)[0], torch.zeros_like(z, dtype=torch.bool)
-        places, given = self.view.settled().to(mask.device), mask.flatten(1)
-        if (vague := given.any(0) & (places < 0)).any():
-            name = self.spec.columns[int(vague.int().argmax())].name  # type: ignore[attr-defined]
-            raise UsageError(f"column {name!r} is not real numbers throughout, and a mixture with --covariance "
-                             f"{self.config.covariance} knows it only blurred; train one with --covariance factorised, "
-                             f"which is exact in every column")
-        keep[:, places[places >= 0]] = given[:, places >= 0]
-        patterns, own = keep.unique(dim=0, return_inverse=True)
-        for i, pattern in enumerate(patterns):
-            rows[own == i] = self._given(pattern, rows[own == i], weights, u[own == i], z[own == i].double())
-        x = self.view.inverse(rows).x
-        return Batch(torch.where(mask, known.to(x.dtype), x))
+        def draw(keep: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+            return self._given(keep, rows, weights, u[own], z[own].double())
+
+        return complete(self.view, self.spec, known, mask, len(u), draw,
+                        f"a mixture with --covariance {self.config.covariance}")
 
     def _given(self, keep: Tensor, rows: Tensor, weights: Tensor, u: Tensor, z: Tensor) -> Tensor:
         """Rows (B, V) that stay as they are where `keep` (V,) says so, the others drawn by noise u (B, 1), z (B, V).

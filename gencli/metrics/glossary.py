@@ -21,6 +21,8 @@ class Term:
     says: str
 
 
+_COMPONENTS = [digit * 10**power for power in range(4) for digit in (1, 2, 5)]  # of which explained variance is told
+
 # The first one measured of a topic represents it at the head of a report.
 _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = {
     "Likelihood": {
@@ -50,6 +52,10 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
     "Reconstruction": {
         "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
         "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
+        "residual": ("Squared distance from the components", "less", "What of an example the components cannot say."),
+        **{f"explained_variance{of}": (f"Explained variance{by}", "more", "Share of the variance of unseen examples "
+                                                                          "that lies along components.")
+           for of, by in (("", ""), *((f"_{n}", f" by {n}") for n in _COMPONENTS))},
     },
     "Pairs": {
         "pair_l1": ("Absolute error", "less", "How far what is made from a source lies from its target; black to "

@@ -200,6 +200,63 @@ def rbm(hidden: int = 500, batch_size: int = 100, rounds: int = 3) -> None:
                f"scikit-learn in batches of {peer_size}")
 
 
+def pca(components: int = 30, rounds: int = 5) -> None:
+    """Components of the 60,000 MNIST digits, ours from the bytes, scikit-learn's from arrays of float64 and float32."""
+    from sklearn.decomposition import PCA as Peer
+
+    from gencli.data import load
+    from gencli.families.pca import PCA, PCAConfig
+    from gencli.trainer import Trainer, TrainSettings
+
+    data = load("mnist", dict())
+    x = data.examples.flatten(1).double().div_(255).numpy()
+
+    def ours() -> None:
+        model = PCA(PCAConfig(components=components), data.spec)
+        Trainer(model, data, TrainSettings(epochs=1, batch_size=1024, preview_every=0)).run()
+
+    for array in (x, x.astype("float32")):
+        def theirs(array: object = array) -> None:
+            Peer(components, random_state=0).fit(array)
+
+        report(f"{components} components of {len(x)} x 784", *alternate(ours, theirs, rounds), "s",
+               f"scikit-learn's PCA in {array.dtype}")
+
+
+def lsi(components: int = 100, count: int = 100_000, rounds: int = 3) -> None:
+    """Latent semantic indexing of 100,000 texts of 20 words by Zipf's law, 30,000 different ones.
+
+    Ours counts and weights the words too; scikit-learn's TruncatedSVD, with as many products, gets the finished matrix.
+    """
+    import numpy as np
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from gencli.data import load
+    from gencli.families.pca import PCA, PCAConfig
+    from gencli.trainer import Trainer, TrainSettings
+
+    chances = 1 / np.arange(10, 30_010)
+    words = np.random.default_rng(0).choice(30_000, (count, 20), p=chances / chances.sum())
+    texts = [" ".join(f"w{word}" for word in row) for row in words]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.txt"
+        path.write_text("\n".join(texts) + "\n")
+        data = load(str(path), dict(lines=True, unit="words"))
+    x = TfidfVectorizer().fit_transform(texts)
+
+    def ours() -> None:
+        model = PCA(PCAConfig(components=components), data.spec)
+        Trainer(model, data, TrainSettings(epochs=1, batch_size=1024, preview_every=0)).run()
+
+    for matrix in (x, x.astype("float32")):
+        def theirs(matrix: object = matrix) -> None:
+            TruncatedSVD(components, random_state=0).fit(matrix)
+
+        report(f"{components} components of {len(data)} texts", *alternate(ours, theirs, rounds), "s",
+               f"scikit-learn's TruncatedSVD in {matrix.dtype} of {x.shape[0]}")
+
+
 def pixelcnn(batch_size: int = 16, steps: int = 20, rounds: int = 3) -> None:
     """The default network: 16 pictures sampled against a full pass for every pixel; training steps.
 
@@ -386,5 +443,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
-        {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory,
-         "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
+        {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
+         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
