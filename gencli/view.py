@@ -294,5 +294,5 @@ class _Steps:
 def _flags(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
     """(B, F) bool -> numbers about 1 where it is on and about -1 where not, and w (B,)."""
     u = 0.5 if rng is None else rng.uniform(on.shape[1], dtype=torch.float64)
-    volume = on.new_full((len(on),), on.shape[1] * math.log(_FLAG), dtype=torch.float64)
+    volume = on.new_full((on.shape[0],), on.shape[1] * math.log(_FLAG), dtype=torch.float64)
     return 2 * on.double() - 1 + _FLAG * (u - 0.5), volume

@@ -17,9 +17,9 @@ from gencli.layers.observations import PIXELS
 from gencli.model import Spec
 
 
-def mlp_coders(size: int, widths: Sequence[int], latent: int, features: int, parameters: int
-               ) -> tuple[nn.Sequential, nn.Sequential]:
-    """Hidden layers of these widths, the first next to the example, with SiLU between them.
+def mlp_coders(size: int, widths: Sequence[int], latent: int, features: int, parameters: int,
+               units: type[nn.Module] = nn.SiLU) -> tuple[nn.Sequential, nn.Sequential]:
+    """Hidden layers of these widths, the first next to the example, with `units` between them.
 
     Args:
         size: D.
@@ -28,7 +28,7 @@ def mlp_coders(size: int, widths: Sequence[int], latent: int, features: int, par
         parameters: P.
     """
     def stack(sizes: Sequence[int]) -> list[nn.Module]:
-        hidden = [layer for a, b in itertools.pairwise(sizes[:-1]) for layer in (nn.Linear(a, b), nn.SiLU())]
+        hidden = [layer for a, b in itertools.pairwise(sizes[:-1]) for layer in (nn.Linear(a, b), units())]
         return [*hidden, nn.Linear(sizes[-2], sizes[-1])]
 
     encoder = nn.Sequential(nn.Flatten(), *stack([size, *widths, features]))
