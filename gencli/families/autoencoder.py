@@ -301,9 +301,20 @@ class Autoencoder(Model):
     # --- export
 
     def graph(self) -> Graph:
-        """Encoder and decoder: examples `x` -> `encoded` (B, Z); codes `code` (B, Z) -> `decoded`."""
+        """Encoder and decoder: examples `x` -> `encoded` (B, Z); codes `code` (B, Z) -> `decoded`.
+
+        Those of a recurrent network are of one step, with states that begin at zero: `x` is a token, or a step as the
+        network sees it, and the last step of an example is read first; `decoded` are the logits of a token, or a step.
+        """
         code = self.prior(ExampleStreams(0, torch.arange(2)))
-        return Graph(_Both(self), {"x": self.decode(code).x, "code": code}, ["encoded", "decoded"])
+        x = self.decode(code).x
+        if not any(isinstance(layer, _Reader) for layer in self.encoder):
+            return Graph(_Both(self), {"x": x, "code": code}, ["encoded", "decoded"])
+        state = code.new_zeros(2, _only(_widths(self.config, "recurrent")))
+        seen = self.seen.read(Batch(x))
+        step = seen[:, 0] if isinstance(self.seen, _Tokens) else self.encoder[0](seen)[:, 0]
+        return Graph(_Step(self), {"x": torch.zeros_like(step), "code": code, "read": state, "written": state.clone()},
+                     ["encoded", "decoded", "next_read", "next_written"])
 
     def filters(self) -> Tensor:
         """The weights of each unit of the first layer, (N, *example).
@@ -324,6 +335,22 @@ class _Both(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         return self.model.code(self.model.seen.read(Batch(x))), self.model.decode(code).x
+
+
+class _Step(nn.Module):
+    def __init__(self, model: Autoencoder):
+        super().__init__()
+        self.front = model.encoder[0] if isinstance(model.seen, _Tokens) else nn.Identity()
+        self.units = model.encoder[2:]
+        reader, writer = model.encoder[1], model.decoder[0]
+        assert isinstance(reader, _Reader) and isinstance(writer, _Writer)
+        self.reader, self.writer = reader, writer
+
+    def forward(self, x: Tensor, code: Tensor, read: Tensor, written: Tensor
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        encoded, read = self.reader.advance(self.front(x), read)
+        decoded, written = self.writer.advance(code, written)
+        return self.units(encoded), decoded, read, written
 
 
 def _widths(config: AutoencoderConfig, net: str) -> list[int]:
@@ -598,6 +625,11 @@ class _Reader(nn.Module):
     def forward(self, steps: Tensor) -> Tensor:
         return self.head(self.recurrent(steps.flip(1))[0][:, -1])
 
+    def advance(self, step: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step (B, S) more: the code of what was read, and the state."""
+        state = _advance(self.recurrent, step, state)
+        return self.head(state), state
+
 
 class _Writer(nn.Module):
     """A code (B, Z) -> steps (B, T, S) by a recurrent network that sees the code at every step, and nothing else."""
@@ -605,12 +637,22 @@ class _Writer(nn.Module):
     def __init__(self, length: int, outputs: int, width: int, latent: int):
         super().__init__()
         self.length = length
-        self.start, self.recurrent = nn.Linear(latent, width), nn.GRU(latent, width, batch_first=True)
+        self.recurrent = nn.GRU(latent, width, batch_first=True)
         self.head = nn.Linear(width, outputs)
 
     def forward(self, code: Tensor) -> Tensor:
-        steps = code[:, None].expand(-1, self.length, -1)
-        return self.head(self.recurrent(steps, torch.tanh(self.start(code))[None])[0])
+        return self.head(self.recurrent(code[:, None].expand(-1, self.length, -1))[0])
+
+    def advance(self, code: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The next step (B, S), and the state."""
+        state = _advance(self.recurrent, code, state)
+        return self.head(state), state
+
+
+def _advance(recurrent: nn.GRU, x: Tensor, state: Tensor) -> Tensor:
+    """One step of a network of one layer, in operations that every exporter knows."""
+    weights = (recurrent.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return torch.gru_cell(x, state, *weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
