@@ -38,8 +38,10 @@ from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Loss, Mo
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import view_of
 
-_UNITS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "tanh": nn.Tanh, "relu": nn.ReLU, "sigmoid": nn.Sigmoid,
-                                      "linear": nn.Identity}
+# Hidden units, and how much larger than Glorot's their weights begin, so that a signal keeps its size through them.
+_UNITS: dict[str, tuple[type[nn.Module], float]] = {
+    "silu": (nn.SiLU, 2**0.5), "tanh": (nn.Tanh, 5 / 3), "relu": (nn.ReLU, 2**0.5), "sigmoid": (nn.Sigmoid, 1.0),
+    "linear": (nn.Identity, 1.0)}
 _CODES = 50_000  # that the density is fitted to, at most; fewer where they are long
 _FLOOR = 1e-3  # of the variances of the density, as a share of those of the codes
 
@@ -119,8 +121,14 @@ class Autoencoder(Model):
     def _mlp(self, widths: list[int]) -> tuple[nn.Sequential, nn.Sequential]:
         if isinstance(self.seen, _Tokens):
             raise ValueError("net mlp fits rows of numbers; texts are read by --net recurrent")
+        units, gain = _UNITS[self.config.units]
         encoder, decoder = mlp_coders(self.seen.size, widths, self.config.latent, self.config.latent,
-                                      self.seen.outputs, _UNITS[self.config.units])
+                                      self.seen.outputs, units)
+        for coder in (encoder, decoder):
+            linears = [layer for layer in coder if isinstance(layer, nn.Linear)]
+            for linear in linears:
+                nn.init.xavier_normal_(linear.weight, 1.0 if linear is linears[-1] else gain)
+                nn.init.zeros_(linear.bias)
         if self.config.tied:
             if self.seen.outputs > 1:
                 raise ValueError("--tied: the transposed weights give one number for each of the example's; "
