@@ -81,7 +81,7 @@ def loop(steps: int = 400, rounds: int = 5) -> None:
 
 
 def usual(steps: int = 120, rounds: int = 3) -> None:
-    """VAE, autoencoder and DCGAN: our trainer against the same network trained by DataLoader with transforms, float32 and NCHW."""
+    """Our trainer against the same network trained by DataLoader with transforms, float32 and NCHW."""
     import numpy as np
     import torch
     from torchvision.transforms import v2
