@@ -212,8 +212,6 @@ def test_a_density_of_codes_that_are_all_the_same():
     mixture = _Mixture(3, 2)
     mixture.fit(torch.ones(10, 2))
     assert torch.allclose(mixture.draw(rng(5)), torch.ones(5, 2), atol=0.01)
-    with pytest.raises(DataError, match="--components"):
-        mixture.fit(torch.ones(2, 2))
 
 
 def test_texts_come_back():
@@ -303,6 +301,15 @@ def test_resume_is_exact_in_every_phase(step, small_data, gencli, tmp_path, monk
 def test_settings_that_do_not_fit(spec, config, message):
     with pytest.raises(UsageError, match=message):
         model(spec, **config)
+
+
+def test_the_density_has_no_more_components_than_examples():
+    complete = Autoencoder.complete_config
+    assert complete(AutoencoderConfig(), PICTURE, 4).components == 4
+    assert complete(AutoencoderConfig(), PICTURE, 4000).components == 10
+    assert complete(AutoencoderConfig(components=0), PICTURE, 4000).components == 0
+    with pytest.raises(UsageError, match="--components 5"):
+        complete(AutoencoderConfig(components=5), PICTURE, 4)
 
 
 def test_chains_need_noise_and_steps():

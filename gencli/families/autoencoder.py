@@ -42,6 +42,7 @@ from gencli.view import view_of
 _UNITS: dict[str, tuple[type[nn.Module], float]] = {
     "silu": (nn.SiLU, 2**0.5), "tanh": (nn.Tanh, 5 / 3), "relu": (nn.ReLU, 2**0.5), "sigmoid": (nn.Sigmoid, 1.0),
     "linear": (nn.Identity, 1.0)}
+_COMPONENTS = 10
 _CODES = 50_000  # that the density is fitted to, at most; fewer where they are long
 _FLOOR = 1e-3  # of the variances of the density, as a share of those of the codes
 
@@ -74,8 +75,9 @@ class AutoencoderConfig(FamilyConfig):
     activity: float = Field(0.05, gt=0, lt=1, description="Mean of each unit that --sparsity kl aims at.")
     contraction: float = Field(0.0, ge=0, description="Weight of the squared norm of the encoder's Jacobian.")
     shrink: float = Field(0.0, ge=0, description="Weight of the squared length of the code, halved.")
-    components: int = Field(10, ge=0, description="Gaussians of the density of codes that is fitted after training; "
-                                                  "0: none, samples are decoded from standard normal codes.")
+    components: int | None = Field(None, ge=0, description=(
+        "Gaussians of the density of codes that is fitted after training, by default 10; 0: none, samples are decoded "
+        "from standard normal codes."))
 
     @field_validator("widths")
     @classmethod
@@ -96,6 +98,15 @@ class Autoencoder(Model):
     defaults = {"lr": 1e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine"}
     config: AutoencoderConfig
 
+    @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        assert isinstance(config, AutoencoderConfig)
+        if (config.components or 0) > examples:
+            raise UsageError(f"--components {config.components}: the density of codes is fitted to {examples} "
+                             f"examples; give at most as many")
+        usual = min(_COMPONENTS, examples)
+        return config.model_copy(update={"components": usual}) if config.components is None else config
+
     def __init__(self, config: AutoencoderConfig, spec: Spec):
         super().__init__(config, spec)
         net = config.net
@@ -113,7 +124,8 @@ class Autoencoder(Model):
             raise ValueError("--walkback needs --noise, which the chain walks back from")
         if config.contraction and isinstance(spec, TextSpec):
             raise ValueError("--contraction: tokens are no numbers, by which a code could be differentiated")
-        self.mixture = _Mixture(config.components, config.latent) if config.components else None
+        components = _COMPONENTS if config.components is None else config.components
+        self.mixture = _Mixture(components, config.latent) if components else None
         self._codes = self._new_subsample()
 
     # --- the networks
@@ -690,16 +702,8 @@ class _Mixture(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: Tensor, most: int = 100) -> None:
-        """EM from k-means on codes (N, Z), until an iteration gains less than 1e-3 nats.
-
-        Raises:
-            DataError: there are fewer codes than components.
-        """
-        k = len(self.weights)
-        if len(codes) < k:
-            raise DataError(f"the data has only {len(codes)} examples; give --components, of the density of codes, at "
-                            f"most as many")
-        x = codes.double()
+        """EM from k-means on codes (N, Z), until an iteration gains less than 1e-3 nats."""
+        k, x = len(self.weights), codes.double()
         floor = _FLOOR * x.var(dim=0, correction=0).clamp(min=1e-6)
         centres = plus_plus(x, k, torch.Generator().manual_seed(0))
         centres = torch.cat([centres, centres[:1].expand(k - len(centres), -1)])  # fewer codes that differ
