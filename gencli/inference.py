@@ -109,7 +109,14 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
             parts = model.stream(rng, own, **keywords)
             if given.labels is not None:
                 parts = (replace(part, labels=own.labels) for part in parts)
-            yield (part[positions.to(model.device)].to("cpu") for part in parts)
+            yield _chosen(parts, positions)
+
+
+@torch.no_grad()  # of its own: it runs when whoever asks for the pieces does
+def _chosen(parts: Iterable[Batch], positions: Tensor) -> Iterator[Batch]:
+    """The examples at these positions, on the CPU, piece by piece."""
+    for part in parts:
+        yield part[positions.to(part.x.device)].to("cpu")
 
 
 def _labels(model: Model, label: int | None, labels: Tensor | None, numbers: Tensor) -> Tensor | None:

@@ -84,6 +84,11 @@ def gencli_process(tmp_path):
 SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "image"): ["--latent", "3", "--width", "4"],
     ("vae", "vector"): ["--latent", "2", "--width", "8"],
+    ("autoencoder", "image"): ["--latent", "3", "--widths", "8", "--noise", "masking", "--components", "2"],
+    ("autoencoder", "vector"): ["--latent", "2", "--widths", "8", "--components", "2"],
+    ("autoencoder", "text"): ["--latent", "2", "--widths", "8", "--components", "0", "--length", "8", "--lr", "0.1"],
+    ("autoencoder", "series"): ["--latent", "2", "--widths", "8", "--components", "2", "--window", "6"],
+    ("autoencoder", "strokes"): ["--latent", "2", "--widths", "8", "--components", "2"],
     ("gan", "image"): ["--latent", "3", "--width", "4"],
     ("gan", "vector"): ["--latent", "2", "--width", "8"],
     ("vae", "video"): ["--latent", "2", "--width", "8"],

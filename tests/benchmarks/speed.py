@@ -81,7 +81,7 @@ def loop(steps: int = 400, rounds: int = 5) -> None:
 
 
 def usual(steps: int = 120, rounds: int = 3) -> None:
-    """VAE and DCGAN: our trainer against the same network trained by DataLoader with transforms, float32 and NCHW."""
+    """Our trainer against the same network trained by DataLoader with transforms, float32 and NCHW."""
     import numpy as np
     import torch
     from torchvision.transforms import v2
@@ -94,9 +94,11 @@ def usual(steps: int = 120, rounds: int = 3) -> None:
     from gencli.trainer import Trainer
 
     batch_size = 128
-    for family, config, settings in (("vae", {}, dict(binarize="dynamic")), ("gan", {}, dict())):
+    for family, config, settings in (("vae", {}, dict(binarize="dynamic")), ("gan", {}, dict()),
+                                     ("autoencoder", {"components": 0}, dict()),
+                                     ("autoencoder", {"components": 0, "widths": "128"}, dict())):
         data = load("digits", settings)
-        dynamic = settings.binarize is not None
+        dynamic = "binarize" in settings
 
         def model(family: str = family, config: dict = config, spec: object = data.spec) -> Model:
             torch.manual_seed(0)
