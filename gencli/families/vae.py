@@ -1,32 +1,28 @@
 """Variational autoencoder: Kingma & Welling 2014, "Auto-Encoding Variational Bayes", arXiv:1312.6114.
 
 `particles` > 1 trains the importance-weighted bound of Burda et al. 2016 (IWAE), arXiv:1509.00519; `beta` weighs the KL
-term (Higgins et al. 2017). One stochastic layer, a diagonal Gaussian posterior, a standard normal prior. Likelihoods:
-Bernoulli for binary data, the discretised logistic of Salimans et al. 2017 (arXiv:1701.05517, one component) for 8-bit
-data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021, arXiv:2006.13202). Examples
-that are no pictures are seen through the real view of their kind.
+term (Higgins et al. 2017). One stochastic layer, a diagonal Gaussian posterior, a standard normal prior. The
+likelihoods are those of `gencli.layers.observations`. Examples that are no pictures are seen through the real view of
+their kind.
 
 Shapes: B batch, K particles, Z latent dimensions, D numbers in a picture, or in a row of the view.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.video import VideoSpec
-from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian, log_normal
+from gencli.layers.coders import conv_coders, mlp_coders
+from gencli.layers.distributions import log_normal
+from gencli.layers.observations import PIXELS, GaussianObservation, observation
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
 from gencli.rng import Rng
 from gencli.view import view_of
-
-_PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values, of which the likelihood knows the levels
 
 
 class VAEConfig(FamilyConfig):
@@ -56,14 +52,16 @@ class VAE(Model):
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
         conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
-        self.view = None if isinstance(spec, _PIXELS) else view_of(spec)
+        self.view = None if isinstance(spec, PIXELS) else view_of(spec)
         size = self.view.size if self.view else spec.size
-        self.observation = _observation(config.likelihood, spec, size)
-        self.density = self.view.density if self.view else isinstance(self.observation, _GaussianObservation)
+        self.observation = observation(config.likelihood, spec, size)
+        self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
+        sizes = config.latent, 2 * config.latent, self.observation.outputs
         if conv:
-            self.encoder, self.decoder = _conv(spec, config, self.observation.outputs)
+            self.encoder, self.decoder = conv_coders(spec, config.width or 16, config.depth or 1, *sizes)
         else:
-            self.encoder, self.decoder = _mlp(size, config, self.observation.outputs)
+            widths = [config.width or 500] * (config.depth or 2)
+            self.encoder, self.decoder = mlp_coders(size, widths, *sizes)
         self.register_load_state_dict_pre_hook(_without_units)
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
@@ -186,161 +184,7 @@ def _log_posterior(noise: Tensor, log_variance: Tensor) -> Tensor:
     return log_normal(noise).sum(2) - 0.5 * log_variance.sum(1, keepdim=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# p(x|z): what the decoder's outputs mean, for each number of an example so many outputs, (..., D) each
-
-
-class _BernoulliObservation(nn.Module):
-    """Independent numbers in {0, 1}; one logit each."""
-
-    distribution: Bernoulli | DiscretisedLogistic = Bernoulli()
-
-    @property
-    def outputs(self) -> int:
-        return self.distribution.parameters
-
-    def standardise(self, x: Tensor) -> Tensor:
-        return 2 * x - 1
-
-    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The decoder's outputs -> parameters of the distribution."""
-        return outputs
-
-    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        return self.distribution.log_prob(self.parameters_of(outputs), x).sum(-1)
-
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        return self.distribution.mean(self.parameters_of(outputs))
-
-    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
-        return self.distribution.from_uniform(self.parameters_of(outputs), rng.uniform(outputs[0].shape[1]))
-
-
-class _LogisticObservation(_BernoulliObservation):
-    """Independent logistic distributions cut into `levels` bins of [0, 1]; a location and a log-scale each."""
-
-    def __init__(self, levels: int):
-        super().__init__()
-        # The scale may shrink to a fraction of a bin, no further.
-        self.distribution = DiscretisedLogistic(levels, 0.0, 1.0, narrowest=math.log(1 / (levels - 1)) - 3)
-
-    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Location 0.5 and scale 0.1 at the start."""
-        location, log_scale = outputs
-        return 0.5 + 0.5 * location, log_scale - 2.3
-
-
-class _GaussianObservation(nn.Module):
-    """Gaussian numbers, of about unit scale when centred and scaled, with one learned deviation for each."""
-
-    outputs = 1
-    distribution = Gaussian(narrowest=-6)
-
-    def __init__(self, size: int, centre: float, scale: float):
-        super().__init__()
-        self.centre, self.scale = centre, scale
-        self.log_deviation = nn.Parameter(torch.zeros(size))  # in scaled units
-
-    def standardise(self, x: Tensor) -> Tensor:
-        return (x - self.centre) / self.scale
-
-    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        log_density = self.distribution.log_prob((outputs[0], self.log_deviation), self.standardise(x))
-        return (log_density - math.log(self.scale)).sum(-1)
-
-    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
-        return self.centre + self.scale * outputs[0]
-
-    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
-        noise = rng.normal(outputs[0].shape[1])
-        return self.centre + self.scale * self.distribution.from_noise((outputs[0], self.log_deviation), noise)
-
-
-def _observation(name: str, spec: Spec, size: int) -> _BernoulliObservation | _GaussianObservation:
-    if not isinstance(spec, _PIXELS):
-        if name not in ("auto", "gaussian"):
-            raise ValueError(f"likelihood {name} fits pictures; this data is a table: use --likelihood gaussian")
-        return _GaussianObservation(size, 0.0, 1.0)
-    if name == "auto":
-        name = {2: "bernoulli", None: "gaussian"}.get(spec.levels, "logistic")
-    if name == "bernoulli":
-        return _BernoulliObservation()
-    if name == "logistic":
-        return _LogisticObservation(spec.levels or 256)
-    return _GaussianObservation(size, 0.5, 0.5)
-
-
 def _without_units(model: VAE, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Older model files hold the units of the data, which the spec says."""
     for name in ("centre", "scale"):
         state.pop(f"{prefix}observation.{name}", None)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Networks: encoders x (B, ...) -> (B, 2 Z), decoders z (B, Z) -> (B, P, D) with P parameters for each number
-
-
-def _mlp(size: int, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
-    width = config.width or 500
-
-    def stack(inputs: int, outputs: int) -> list[nn.Module]:
-        sizes = [inputs] + [width] * (config.depth or 2)
-        hidden = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.SiLU())]
-        return [*hidden, nn.Linear(width, outputs)]
-
-    encoder = nn.Sequential(nn.Flatten(), *stack(size, 2 * config.latent))
-    decoder = nn.Sequential(*stack(config.latent, parameters * size), nn.Unflatten(1, (parameters, size)))
-    return encoder, decoder
-
-
-class _Residual(nn.Module):
-    """x + f(x), f: two 3x3 convolutions of SiLU (pre-activation, He et al. 2016), the second starting at zero."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(F.silu(x))))
-
-
-def _conv(spec: Spec, config: VAEConfig, parameters: int) -> tuple[nn.Module, nn.Module]:
-    """Two halvings of the resolution on the way to z and two doublings back; any size is padded to a multiple of 4."""
-    if not isinstance(spec, _PIXELS):
-        raise ValueError("net conv fits pictures and films; for other data use --net mlp")
-    width = config.width or 16
-    channels, height, size = math.prod(spec.shape[:-2]), -(-spec.height // 4), -(-spec.width // 4)
-    bottom, middle = 2 * width, 4 * width
-
-    def residuals(count: int) -> list[nn.Module]:
-        return [_Residual(count) for _ in range(config.depth or 1)]
-
-    encoder = nn.Sequential(
-        nn.Sequential(nn.Flatten(1, -3), nn.ZeroPad2d((0, 4 * size - spec.width, 0, 4 * height - spec.height))),
-        nn.Conv2d(channels, width, 5, stride=2, padding=2), *residuals(width),
-        nn.Conv2d(width, bottom, 3, stride=2, padding=1), *residuals(bottom), nn.SiLU(),
-        nn.Flatten(), nn.Linear(bottom * height * size, middle * 4), nn.SiLU(),
-        nn.Linear(middle * 4, 2 * config.latent),
-    )
-    decoder = nn.Sequential(
-        nn.Linear(config.latent, middle * 4), nn.SiLU(),
-        nn.Linear(middle * 4, bottom * height * size), nn.Unflatten(1, (bottom, height, size)), *residuals(bottom),
-        nn.SiLU(), nn.Conv2d(bottom, 4 * width, 3, padding=1), nn.PixelShuffle(2), *residuals(width),
-        nn.SiLU(), nn.Conv2d(width, 4 * channels * parameters, 3, padding=1), nn.PixelShuffle(2),
-        _Crop(spec, parameters),
-    )
-    return encoder, decoder
-
-
-class _Crop(nn.Module):
-    """(B, P * C, H', W') -> (B, P, D): cut the padding off and lay the numbers out as the picture's."""
-
-    def __init__(self, spec: ImageSpec | VideoSpec, parameters: int):
-        super().__init__()
-        self.spec, self.parameter_count = spec, parameters
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[:, :, : self.spec.height, : self.spec.width]
-        return x.reshape(-1, self.parameter_count, self.spec.size)

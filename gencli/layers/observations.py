@@ -1,0 +1,109 @@
+"""p(x|code): what the outputs of a decoder mean, for each number of an example so many of them, (..., D) each.
+
+Bernoulli for binary data, the discretised logistic of Salimans et al. 2017 (arXiv:1701.05517, one component) for 8-bit
+data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021, arXiv:2006.13202).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.video import VideoSpec
+from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian
+from gencli.model import Spec
+from gencli.rng import Rng
+
+PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values, of which the likelihood knows the levels
+
+
+class BernoulliObservation(nn.Module):
+    """Independent numbers in {0, 1}; one logit each."""
+
+    distribution: Bernoulli | DiscretisedLogistic = Bernoulli()
+
+    @property
+    def outputs(self) -> int:
+        return self.distribution.parameters
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The decoder's outputs -> parameters of the distribution."""
+        return outputs
+
+    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        return self.distribution.log_prob(self.parameters_of(outputs), x).sum(-1)
+
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.distribution.mean(self.parameters_of(outputs))
+
+    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
+        return self.distribution.from_uniform(self.parameters_of(outputs), rng.uniform(outputs[0].shape[1]))
+
+
+class LogisticObservation(BernoulliObservation):
+    """Independent logistic distributions cut into `levels` bins of [0, 1]; a location and a log-scale each."""
+
+    def __init__(self, levels: int):
+        super().__init__()
+        # The scale may shrink to a fraction of a bin, no further.
+        self.distribution = DiscretisedLogistic(levels, 0.0, 1.0, narrowest=math.log(1 / (levels - 1)) - 3)
+
+    def parameters_of(self, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Location 0.5 and scale 0.1 at the start."""
+        location, log_scale = outputs
+        return 0.5 + 0.5 * location, log_scale - 2.3
+
+
+class GaussianObservation(nn.Module):
+    """Gaussian numbers, of about unit scale when centred and scaled, with one learned deviation for each."""
+
+    outputs = 1
+    distribution = Gaussian(narrowest=-6)
+
+    def __init__(self, size: int, centre: float, scale: float):
+        super().__init__()
+        self.centre, self.scale = centre, scale
+        self.log_deviation = nn.Parameter(torch.zeros(size))  # in scaled units
+
+    def standardise(self, x: Tensor) -> Tensor:
+        return (x - self.centre) / self.scale
+
+    def log_prob(self, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        log_density = self.distribution.log_prob((outputs[0], self.log_deviation), self.standardise(x))
+        return (log_density - math.log(self.scale)).sum(-1)
+
+    def mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        return self.centre + self.scale * outputs[0]
+
+    def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
+        noise = rng.normal(outputs[0].shape[1])
+        return self.centre + self.scale * self.distribution.from_noise((outputs[0], self.log_deviation), noise)
+
+
+_NAMES = {cls.__name__.removesuffix("Observation").lower(): cls
+          for cls in (BernoulliObservation, LogisticObservation, GaussianObservation)}
+
+
+def observation(name: str, spec: Spec, size: int) -> BernoulliObservation | GaussianObservation:
+    """How the numbers of examples are distributed: bernoulli, logistic or gaussian; auto: by the levels of the data.
+
+    Args:
+        size: numbers of an example, or of a row of its view.
+
+    Raises:
+        ValueError: the numbers have no such distribution.
+    """
+    usual: type[nn.Module] = GaussianObservation
+    if isinstance(spec, PIXELS):
+        usual = {2: BernoulliObservation, None: GaussianObservation}.get(spec.levels, LogisticObservation)
+    chosen = _NAMES.get(name, usual)
+    if chosen is GaussianObservation:
+        return GaussianObservation(size, 0.5, 0.5) if isinstance(spec, PIXELS) else GaussianObservation(size, 0.0, 1.0)
+    if not isinstance(spec, PIXELS):
+        raise ValueError(f"likelihood {name} fits pictures; this data is a table: use --likelihood gaussian")
+    return LogisticObservation(spec.levels or 256) if chosen is LogisticObservation else BernoulliObservation()
