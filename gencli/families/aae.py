@@ -13,7 +13,6 @@ examples.
 Shapes: B batch, Z latent dimensions, K classes of the code (0 without labels), D numbers of an example.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from gencli.adamw import AdamW
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.layers.coders import conv_coders, mlp_coders
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Score, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -46,8 +46,12 @@ class AAEConfig(FamilyConfig):
     """Options of `aae`."""
 
     latent: int = Field(8, ge=1, description="Dimensions of the latent code z; with --labelled, of the style.")
-    width: int = Field(1000, ge=1, description="Units of a hidden layer of encoder, decoder and critics.")
-    depth: int = Field(2, ge=1, description="Hidden layers of encoder, decoder and critics.")
+    net: Literal["mlp", "conv"] = Field("mlp", description="Encoder and decoder; conv: for pictures.")
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 500) or feature maps "
+                                                      "at half the resolution (conv, by default 16).")
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp, by default 2) or residual blocks at each "
+                                                      "resolution (conv, by default 1).")
+    critic_width: int = Field(500, ge=1, description="Units of each of the two hidden layers of a critic.")
     encoder: Literal["deterministic", "gaussian"] = Field(
         "deterministic", description="The code of an example: one point, or a draw from a Gaussian.")
     prior: Prior = Field("gaussian", description=f"What codes are distributed as: standard normal, or in the first two "
@@ -93,22 +97,23 @@ class AAE(Model):
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         size = self.view.size if self.view else spec.size
         self.moments = (2 if config.encoder == "gaussian" else 1) * config.latent
-        hidden = [config.width] * config.depth
-        self.encoder = _mlp(size, *hidden, self.moments + self.classes)
-        self.decoder = _mlp(config.latent + self.classes, *hidden, size)
-        self.critics = nn.ModuleDict()
-        if config.adversarial:
-            self.critics["z"] = _mlp(config.latent, *hidden, 1)
-            if self.classes:
-                self.critics["class"] = _mlp(self.classes, *hidden, 1)
+        code, features = config.latent + self.classes, self.moments + self.classes
+        if config.net == "conv":
+            self.encoder, self.decoder = conv_coders(spec, config.width or 16, config.depth or 1, code, features, 1)
+        else:
+            widths = [config.width or 500] * (config.depth or 2)
+            self.encoder, self.decoder = mlp_coders(size, widths, code, features, 1)
+        judged = {"z": config.latent, "class": self.classes} if config.adversarial else {}
+        self.critics = nn.ModuleDict({name: _critic(numbers, config.critic_width)
+                                      for name, numbers in judged.items() if numbers})
         self._pool: dict[str, Tensor] = {}  # the labelled examples, `x` and `labels`, once they are chosen
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> Tensor:
-        """Examples as the networks see them, (B, D); `rng` None: no noise."""
-        return self.view(batch, rng)[0].float() if self.view else batch.x.flatten(1)
+        """Examples as the networks see them, pictures or rows of the view, (B, ...); `rng` None: no noise."""
+        return self.view(batch, rng)[0].float() if self.view else batch.x
 
     def _encoded(self, x: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
-        """x (B, D) -> z (B, Z), without `rng` its mean, and logits of the classes (B, K)."""
+        """x (B, ...) -> z (B, Z), without `rng` its mean, and logits of the classes (B, K)."""
         moments, logits = self.encoder(x).float().split([self.moments, self.classes], dim=1)
         if self.config.encoder == "deterministic":
             return moments, logits
@@ -119,8 +124,8 @@ class AAE(Model):
         return mean + deviation * rng.normal(self.config.latent), logits
 
     def _decoded(self, code: Tensor) -> Tensor:
-        """Codes (B, Z + K) -> what the networks see, (B, D)."""
-        x = self.decoder(code).float()
+        """Codes (B, Z + K) -> pictures or rows of the view, (B, D)."""
+        x = self.decoder(code).float().flatten(1)
         return x if self.view else torch.sigmoid(x)
 
     # --- train
@@ -173,14 +178,14 @@ class AAE(Model):
         x = self._numbers(batch, rng)
         z, logits = self._encoded(self._dropped(x, rng), rng)
         decoded = self._decoded(torch.cat([z, logits.softmax(1)], 1))
-        return Loss(0.5 * (decoded - x).square().sum(1).mean())
+        return Loss(0.5 * (decoded - x.flatten(1)).square().sum(1).mean())
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How badly the critics tell codes from draws of the prior. Parts: their mean scores, (logits)."""
         with torch.no_grad():
             codes = self._critic_inputs(batch, rng)
         prior = self.prior(rng).split([self.config.latent, self.classes], dim=1)
-        total, parts = torch.zeros((), device=rng.device), {}
+        total, parts = torch.zeros((), device=rng.device), dict[str, Tensor]()
         for (name, critic), code, real in zip(self.critics.items(), codes, prior, strict=False):
             right, wrong = critic(real).float(), critic(code).float()
             total = total + (F.softplus(-right) + F.softplus(wrong)).mean()
@@ -206,10 +211,9 @@ class AAE(Model):
         return z, logits.softmax(1)
 
     def _dropped(self, x: Tensor, rng: Rng) -> Tensor:
-        """x (B, D) of which a share is 0 and the rest so much larger."""
-        if not self.config.dropout:
-            return x
-        return x * (rng.uniform(x.shape[1]) >= self.config.dropout) / (1 - self.config.dropout)
+        """x (B, ...) of which a share is 0, and the rest is larger to make up for it."""
+        share = self.config.dropout
+        return x * (rng.uniform(*x.shape[1:]) >= share) / (1 - share) if share else x
 
     # --- sample, encode, decode, classify
 
@@ -270,7 +274,7 @@ class AAE(Model):
         if self.classes and batch.labels is not None:
             found["class_nll"] = Score(F.cross_entropy(logits, batch.labels, reduction="none"), "nats")
         decoded = self._decoded(torch.cat([z, logits.softmax(1)], 1))
-        return {**found, "squared_error": Score((decoded - x).square().sum(1), "squared")}
+        return {**found, "squared_error": Score((decoded - x.flatten(1)).square().sum(1), "squared")}
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """How well the codes match the prior.
@@ -342,7 +346,7 @@ def _accuracy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
     """How well a critic trained on every other one of codes and draws (N, Z) tells the rest apart; standard error."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        critic = _mlp(codes.shape[1], 128, 128, 1)
+        critic = _critic(codes.shape[1], 128)
         optimiser = AdamW(list(critic.parameters()), lr=1e-3, weight_decay=1e-2)
         for _ in range(1000):
             some = torch.randint(len(codes) // 2, (256,))
@@ -357,10 +361,9 @@ def _accuracy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
     return accuracy, math.sqrt(accuracy * (1 - accuracy) / len(right))
 
 
-def _mlp(*sizes: int) -> nn.Sequential:
-    """(B, first of the sizes) -> (B, last), with ReLU between."""
-    layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1])
+def _critic(size: int, width: int) -> nn.Sequential:
+    """Codes (B, size) -> logits of "drawn from the prior", (B, 1)."""
+    return nn.Sequential(nn.Linear(size, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
 
 class _Both(nn.Module):
