@@ -307,9 +307,20 @@ class AAE(Model):
     # --- export
 
     def graph(self) -> Graph:
-        """From examples `x` to `codes` (B, Z + K), and from `code` (B, Z + K) to `decoded` examples."""
+        """Encoder and decoder: examples `x` -> `encoded` (B, Z + K); codes `code` (B, Z + K) -> `decoded`."""
         rng = ExampleStreams(0, torch.arange(2))
-        return Graph(_Both(self), {"x": rng.uniform(*self.spec.shape), "code": self.prior(rng)}, ["codes", "decoded"])
+        return Graph(_Both(self), {"x": rng.uniform(*self.spec.shape), "code": self.prior(rng)}, ["encoded", "decoded"])
+
+    def filters(self) -> Tensor:
+        """The weights of each unit of the encoder's first layer, (N, *example).
+
+        Raises:
+            UsageError: the network has no layer that sees whole examples.
+        """
+        if self.config.net != "mlp" or self.view:
+            raise UsageError("filters as large as an example are those of --net mlp on pictures")
+        first = next(layer for layer in self.encoder if isinstance(layer, nn.Linear))
+        return first.weight.detach().unflatten(1, self.spec.shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -347,8 +358,8 @@ def _accuracy(codes: Tensor, prior: Tensor) -> tuple[float, float]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         critic = _critic(codes.shape[1], 128)
-        optimiser = AdamW(list(critic.parameters()), lr=1e-3, weight_decay=1e-2)
-        for _ in range(1000):
+        optimiser = AdamW(list(critic.parameters()), lr=2e-3, weight_decay=1e-2)
+        for _ in range(300):
             some = torch.randint(len(codes) // 2, (256,))
             loss = (F.softplus(-critic(prior[::2][some])) + F.softplus(critic(codes[::2][some]))).mean()
             for parameter, gradient in zip(critic.parameters(),
