@@ -1,7 +1,6 @@
 """The family `aae`: priors, the plain autoencoder it is without critics, codes that match a prior, classes of few
 labels; against loops of torch, numpy and scipy that share no code with it."""
 
-import json
 import math
 
 import numpy as np
@@ -240,41 +239,34 @@ def test_filters_are_the_weights_of_the_first_layer():
 # --- the command line
 
 
-@pytest.fixture
-def semi(small_data, gencli):
-    """A run with a code of the class, of a step or two."""
-    words = ["train", "aae", str(small_data["image"]), "--latent", "3", "--width", "8", "--labelled", "2",
-             "--batch-size", "8", "--preview-every", "0", "-q"]
-    gencli(*words, "-o", "run", "--steps", "4")
-    return words
-
-
-def test_a_class_of_the_code_through_every_verb(semi, small_data, gencli, tmp_path):
-    data, name = str(small_data["image"]), json.loads((tmp_path / "run/config.json").read_text())["family"]
-    assert name == "aae"
-    model, _ = runs.load_model("run")
-    label = model.spec.classes[1]
-    gencli("sample", "run", "--label", label, "-n", "3", "-o", "s.npz")
+def test_a_class_of_the_code_through_every_verb(small_run, small_data, gencli, tmp_path):
+    run, data = str(small_run("aae", "image")), str(small_data["image"])
+    label = runs.load_model(run)[0].spec.classes[1]
+    gencli("sample", run, "--label", label, "-n", "3", "-o", "s.npz")
     assert np.load(tmp_path / "s.npz")["labels"].tolist() == [1, 1, 1]
-    gencli("encode", "run", data, "--limit", "3", "-o", "c.npz")
+    gencli("encode", run, data, "--limit", "3", "-o", "c.npz")
     codes = np.load(tmp_path / "c.npz")["codes"]
     assert codes.shape == (3, 5) and codes[:, 3:].sum(1) == pytest.approx(np.ones(3), abs=1e-5)
-    values = gencli("evaluate", "run", f"{data}:all", "--draw", "0", "--json").json()["values"]
+    values = gencli("evaluate", run, f"{data}:all", "--draw", "0", "--json").json()["values"]
     assert {"accuracy", "class_nll", "squared_error", "code_ks"} <= set(values)
-    gencli("sample", "run", "--label", "nobody", "-o", "s.npz", code=2)
+    gencli("sample", run, "--label", "nobody", "-o", "s.npz", code=2)
 
 
-def test_the_labelled_examples_outlast_a_stop(semi, gencli, tmp_path):
-    gencli(*semi, "-o", "run", "--steps", "9", "--resume")
-    gencli(*semi, "-o", "whole", "--steps", "9")
+def test_the_labelled_examples_outlast_a_stop(small_data, gencli, tmp_path):
+    words = ["train", "aae", str(small_data["image"]), "--latent", "3", "--width", "8", "--labelled", "2",
+             "--batch-size", "8", "--preview-every", "0", "-q", "-o"]
+    gencli(*words, "run", "--steps", "4")
+    gencli(*words, "run", "--steps", "9", "--resume")
+    gencli(*words, "whole", "--steps", "9")
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
 def test_without_a_code_of_the_class_nothing_is_classified(small_run, small_data, gencli):
-    run, data = str(small_run("aae", "image")), f"{small_data['image']}:all"
+    run, data = str(small_run("aae", "vector")), f"{small_data['vector']}:all"
+    model = runs.load_model(run)[0]
     assert "accuracy" not in gencli("evaluate", run, data, "--draw", "0", "--json").json()["values"]
     for words in (["evaluate", run, data, "--metrics", "classification"],
-                  ["sample", run, "--label", "0", "-o", "x.png"]):
+                  ["sample", run, "--label", model.spec.classes[0], "-o", "x.csv"]):
         (line,) = gencli(*words, "-q", code=2).stderr.splitlines()
         assert "classify" in line or "--labelled" in line
 

@@ -103,7 +103,7 @@ class AAE(Model):
         else:
             widths = [config.width or 500] * (config.depth or 2)
             self.encoder, self.decoder = mlp_coders(size, widths, code, features, 1)
-        judged = {"z": config.latent, "class": self.classes} if config.adversarial else {}
+        judged = {"code": config.latent, "label": self.classes} if config.adversarial else {}
         self.critics = nn.ModuleDict({name: _critic(numbers, config.critic_width)
                                       for name, numbers in judged.items() if numbers})
         self._pool: dict[str, Tensor] = {}  # the labelled examples, `x` and `labels`, once they are chosen
@@ -181,7 +181,7 @@ class AAE(Model):
         return Loss(0.5 * (decoded - x.flatten(1)).square().sum(1).mean())
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How badly the critics tell codes from draws of the prior. Parts: their mean scores, (logits)."""
+        """How badly the critics tell codes from draws of the prior. Parts: the mean scores of each, as logits."""
         with torch.no_grad():
             codes = self._critic_inputs(batch, rng)
         prior = self.prior(rng).split([self.config.latent, self.classes], dim=1)
@@ -189,7 +189,7 @@ class AAE(Model):
         for (name, critic), code, real in zip(self.critics.items(), codes, prior, strict=False):
             right, wrong = critic(real).float(), critic(code).float()
             total = total + (F.softplus(-right) + F.softplus(wrong)).mean()
-            parts |= {f"{name}_prior": right.mean(), f"{name}_code": wrong.mean()}
+            parts |= {f"{name}/prior": right.mean(), f"{name}/encoded": wrong.mean()}
         return Loss(total, **parts)
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
