@@ -195,6 +195,8 @@ class Model(nn.Module):
     # says so as attributes of the class or, where they depend on config or data, of the instance.
     likelihood: Literal["exact", "bound", "estimate"] | None = None
     density: bool = False
+    # Abilities of the class that the instance lacks, where these depend on config or data.
+    lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: ClassVar[bool] = False
 

@@ -97,6 +97,8 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gmm", "video"): ["--components", "2"],
     ("flow", "video"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("classifier", "video"): ["--width", "8", "--features", "4"],
+    ("aae", "image"): ["--latent", "3", "--width", "8", "--critic-width", "4", "--labelled", "2"],
+    ("aae", "vector"): ["--latent", "2", "--width", "8", "--critic-width", "4"],
     ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
     ("ngram", "text"): ["--order", "3", "--length", "32"],
     ("gaussian", "image"): [],

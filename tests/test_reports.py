@@ -310,7 +310,7 @@ def test_the_card_of_a_run(gencli, small_data, tmp_path):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     for said in (config["date"], "command: gencli ", f"torch {config['versions']['torch']}", "parameters: ",
                  config["fingerprint"][:16], "![samples](<run/samples/step-2.png>)", "| elbo | ", f"{value:.2f}"[:4],
-                 "| latent | 3 |", "| batch\\_size | 128 |"):
+                 "The bound that the model was trained on", "| latent | 3 |", "| batch\\_size | 128 |"):
         assert said in rest, said
     gencli("export", "run/model.safetensors", "-o", "alone.md")
     assert "parameters: " in (tmp_path / "alone.md").read_text()

@@ -265,12 +265,13 @@ def _misfit(group: MetricGroup, spec: "Spec", model: "Model | None") -> str:
     for want in group.wants:
         if not available[want]:
             return reasons[want]
-    abilities = model.abilities() if model is not None else set()
+    abilities = model.abilities() - model.lacks if model is not None else set()
     if missing := [ability for ability in group.can if ability not in abilities]:
         return f"needs a model that can {' and '.join(missing)}"
     return ""
 
 
 def family_classifies(family: registry.Family, kind: str) -> bool:
-    """Whether a family tells the classes of examples of this kind apart."""
-    return "classify" in family.can and kind in family.kinds
+    """Whether a family is there to tell the classes of examples of this kind apart; one that draws examples as well
+    learns no classes unless it is told to."""
+    return "classify" in family.can and "sample" not in family.can and kind in family.kinds

@@ -52,10 +52,18 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
     "Reconstruction": {
         "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
         "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
+        "squared_error": ("Squared error of an example", "less", "The same, summed over all numbers of an example."),
         "residual": ("Squared distance from the components", "less", "What of an example the components cannot say."),
         **{f"explained_variance{of}": (f"Explained variance{by}", "more", "Share of the variance of unseen examples "
                                                                           "that lies along components.")
            for of, by in (("", ""), *((f"_{n}", f" by {n}") for n in _COMPONENTS))},
+    },
+    "Codes": {
+        "code_accuracy": ("Two-sample test of the codes", "less", "How often a critic tells codes from draws of the "
+                                                                  "prior; 0.5 is chance, the ideal."),
+        "code_ks": ("Distance of codes from the prior", "less", "Kolmogorov-Smirnov distance of the dimension where it "
+                                                                "is largest; 0 to 1."),
+        "smallest_mode_share": ("Rarest mode", "more", "Share of the codes in the emptiest mode of the prior."),
     },
     "Pairs": {
         "pair_l1": ("Absolute error", "less", "How far what is made from a source lies from its target; black to "
@@ -139,7 +147,8 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "support_size": ("Support", "more", "How many different examples the model draws, by the birthday paradox."),
     },
     "Parzen window": {
-        "parzen_nll": ("Parzen window estimate", None, "Misleading; see the control below it."),
+        "parzen_nll": ("Parzen window estimate", None, "Misleading: it ranks cluster centres, the control below, "
+                                                       "above real data."),
         "parzen_nll_training": ("The same of training examples", None, "With real examples in place of samples."),
         "parzen_nll_kmeans": ("The same of cluster centres", None, "Cluster centres often beat all models: the "
                                                                    "estimate does not reward good samples."),

@@ -10,6 +10,7 @@ from typing import Any
 from gencli import registry, runs
 from gencli.escape import markdown_text as plain
 from gencli.escape import printable
+from gencli.metrics.glossary import term
 from gencli.metrics.requirements import shown
 from gencli.model import Model
 
@@ -71,12 +72,13 @@ def _results(folder: Path) -> Iterator[str]:
         return
     data = dict(_items(document.get("data")))
     yield from (f"## Measured on {plain(str(data.get('name')))}, {plain(str(data.get('split')))}", "",
-                "| metric | value | unit | kind | n |", "|---|---:|---|---|---:|")
+                "| metric | value | unit | kind | n | meaning |", "|---|---:|---|---|---:|---|")
     for metric in map(dict, map(_items, document["metrics"])):
         value, error = metric.get("value"), metric.get("error")
         sound = isinstance(value, float | int) and isinstance(error, float | int | None)
         number = shown(value, error) if sound else "-"  # type: ignore[arg-type]
-        cells = (metric.get("name"), number, *(metric.get(name) for name in ("unit", "kind", "n")))
+        cells = (metric.get("name"), number, *(metric.get(name) for name in ("unit", "kind", "n")),
+                 term(str(metric.get("name"))).says)
         yield f"| {' | '.join(plain(str(cell)) for cell in cells)} |"
     yield ""
 
