@@ -41,13 +41,13 @@ _WATCHED = 200  # steps of the chains by which the autocorrelation is measured
 
 
 class GSNConfig(FamilyConfig):
-    layers: int = Field(2, ge=1, description="Layers of hidden units.")
+    layers: int | None = Field(None, ge=1, description="Layers of hidden units; default: 2, of a table 1.")
     hidden: int = Field(1500, ge=1, description="Hidden units of a layer.")
     walkback: int | None = Field(None, ge=1, description="Steps of the chain from each example in training; default: "
-                                                         "two for each layer.")
+                                                         "two for each layer, of a table 1.")
     salt_and_pepper: float = Field(0.4, ge=0, le=1, description="Pictures: share of the pixels that become black or "
                                                                 "white, either as likely.")
-    blur: float = Field(1.0, ge=0, description="Tables: deviation of the noise on the standardised numbers.")
+    blur: float = Field(0.3, ge=0, description="Tables: deviation of the noise on the standardised numbers.")
     noise: float = Field(2.0, ge=0, description="Deviation of the noise before and after the tanh of hidden units, but "
                                                 "for the first layer.")
     first_noise: float = Field(0.0, ge=0, description="The same in the first layer, which an example is read from.")
@@ -63,15 +63,22 @@ class GSN(Model):
 
     def __init__(self, config: GSNConfig, spec: Spec):
         super().__init__(config, spec)
-        self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
+        picture = isinstance(spec, ImageSpec)
+        layers = config.layers or (2 if picture else 1)
+        self._walkback = config.walkback or (2 * layers if picture else 1)
+        self.view = None if picture else view_of(spec)
         self.size = self.view.size if self.view else spec.size
-        self.visible = GaussianUnits(self.size) if self.view else BernoulliUnits(self.size)
-        sizes = [self.size] + [config.hidden] * config.layers
+        self.visible: BernoulliUnits | GaussianUnits = BernoulliUnits(self.size)
+        if self.view:
+            self.visible = GaussianUnits(self.size)
+            # A broad p(x|h) would forget x in one step, and then be right to be as broad as the data.
+            nn.init.constant_(self.visible.log_deviation, math.log(max(config.blur, 0.01)))
+        sizes = [self.size] + [config.hidden] * layers
         self.weights = nn.ParameterList(torch.empty(a, b) for a, b in itertools.pairwise(sizes))
         self.biases = nn.ParameterList(torch.zeros(n) for n in sizes[1:])
-        for weight in self.weights:
-            nn.init.xavier_uniform_(weight)
-        self._walkback = config.walkback or 2 * config.layers
+        nn.init.xavier_uniform_(self.weights[0])
+        for weight in self.weights[1:]:  # the noise of a layer must not drown the examples in the one below
+            nn.init.normal_(weight, std=0.01)
         self._seen = 0  # examples of the pass that finds the base rates
 
     # --- the chain: its state is the hidden layers, (B, H_i) each
