@@ -2,14 +2,14 @@
 
 A Markov chain is trained instead of a distribution: from an example x it goes through noise to hidden units h, and a
 network learns p(x|h), which undoes the noise. If it undoes it exactly, the chain x -> h -> x -> ... draws from the
-distribution of the data (their theorem 2). The denoising autoencoder is the chain of one layer of hidden units.
+distribution of the data. The denoising autoencoder is the chain of one layer of hidden units.
 
 A step of the chain draws x from p(x|h), corrupts it, then computes the odd layers of hidden units from the layers next
-to them and then the even ones, with the same weights up and down (their figure 2):
+to them and then the even ones, with the same weights up and down:
 
     h_i = n_i + tanh(b_i + W_(i-1)^T h_(i-1) + W_i h_(i+1) + m_i),    h_0 = corrupted x - its mean, n and m noise
 
-Walkback training (their algorithm 1) lets the chain run from each example and asks every state on the way for the
+Walkback training lets the chain run from each example and asks every state on the way for the
 example it came from. So what the chain meets far away from the data leads back to it.
 
 Pixels are Bernoulli, their grey values its means, and the noise makes them black or white (salt and pepper). Rows of a
@@ -47,7 +47,8 @@ class GSNConfig(FamilyConfig):
                                                          "two for each layer, of a table 1.")
     salt_and_pepper: float = Field(0.4, ge=0, le=1, description="Pictures: share of the pixels that become black or "
                                                                 "white, either as likely.")
-    blur: float = Field(0.3, ge=0, description="Tables: deviation of the noise on the standardised numbers.")
+    blur: float = Field(0.3, ge=0, description="Tables: deviation of the noise on the standardised numbers; the "
+                                                "farther apart its modes or categories, the more the chain needs.")
     noise: float = Field(2.0, ge=0, description="Deviation of the noise before and after the tanh of hidden units, but "
                                                 "for the first layer.")
     first_noise: float = Field(0.0, ge=0, description="The same in the first layer, which an example is read from.")
@@ -120,7 +121,7 @@ class GSN(Model):
         return (hidden[0] @ self.weights[0].T).float()
 
     def _advance(self, hidden: list[Tensor], noise: Rng, given: Given | None) -> None:
-        """A step of the chain in which what is known of an example is kept (their proposition 3)."""
+        """A step of the chain in which what is known of an example is kept: it then draws the rest given that."""
         v = self.visible.draw(self._shift(hidden), noise)
         if given is not None and given.known is not None:
             v = self._units(_kept(self._examples(v), given), noise)
