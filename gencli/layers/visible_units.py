@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.layers.distributions import log_normal
 from gencli.rng import Rng
 
 
@@ -63,6 +64,11 @@ class BernoulliUnits(nn.Module):
 
     def expect(self, shift: Tensor) -> Tensor:
         return torch.sigmoid(self.bias + shift)
+
+    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
+        """log p(v|h) in nats, (B,); of v between 0 and 1 the mean over draws with these means."""
+        logits = self.bias + shift
+        return (v * logits - F.softplus(logits)).sum(1)
 
     def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
         logits = self.bias + shift
@@ -138,6 +144,11 @@ class GaussianUnits(nn.Module):
 
     def expect(self, shift: Tensor) -> Tensor:
         return self.bias + shift
+
+    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
+        """log p(v|h) in nats, in standardised units, (B,)."""
+        log_deviation = self._log_deviation()
+        return (log_normal((v - self.bias - shift) * torch.exp(-log_deviation)) - log_deviation).sum(1)
 
     def draw(self, shift: Tensor, noise: Rng, beta: float = 1.0) -> Tensor:
         pull = beta * self._precision()

@@ -41,6 +41,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
         "log_z_reverse": ("The same, from the model's side", None, "Far above it, neither can be trusted."),
         "log_z_from_data": ("The same, from the data's side", None, "As a check: chains that begin at examples."),
+        "autocorrelation_time": ("Autocorrelation time", None, "Steps of the chain until a sample is as good as new."),
     },
     "Classification": {
         "accuracy": ("Accuracy", "more", "Share of the examples that are classified correctly."),
