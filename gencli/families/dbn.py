@@ -110,7 +110,7 @@ class DBN(Model):
     def _take_stage(self, stage: int) -> None:
         """Layers that have begun, and one more once recognition has weights of its own; model files hold it."""
         self.stage.fill_(stage)
-        self.depth, self._untied = min(stage, len(self.machines)), stage > len(self.machines)
+        self.depth, self._own = min(stage, len(self.machines)), stage > len(self.machines)
 
     @property
     def top(self) -> RestrictedMachine:
@@ -239,7 +239,7 @@ class DBN(Model):
 
     def _recognise(self, layer: int, below: Tensor) -> Tensor:
         """Logits of q(h|what is below), (B, H) of the layer."""
-        own = self._untied and layer < len(self.recognition)
+        own = self._own and layer < len(self.recognition)
         logits = self.recognition[layer](below) if own else self._machine(layer).hidden_logits(below)
         assert isinstance(logits, Tensor)
         return logits
@@ -351,7 +351,7 @@ class DBN(Model):
                 above = draw_bernoulli(torch.sigmoid(logits), rng)
                 machine = self._machine(layer)
                 total += machine.visible.log_prob(h, machine.links().shift(above))
-                total -= bernoulli(torch.sigmoid(logits), logits)  # the entropy, summed out
+                total -= bernoulli(above, logits)  # of the draw: where q is the posterior, there is no noise
                 h = above
             total -= self.top.free_energy(h)
         return total / draws - log_z.value
@@ -406,8 +406,8 @@ class DBN(Model):
             returns.append(posterior.sweep(chain, FORCED * (0.5 - star))[1])
             if step == sweeps:
                 break
-            ahead = step <= to_come
-            chain, noise = torch.where((step == to_come + 1)[:, None], middle, chain), rng.uniform(units)
+            ahead = to_come >= step
+            chain, noise = torch.where((to_come == step - 1)[:, None], middle, chain), rng.uniform(units)
             moved = torch.empty_like(chain)
             for rows, reverse in ((ahead, False), (~ahead, True)):
                 moved[rows], _ = posterior.sweep(chain[rows], noise[rows], rows, reverse)
@@ -537,5 +537,5 @@ def turn_over(below: RestrictedMachine, machine: RestrictedMachine) -> None:
 
 
 def bernoulli(h: Tensor, logits: Tensor) -> Tensor:
-    """log p(h) of binary h (B, H), or its mean over them where `h` is the probabilities, in nats, (B,)."""
+    """log p(h) of binary h (B, H) in nats, (B,)."""
     return (h * logits - F.softplus(logits)).sum(1)
