@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from gencli import runs
 from gencli.dataset import Dataset
 from gencli.families.dbn import DBN, DBNConfig, turn_over
 from gencli.families.rbm import RBM, RBMConfig
@@ -208,7 +209,8 @@ def test_the_bound_rises_with_a_layer_and_with_fine_tuning(monkeypatch):
 
 
 def test_samples_have_the_moments_of_the_model():
-    model = network(size=1.5)
+    model = network(size=1.2)
+    model.machines[1].bias.mul_(5)
     p = truth(model).logsumexp(1).exp()
     x = model.sample(rng(2000), steps=30, draw=True).x.flatten(1).double()
     assert set(x.unique().tolist()) == {0.0, 1.0}
@@ -288,3 +290,46 @@ def test_a_resumed_run_is_the_same_in_upper_phases(gencli, tmp_path, small_data,
         gencli("train", "dbn", str(small_data["image"]), "-o", "cut", "--resume", *options)
         for name in ("model.safetensors", "metrics.jsonl"):
             assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), stop
+
+
+def test_the_estimate_stands_beside_the_bound(gencli, small_run, small_data):
+    run, data = str(small_run("dbn", "image")), f"{small_data['image']}:test"
+    plain = ["evaluate", run, data, "--limit", "5", "--metrics", "likelihood", "--json", "--set", "chains=20",
+             "--set", "temperatures=50"]
+    found = {metric["name"]: metric for metric in gencli(*plain, "--set", "sweeps=2").json()["metrics"]}
+    assert found["nll"]["kind"] == "bound" and found["nll_estimate"]["kind"] == "estimate"
+    gap = found["nll"]["value"] - found["nll_estimate"]["value"]
+    assert found["bound_gap"]["value"] == pytest.approx(gap, abs=1e-6)
+    assert found["nll_estimate"]["protocol"]["sweeps"] == 2 and found["nll"]["protocol"]["draws"] == 10
+    assert "nll_estimate" not in {metric["name"] for metric in gencli(*plain).json()["metrics"]}
+    for options in ("sweeps=-1", "draws=0"):
+        error = gencli(*plain[:-5], "--set", options, code=2).stderr
+        assert options in error and error.count("\n") == 1
+
+
+def test_filters_of_a_higher_layer_are_combinations(small_run):
+    model, _ = runs.load_model(small_run("dbn", "image"))
+    lowest, higher = model.filters().values()
+    assert lowest.shape == (4, 1, 9, 7) and higher.shape == (70, 1, 9, 7)
+    combined = torch.einsum("ij,ichw->jchw", model.machines[1].weight, lowest)
+    assert torch.allclose(higher, combined, atol=1e-6)
+
+
+@pytest.mark.parametrize("widths", ["500", "500,0", "500,many", ""])
+def test_widths_that_are_none_are_one_line(gencli, small_data, widths):
+    error = gencli("train", "dbn", str(small_data["image"]), "-o", "run", "--binarize", "fixed", "--widths", widths,
+                   code=2).stderr
+    assert "--widths" in error and "such as 500,2000" in error and error.count("\n") == 1
+
+
+def test_a_network_that_was_stopped_in_its_first_layer_is_a_machine():
+    """Through a file: the layers that were begun are in the weights."""
+    model = network()
+    model._take_stage(1)
+    again = DBN(model.config, BINARY)
+    again._take_stage(2)
+    again.load_state_dict(model.state_dict())
+    log_p = energies(model.machines[0]).logsumexp(1)
+    assert again.depth == 1 and again.encode(Batch(X), rng(256)).shape == (256, 6)
+    assert torch.allclose(again.log_prob(Batch(X), rng(256)), log_p - log_p.logsumexp(0), atol=1e-5)
+    assert torch.allclose(again.estimate(Batch(X), rng(256), 1), log_p - log_p.logsumexp(0), atol=1e-5)
