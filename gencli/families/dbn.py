@@ -8,7 +8,8 @@ recognition q.
 A layer starts as the machine below turned over, with its visible units as the uppermost ones: then the deeper network
 has the likelihood of the one that it grew from, and what the layer learns from there raises the bound. This needs as
 many units as there are two layers below, and binary ones. Units beyond those start with weights near 0, which change
-next to nothing; a layer of fewer starts at the base rates of its input, all weights near 0.
+next to nothing. A layer of fewer, or above real numbers, starts at the base rates of its input, all weights near 0: it
+has to learn first what the one below knew.
 
 `--fine-tuning` adds the up-down algorithm of the same paper, contrastive wake-sleep: recognition gets weights of its
 own, and all layers move at once.
@@ -136,12 +137,13 @@ class DBN(Model):
         return Player("model", parameters, loss, betas=(self.config.momentum, 0.999))
 
     def _accumulate(self, layer: int, batch: Batch) -> None:
-        noise = noise_of_pass(self._seen, len(batch), batch.x.device) if self.view and not layer else None
-        self._seen += len(batch)
         if layer:
             rows = self._up(self._units(batch, None)[0], layer)
+        elif self.view:
+            rows = self.view(batch, noise_of_pass(self._seen, len(batch), batch.x.device))[0]
+            self._seen += len(batch)
         else:
-            rows = self.view(batch, noise)[0] if self.view else batch.x.flatten(1)
+            rows = batch.x.flatten(1)
         self._machine(layer).visible.accumulate(rows)
 
     def _begin(self, layer: int) -> None:
