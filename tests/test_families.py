@@ -64,6 +64,7 @@ OF_CODES = {("vae", "vector"): {"draw": False},
             ("vae", "series"): {"draw": False}, ("vae", "strokes"): {"draw": False}, ("rbm", "vector"): {"draw": False},
             ("pca", "vector"): {"draw": False}, ("pca", "series"): {"draw": False},
             ("gsn", "vector"): {"draw": False},
+            ("dbn", "vector"): {"draw": False},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 
 

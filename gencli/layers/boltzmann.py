@@ -213,7 +213,7 @@ class RestrictedMachine(Machine):
             steps: Gibbs steps that the chains make.
         """
         count = len(data) if chains is None else len(chains)
-        noise = CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
+        noise = CoarseStream.of_step(count, rng)
         with torch.no_grad():
             links = self.links()
             h = draw_bernoulli(torch.sigmoid(links.logits(data)), noise) if chains is None else chains
@@ -342,6 +342,11 @@ def rounded(tensor: Tensor) -> Tensor:
 
 class CoarseStream(StepStream):
     """The noise of a training step with uniform numbers of 16 bits, which cost half as much as those of torch."""
+
+    @classmethod
+    def of_step(cls, chains: int, rng: Rng) -> "CoarseStream":
+        """That of M chains in a step, which need not be as many as its examples."""
+        return cls(chains, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         count = len(self) * math.prod(shape)

@@ -62,6 +62,11 @@ class BernoulliUnits(nn.Module):
         """log sum_v exp(-E(v) + (v - mean) . shift), (B,)."""
         return F.softplus(self.bias + shift).sum(1) - shift @ self.mean
 
+    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
+        """log p(v|h) in nats, (B,)."""
+        logits = self.bias + shift
+        return (v * logits - F.softplus(logits)).sum(1)
+
     def expect(self, shift: Tensor) -> Tensor:
         return torch.sigmoid(self.bias + shift)
 
@@ -141,6 +146,11 @@ class GaussianUnits(nn.Module):
         """log of the integral of exp(-E(v) + v . shift / variance), (B,)."""
         exponent = (self._precision() * (self.bias * shift + 0.5 * shift.square())).sum(1)
         return self.base_log_partition() + self._log_deviation().sum() + exponent
+
+    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
+        """log p(v|h) in nats, a density, (B,)."""
+        squares = (v - self.bias - shift).square() * self._precision()
+        return -(0.5 * squares + self._log_deviation()).sum(1) - self.base_log_partition()
 
     def expect(self, shift: Tensor) -> Tensor:
         return self.bias + shift

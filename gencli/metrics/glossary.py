@@ -27,6 +27,9 @@ _COMPONENTS = [digit * 10**power for power in range(4) for digit in (1, 2, 5)]  
 _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = {
     "Likelihood": {
         "nll": ("Negative log-likelihood", "less", "How surprised the model is by an example it has not seen."),
+        "nll_estimate": ("Estimated negative log-likelihood", "less", "The same without the slack of a bound, but "
+                                                                      "with more noise."),
+        "bound_gap": ("Slack of the bound", None, "How much of the bound is not surprise, but slack."),
         "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
