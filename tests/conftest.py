@@ -101,6 +101,8 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("ardm", "vector"): ["--width", "8", "--depth", "1", "--bins", "16", "--components", "2"],
     ("rbm", "image"): ["--hidden", "4", "--chains", "10", "--binarize", "dynamic"],
     ("rbm", "vector"): ["--hidden", "4", "--chains", "10"],
+    ("dbm", "image"): ["--hidden", "4,3", "--chains", "10", "--binarize", "dynamic"],
+    ("dbm", "vector"): ["--hidden", "4,3", "--chains", "10"],
     ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],
     ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],

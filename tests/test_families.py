@@ -56,6 +56,7 @@ def given(model, data):
 # The options with which a sample is the decoded code of its seed, where that is not the default (README, "Paths").
 OF_CODES = {("vae", "vector"): {"draw": False},
             ("vae", "series"): {"draw": False}, ("vae", "strokes"): {"draw": False}, ("rbm", "vector"): {"draw": False},
+            ("dbm", "vector"): {"draw": False},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 
 
