@@ -9,9 +9,9 @@ start. `--pretrain` trains the layers below first, as the machine that they are 
 new layer start near 0, it begins with the likelihood of that machine. (No weight has to be doubled for it, as in the
 stack of RBMs of 2009, which are trained apart.)
 
-log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers where
-they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even ones
-summed out, from both sides: `gencli.layers.boltzmann.Machine`.
+log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers
+where they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even
+ones summed out, from both sides: `gencli.layers.boltzmann.Machine`.
 
 Shapes: B batch, D visible units, H units of a hidden layer, M chains.
 """
@@ -19,7 +19,7 @@ Shapes: B batch, D visible units, H units of a hidden layer, M chains.
 import copy
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,9 +50,10 @@ from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Ph
 from gencli.rng import Rng, StepStream, generator
 from gencli.view import noise_of_pass, view_of
 
-# Mean field ends for an example when no probability of it moves by more than this.
-TOLERANCE = 1e-4
-PASSES = 100  # over all layers at most, which few examples need
+# Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
+# training, for an error of q changes the bound by its square.
+TOLERANCE, IN_TRAINING = 1e-5, 1e-2
+PASSES = 100  # at most
 
 States = list[Tensor]  # of the visible units (B, D) and of each hidden layer (B, H), 0 and 1 or probabilities
 
@@ -70,14 +71,21 @@ class DeepLinks:
     down: list[Tensor]  # (H above, D or H below)
     down_centre: list[Tensor]
 
-    def field(self, layer: int, states: States) -> Tensor:
-        """What the neighbours of a layer, of those in `states`, add to the biases of its units, (B, D or H)."""
-        fields = []
-        if layer:
-            fields.append((states[layer - 1] @ self.up[layer - 1]) - self.up_centre[layer - 1])
-        if layer + 1 < len(states):
-            fields.append((states[layer + 1] @ self.down[layer]) - self.down_centre[layer])
-        return sum(fields[1:], fields[0])
+    def field(self, layer: int, states: States, told: Mapping[int, Tensor] | None = None) -> Tensor:
+        """What the neighbours of a layer, of those in `states`, add to the biases of its units, (B, D or H).
+
+        `told`: what was already computed, by the number of the neighbour.
+        """
+        told = told or {}
+        return sum((told[other] if other in told else self.tell(other, layer, states[other])
+                    for other in (layer - 1, layer + 1) if 0 <= other < len(states)), torch.zeros(()))
+
+    def tell(self, layer: int, neighbour: int, state: Tensor) -> Tensor:
+        """What a layer adds to the biases of one beside it."""
+        lower = min(layer, neighbour)
+        if layer == lower:
+            return (state @ self.up[lower]).to(state.dtype) - self.up_centre[lower]
+        return (state @ self.down[lower]).to(state.dtype) - self.down_centre[lower]
 
 
 class DeepMachine(Machine):
@@ -111,13 +119,13 @@ class DeepMachine(Machine):
         links = links or self.links()
         energy = self.visible.energy(states[0])
         for layer, (bias, state) in enumerate(zip(self.biases, states[1:], strict=False), start=1):
-            field = links.field(layer, states[: layer + 1])  # of the layer below: each link counts once
+            field = links.tell(layer - 1, layer, states[layer - 1])  # each link counts once
             energy = energy - (bias * state + field * (state - ACTIVITY)).sum(1)
         return energy
 
-    def expect(self, layer: int, states: States, links: DeepLinks) -> Tensor:
-        """The mean of the units of a layer given its neighbours, (B, D or H)."""
-        field = links.field(layer, states)
+    def expect(self, layer: int, states: States, links: DeepLinks, told: Mapping[int, Tensor] | None = None) -> Tensor:
+        """The mean of the units of a layer given its neighbours, (B, D or H); `told` as for `DeepLinks.field`."""
+        field = links.field(layer, states, told)
         return torch.sigmoid(self.biases[layer - 1] + field) if layer else self.visible.expect(field)
 
     def draw(self, layer: int, states: States, noise: Rng, links: DeepLinks, beta: float = 1.0) -> Tensor:
@@ -149,30 +157,33 @@ class DeepMachine(Machine):
         centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases[:layers])]
         return [centre.expand(count, -1) for centre in centres]
 
-    def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None) -> States:
+    def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None,
+              tolerance: float = TOLERANCE) -> States:
         """Visible units (B, D) and the mean field of the hidden units above them."""
-        states = self.start(len(v), layers)
-        return self._mean_field([v, *states[1:]], 0, links or self.links())
+        states = self.start(v.shape[0], layers)
+        return self._mean_field([v, *states[1:]], 0, links or self.links(), tolerance)
 
     def generate(self, top: Tensor) -> States:
         """The mean field of all layers below the top one (B, H)."""
-        return self._mean_field([*self.start(len(top))[:-1], top], len(self.widths), self.links())
+        return self._mean_field([*self.start(top.shape[0])[:-1], top], len(self.widths), self.links(), TOLERANCE)
 
-    def _mean_field(self, states: States, fixed: int, links: DeepLinks) -> States:
+    def _mean_field(self, states: States, fixed: int, links: DeepLinks, tolerance: float) -> States:
         """Coordinate ascent of E_q[-E] + H(q) from `states`, which never falls: one side at a time, all but `fixed`.
 
         Each example ends by itself, so that it does not depend on the others.
         """
-        moving = torch.ones(len(states[0]), 1, dtype=torch.bool, device=states[0].device)
+        beside = abs(fixed - 1)
+        told = {fixed: links.tell(fixed, beside, states[fixed])}
+        moving = torch.ones(states[0].shape[0], 1, dtype=torch.bool, device=states[0].device)
         for _ in range(PASSES):
             change = torch.zeros_like(moving, dtype=states[0].dtype)
-            for side in (1 - fixed % 2, fixed % 2):
+            for side in (beside % 2, fixed % 2):
                 for layer in range(side, len(states), 2):
                     if layer != fixed:
-                        state = self.expect(layer, states, links)
+                        state = self.expect(layer, states, links, told)
                         change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
                         states[layer] = torch.where(moving, state, states[layer])
-            moving = moving & (change > TOLERANCE)
+            moving = moving & (change > tolerance)
             if not torch.compiler.is_exporting() and not moving.any():  # a graph has no such branch: it makes them all
                 break
         return states
@@ -201,7 +212,7 @@ class DeepMachine(Machine):
         noise = CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
         with torch.no_grad():
             links = self.links()
-            inferred = self.infer(data, layers, links)
+            inferred = self.infer(data, layers, links, IN_TRAINING)
             ends = self.gibbs(self._of_odd(chains, layers), steps - 1, noise, links)
             ends = self.sweep(ends, 0, noise, links)
             for layer in range(1, layers + 1, 2):  # their means tell more than draws of them
@@ -445,8 +456,8 @@ class DBM(Model):
         if steps and rng is not None:
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
         states = self.machine.generate(code)
-        drawn = draw and rng is not None
-        return self._examples(self.machine.draw(0, states, rng, self.machine.links()) if drawn else states[0])
+        v = self.machine.draw(0, states, rng, self.machine.links()) if draw and rng is not None else states[0]
+        return self._examples(v)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
