@@ -346,8 +346,12 @@ class Model(nn.Module):
         code = self.prior(ExampleStreams(0, torch.arange(2)))
         return Graph(_Decoder(self), {"code": code}, ["x"])
 
-    def filters(self) -> Tensor:
-        """What each feature of the model looks for, as weights of an example, (N, *example)."""
+    def filters(self) -> dict[str, Tensor]:
+        """What the features of each layer look for, as weights of an example, (N, *example) by name of the layer.
+
+        The lowest layer comes first: `export` draws it unless told which. Those of a higher layer are combinations of
+        the ones below, e.g. the product of the weights (Lee, Ekanadham & Ng 2008).
+        """
         raise NotImplementedError
 
     @property

@@ -334,6 +334,22 @@ def test_filters_are_a_sheet_of_the_weights(gencli, small_run, tmp_path):
         assert sentence in error and error.count("\n") == 1 and not (tmp_path / "none.png").exists()
 
 
+def test_filters_by_layer(gencli, small_run, tmp_path, monkeypatch):
+    run = str(small_run("rbm", "image"))
+    gencli("export", run, "-o", "only.png", "--layer", "hidden")
+    filters = RBM.filters
+    monkeypatch.setattr(RBM, "filters", lambda self: filters(self) | {"top": -filters(self)["hidden"]})
+    assert "lowest layer, hidden" in gencli("export", run, "-o", "lowest.png").stderr
+    assert gencli("export", run, "-o", "top.png", "--layer", "top").stderr == ""
+    only, lowest, top = (np.asarray(Image.open(tmp_path / f"{name}.png"))[2:11, 2:9].astype(float)
+                         for name in ("only", "lowest", "top"))
+    assert np.array_equal(only, lowest) and np.allclose(top, 255 - only, atol=1)
+    for args, sentence in ((["-o", "no.png", "--layer", "tops"], "did you mean 'top'"),
+                           (["-o", "no.onnx", "--layer", "top"], "end it in .png")):
+        error = gencli("export", run, *args, code=2).stderr
+        assert sentence in error and error.count("\n") == 1
+
+
 def test_more_units_than_memory_are_one_line(gencli, small_data, monkeypatch):
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 2**12, "SC_PHYS_PAGES": 2**18}.__getitem__)  # 1 GiB
     error = gencli("train", "rbm", str(small_data["image"]), "-o", "run", "--binarize", "fixed", "--hidden", "10000000",

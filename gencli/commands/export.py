@@ -14,7 +14,7 @@ from gencli import __version__, registry, runs
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
-from gencli.errors import ModelError, UsageError, install
+from gencli.errors import ModelError, UsageError, did_you_mean, install
 from gencli.escape import to_json
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
@@ -31,6 +31,8 @@ def export(
                                                                "FILE.png (its filters, in families that have them).")],
     format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
                                                help="Format, instead of the ending of --output.")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Filters of this layer, instead of the "
+                                                                              "lowest.")] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     json: options.Json = False,
@@ -40,6 +42,9 @@ def export(
     kind_of_file = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
     if kind_of_file not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
+    if layer is not None and kind_of_file != "filters":
+        raise UsageError(f"--layer chooses among filters, and {output} is no picture of them; end it in "
+                         f"{_ENDINGS['filters']}")
     require_apart({"-o": output}, [run], run, json)
     require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
@@ -50,7 +55,7 @@ def export(
         folder = Path(run) if runs.Run(run).started else None
         publish_text(output, model_card(model, card, folder, beside=Path(output).absolute().parent))
     elif kind_of_file == "filters":
-        _filters(output, model, card)
+        document["layer"] = _filters(output, model, card, layer, console)
     else:
         graph = model.graph()
         content, difference = (_onnx if kind_of_file == "onnx" else _torch_export)(graph, _about(model, card, graph))
@@ -64,17 +69,30 @@ def export(
         console.result(document, "")
 
 
-def _filters(output: str, model: Model, card: runs.Card) -> None:
-    """A sheet of the filters, each at full contrast: 0 is grey, the largest weight black or white."""
+def _filters(output: str, model: Model, card: runs.Card, layer: str | None, console: Console) -> str:
+    """A sheet of the filters of a layer, each at full contrast: 0 is grey, the largest weight black or white.
+
+    Returns the name of the layer: the lowest where none is given.
+    """
     registry.require(card.family, "filters")
     kind = registry.kind_of(model.spec)
     if "png" not in kind.own_formats(model.spec):
         raise UsageError(f"the filters of a model of {kind.plural} are not pictures; this needs a model of pictures")
-    weights = model.filters()
+    with torch.no_grad():
+        layers = model.filters()
+    if layer is None:
+        layer = next(iter(layers))
+        if len(layers) > 1:
+            console.note(f"{output}: filters of the lowest layer, {layer}; --layer draws one of {', '.join(layers)}")
+    elif layer not in layers:
+        raise UsageError(f"the model has no layer {layer!r} of filters"
+                         f"{did_you_mean(layer, layers)}")
+    weights = layers[layer]
     largest = weights.flatten(1).abs().amax(1).clamp(min=torch.finfo(weights.dtype).tiny).view(-1, 1, 1, 1)
     spec = model.spec.model_copy(update={"levels": None})
     with open_writer(output, spec, format="png", total=len(weights)) as writer:
         writer.write(Batch(0.5 + 0.5 * weights / largest))
+    return layer
 
 
 def _about(model: Model, card: runs.Card, graph: Graph) -> dict[str, str]:

@@ -53,7 +53,7 @@ from gencli.view import noise_of_pass, view_of
 # Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
 # training, for an error of q changes the bound by its square.
 TOLERANCE, IN_TRAINING = 1e-5, 1e-2
-PASSES = 100  # at most
+PASSES, IN_GRAPH = 100, 10  # at most; in a graph, which cannot end early, all of them
 
 States = list[Tensor]  # of the visible units (B, D) and of each hidden layer (B, H), 0 and 1 or probabilities
 
@@ -175,7 +175,8 @@ class DeepMachine(Machine):
         beside = abs(fixed - 1)
         told = {fixed: links.tell(fixed, beside, states[fixed])}
         moving = torch.ones(states[0].shape[0], 1, dtype=torch.bool, device=states[0].device)
-        for _ in range(PASSES):
+        exporting = torch.compiler.is_exporting()
+        for _ in range(IN_GRAPH if exporting else PASSES):
             change = torch.zeros_like(moving, dtype=states[0].dtype)
             for side in (beside % 2, fixed % 2):
                 for layer in range(side, len(states), 2):
@@ -184,7 +185,7 @@ class DeepMachine(Machine):
                         change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
                         states[layer] = torch.where(moving, state, states[layer])
             moving = moving & (change > tolerance)
-            if not torch.compiler.is_exporting() and not moving.any():  # a graph has no such branch: it makes them all
+            if not exporting and not moving.any():
                 break
         return states
 
@@ -463,6 +464,15 @@ class DBM(Model):
         """A straight line: every point of it is a vector of probabilities."""
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return (1 - t) * a + t * b
+
+    @torch.no_grad()
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of the units of each layer, (H, *example); of a higher one their product with those below."""
+        weights = self.machine.visible.scale_weight(self.machine.weights[0]).T
+        layers = {"layer1": weights}
+        for number, weight in enumerate(self.machine.weights[1:], start=2):
+            layers[f"layer{number}"] = weights = weight.T @ weights
+        return {name: weights.unflatten(1, self.spec.shape) for name, weights in layers.items()}
 
     # --- score
 

@@ -162,9 +162,10 @@ class RBM(Model):
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return (1 - t) * a + t * b
 
-    def filters(self) -> Tensor:
+    def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H, *example), as it sees an example."""
-        return self.machine.visible.scale_weight(self.machine.weight).T.unflatten(1, self.spec.shape)
+        machine = self.machine
+        return {"hidden": machine.visible.scale_weight(machine.weight).T.unflatten(1, self.spec.shape)}
 
     # --- score
 
