@@ -112,6 +112,8 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gsn", "vector"): ["--hidden", "8"],
     ("dbn", "image"): ["--widths", "4,70", "--chains", "10", "--binarize", "dynamic"],
     ("dbn", "vector"): ["--widths", "4,5", "--chains", "10", "--fine-tuning", "1"],
+    ("dbm", "image"): ["--hidden", "4,3", "--chains", "10", "--binarize", "dynamic"],
+    ("dbm", "vector"): ["--hidden", "4,3", "--chains", "10"],
     ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],
     ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],

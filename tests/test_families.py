@@ -65,6 +65,7 @@ OF_CODES = {("vae", "vector"): {"draw": False},
             ("pca", "vector"): {"draw": False}, ("pca", "series"): {"draw": False},
             ("gsn", "vector"): {"draw": False},
             ("dbn", "vector"): {"draw": False},
+            ("dbm", "vector"): {"draw": False},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 
 

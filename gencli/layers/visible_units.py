@@ -58,9 +58,10 @@ class BernoulliUnits(nn.Module):
     def base_log_partition(self) -> float:
         return float(F.softplus(torch.logit(self.mean.double())).sum())
 
-    def log_partition(self, shift: Tensor) -> Tensor:
-        """log sum_v exp(-E(v) + (v - mean) . shift), (B,)."""
-        return F.softplus(self.bias + shift).sum(1) - shift @ self.mean
+    def log_partition(self, shift: Tensor, beta: float = 1.0) -> Tensor:
+        """log sum_v exp(-E(v) + (v - mean) . shift), (B,) float64; at `beta` of its mixture with the base rates."""
+        logits = torch.lerp(torch.logit(self.mean), self.bias + shift, beta)
+        return (F.softplus(logits) - beta * self.mean * shift).sum(1, dtype=torch.float64)
 
     def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
         """log p(v|h) in nats, (B,)."""
@@ -142,10 +143,12 @@ class GaussianUnits(nn.Module):
     def base_log_partition(self) -> float:
         return 0.5 * len(self.bias) * math.log(2 * math.pi)
 
-    def log_partition(self, shift: Tensor) -> Tensor:
-        """log of the integral of exp(-E(v) + v . shift / variance), (B,)."""
-        exponent = (self._precision() * (self.bias * shift + 0.5 * shift.square())).sum(1)
-        return self.base_log_partition() + self._log_deviation().sum() + exponent
+    def log_partition(self, shift: Tensor, beta: float = 1.0) -> Tensor:
+        """log of the integral of exp(-E(v) + v . shift / variance), (B,) float64; at `beta` as for Bernoulli units."""
+        pull = beta * self._precision()
+        precision = 1 - beta + pull
+        exponent = (pull * (self.bias + shift)).square() / precision - pull * self.bias.square() - precision.log()
+        return self.base_log_partition() + 0.5 * exponent.sum(1, dtype=torch.float64)
 
     def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
         """log p(v|h) in nats, a density, (B,)."""

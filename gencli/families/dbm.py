@@ -1,0 +1,500 @@
+"""Deep Boltzmann machine: Salakhutdinov & Hinton 2009, "Deep Boltzmann Machines".
+
+Layers of hidden units, each tied to the ones above and below it alone. Given the odd layers those of even number, the
+visible units among them, are independent, and the other way round: a Gibbs step draws the even layers, then the odd
+ones. The gradient is the gap of mean energies between data, with the hidden units of each example inferred by mean
+field to convergence, and persistent chains (PCD-k). Units are centred, visible ones at the mean of the data and hidden
+ones at the activity they start with (Montavon & Mueller 2012), so that all layers can be trained together from the
+start. `--pretrain` trains the layers below first, as the machine that they are without those above: as the weights of a
+new layer start near 0, it begins with the likelihood of that machine. (No weight has to be doubled for it, as in the
+stack of RBMs of 2009, which are trained apart.)
+
+log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers
+where they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even
+ones summed out, from both sides: `gencli.layers.boltzmann.Machine`.
+
+Shapes: B batch, D visible units, H units of a hidden layer, M chains.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
+from gencli.layers.boltzmann import (
+    ACTIVITY,
+    ENUMERABLE,
+    ChainStreams,
+    CoarseStream,
+    LogPartition,
+    Machine,
+    binary_states,
+    log_mean,
+    log_sum,
+    resampled,
+    rounded,
+    schedule,
+)
+from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
+from gencli.rng import Rng, StepStream, generator
+from gencli.view import noise_of_pass, view_of
+
+# Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
+# training, for an error of q changes the bound by its square.
+TOLERANCE, IN_TRAINING = 1e-5, 1e-2
+PASSES, IN_GRAPH = 100, 10  # at most; in a graph, which cannot end early, all of them
+
+States = list[Tensor]  # of the visible units (B, D) and of each hidden layer (B, H), 0 and 1 or probabilities
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The machine
+
+
+@dataclass
+class DeepLinks:
+    """What each layer tells its neighbours, with the weights made ready for many steps; by the number of the lower."""
+
+    up: list[Tensor]  # (D or H below, H above)
+    up_centre: list[Tensor]  # what the centre of the layer below would tell
+    down: list[Tensor]  # (H above, D or H below)
+    down_centre: list[Tensor]
+
+    def field(self, layer: int, states: States, told: Mapping[int, Tensor] | None = None) -> Tensor:
+        """What the neighbours of a layer, of those in `states`, add to the biases of its units, (B, D or H).
+
+        `told`: what was already computed, by the number of the neighbour.
+        """
+        told = told or {}
+        return sum((told[other] if other in told else self.tell(other, layer, states[other])
+                    for other in (layer - 1, layer + 1) if 0 <= other < len(states)), torch.zeros(()))
+
+    def tell(self, layer: int, neighbour: int, state: Tensor) -> Tensor:
+        """What a layer adds to the biases of one beside it."""
+        lower = min(layer, neighbour)
+        if layer == lower:
+            return (state @ self.up[lower]).to(state.dtype) - self.up_centre[lower]
+        return (state @ self.down[lower]).to(state.dtype) - self.down_centre[lower]
+
+
+class DeepMachine(Machine):
+    """E(v, h) = E(v) - sum_l bias_l . h_l - sum_l (h_l-1 - c_l-1) W_l (h_l - c_l), h binary, c = ACTIVITY.
+
+    Of the lowest weights, h_0 - c_0 is (v - mean) / variance. `states` of fewer layers are those of the machine without
+    the layers above.
+    """
+
+    def __init__(self, visible: BernoulliUnits | GaussianUnits, widths: list[int]):
+        super().__init__()
+        self.visible = visible
+        self.widths = widths
+        sizes = [len(visible.bias), *widths]
+        self.weights = nn.ParameterList(0.01 * torch.randn(sizes) for sizes in itertools.pairwise(sizes))
+        self.biases = nn.ParameterList(torch.full((size,), math.log(ACTIVITY / (1 - ACTIVITY))) for size in widths)
+
+    # --- energy and the conditional distributions
+
+    def links(self) -> DeepLinks:
+        weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
+        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases)]
+        # `mv` and not `@`, which autocast would round: this is added to every example alike.
+        return DeepLinks([rounded(weight) for weight in weights],
+                         [torch.mv(weight.T, centre) for weight, centre in zip(weights, centres, strict=False)],
+                         [rounded(weight).T for weight in self.weights],
+                         [torch.mv(weight, centre) for weight, centre in zip(self.weights, centres[1:], strict=True)])
+
+    def energy(self, states: States, links: DeepLinks | None = None) -> Tensor:
+        """E in nats, (B,); of probabilities that are independent of each other its mean."""
+        links = links or self.links()
+        energy = self.visible.energy(states[0])
+        for layer, (bias, state) in enumerate(zip(self.biases, states[1:], strict=False), start=1):
+            field = links.tell(layer - 1, layer, states[layer - 1])  # each link counts once
+            energy = energy - (bias * state + field * (state - ACTIVITY)).sum(1)
+        return energy
+
+    def expect(self, layer: int, states: States, links: DeepLinks, told: Mapping[int, Tensor] | None = None) -> Tensor:
+        """The mean of the units of a layer given its neighbours, (B, D or H); `told` as for `DeepLinks.field`."""
+        field = links.field(layer, states, told)
+        return torch.sigmoid(self.biases[layer - 1] + field) if layer else self.visible.expect(field)
+
+    def draw(self, layer: int, states: States, noise: Rng, links: DeepLinks, beta: float = 1.0) -> Tensor:
+        """The units of a layer drawn given its neighbours, at an inverse temperature, (B, D or H)."""
+        field = links.field(layer, states)
+        if layer == 0:
+            return self.visible.draw(field, noise, beta)
+        return draw_bernoulli(torch.sigmoid(self.biases[layer - 1] + beta * field), noise)
+
+    def sweep(self, states: States, side: int, noise: Rng, links: DeepLinks, beta: float = 1.0) -> States:
+        """`states` with the even (`side` 0) or odd (1) layers drawn anew; those that they had do not matter."""
+        states = list(states)
+        for layer in range(side, len(states), 2):
+            states[layer] = self.draw(layer, states, noise, links, beta)
+        return states
+
+    @torch.no_grad()
+    def gibbs(self, states: States, steps: int, noise: Rng, links: DeepLinks | None = None) -> States:
+        """States after `steps` steps, each of which draws the even layers and then the odd ones."""
+        links = links or self.links()
+        for _ in range(steps):
+            states = self.sweep(self.sweep(states, 0, noise, links), 1, noise, links)
+        return states
+
+    # --- mean field
+
+    def start(self, count: int, layers: int | None = None) -> States:
+        """The centres of all layers for B examples; of the lowest `layers` hidden ones."""
+        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases[:layers])]
+        return [centre.expand(count, -1) for centre in centres]
+
+    def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None,
+              tolerance: float = TOLERANCE) -> States:
+        """Visible units (B, D) and the mean field of the hidden units above them."""
+        states = self.start(v.shape[0], layers)
+        return self._mean_field([v, *states[1:]], 0, links or self.links(), tolerance)
+
+    def generate(self, top: Tensor) -> States:
+        """The mean field of all layers below the top one (B, H)."""
+        return self._mean_field([*self.start(top.shape[0])[:-1], top], len(self.widths), self.links(), TOLERANCE)
+
+    def _mean_field(self, states: States, fixed: int, links: DeepLinks, tolerance: float) -> States:
+        """Coordinate ascent of E_q[-E] + H(q) from `states`, which never falls: one side at a time, all but `fixed`.
+
+        Each example ends by itself, so that it does not depend on the others.
+        """
+        beside = abs(fixed - 1)
+        told = {fixed: links.tell(fixed, beside, states[fixed])}
+        moving = torch.ones(states[0].shape[0], 1, dtype=torch.bool, device=states[0].device)
+        exporting = torch.compiler.is_exporting()
+        for _ in range(IN_GRAPH if exporting else PASSES):
+            change = torch.zeros_like(moving, dtype=states[0].dtype)
+            for side in (beside % 2, fixed % 2):
+                for layer in range(side, len(states), 2):
+                    if layer != fixed:
+                        state = self.expect(layer, states, links, told)
+                        change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
+                        states[layer] = torch.where(moving, state, states[layer])
+            moving = moving & (change > tolerance)
+            if not exporting and not moving.any():
+                break
+        return states
+
+    def bound(self, v: Tensor) -> Tensor:
+        """E_q[-E(v, h)] + H(q) <= log sum_h exp(-E(v, h)) in nats, for visible units (B, D) -> (B,)."""
+        states = self.infer(v)
+        entropy = sum((torch.special.entr(q) + torch.special.entr(1 - q)).sum(1) for q in states[1:])
+        return entropy - self.energy(states)
+
+    # --- train
+
+    def contrast(self, data: Tensor, chains: list[Tensor], steps: int, layers: int,
+                 rng: Rng) -> tuple[Tensor, list[Tensor]]:
+        """The gap of mean energies between data and chains, in nats; and the chains, moved on.
+
+        Where the mean field is held fixed, the gradient is that of the bound: it is at its maximum there.
+
+        Args:
+            data: visible units (B, D).
+            chains: persistent states (M, H) of the odd layers.
+            steps: Gibbs steps that the chains make.
+            layers: of the machine; those above are not there yet.
+        """
+        count = len(chains[0])
+        noise = CoarseStream(count, torch.Generator(rng.device).manual_seed(int(rng.integers(2**31)[0])))
+        with torch.no_grad():
+            links = self.links()
+            inferred = self.infer(data, layers, links, IN_TRAINING)
+            ends = self.gibbs(self._of_odd(chains, layers), steps - 1, noise, links)
+            ends = self.sweep(ends, 0, noise, links)
+            for layer in range(1, layers + 1, 2):  # their means tell more than draws of them
+                ends[layer] = self.expect(layer, ends, links)
+            chains = [draw_bernoulli(p, noise) for p in ends[1::2]] + chains[(layers + 1) // 2 :]
+            states = [torch.cat(both) for both in zip(inferred, ends, strict=True)]
+            # What each state counts: the mean over the data less the mean over the chains.
+            share = torch.cat([data.new_full((len(data),), 1 / len(data)), data.new_full((count,), -1 / count)])
+            centred = [share[:, None] * (state - ACTIVITY) for state in states[1:]]
+            centres = [state[0] for state in self.start(1, layers - 1)]
+            statistics = [(rounded(below).T @ rounded(above)).float().addr_(centre, above.sum(0), alpha=-1)
+                          for below, above, centre in zip(states, centred, centres, strict=False)]
+        weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
+        gap = torch.dot(self.visible.energy(states[0]), share)
+        for bias, state, weight, statistic in zip(self.biases, states[1:], weights, statistics, strict=False):
+            gap = gap - torch.dot(bias, share @ state) - torch.dot(weight.flatten(), statistic.flatten())
+        return gap, chains
+
+    def _of_odd(self, odd: Iterable[Tensor], layers: int | None = None) -> States:
+        """States with these odd layers (B, H); the even ones are still to be drawn."""
+        odd = list(odd)
+        states = self.start(len(odd[0]), layers)
+        for layer, state in zip(range(1, len(states), 2), odd, strict=False):
+            states[layer] = state
+        return states
+
+    # --- log Z
+
+    @property
+    def enumerable(self) -> bool:
+        return sum(self.widths[::2]) <= ENUMERABLE
+
+    @torch.no_grad()
+    def sum_over_states(self) -> float:
+        machine = copy.deepcopy(self).double()
+        links = machine.links()
+
+        def log_joint(odd: Tensor) -> Tensor:
+            states = machine._of_odd(odd.split(self.widths[::2], 1))
+            biased = sum(state @ bias for state, bias in zip(states[1::2], machine.biases[::2], strict=True))
+            return biased + machine._log_sum_even(machine._even_fields(states, links), 1.0)
+
+        return log_sum(log_joint(odd) for odd in binary_states(sum(self.widths[::2]), self.weights[0].device))
+
+    def _even_fields(self, states: States, links: DeepLinks) -> list[Tensor]:
+        return [links.field(layer, states) for layer in range(0, len(states), 2)]
+
+    def _log_sum_even(self, fields: list[Tensor], beta: float) -> Tensor:
+        """log of the sum of exp(-E) over the even layers, less the biases of the odd ones, (B,) float64."""
+        total = self.visible.log_partition(fields[0], beta)
+        for field, bias in zip(fields[1:], self.biases[1::2], strict=True):
+            total = total + (F.softplus(bias + beta * field) - beta * ACTIVITY * field).sum(1, dtype=torch.float64)
+        return total
+
+    @torch.no_grad()
+    def ais(self, chains: int, temperatures: int, ais_seed: int) -> LogPartition:
+        noise = StepStream(chains, generator(ais_seed, "ais", device=self.weights[0].device))
+        odd = [draw_bernoulli(torch.sigmoid(bias).expand(chains, -1), noise) for bias in self.biases[::2]]
+        log_weight, states = self._anneal(self._of_odd(odd), schedule(temperatures), noise)
+        value, error = log_mean(log_weight)
+        chosen = resampled(log_weight, noise)
+        reverse, reverse_error = self.reverse_ais([state[chosen] for state in states], temperatures, noise)
+        return LogPartition(value=self._base_log_partition() + value, error=error, kind="estimate",
+                            reverse=reverse, reverse_error=reverse_error,
+                            protocol={"method": "AIS", "chains": chains, "temperatures": temperatures,
+                                      "ais_seed": ais_seed})
+
+    def reverse_ais(self, states: States, temperatures: int, noise: Rng) -> tuple[float, float]:
+        """log Z and its standard error by annealing draws of the model to the base rates."""
+        log_weight, _ = self._anneal(states, schedule(temperatures)[::-1], noise)
+        value, error = log_mean(log_weight)
+        return self._base_log_partition() - value, error
+
+    def _base_log_partition(self) -> float:
+        """log Z at temperature 0: the visible units at their base rates, the hidden ones at their biases."""
+        return self.visible.base_log_partition() + sum(float(F.softplus(bias.double()).sum()) for bias in self.biases)
+
+    @torch.no_grad()
+    def _anneal(self, states: States, betas: list[float], noise: Rng) -> tuple[Tensor, States]:
+        """Chains led through p*_beta of the odd layers: weights log p*_last / p*_first (M,) float64, and their ends.
+
+        p*_beta sums exp(-E_beta) over the even layers; E_beta = (1 - beta) E_base(v) + beta E(v) - sum_l bias_l . h_l -
+        beta (the links).
+        """
+        links = self.links()
+        log_weight = torch.zeros(len(states[1]), dtype=torch.float64, device=states[1].device)
+        for before, after in itertools.pairwise(betas):
+            fields = self._even_fields(states, links)
+            log_weight += self._log_sum_even(fields, after) - self._log_sum_even(fields, before)
+            states = self.sweep(self.sweep(states, 0, noise, links, after), 1, noise, links, after)
+        return log_weight, states
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The family
+
+
+class DBMConfig(FamilyConfig):
+    hidden: str = Field("500,1000", description="Units of each hidden layer, from the lowest up.")
+    pretrain: float = Field(0.4, ge=0, lt=1, description="Share of the steps in which the layers below the top are "
+                                                         "trained first, one more at a time.")
+    chains: int = Field(256, ge=1, description="Persistent chains.")
+    gibbs: int = Field(5, ge=1, description="Gibbs steps for each training step: the k of PCD-k.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of the gradient.")
+
+    @field_validator("hidden")
+    @classmethod
+    def _two_layers(cls, value: str) -> str:
+        widths = value.split(",")
+        if len(widths) < 2 or not all(width.strip().isdecimal() and 1 <= int(width) <= 10**7 for width in widths):
+            raise ValueError("expected the units of two or more layers, each 1 to 10,000,000, such as 500,1000")
+        return value
+
+    @property
+    def widths(self) -> list[int]:
+        return [int(width) for width in self.hidden.split(",")]
+
+
+class DBM(Model):
+    """A `DeepMachine`; the code: the mean field of the top layer, (B, H)."""
+
+    Config = DBMConfig
+    kinds = frozenset({"image", "vector"})
+    defaults = {"lr": 1e-3, "batch_size": 128, "schedule": "cosine", "warmup": 200, "ema": 0.999}
+    likelihood = "bound"
+    config: DBMConfig
+
+    def __init__(self, config: DBMConfig, spec: Spec):
+        super().__init__(config, spec)
+        picture = isinstance(spec, ImageSpec)
+        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
+        size = self.view.size if self.view else spec.size
+        # A pixel that hardly varies has the unit of a grey level.
+        units = GaussianUnits(size, 1 / 255 if picture else 0.0) if self.view else BernoulliUnits(size)
+        self.machine = DeepMachine(units, config.widths)
+        self._chains = [torch.rand(config.chains, width).round() for width in config.widths[::2]]
+        self.density = self.view is not None and self.view.density
+        self._seen = 0  # examples of the pass that finds the base rates
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        """One for each number of layers, which starts where the one before ended."""
+        depth = len(self.config.widths)
+        phases = [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.machine.visible.finish)]
+        for layers in range(1 if self.config.pretrain else depth, depth + 1):
+            share = 1 - self.config.pretrain if layers == depth else self.config.pretrain / (depth - 1)
+            parameters = [*self.machine.visible.parameters(), *self.machine.weights[:layers],
+                          *self.machine.biases[:layers]]
+            player = Player("model", parameters, partial(self._loss, layers), betas=(self.config.momentum, 0.999))
+            phases.append(Phase(f"{layers} layers" if layers > 1 else "1 layer", [player], share))
+        return phases
+
+    def _accumulate(self, batch: Batch) -> None:
+        noise = noise_of_pass(self._seen, len(batch), batch.x.device)
+        self._seen += len(batch)
+        self.machine.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
+
+    def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
+        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
+        if self.view is None:
+            return batch.x.flatten(1), 0.0
+        rows, weight = self.view(batch, rng)
+        return self.machine.visible.standardise(rows.float()), weight - self.machine.visible.log_scale()
+
+    def _examples(self, v: Tensor) -> Batch:
+        """The inverse of `_units`."""
+        x = self.machine.visible.restore(v)
+        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {f"chains {layer}": chains for layer, chains in enumerate(self._chains)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        self._chains = [state.get(f"chains {layer}", chains) for layer, chains in enumerate(self._chains)]
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The gap of mean energies between data and chains, in nats; moves the chains on."""
+        return self._loss(len(self.config.widths), batch, rng)
+
+    def _loss(self, layers: int, batch: Batch, rng: Rng) -> Loss:
+        data, _ = self._units(batch, rng)
+        chains = [chains.to(data.device) for chains in self._chains]
+        gap, self._chains = self.machine.contrast(data, chains, self.config.gibbs, layers, rng)
+        return Loss(gap)
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        """The top layer of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
+        return self._chain(ChainStreams(rng), [1000])[-1][-1]
+
+    @torch.no_grad()
+    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[States]:
+        """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
+        machine = self.machine
+        if code is None:
+            states = [p.new_full(p.shape, 0.5) for p in machine.start(len(noise))]
+            states = [draw_bernoulli(p, noise) for p in states]
+        else:
+            top = draw_bernoulli(code, noise)
+            states = [*(draw_bernoulli(p, noise) for p in machine.generate(top)[:-1]), top]
+        chain = [states]
+        for count in steps:
+            chain.append(machine.gibbs(chain[-1], count, noise))
+        return chain
+
+    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
+        """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
+
+        `draw`: a draw of the visible units, or what `decode` gives for the top layer; by default the latter for
+        pictures alone.
+
+        Raises:
+            UsageError: `steps` is negative.
+        """
+        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
+
+    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
+             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
+        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from coin flips."""
+        if steps < 0:
+            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
+        noise = ChainStreams(rng)
+        times = torch.linspace(0, steps, frames).round().long()
+        chain = self._chain(noise, times.diff().tolist(), code)
+        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
+        links = self.machine.links()
+        return [self._examples(self.machine.draw(0, states, noise, links)) if draw else self.decode(states[-1])
+                for states in chain]
+
+    def encode(self, batch: Batch, rng: Rng) -> Tensor:
+        """The mean field of the top layer, (B, H) in [0, 1]."""
+        return self.machine.infer(self._units(batch, None)[0])[-1]
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
+        """The mean field of the visible units for a top layer (B, H), or with `draw` a draw given the layer above them.
+
+        `steps`: Gibbs steps made before, from a top layer drawn with these probabilities.
+        """
+        if steps and rng is not None:
+            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
+        states = self.machine.generate(code)
+        v = self.machine.draw(0, states, rng, self.machine.links()) if draw and rng is not None else states[0]
+        return self._examples(v)
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """A straight line: every point of it is a vector of probabilities."""
+        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
+        return (1 - t) * a + t * b
+
+    @torch.no_grad()
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of the units of each layer, (H, *example); of a higher one their product with those below."""
+        weights = self.machine.visible.scale_weight(self.machine.weights[0]).T
+        layers = {"layer1": weights}
+        for number, weight in enumerate(self.machine.weights[1:], start=2):
+            layers[f"layer{number}"] = weights = weight.T @ weights
+        return {name: weights.unflatten(1, self.spec.shape) for name, weights in layers.items()}
+
+    # --- score
+
+    def log_prob(self, batch: Batch, rng: Rng, *, chains: int | None = None, temperatures: int | None = None,
+                 ais_seed: int | None = None) -> Tensor:
+        """E_q[-E] + H(q) - log Z in nats, (B,) float64; `Machine.log_partition` says what the options are.
+
+        The error of an estimated log Z is common to all examples; the protocol states it.
+        """
+        log_z = self.machine.log_partition(chains, temperatures, ais_seed)
+        v, weight = self._units(batch, rng)
+        return self.machine.bound(v).double() - log_z.value + weight
+
+    def score_protocol(self) -> dict[str, Any]:
+        return {**self.machine.protocol(), **(self.view.protocol() if self.view else {})}
+
+    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
+        """`log_z`, and of an estimate `log_z_reverse`: see `Machine.diagnose`."""
+        return self.machine.diagnose()
+
+    def findings(self) -> dict[str, Any]:
+        return self.machine.findings()
+
+    def load_findings(self, found: dict[str, Any]) -> None:
+        self.machine.load_findings(found)
