@@ -63,11 +63,6 @@ class BernoulliUnits(nn.Module):
         logits = torch.lerp(torch.logit(self.mean), self.bias + shift, beta)
         return (F.softplus(logits) - beta * self.mean * shift).sum(1, dtype=torch.float64)
 
-    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
-        """log p(v|h) in nats, (B,)."""
-        logits = self.bias + shift
-        return (v * logits - F.softplus(logits)).sum(1)
-
     def expect(self, shift: Tensor) -> Tensor:
         return torch.sigmoid(self.bias + shift)
 
@@ -149,11 +144,6 @@ class GaussianUnits(nn.Module):
         precision = 1 - beta + pull
         exponent = (pull * (self.bias + shift)).square() / precision - pull * self.bias.square() - precision.log()
         return self.base_log_partition() + 0.5 * exponent.sum(1, dtype=torch.float64)
-
-    def log_prob(self, v: Tensor, shift: Tensor) -> Tensor:
-        """log p(v|h) in nats, a density, (B,)."""
-        squares = (v - self.bias - shift).square() * self._precision()
-        return -(0.5 * squares + self._log_deviation()).sum(1) - self.base_log_partition()
 
     def expect(self, shift: Tensor) -> Tensor:
         return self.bias + shift

@@ -445,4 +445,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
-         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
+         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
+         "wavenet": wavenet}[name]()
