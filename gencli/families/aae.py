@@ -27,6 +27,7 @@ from gencli.adamw import AdamW
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.coders import conv_coders, mlp_coders
+from gencli.layers.filters import filters_by_layer
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Score, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -311,16 +312,16 @@ class AAE(Model):
         rng = ExampleStreams(0, torch.arange(2))
         return Graph(_Both(self), {"x": rng.uniform(*self.spec.shape), "code": self.prior(rng)}, ["encoded", "decoded"])
 
-    def filters(self) -> Tensor:
-        """The weights of each unit of the encoder's first layer, (N, *example).
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of each unit of the encoder, (N, *example), by layer.
 
         Raises:
             UsageError: the network has no layer that sees whole examples.
         """
         if self.config.net != "mlp" or self.view:
             raise UsageError("filters as large as an example are those of --net mlp on pictures")
-        first = next(layer for layer in self.encoder if isinstance(layer, nn.Linear))
-        return first.weight.detach().unflatten(1, self.spec.shape)
+        linears = [layer.weight.detach() for layer in self.encoder if isinstance(layer, nn.Linear)]
+        return filters_by_layer(linears, self.spec.shape)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
 from gencli.layers.coders import conv_coders, mlp_coders
+from gencli.layers.filters import filters_by_layer
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.observations import observation
 from gencli.layers.subsample import Subsample
@@ -336,16 +337,16 @@ class Autoencoder(Model):
         return Graph(_Step(self), {"x": torch.zeros_like(step), "code": code, "read": state, "written": state.clone()},
                      ["encoded", "decoded", "next_read", "next_written"])
 
-    def filters(self) -> Tensor:
-        """The weights of each unit of the first layer, (N, *example).
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of each unit, (N, *example), by layer.
 
         Raises:
             UsageError: the network has no layer that sees whole examples.
         """
         if not self._layered or self.seen.size != self.spec.size:
             raise UsageError("filters as large as an example are those of --net mlp on pictures and plain tables")
-        first = next(layer for layer in self.encoder if isinstance(layer, nn.Linear))
-        return first.weight.detach().unflatten(1, self.spec.shape)
+        linears = [layer.weight.detach() for layer in self.encoder if isinstance(layer, nn.Linear)]
+        return filters_by_layer(linears, self.spec.shape)
 
 
 class _Both(nn.Module):

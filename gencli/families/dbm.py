@@ -45,6 +45,7 @@ from gencli.layers.boltzmann import (
     rounded,
     schedule,
 )
+from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
@@ -468,11 +469,9 @@ class DBM(Model):
     @torch.no_grad()
     def filters(self) -> dict[str, Tensor]:
         """The weights of the units of each layer, (H, *example); of a higher one their product with those below."""
-        weights = self.machine.visible.scale_weight(self.machine.weights[0]).T
-        layers = {"layer1": weights}
-        for number, weight in enumerate(self.machine.weights[1:], start=2):
-            layers[f"layer{number}"] = weights = weight.T @ weights
-        return {name: weights.unflatten(1, self.spec.shape) for name, weights in layers.items()}
+        first, *higher = self.machine.weights
+        weights = [self.machine.visible.scale_weight(first), *higher]
+        return filters_by_layer([weight.T for weight in weights], self.spec.shape)
 
     # --- score
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.boltzmann import ACTIVITY, ChainStreams, CoarseStream, Links, RestrictedMachine
+from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Score, Spec
 from gencli.rng import Rng
@@ -320,14 +321,9 @@ class DBN(Model):
 
     def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H_l, *example); of a higher layer, those of the ones below combined."""
-        found: dict[str, Tensor] = {}
-        weights: Tensor | None = None
-        for layer in range(self.depth):
-            machine = self._machine(layer)
-            own = machine.visible.scale_weight(machine.weight).T
-            weights = own if weights is None else own @ weights
-            found[f"layer{layer + 1}"] = weights.unflatten(1, self.spec.shape)
-        return found
+        machines = map(self._machine, range(self.depth))
+        weights = [machine.visible.scale_weight(machine.weight).T for machine in machines]
+        return filters_by_layer(weights, self.spec.shape)
 
     # --- score
 

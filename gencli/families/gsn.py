@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.boltzmann import ChainStreams
+from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
 from gencli.rng import ExampleStreams, Rng
@@ -230,9 +231,9 @@ class GSN(Model):
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return (1 - t) * a + t * b
 
-    def filters(self) -> Tensor:
-        """The weights of each unit of the first layer, (H_1, *example)."""
-        return self.weights[0].T.unflatten(1, self.spec.shape)
+    def filters(self) -> dict[str, Tensor]:
+        """The weights of each unit, (H, *example), by layer."""
+        return filters_by_layer([weight.T for weight in self.weights], self.spec.shape)
 
     # --- score
 

@@ -273,11 +273,11 @@ class PCA(Model):
 
     # --- export
 
-    def filters(self) -> Tensor:
-        """The directions as weights of an example (K, *example); 0 where an element is no number of its own."""
+    def filters(self) -> dict[str, Tensor]:
+        """The directions as weights of an example, (K, *example); 0 where an element is no number of its own."""
         places = self.view.settled().to(self.device)
         weights = self.directions[places.clamp(min=0)].where(places[:, None] >= 0, 0.0)
-        return weights.T.unflatten(1, self.spec.shape)
+        return {"components": weights.T.unflatten(1, self.spec.shape)}
 
 
 def _fitted(tensor: Tensor) -> nn.Parameter:
@@ -547,9 +547,9 @@ class LSI(PCA):
         """Codes (B, K) -> how much more of each n-gram there is than in the average text, (B, V)."""
         return Graph(_Above(self), {"code": self.prior(ExampleStreams(0, torch.arange(2)))}, ["weights"])
 
-    def filters(self) -> Tensor:
+    def filters(self) -> dict[str, Tensor]:
         """The directions as weights of the n-grams, (K, V)."""
-        return self.directions.T
+        return {"components": self.directions.T}
 
 
 class _Above(nn.Module):
