@@ -240,9 +240,9 @@ def lsi(components: int = 100, count: int = 100_000, rounds: int = 3) -> None:
     words = np.random.default_rng(0).choice(30_000, (count, 20), p=chances / chances.sum())
     texts = [" ".join(f"w{word}" for word in row) for row in words]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train.txt"
-        path.write_text("\n".join(texts) + "\n")
-        data = load(str(path), dict(lines=True, unit="words"))
+        for name, lines in (("train", texts), ("test", texts[:1])):
+            (Path(folder) / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        data = load(folder, dict(lines=True, unit="words"))
     x = TfidfVectorizer().fit_transform(texts)
 
     def ours() -> None:
@@ -254,7 +254,7 @@ def lsi(components: int = 100, count: int = 100_000, rounds: int = 3) -> None:
             TruncatedSVD(components, random_state=0).fit(matrix)
 
         report(f"{components} components of {len(data)} texts", *alternate(ours, theirs, rounds), "s",
-               f"scikit-learn's TruncatedSVD in {matrix.dtype} of {x.shape[0]}")
+               f"scikit-learn's TruncatedSVD in {matrix.dtype}")
 
 
 def pixelcnn(batch_size: int = 16, steps: int = 20, rounds: int = 3) -> None:
@@ -444,4 +444,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
-         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
+         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory,
+         "pixelcnn": pixelcnn, "wavenet": wavenet}[name]()
