@@ -46,8 +46,8 @@ _BLOCK = 8192  # texts whose projections are in memory at once
 
 
 class PCAConfig(FamilyConfig):
-    components: int | None = Field(None, ge=1, description="Components K; default: 30, of texts 100, or as many as a "
-                                                           "few numbers or examples have.")
+    components: int | None = Field(None, ge=1, description="Components K; default: 30, or half as many as a row has "
+                                                           "numbers, if that is less; of texts 100.")
     whiten: bool = Field(True, description="Codes of variance 1 along every component; otherwise plain scores.")
     iterations: int = Field(6, ge=1, description="Power iterations for texts and rows of more than 2048 numbers; the "
                                                  "components of shorter rows are exact.")
@@ -80,7 +80,7 @@ class PCA(Model):
         assert isinstance(config, PCAConfig)
         if config.components is not None:
             return config
-        most = _TEXT_COMPONENTS if isinstance(spec, TextSpec) else min(_COMPONENTS, view_of(spec).size)
+        most = _TEXT_COMPONENTS if isinstance(spec, TextSpec) else min(_COMPONENTS, view_of(spec).size // 2)
         return config.model_copy(update={"components": max(1, min(most, examples - 1))})
 
     def __init__(self, config: PCAConfig, spec: Spec):
