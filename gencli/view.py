@@ -125,6 +125,7 @@ class Standardised(View):
         own = tuple(names) if names is not None else tuple(f"number {i + 1}" for i in range(count))
         self.names = (*own, *(f"{own[i]} missing" for i in self.holes.tolist()))
         self.size = len(self.names)
+        self.plain = not bool(self.mean.any()) and bool((unit == 1).all())  # numbers are what they are
         self.stepped = bool((width > 0).any())
         self.exact = not self.stepped and not len(self.holes)
         self.density = not bool((width > 0).all())
@@ -134,7 +135,7 @@ class Standardised(View):
         x = batch.x.flatten(1).double()
         if self.stepped and rng is not None:
             x = x + self.step * (rng.uniform(x.shape[1], dtype=torch.float64) - 0.5)
-        rows = (x - self.mean) / self.scale
+        rows = x if self.plain else (x - self.mean) / self.scale
         if not len(self.holes):
             return rows, self.fixed.sum().expand(rows.shape[0])
         absent = rows.isnan()

@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gencli.data import load
+from gencli.errors import DataError, UsageError
 from gencli.families import pca
 from gencli.families.pca import PCA, PCAConfig
 from gencli.kinds.image import ImageSpec
@@ -75,6 +76,18 @@ def test_components_are_those_of_the_svd(centre):
     assert np.allclose(model.variances, values[:3] ** 2 / len(x), rtol=1e-9)
     assert np.allclose(model.centre, mean, rtol=1e-12)
     assert (model.directions.gather(0, model.directions.abs().argmax(0, keepdim=True)) > 0).all()
+
+
+def test_components_of_bright_pictures_are_those_of_the_svd():
+    random = np.random.default_rng(0)
+    grey = 220 + random.normal(size=(3000, 4)) * [20, 14, 9, 5] @ np.linalg.qr(random.normal(size=(64, 4)))[0].T
+    x = torch.from_numpy(grey + random.normal(size=grey.shape)).clamp(0, 255).round().float().div(255)
+    model = fitted(x.view(-1, 1, 8, 8), 4, 1024, ImageSpec(channels=1, height=8, width=8))
+    _, values, vectors = svd(x.double().numpy())
+    assert largest_angle(model.directions, vectors[:, :4]) < 1e-6
+    assert np.allclose(model.variances, values[:4] ** 2 / len(x), rtol=1e-6)
+    with pytest.raises(DataError, match="20 examples, all the same"):
+        fitted(torch.full((20, 1, 8, 8), 0.3), 4, 8, ImageSpec(channels=1, height=8, width=8))
 
 
 def test_power_iterations_find_the_same(monkeypatch):
@@ -168,7 +181,7 @@ def test_where_components_explain_all_the_noise_has_the_floor():
     model = fitted(x, 2, floor=1e-4)
     assert float(model.noise) == pytest.approx(1e-4 * float(x.var(0, correction=0).mean()))
     assert torch.isfinite(model.log_prob(Batch(x), rng(len(x)))).all()
-    with pytest.raises(Exception, match="--components 3: the 400 examples differ in 2 directions alone"):
+    with pytest.raises(UsageError, match="--components 3: the 400 examples differ in 2 directions alone"):
         fitted(x, 3)
 
 

@@ -8,7 +8,7 @@ so that rows are normal with the covariance
 with the K leading directions D of the data, the variances along them, and as the noise the mean variance along all
 others. That is its maximum of likelihood, and it gives densities, draws and what is missing exactly.
 
-- Rows of at most 2048 numbers: the covariance, gathered in one pass (Chan, Golub & LeVeque 1979), and its eigenvectors.
+- Rows of at most 2048 numbers: the covariance, gathered in one pass, and its eigenvectors.
 - Longer rows: power iterations from a random start (Halko, Martinsson & Tropp 2011, arXiv:0909.4061), a pass over the
   data each, in the form of Li et al. 2017, "Algorithm 971", which needs nothing as long as the data or as wide as long.
 - Texts: rows are weighted counts of n-grams, which stay sparse (`LSI`).
@@ -46,8 +46,8 @@ _BLOCK = 8192  # texts whose projections are in memory at once
 
 
 class PCAConfig(FamilyConfig):
-    components: int | None = Field(None, ge=1, description="Components K; default: 30, of texts 100, or as many as a "
-                                                           "few numbers or examples have.")
+    components: int | None = Field(None, ge=1, description="Components K; default: 30, or half as many as a row has "
+                                                           "numbers, if that is less; of texts 100.")
     whiten: bool = Field(True, description="Codes of variance 1 along every component; otherwise plain scores.")
     iterations: int = Field(6, ge=1, description="Power iterations for texts and rows of more than 2048 numbers; the "
                                                  "components of shorter rows are exact.")
@@ -80,7 +80,7 @@ class PCA(Model):
         assert isinstance(config, PCAConfig)
         if config.components is not None:
             return config
-        most = _TEXT_COMPONENTS if isinstance(spec, TextSpec) else min(_COMPONENTS, view_of(spec).size)
+        most = _TEXT_COMPONENTS if isinstance(spec, TextSpec) else min(_COMPONENTS, view_of(spec).size // 2)
         return config.model_copy(update={"components": max(1, min(most, examples - 1))})
 
     def __init__(self, config: PCAConfig, spec: Spec):
@@ -93,7 +93,9 @@ class PCA(Model):
         if config.components is not None and config.components > self.view.size:
             raise UsageError(f"--components {config.components}: rows have {self.view.size} numbers; give at most as "
                              f"many")
-        self._solver: _Solver = _Covariance() if self.view.size <= _WIDEST else _PowerIterations(
+        # Columns may be nearly dependent; grey values are a mild case, and float32 is twice as fast.
+        products = torch.float32 if isinstance(spec, ImageSpec | VideoSpec) else torch.float64
+        self._solver: _Solver = _Covariance(products) if self.view.size <= _WIDEST else _PowerIterations(
             self.view.size, self.components, int(torch.randint(2**31, ())))
         self._weight = 0.0  # sum of the weights by the view
 
@@ -306,7 +308,7 @@ class _Solver(Protocol):
     count: int  # rows added in this pass
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (B, V) to the sums; they may be overwritten."""
+        """Add rows (B, V) to the sums."""
 
     def solve(self) -> _Found:
         """The components of the rows of this pass; a new one begins."""
@@ -319,26 +321,30 @@ class _Solver(Protocol):
 
 
 class _Covariance:
-    """All eigenvectors of the covariance, from one pass."""
+    """All eigenvectors of the covariance, from one pass. Products are summed in `dtype` in a batch, then in float64."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, dtype: torch.dtype):
+        self.dtype, self.count = dtype, 0
 
     def add(self, rows: Tensor) -> None:
-        mean, total = rows.mean(0), self.count + len(rows)
         if not self.count:
-            self.mean, self.scatter = torch.zeros_like(mean), torch.zeros_like(torch.outer(mean, mean))
-        shift = mean - self.mean
-        self.scatter += _gram(rows.sub_(mean))
-        self.scatter.addr_(shift, shift, alpha=self.count * len(rows) / total)
-        self.mean += shift * (len(rows) / total)
-        self.count = total
+            # Near the mean, so that little cancels, and of so few digits that grey values are hardly rounded by it.
+            self.origin = (rows.mean(0) * 256).round() / 256
+            self.sum, self.scatter = torch.zeros_like(rows[0]), torch.zeros_like(torch.outer(rows[0], rows[0]))
+        rows = rows.to(self.dtype) - self.origin.to(self.dtype)
+        self.sum += rows.sum(0, dtype=torch.float64)
+        self.scatter += _gram(rows)
+        self.count += len(rows)
 
     def solve(self) -> _Found:
         count, self.count = self.count, 0
-        covariance = self.scatter / count
+        shift, moments = self.sum / count, self.scatter / count
+        covariance = moments - torch.outer(shift, shift)
+        rounding = 16 * torch.finfo(self.dtype).eps * moments.diagonal()
+        variance = covariance.diagonal().where(covariance.diagonal() > rounding, 0.0)
         variances, directions = torch.linalg.eigh(covariance)
-        return _Found(count, self.mean, covariance.diagonal(), variances.flip(0), directions.flip(1), 1e-12)
+        return _Found(count, self.origin + shift, variance, variances.flip(0), directions.flip(1),
+                      1e-12 if self.dtype == torch.float64 else 3e-7)
 
     def state(self) -> dict[str, Tensor]:
         return {}
