@@ -36,6 +36,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
+        "active_share": ("Share of active units", None, "How many units of a sparse code an example switches on."),
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
         "log_z_reverse": ("The same, from the model's side", None, "Far above it, neither can be trusted."),
         "log_z_from_data": ("The same, from the data's side", None, "As a check: chains that begin at examples."),
@@ -50,6 +51,10 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
     "Reconstruction": {
         "psnr": ("Peak signal-to-noise ratio", "more", "How closely pictures come back from their codes."),
         "reconstruction_mse": ("Squared error", "less", "How closely examples come back from their codes."),
+        "squared_error": ("Squared error of an example", "less", "The same, summed over the numbers of an example."),
+        "wrong_tokens": ("Wrong tokens", "less", "The share of the tokens of a text that come back as others."),
+        "noise_removed": ("Noise removed", "more", "How much closer to the example than its noisy copy what the model "
+                                                   "makes of that is, in decibels."),
     },
     "Pairs": {
         "pair_l1": ("Absolute error", "less", "How far what is made from a source lies from its target; black to "
