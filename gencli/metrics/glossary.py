@@ -41,6 +41,7 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
+        "active_share": ("Share of active units", None, "How many units of a sparse code an example switches on."),
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
         "log_z_reverse": ("The same, from the model's side", None, "Far above it, neither can be trusted."),
         "log_z_from_data": ("The same, from the data's side", None, "As a check: chains that begin at examples."),
@@ -61,6 +62,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         **{f"explained_variance{of}": (f"Explained variance{by}", "more", "Share of the variance of unseen examples "
                                                                           "that lies along components.")
            for of, by in (("", ""), *((f"_{n}", f" by {n}") for n in _COMPONENTS))},
+        "wrong_tokens": ("Wrong tokens", "less", "The share of the tokens of a text that come back as others."),
+        "noise_removed": ("Noise removed", "more", "How much closer to the example than its noisy copy what the model "
+                                                   "makes of that is, in decibels."),
     },
     "Codes": {
         "code_accuracy": ("Two-sample test of the codes", "less", "How often a critic tells codes from draws of the "
