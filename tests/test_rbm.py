@@ -273,7 +273,8 @@ def test_log_z_is_kept_in_the_model_until_its_weights_change(gencli, wide_run, s
     assert len(calls) == 3
 
 
-def test_what_was_found_about_a_model_is_not_written_over_another(gencli, wide_run, small_data):
+def test_what_was_found_about_a_model_is_not_written_over_another(gencli, wide_run, monkeypatch):
+    monkeypatch.setattr(runs, "_HOLDER_TIMEOUT", 0.1)
     model, card = runs.load_model(wide_run)
     model.machine.log_partition(chains=4, temperatures=5)
     with torch.no_grad():
@@ -373,7 +374,8 @@ def test_what_cannot_be_trained_is_one_line(gencli, small_data, options, code, s
 
 def test_options_out_of_range_are_one_line(gencli, small_run, small_data):
     run = str(small_run("rbm", "image"))
-    error = gencli("evaluate", run, f"{small_data['image']}:test", "--set", "chains=1", code=2).stderr
+    error = gencli("evaluate", run, f"{small_data['image']}:test", "--draw", "0", "--set", "chains=1",
+                   code=2).stderr
     assert "at least 2 chains" in error and error.count("\n") == 1
     error = gencli("sample", run, "-n", "1", "-o", "x.png", "--set", "steps=-1", code=2).stderr
     assert "steps=-1" in error and error.count("\n") == 1

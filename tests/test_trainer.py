@@ -590,9 +590,11 @@ def test_torchrun_on_two_processes(small_data, tmp_path):
     assert load_model(tmp_path / "run")[1].steps == 20
 
 
-def test_locks(tmp_path):
+def test_locks(tmp_path, monkeypatch):
+    from gencli import runs
     from gencli.errors import LockedError
 
+    monkeypatch.setattr(runs, "_HOLDER_TIMEOUT", 0.1)
     with Run(tmp_path / "run"), pytest.raises(LockedError, match="process"), Run(tmp_path / "run"):
         pass
     with Run(tmp_path / "run"):
