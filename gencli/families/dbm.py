@@ -5,9 +5,9 @@ visible units among them, are independent, and the other way round: a Gibbs step
 ones. The gradient is the gap of mean energies between data, with the hidden units of each example inferred by mean
 field to convergence, and persistent chains (PCD-k). Units are centred, visible ones at the mean of the data and hidden
 ones at the activity they start with (Montavon & Mueller 2012), so that all layers can be trained together from the
-start. `--pretrain` trains the layers below first, as the machine that they are without those above: as the weights of a
-new layer start near 0, it begins with the likelihood of that machine. (No weight has to be doubled for it, as in the
-stack of RBMs of 2009, which are trained apart.)
+start. `--pretrain` trains the layers below first, as the machine that they are without those above; before a layer is
+added, the one below is centred anew, at its mean activity. As the weights of the new layer start near 0, it begins with
+the likelihood of that machine. (No weight has to be doubled for it, as in the stack of RBMs of 2009, trained apart.)
 
 log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers
 where they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even
@@ -89,7 +89,7 @@ class DeepLinks:
 
 
 class DeepMachine(Machine):
-    """E(v, h) = E(v) - sum_l bias_l . h_l - sum_l (h_l-1 - c_l-1) W_l (h_l - c_l), h binary, c = ACTIVITY.
+    """E(v, h) = E(v) - sum_l bias_l . h_l - sum_l (h_l-1 - c_l-1) W_l (h_l - c_l), h binary, with centres c.
 
     Of the lowest weights, h_0 - c_0 is (v - mean) / variance. `states` of fewer layers are those of the machine without
     the layers above.
@@ -102,12 +102,29 @@ class DeepMachine(Machine):
         sizes = [len(visible.bias), *widths]
         self.weights = nn.ParameterList(0.01 * torch.randn(sizes) for sizes in itertools.pairwise(sizes))
         self.biases = nn.ParameterList(torch.full((size,), math.log(ACTIVITY / (1 - ACTIVITY))) for size in widths)
+        for number, size in enumerate(widths, start=1):
+            self.register_buffer(f"centre{number}", torch.full((size,), ACTIVITY))
+
+    @property
+    def centres(self) -> list[Tensor]:
+        """Of the visible units and of each hidden layer."""
+        return [self.visible.mean, *(self.get_buffer(f"centre{number}") for number in range(1, len(self.widths) + 1))]
+
+    @torch.no_grad()
+    def centre(self, layer: int, centre: Tensor) -> None:
+        """Move the centre of a hidden layer (H,); the biases beside it make up for it, and p(v, h) stays the same."""
+        move = centre - self.centres[layer]
+        below = self.biases[layer - 2] if layer > 1 else self.visible.bias
+        below += self.weights[layer - 1] @ move
+        if layer < len(self.widths):
+            self.biases[layer] += move @ self.weights[layer]
+        self.get_buffer(f"centre{layer}").copy_(centre)
 
     # --- energy and the conditional distributions
 
     def links(self) -> DeepLinks:
         weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
-        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases)]
+        centres = self.centres
         # `mv` and not `@`, which autocast would round: this is added to every example alike.
         return DeepLinks([rounded(weight) for weight in weights],
                          [torch.mv(weight.T, centre) for weight, centre in zip(weights, centres, strict=False)],
@@ -118,9 +135,9 @@ class DeepMachine(Machine):
         """E in nats, (B,); of probabilities that are independent of each other its mean."""
         links = links or self.links()
         energy = self.visible.energy(states[0])
-        for layer, (bias, state) in enumerate(zip(self.biases, states[1:], strict=False), start=1):
+        for layer, (bias, state, centre) in enumerate(zip(self.biases, states[1:], self.centres[1:], strict=False), 1):
             field = links.tell(layer - 1, layer, states[layer - 1])  # each link counts once
-            energy = energy - (bias * state + field * (state - ACTIVITY)).sum(1)
+            energy = energy - (bias * state + field * (state - centre)).sum(1)
         return energy
 
     def expect(self, layer: int, states: States, links: DeepLinks, told: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -154,8 +171,7 @@ class DeepMachine(Machine):
 
     def start(self, count: int, layers: int | None = None) -> States:
         """The centres of all layers for B examples; of the lowest `layers` hidden ones."""
-        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases[:layers])]
-        return [centre.expand(count, -1) for centre in centres]
+        return [centre.expand(count, -1) for centre in self.centres[: None if layers is None else layers + 1]]
 
     def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None,
               tolerance: float = TOLERANCE) -> States:
@@ -222,8 +238,8 @@ class DeepMachine(Machine):
             states = [torch.cat(both) for both in zip(inferred, ends, strict=True)]
             # What each state counts: the mean over the data less the mean over the chains.
             share = torch.cat([data.new_full((len(data),), 1 / len(data)), data.new_full((count,), -1 / count)])
-            centred = [share[:, None] * (state - ACTIVITY) for state in states[1:]]
-            centres = [state[0] for state in self.start(1, layers - 1)]
+            centres = self.centres
+            centred = [share[:, None] * (states[layer] - centres[layer]) for layer in range(1, layers + 1)]
             statistics = [(rounded(below).T @ rounded(above)).float().addr_(centre, above.sum(0), alpha=-1)
                           for below, above, centre in zip(states, centred, centres, strict=False)]
         weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
@@ -264,8 +280,8 @@ class DeepMachine(Machine):
     def _log_sum_even(self, fields: list[Tensor], beta: float) -> Tensor:
         """log of the sum of exp(-E) over the even layers, less the biases of the odd ones, (B,) float64."""
         total = self.visible.log_partition(fields[0], beta)
-        for field, bias in zip(fields[1:], self.biases[1::2], strict=True):
-            total = total + (F.softplus(bias + beta * field) - beta * ACTIVITY * field).sum(1, dtype=torch.float64)
+        for field, bias, centre in zip(fields[1:], self.biases[1::2], self.centres[2::2], strict=True):
+            total = total + (F.softplus(bias + beta * field) - beta * centre * field).sum(1, dtype=torch.float64)
         return total
 
     @torch.no_grad()
@@ -352,14 +368,19 @@ class DBM(Model):
         self._chains = [torch.rand(config.chains, width).round() for width in config.widths[::2]]
         self.density = self.view is not None and self.view.density
         self._seen = 0  # examples of the pass that finds the base rates
+        self._activity, self._active = torch.zeros((), dtype=torch.float64), 0  # sum, and examples, of a later pass
 
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One for each number of layers, which starts where the one before ended."""
+        """One for each number of layers, which starts where the one before ended; between them passes for centres."""
         depth = len(self.config.widths)
         phases = [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.machine.visible.finish)]
         for layers in range(1 if self.config.pretrain else depth, depth + 1):
+            if self.config.pretrain and layers > 1:
+                phases.append(Phase(f"activity of layer {layers - 1}", share=0,
+                                    accumulate=partial(self._accumulate_activity, layers - 1),
+                                    finish=partial(self._centre, layers - 1)))
             share = 1 - self.config.pretrain if layers == depth else self.config.pretrain / (depth - 1)
             parameters = [*self.machine.visible.parameters(), *self.machine.weights[:layers],
                           *self.machine.biases[:layers]]
@@ -371,6 +392,17 @@ class DBM(Model):
         noise = noise_of_pass(self._seen, len(batch), batch.x.device)
         self._seen += len(batch)
         self.machine.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
+
+    @torch.no_grad()
+    def _accumulate_activity(self, layers: int, batch: Batch) -> None:
+        activity = self.machine.infer(self._units(batch, None)[0], layers, tolerance=IN_TRAINING)[-1]
+        self._activity = self._activity + activity.sum(0, dtype=torch.float64)
+        self._active += len(batch)
+
+    def _centre(self, layer: int) -> bool:
+        self.machine.centre(layer, (self._activity / self._active).float())
+        self._activity, self._active = torch.zeros((), dtype=torch.float64), 0
+        return True
 
     def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
         """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
