@@ -166,7 +166,7 @@ def test_training_goes_layer_by_layer_and_raises_the_bound():
 
 
 def test_decoding_gives_back_what_was_encoded():
-    """The mean field of the layers below a top layer; with weights so strong that it decides everything."""
+    """With weights so strong that they decide everything."""
     model = deep(hidden="6,6")
     with torch.no_grad():
         for parameter in model.parameters():

@@ -175,31 +175,22 @@ class DeepMachine(Machine):
 
     def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None,
               tolerance: float = TOLERANCE) -> States:
-        """Visible units (B, D) and the mean field of the hidden units above them."""
-        states = self.start(v.shape[0], layers)
-        return self._mean_field([v, *states[1:]], 0, links or self.links(), tolerance)
+        """Visible units (B, D) and the mean field of the hidden units above them.
 
-    def generate(self, top: Tensor) -> States:
-        """The mean field of all layers below the top one (B, H)."""
-        return self._mean_field([*self.start(top.shape[0])[:-1], top], len(self.widths), self.links(), TOLERANCE)
-
-    def _mean_field(self, states: States, fixed: int, links: DeepLinks, tolerance: float) -> States:
-        """Coordinate ascent of E_q[-E] + H(q) from `states`, which never falls: one side at a time, all but `fixed`.
-
-        Each example ends by itself, so that it does not depend on the others.
+        Coordinate ascent of E_q[-E] + H(q), which never falls: the odd layers, then the even ones. Each example ends by
+        itself, so that it does not depend on the others.
         """
-        beside = abs(fixed - 1)
-        told = {fixed: links.tell(fixed, beside, states[fixed])}
-        moving = torch.ones(states[0].shape[0], 1, dtype=torch.bool, device=states[0].device)
+        links = links or self.links()
+        states = [v, *self.start(v.shape[0], layers)[1:]]
+        told = {0: links.tell(0, 1, v)}
+        moving = torch.ones(v.shape[0], 1, dtype=torch.bool, device=v.device)
         exporting = torch.compiler.is_exporting()
         for _ in range(IN_GRAPH if exporting else PASSES):
             change = torch.zeros_like(moving, dtype=states[0].dtype)
-            for side in (beside % 2, fixed % 2):
-                for layer in range(side, len(states), 2):
-                    if layer != fixed:
-                        state = self.expect(layer, states, links, told)
-                        change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
-                        states[layer] = torch.where(moving, state, states[layer])
+            for layer in (*range(1, len(states), 2), *range(2, len(states), 2)):
+                state = self.expect(layer, states, links, told)
+                change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
+                states[layer] = torch.where(moving, state, states[layer])
             moving = moving & (change > tolerance)
             if not exporting and not moving.any():
                 break
@@ -349,7 +340,7 @@ class DBMConfig(FamilyConfig):
 
 
 class DBM(Model):
-    """A `DeepMachine`; the code: the mean field of the top layer, (B, H)."""
+    """A `DeepMachine`; the code: the mean field of all hidden layers, from the lowest up, (B, sum of H)."""
 
     Config = DBMConfig
     kinds = frozenset({"image", "vector"})
@@ -435,29 +426,27 @@ class DBM(Model):
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
-        """The top layer of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
-        return self._chain(ChainStreams(rng), [1000])[-1][-1]
+        """The hidden layers of Gibbs chains of 1000 steps, started at coin flips, (B, sum of H)."""
+        return torch.cat(self._chain(ChainStreams(rng), [1000])[-1][1:], 1)
+
+    def _states(self, code: Tensor) -> States:
+        """A code as layers; the visible units are still to be drawn."""
+        return [*self.machine.start(code.shape[0], 0), *code.split(self.config.widths, 1)]
 
     @torch.no_grad()
     def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[States]:
         """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        machine = self.machine
-        if code is None:
-            states = [p.new_full(p.shape, 0.5) for p in machine.start(len(noise))]
-            states = [draw_bernoulli(p, noise) for p in states]
-        else:
-            top = draw_bernoulli(code, noise)
-            states = [*(draw_bernoulli(p, noise) for p in machine.generate(top)[:-1]), top]
-        chain = [states]
+        size = sum(self.config.widths)
+        hidden = torch.full((len(noise), size), 0.5, device=self.device) if code is None else code
+        chain = [self._states(draw_bernoulli(hidden, noise))]
         for count in steps:
-            chain.append(machine.gibbs(chain[-1], count, noise))
+            chain.append(self.machine.gibbs(chain[-1], count, noise))
         return chain
 
     def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
         """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
 
-        `draw`: a draw of the visible units, or what `decode` gives for the top layer; by default the latter for
-        pictures alone.
+        `draw`: a draw from p(v|h), or its mean; by default the mean for pictures alone, as is the custom.
 
         Raises:
             UsageError: `steps` is negative.
@@ -473,24 +462,26 @@ class DBM(Model):
         times = torch.linspace(0, steps, frames).round().long()
         chain = self._chain(noise, times.diff().tolist(), code)
         draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
-        links = self.machine.links()
-        return [self._examples(self.machine.draw(0, states, noise, links)) if draw else self.decode(states[-1])
-                for states in chain]
+        return [self._visible(states, noise if draw else None) for states in chain]
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
-        """The mean field of the top layer, (B, H) in [0, 1]."""
-        return self.machine.infer(self._units(batch, None)[0])[-1]
+        """The mean field of all hidden layers, from the lowest up, (B, sum of H) in [0, 1]."""
+        return torch.cat(self.machine.infer(self._units(batch, None)[0])[1:], 1)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
-        """The mean field of the visible units for a top layer (B, H), or with `draw` a draw given the layer above them.
+        """The mean of p(v|h) for hidden units (B, sum of H), or with `draw` a draw from it.
 
-        `steps`: Gibbs steps made before, from a top layer drawn with these probabilities.
+        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
         """
         if steps and rng is not None:
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        states = self.machine.generate(code)
-        v = self.machine.draw(0, states, rng, self.machine.links()) if draw and rng is not None else states[0]
-        return self._examples(v)
+        return self._visible(self._states(code), rng if draw else None)
+
+    def _visible(self, states: States, noise: Rng | None) -> Batch:
+        """Examples drawn given the hidden layers, or without noise their mean."""
+        links = self.machine.links()
+        return self._examples(self.machine.expect(0, states, links) if noise is None
+                              else self.machine.draw(0, states, noise, links))
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
