@@ -10,7 +10,6 @@ from gencli.dataset import Dataset
 from gencli.families.dbm import DBM, DBMConfig
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.layers.boltzmann import ACTIVITY
 from gencli.model import Batch
 from gencli.rng import ExampleStreams, StepStream
 from gencli.trainer import Trainer, TrainSettings
@@ -35,6 +34,8 @@ def deep(spec=BINARY, hidden="5,4", size=0.8, **options):
             model.machine.visible.log_deviation.mul_(0.2).sub_(0.3)
         else:
             model.machine.visible.mean.uniform_(0.2, 0.8, generator=random)
+        for centre in model.machine.centres[1:]:
+            centre.uniform_(0.1, 0.6, generator=random)
     return model
 
 
@@ -46,7 +47,7 @@ def log_joint(model, machine=None):
     """-E(v, h1, h2, ...) of all states, as the definition says, one dimension for each layer, float64."""
     machine = machine or model.machine
     layers = [states(len(bias)) for bias in (machine.visible.bias, *machine.biases)]
-    centres = [machine.visible.mean.double(), *(ACTIVITY for _ in machine.biases)]
+    centres = [machine.visible.mean.double(), *(centre.double() for centre in machine.centres[1:])]
     total = torch.zeros([len(layer) for layer in layers], dtype=torch.float64)
 
     def along(axis, values):  # as a tensor that varies along one layer, or two that follow one another
@@ -91,6 +92,14 @@ def test_the_bound_is_below_the_likelihood_and_is_it_without_links_between_hidde
         model.machine.weights[1].zero_()
     truth = log_joint(model).flatten(1).logsumexp(1)
     assert torch.allclose(model.log_prob(x, rng(64)), truth - truth.logsumexp(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_other_centres_leave_the_distribution_alone(layer):
+    model = deep(hidden="3,4,2")
+    before = log_joint(model).flatten().log_softmax(0)
+    model.machine.centre(layer, torch.rand(model.config.widths[layer - 1]))
+    assert torch.allclose(log_joint(model).flatten().log_softmax(0), before, atol=1e-5)
 
 
 def test_mean_field_is_a_maximum_of_the_bound():
@@ -145,19 +154,19 @@ def test_training_goes_layer_by_layer_and_raises_the_bound():
     rows = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0]])
     x = rows[torch.arange(300) % 3].unflatten(1, BINARY.shape).to(torch.uint8)
     torch.manual_seed(0)
-    model = DBM(DBMConfig(hidden="6,4", chains=100, gibbs=2, pretrain=0.5), BINARY)
+    model = DBM(DBMConfig(hidden="6,4", chains=100, gibbs=10, pretrain=0.5), BINARY)
     names = [phase.name for phase in model.phases()]
-    assert names == ["base rates", "1 layer", "2 layers"]
+    assert names == ["base rates", "1 layer", "activity of layer 1", "2 layers"]
     lowest = [id(p) for p in model.phases()[1].players[0].parameters]
     assert id(model.machine.weights[1]) not in lowest and id(model.machine.weights[0]) in lowest
-    settings = TrainSettings(steps=500, batch_size=100, lr=3e-2, schedule="cosine", preview_every=0, precision="fp32")
+    settings = TrainSettings(steps=400, batch_size=100, lr=1e-2, schedule="cosine", preview_every=0, precision="fp32")
     outcome = Trainer(model, Dataset("rows", "train", BINARY, x), settings).run()
     nll = -float(outcome.model.log_prob(Batch(x.float()), rng(300)).mean())
     assert np.log(3) < nll < 2.2  # of independent pixels it is 4.1
 
 
 def test_decoding_gives_back_what_was_encoded():
-    """The mean field of the layers below a top layer; with weights so strong that it decides everything."""
+    """With weights so strong that they decide everything."""
     model = deep(hidden="6,6")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -165,9 +174,9 @@ def test_decoding_gives_back_what_was_encoded():
         model.machine.weights[0].copy_(20 * torch.eye(6))
         model.machine.weights[1].copy_(20 * torch.eye(6))
         for bias in (model.machine.visible.bias, *model.machine.biases):
-            bias.fill_(-10 + 20 * ACTIVITY)  # on or off like the neighbours
-        model.machine.biases[0].fill_(-20 + 40 * ACTIVITY)
-        model.machine.visible.mean.fill_(ACTIVITY)
+            bias.zero_()  # on or off like the neighbours
+        for centre in model.machine.centres:
+            centre.fill_(0.5)
     x = states(6).float().unflatten(1, BINARY.shape)
     assert torch.allclose(model.decode(model.encode(Batch(x), rng(64))).x, x, atol=0.05)
 

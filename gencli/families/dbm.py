@@ -5,9 +5,9 @@ visible units among them, are independent, and the other way round: a Gibbs step
 ones. The gradient is the gap of mean energies between data, with the hidden units of each example inferred by mean
 field to convergence, and persistent chains (PCD-k). Units are centred, visible ones at the mean of the data and hidden
 ones at the activity they start with (Montavon & Mueller 2012), so that all layers can be trained together from the
-start. `--pretrain` trains the layers below first, as the machine that they are without those above: as the weights of a
-new layer start near 0, it begins with the likelihood of that machine. (No weight has to be doubled for it, as in the
-stack of RBMs of 2009, which are trained apart.)
+start. `--pretrain` trains the layers below first, as the machine that they are without those above; before a layer is
+added, the one below is centred anew, at its mean activity. As the weights of the new layer start near 0, it begins with
+the likelihood of that machine. (No weight has to be doubled for it, as in the stack of RBMs of 2009, trained apart.)
 
 log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers
 where they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even
@@ -90,7 +90,7 @@ class DeepLinks:
 
 
 class DeepMachine(Machine):
-    """E(v, h) = E(v) - sum_l bias_l . h_l - sum_l (h_l-1 - c_l-1) W_l (h_l - c_l), h binary, c = ACTIVITY.
+    """E(v, h) = E(v) - sum_l bias_l . h_l - sum_l (h_l-1 - c_l-1) W_l (h_l - c_l), h binary, with centres c.
 
     Of the lowest weights, h_0 - c_0 is (v - mean) / variance. `states` of fewer layers are those of the machine without
     the layers above.
@@ -103,12 +103,29 @@ class DeepMachine(Machine):
         sizes = [len(visible.bias), *widths]
         self.weights = nn.ParameterList(0.01 * torch.randn(sizes) for sizes in itertools.pairwise(sizes))
         self.biases = nn.ParameterList(torch.full((size,), math.log(ACTIVITY / (1 - ACTIVITY))) for size in widths)
+        for number, size in enumerate(widths, start=1):
+            self.register_buffer(f"centre{number}", torch.full((size,), ACTIVITY))
+
+    @property
+    def centres(self) -> list[Tensor]:
+        """Of the visible units and of each hidden layer."""
+        return [self.visible.mean, *(self.get_buffer(f"centre{number}") for number in range(1, len(self.widths) + 1))]
+
+    @torch.no_grad()
+    def centre(self, layer: int, centre: Tensor) -> None:
+        """Move the centre of a hidden layer (H,); the biases beside it make up for it, and p(v, h) stays the same."""
+        move = centre - self.centres[layer]
+        below = self.biases[layer - 2] if layer > 1 else self.visible.bias
+        below += self.weights[layer - 1] @ move
+        if layer < len(self.widths):
+            self.biases[layer] += move @ self.weights[layer]
+        self.get_buffer(f"centre{layer}").copy_(centre)
 
     # --- energy and the conditional distributions
 
     def links(self) -> DeepLinks:
         weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
-        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases)]
+        centres = self.centres
         # `mv` and not `@`, which autocast would round: this is added to every example alike.
         return DeepLinks([rounded(weight) for weight in weights],
                          [torch.mv(weight.T, centre) for weight, centre in zip(weights, centres, strict=False)],
@@ -119,9 +136,9 @@ class DeepMachine(Machine):
         """E in nats, (B,); of probabilities that are independent of each other its mean."""
         links = links or self.links()
         energy = self.visible.energy(states[0])
-        for layer, (bias, state) in enumerate(zip(self.biases, states[1:], strict=False), start=1):
+        for layer, (bias, state, centre) in enumerate(zip(self.biases, states[1:], self.centres[1:], strict=False), 1):
             field = links.tell(layer - 1, layer, states[layer - 1])  # each link counts once
-            energy = energy - (bias * state + field * (state - ACTIVITY)).sum(1)
+            energy = energy - (bias * state + field * (state - centre)).sum(1)
         return energy
 
     def expect(self, layer: int, states: States, links: DeepLinks, told: Mapping[int, Tensor] | None = None) -> Tensor:
@@ -155,36 +172,26 @@ class DeepMachine(Machine):
 
     def start(self, count: int, layers: int | None = None) -> States:
         """The centres of all layers for B examples; of the lowest `layers` hidden ones."""
-        centres = [self.visible.mean, *(bias.new_full(bias.shape, ACTIVITY) for bias in self.biases[:layers])]
-        return [centre.expand(count, -1) for centre in centres]
+        return [centre.expand(count, -1) for centre in self.centres[: None if layers is None else layers + 1]]
 
     def infer(self, v: Tensor, layers: int | None = None, links: DeepLinks | None = None,
               tolerance: float = TOLERANCE) -> States:
-        """Visible units (B, D) and the mean field of the hidden units above them."""
-        states = self.start(v.shape[0], layers)
-        return self._mean_field([v, *states[1:]], 0, links or self.links(), tolerance)
+        """Visible units (B, D) and the mean field of the hidden units above them.
 
-    def generate(self, top: Tensor) -> States:
-        """The mean field of all layers below the top one (B, H)."""
-        return self._mean_field([*self.start(top.shape[0])[:-1], top], len(self.widths), self.links(), TOLERANCE)
-
-    def _mean_field(self, states: States, fixed: int, links: DeepLinks, tolerance: float) -> States:
-        """Coordinate ascent of E_q[-E] + H(q) from `states`, which never falls: one side at a time, all but `fixed`.
-
-        Each example ends by itself, so that it does not depend on the others.
+        Coordinate ascent of E_q[-E] + H(q), which never falls: the odd layers, then the even ones. Each example ends by
+        itself, so that it does not depend on the others.
         """
-        beside = abs(fixed - 1)
-        told = {fixed: links.tell(fixed, beside, states[fixed])}
-        moving = torch.ones(states[0].shape[0], 1, dtype=torch.bool, device=states[0].device)
+        links = links or self.links()
+        states = [v, *self.start(v.shape[0], layers)[1:]]
+        told = {0: links.tell(0, 1, v)}
+        moving = torch.ones(v.shape[0], 1, dtype=torch.bool, device=v.device)
         exporting = torch.compiler.is_exporting()
         for _ in range(IN_GRAPH if exporting else PASSES):
             change = torch.zeros_like(moving, dtype=states[0].dtype)
-            for side in (beside % 2, fixed % 2):
-                for layer in range(side, len(states), 2):
-                    if layer != fixed:
-                        state = self.expect(layer, states, links, told)
-                        change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
-                        states[layer] = torch.where(moving, state, states[layer])
+            for layer in (*range(1, len(states), 2), *range(2, len(states), 2)):
+                state = self.expect(layer, states, links, told)
+                change = change.maximum((state - states[layer]).abs().amax(1, keepdim=True))
+                states[layer] = torch.where(moving, state, states[layer])
             moving = moving & (change > tolerance)
             if not exporting and not moving.any():
                 break
@@ -223,8 +230,8 @@ class DeepMachine(Machine):
             states = [torch.cat(both) for both in zip(inferred, ends, strict=True)]
             # What each state counts: the mean over the data less the mean over the chains.
             share = torch.cat([data.new_full((len(data),), 1 / len(data)), data.new_full((count,), -1 / count)])
-            centred = [share[:, None] * (state - ACTIVITY) for state in states[1:]]
-            centres = [state[0] for state in self.start(1, layers - 1)]
+            centres = self.centres
+            centred = [share[:, None] * (states[layer] - centres[layer]) for layer in range(1, layers + 1)]
             statistics = [(rounded(below).T @ rounded(above)).float().addr_(centre, above.sum(0), alpha=-1)
                           for below, above, centre in zip(states, centred, centres, strict=False)]
         weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
@@ -265,8 +272,8 @@ class DeepMachine(Machine):
     def _log_sum_even(self, fields: list[Tensor], beta: float) -> Tensor:
         """log of the sum of exp(-E) over the even layers, less the biases of the odd ones, (B,) float64."""
         total = self.visible.log_partition(fields[0], beta)
-        for field, bias in zip(fields[1:], self.biases[1::2], strict=True):
-            total = total + (F.softplus(bias + beta * field) - beta * ACTIVITY * field).sum(1, dtype=torch.float64)
+        for field, bias, centre in zip(fields[1:], self.biases[1::2], self.centres[2::2], strict=True):
+            total = total + (F.softplus(bias + beta * field) - beta * centre * field).sum(1, dtype=torch.float64)
         return total
 
     @torch.no_grad()
@@ -334,7 +341,7 @@ class DBMConfig(FamilyConfig):
 
 
 class DBM(Model):
-    """A `DeepMachine`; the code: the mean field of the top layer, (B, H)."""
+    """A `DeepMachine`; the code: the mean field of all hidden layers, from the lowest up, (B, sum of H)."""
 
     Config = DBMConfig
     kinds = frozenset({"image", "vector"})
@@ -353,14 +360,19 @@ class DBM(Model):
         self._chains = [torch.rand(config.chains, width).round() for width in config.widths[::2]]
         self.density = self.view is not None and self.view.density
         self._seen = 0  # examples of the pass that finds the base rates
+        self._activity, self._active = torch.zeros((), dtype=torch.float64), 0  # sum, and examples, of a later pass
 
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One for each number of layers, which starts where the one before ended."""
+        """One for each number of layers, which starts where the one before ended; between them passes for centres."""
         depth = len(self.config.widths)
         phases = [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.machine.visible.finish)]
         for layers in range(1 if self.config.pretrain else depth, depth + 1):
+            if self.config.pretrain and layers > 1:
+                phases.append(Phase(f"activity of layer {layers - 1}", share=0,
+                                    accumulate=partial(self._accumulate_activity, layers - 1),
+                                    finish=partial(self._centre, layers - 1)))
             share = 1 - self.config.pretrain if layers == depth else self.config.pretrain / (depth - 1)
             parameters = [*self.machine.visible.parameters(), *self.machine.weights[:layers],
                           *self.machine.biases[:layers]]
@@ -372,6 +384,17 @@ class DBM(Model):
         noise = noise_of_pass(self._seen, len(batch), batch.x.device)
         self._seen += len(batch)
         self.machine.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
+
+    @torch.no_grad()
+    def _accumulate_activity(self, layers: int, batch: Batch) -> None:
+        activity = self.machine.infer(self._units(batch, None)[0], layers, tolerance=IN_TRAINING)[-1]
+        self._activity = self._activity + activity.sum(0, dtype=torch.float64)
+        self._active += len(batch)
+
+    def _centre(self, layer: int) -> bool:
+        self.machine.centre(layer, (self._activity / self._active).float())
+        self._activity, self._active = torch.zeros((), dtype=torch.float64), 0
+        return True
 
     def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
         """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
@@ -404,29 +427,27 @@ class DBM(Model):
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
-        """The top layer of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
-        return self._chain(ChainStreams(rng), [1000])[-1][-1]
+        """The hidden layers of Gibbs chains of 1000 steps, started at coin flips, (B, sum of H)."""
+        return torch.cat(self._chain(ChainStreams(rng), [1000])[-1][1:], 1)
+
+    def _states(self, code: Tensor) -> States:
+        """A code as layers; the visible units are still to be drawn."""
+        return [*self.machine.start(code.shape[0], 0), *code.split(self.config.widths, 1)]
 
     @torch.no_grad()
     def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[States]:
         """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        machine = self.machine
-        if code is None:
-            states = [p.new_full(p.shape, 0.5) for p in machine.start(len(noise))]
-            states = [draw_bernoulli(p, noise) for p in states]
-        else:
-            top = draw_bernoulli(code, noise)
-            states = [*(draw_bernoulli(p, noise) for p in machine.generate(top)[:-1]), top]
-        chain = [states]
+        size = sum(self.config.widths)
+        hidden = torch.full((len(noise), size), 0.5, device=self.device) if code is None else code
+        chain = [self._states(draw_bernoulli(hidden, noise))]
         for count in steps:
-            chain.append(machine.gibbs(chain[-1], count, noise))
+            chain.append(self.machine.gibbs(chain[-1], count, noise))
         return chain
 
     def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
         """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
 
-        `draw`: a draw of the visible units, or what `decode` gives for the top layer; by default the latter for
-        pictures alone.
+        `draw`: a draw from p(v|h), or its mean; by default the mean for pictures alone, as is the custom.
 
         Raises:
             UsageError: `steps` is negative.
@@ -442,24 +463,26 @@ class DBM(Model):
         times = torch.linspace(0, steps, frames).round().long()
         chain = self._chain(noise, times.diff().tolist(), code)
         draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
-        links = self.machine.links()
-        return [self._examples(self.machine.draw(0, states, noise, links)) if draw else self.decode(states[-1])
-                for states in chain]
+        return [self._visible(states, noise if draw else None) for states in chain]
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
-        """The mean field of the top layer, (B, H) in [0, 1]."""
-        return self.machine.infer(self._units(batch, None)[0])[-1]
+        """The mean field of all hidden layers, from the lowest up, (B, sum of H) in [0, 1]."""
+        return torch.cat(self.machine.infer(self._units(batch, None)[0])[1:], 1)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
-        """The mean field of the visible units for a top layer (B, H), or with `draw` a draw given the layer above them.
+        """The mean of p(v|h) for hidden units (B, sum of H), or with `draw` a draw from it.
 
-        `steps`: Gibbs steps made before, from a top layer drawn with these probabilities.
+        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
         """
         if steps and rng is not None:
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        states = self.machine.generate(code)
-        v = self.machine.draw(0, states, rng, self.machine.links()) if draw and rng is not None else states[0]
-        return self._examples(v)
+        return self._visible(self._states(code), rng if draw else None)
+
+    def _visible(self, states: States, noise: Rng | None) -> Batch:
+        """Examples drawn given the hidden layers, or without noise their mean."""
+        links = self.machine.links()
+        return self._examples(self.machine.expect(0, states, links) if noise is None
+                              else self.machine.draw(0, states, noise, links))
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
