@@ -268,19 +268,24 @@ class DBN(Model):
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
-        """Hidden states of Gibbs chains of 1000 steps at the top, started at coin flips, (B, H_L)."""
+        """Hidden states of Gibbs chains of 1000 steps at the top, started at the base rates, (B, H_L)."""
         return self._chain(ChainStreams(rng), [1000])[-1]
 
     def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
-        """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        coins = torch.full((len(noise), self.top.hidden), 0.5, device=self.device)
-        states = [draw_bernoulli(coins if code is None else code, noise)]
+        """The start of a Gibbs chain, drawn from `code` or at the base rates, and where it is after each so many steps.
+
+        (Coin flips, half of the units at the top, would be far from all that the chains of the training have seen.)
+        """
+        if code is None:
+            v = self.top.visible.draw(torch.zeros(len(noise), self.top.size, device=self.device), noise, 0.0)
+            code = torch.sigmoid(self.top.hidden_logits(v))
+        states = [draw_bernoulli(code, noise)]
         for count in steps:
             states.append(self.top.gibbs(states[-1], count, noise))
         return states
 
     def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
-        """The end of a Gibbs chain of `steps` steps at the top, started at coin flips, and the generative pass from it.
+        """The end of a Gibbs chain of `steps` steps at the top, started at the base rates, and what it generates.
 
         `draw`: a draw of every layer below, or the mean of each from that of the one above; by default the means for
         pictures alone, as is the custom.
@@ -292,7 +297,7 @@ class DBN(Model):
 
     def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
              steps: int = 1000, draw: bool | None = None) -> list[Batch]:
-        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from coin flips."""
+        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from the base rates."""
         if steps < 0:
             raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
         noise = ChainStreams(rng)

@@ -273,24 +273,27 @@ class RestrictedMachine(Machine):
         return self._base_log_partition() - value, error
 
     def _base_log_partition(self) -> float:
-        """log Z at temperature 0: the visible units at their base rates, every hidden unit either way."""
-        return self.visible.base_log_partition() + self.hidden * math.log(2)
+        """log Z at temperature 0: the visible units at their base rates, the hidden ones as these imply on average."""
+        return self.visible.base_log_partition() + float(F.softplus(self.bias.detach().double()).sum())
 
     @torch.no_grad()
     def _anneal(self, v: Tensor, betas: list[float], noise: Rng) -> tuple[Tensor, Tensor]:
         """Chains v (M, D) led through p*_beta: importance weights log p*_last / p*_first (M,) float64, and their ends.
 
-        -log p*_beta(v) = (1 - beta) E_base(v) + beta (E(v) + E_centre(v)) - sum_j log(1 + exp(beta logit_j(v))), with
-        E_centre(v) = ACTIVITY sum_j (logit_j(v) - bias_j)
+        -log p*_beta(v) = (1 - beta) E_base(v) + beta (E(v) + E_centre(v)) - sum_j log(1 + exp(bias_j + beta pull_j(v)))
+
+        with pull_j(v) = logit_j(v) - bias_j, 0 at the mean of the data, and E_centre(v) = ACTIVITY sum_j pull_j(v).
+        (From hidden units either way, instead, the pixels of a machine turned over lead its chains astray.)
         """
         links = self.links()
         log_weight = torch.zeros(len(v), dtype=torch.float64, device=v.device)
         for before, after in itertools.pairwise(betas):
-            logits = links.logits(v)
-            gain = (F.softplus(after * logits) - F.softplus(before * logits)).sum(1, dtype=torch.float64)
-            centre = ACTIVITY * (logits - self.bias).sum(1)
+            pull = links.logits(v) - self.bias
+            logits, earlier = (torch.add(self.bias, pull, alpha=beta) for beta in (after, before))
+            gain = (F.softplus(logits) - F.softplus(earlier)).sum(1, dtype=torch.float64)
+            centre = ACTIVITY * pull.sum(1)
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
-            v = self.visible.draw(links.shift(draw_bernoulli(torch.sigmoid(after * logits), noise)), noise, after)
+            v = self.visible.draw(links.shift(draw_bernoulli(torch.sigmoid(logits), noise)), noise, after)
         return log_weight, v
 
 
