@@ -16,9 +16,10 @@ from gencli.kinds.vector import VectorSpec
 from gencli.metrics import Figure, Inputs, Metric, measure
 from gencli.metrics.classification import calibration_error, confusion, draw_matrix
 from gencli.model import Batch, FamilyConfig, Model
-from gencli.runs import build
+from gencli.runs import build, load_model, read_card
 from gencli.settings import TrainSettings
 from gencli.trainer import Trainer
+from gencli.training import plan
 
 TABLE = VectorSpec(columns=("a", "b"), mean=(1, -10), scale=(2, 100), classes=("x", "y", "z"))
 
@@ -218,3 +219,39 @@ def test_few_examples_are_seen_often_enough(gencli, tmp_path):
     found = gencli(*plan)
     assert found.json()["epochs"] == 500 and gencli(*plan, "--epochs", "2").json()["epochs"] == 2
     assert "--epochs 500, by the data" in found.stderr
+
+
+# --- fine-tuning
+
+
+def test_a_classifier_starts_from_an_encoder_and_learns_it(gencli, small_run, small_data, tmp_path):
+    """Before training its features are the codes of the other model, each at unit variance; the file needs no run."""
+    vae, data = str(small_run("vae", "image")), str(small_data["image"])
+    start = plan("classifier", data, init=vae).build()
+    other, _ = load_model(vae)
+    batch = load(data, read_card(vae).reading, like=start.spec).batch(torch.arange(5))
+    codes = other.encode(batch, None)
+    assert torch.allclose(start.eval().encode(batch, None), codes / (1 + 1e-5) ** 0.5)
+    learns = {name for name, parameter in start.named_parameters() if parameter.requires_grad}
+    assert any(".encoder." in name for name in learns) and not any(".decoder." in name for name in learns)
+
+    gencli("train", "classifier", data, "--init", vae, "--steps", "40", "--warmup", "0", "-o", "run")
+    trained, card = load_model("run")
+    before, after = (dict(model.named_parameters()) for model in (start, trained))
+    assert all(torch.equal(before[name], after[name]) for name in before if ".decoder." in name)
+    assert not any(torch.equal(before[name], after[name]) for name in learns)
+    assert card.origin.family == "vae" and "--init" not in card.config
+    gencli("train", "classifier", data, "--init", "run", "--steps", "2", "-o", "again")  # and so on
+    done = gencli("evaluate", "run", f"{data}:test", "--metrics", "classification", "--json")
+    assert done.json()["values"]["accuracy"] >= 0.8
+
+
+@pytest.mark.parametrize(("args", "code", "says"), [
+    (["classifier", "image", "gan"], 2, "has no encoder"), (["classifier", "image", "gaussian"], 2, "by gradients"),
+    (["classifier", "vector", "vae"], 3, "expected pictures"), (["vae", "image", "vae"], 2, "finetune: classifier"),
+    (["classifier", "image", "none"], 4, "no run")])
+def test_encoders_that_no_classifier_starts_from(args, code, says, gencli, small_run, small_data, tmp_path):
+    family, kind, other = args
+    run = other if other == "none" else str(small_run(other, "image"))
+    error = gencli("train", family, str(small_data[kind]), "--init", run, "-o", "run", "-q", code=code).stderr
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "run").exists()

@@ -116,6 +116,9 @@ class Gaussian(Model):
         """row = centre + L z: the inverse of `encode`; pictures are clipped to [0, 1]."""
         return self.view.inverse(self.centre + code.double() @ self.factor.T)
 
+    def features(self) -> nn.Module:
+        return _Whitening(self)
+
     def _whiten(self, rows: Tensor) -> Tensor:
         """(B, V) -> z (B, V) float64."""
         return torch.linalg.solve_triangular(self.factor, (rows - self.centre).T, upper=False).T
@@ -133,6 +136,22 @@ class Gaussian(Model):
     def _log_peak(self) -> Tensor:
         """The log density of the centre."""
         return -0.5 * self.view.size * math.log(2 * math.pi) - self.factor.diagonal().log().sum()
+
+
+class _Whitening(nn.Module):
+    """The encoder in operations that ONNX has: the inverse of L is a matrix of its own."""
+
+    inverse: Tensor
+
+    def __init__(self, model: Gaussian):
+        super().__init__()
+        self.view, self.centre = model.view, model.centre
+        unit = torch.eye(len(model.factor), dtype=model.factor.dtype, device=model.factor.device)
+        self.register_buffer("inverse", torch.linalg.solve_triangular(model.factor, unit, upper=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, _ = self.view(Batch(x), None)
+        return ((rows - self.centre) @ self.inverse.T).to(x.dtype)
 
 
 def _in_rows(model: Gaussian, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -269,7 +269,8 @@ class GMM(Model):
         if code == "responsibilities":
             return torch.softmax(log_joint, dim=1).to(batch.x.dtype)
         component = log_joint.argmax(1)
-        z = self.covariance.whiten(x, self.means, self.factor).take_along_dim(component[None, :, None], 0)[0]
+        z = self.covariance.whiten(x, self.means, self.factor)
+        z = z.gather(0, component[None, :, None].expand(-1, -1, z.shape[2]))[0]
         return torch.cat([F.one_hot(component, self.components), z], dim=1).to(batch.x.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
