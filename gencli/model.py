@@ -20,7 +20,7 @@ from gencli.rng import ExampleStreams, NoNoise, Rng
 from gencli.spec import Batch, Spec, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "fill", "join"]
+           "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -158,6 +158,20 @@ class FamilyConfig(BaseModel):
         if isinstance(value, int) and value > 10**7:
             raise ValueError("expected at most 10,000,000")
         return value
+
+
+def parse_widths(text: str, least: int = 1) -> list[int]:
+    """The units of `least` layers or more, written as in 1000,500,250; for validators of a config.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not least <= len(parts) <= 100 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= 10**7
+                                                 for part in parts):
+        raise ValueError(f"expected numbers of units with commas between them, the lowest layer first, such as "
+                         f"1000,500,250{f', of at least {least} layers' if least > 1 else ''}")
+    return [int(part) for part in parts]
 
 
 @dataclass

@@ -26,7 +26,7 @@ def deep(spec=BINARY, hidden="5,4", size=0.8, **options):
     """A machine with random weights, biases and base rates: 6-5-4 for pictures."""
     random = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = DBM(DBMConfig(hidden=hidden, **options), spec)
+    model = DBM(DBMConfig(widths=hidden, **options), spec)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, size, generator=random)
@@ -98,7 +98,7 @@ def test_the_bound_is_below_the_likelihood_and_is_it_without_links_between_hidde
 def test_other_centres_leave_the_distribution_alone(layer):
     model = deep(hidden="3,4,2")
     before = log_joint(model).flatten().log_softmax(0)
-    model.machine.centre(layer, torch.rand(model.config.widths[layer - 1]))
+    model.machine.centre(layer, torch.rand(model.config.hidden[layer - 1]))
     assert torch.allclose(log_joint(model).flatten().log_softmax(0), before, atol=1e-5)
 
 
@@ -154,7 +154,7 @@ def test_training_goes_layer_by_layer_and_raises_the_bound():
     rows = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0]])
     x = rows[torch.arange(300) % 3].unflatten(1, BINARY.shape).to(torch.uint8)
     torch.manual_seed(0)
-    model = DBM(DBMConfig(hidden="6,4", chains=100, gibbs=10, pretrain=0.5), BINARY)
+    model = DBM(DBMConfig(widths="6,4", chains=100, gibbs=10, pretrain=0.5), BINARY)
     names = [phase.name for phase in model.phases()]
     assert names == ["base rates", "1 layer", "activity of layer 1", "2 layers"]
     lowest = [id(p) for p in model.phases()[1].players[0].parameters]
@@ -181,10 +181,10 @@ def test_decoding_gives_back_what_was_encoded():
     assert torch.allclose(model.decode(model.encode(Batch(x), rng(64))).x, x, atol=0.05)
 
 
-@pytest.mark.parametrize(("hidden", "sentence"), [("500", "two or more layers"), ("5,0", "two or more layers"),
-                                                  ("5,x", "two or more layers"), ("5,20000000", "10,000,000")])
+@pytest.mark.parametrize(("hidden", "sentence"), [("500", "at least 2 layers"), ("5,0", "at least 2 layers"),
+                                                  ("5,x", "at least 2 layers"), ("5,20000000", "at least 2 layers")])
 def test_layers_that_are_none_are_one_line(gencli, small_data, hidden, sentence):
-    error = gencli("train", "dbm", str(small_data["image"]), "-o", "run", "-q", "--hidden", hidden, code=2).stderr
+    error = gencli("train", "dbm", str(small_data["image"]), "-o", "run", "-q", "--widths", hidden, code=2).stderr
     assert sentence in error and error.count("\n") == 1
 
 

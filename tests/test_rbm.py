@@ -103,7 +103,7 @@ def test_annealing_finds_the_exact_log_z_both_ways(spec):
     assert found.kind == "estimate" and found.error < 0.1 and found.reverse_error < 0.1
     assert abs(found.value - truth) < 4 * found.error
     assert abs(found.reverse - truth) < 4 * found.reverse_error
-    start, _ = model._units(model.sample(rng(400), steps=50, draw=True), None)
+    start, _ = model.units(model.sample(rng(400), steps=50, draw=True), None)
     reverse, error = model.machine.reverse_ais(start, 300, StepStream(400, generator("reverse")))
     assert error < 0.1 and abs(reverse - truth) < 4 * error
 
@@ -187,7 +187,7 @@ def test_the_loss_has_the_gradient_of_the_likelihood(spec):
     h = states(4).float()
     units = model.machine.visible
     log_z = (h @ model.machine.bias + units.log_partition((h - ACTIVITY) @ model.machine.weight.T)).logsumexp(0)
-    (model.machine.free_energy(model._units(batch, None)[0]).mean() + log_z).backward()
+    (model.machine.free_energy(model.units(batch, None)[0]).mean() + log_z).backward()
     for name, p in model.named_parameters():
         assert torch.allclose(found[name], p.grad, atol=0.02 * max(1.0, float(p.grad.abs().max()))), name
 

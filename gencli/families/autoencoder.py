@@ -35,7 +35,20 @@ from gencli.layers.filters import filters_by_layer
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.observations import observation
 from gencli.layers.subsample import Subsample
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Score, Spec
+from gencli.model import (
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    Phase,
+    Player,
+    Score,
+    Spec,
+    parse_widths,
+)
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import view_of
 
@@ -83,12 +96,9 @@ class AutoencoderConfig(FamilyConfig):
     @field_validator("widths")
     @classmethod
     def _numbers(cls, text: str | None) -> str | None:
-        if text is None or text == "none":
-            return text
-        parts = [part.strip() for part in text.split(",")]
-        if not all(part.isascii() and part.isdigit() and 0 < int(part) <= 10**7 for part in parts) or len(parts) > 100:
-            raise ValueError("expected numbers of units with commas between them, such as 1000,500,250, or none")
-        return ",".join(parts)
+        if text is not None and text != "none":
+            parse_widths(text)
+        return text
 
 
 class Autoencoder(Model):

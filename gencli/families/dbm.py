@@ -34,6 +34,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.layers.boltzmann import (
     ACTIVITY,
     ENUMERABLE,
+    BoltzmannModel,
     ChainStreams,
     CoarseStream,
     LogPartition,
@@ -47,9 +48,8 @@ from gencli.layers.boltzmann import (
 )
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Spec, parse_widths
 from gencli.rng import Rng, StepStream, generator
-from gencli.view import noise_of_pass, view_of
 
 # Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
 # training, for an error of q changes the bound by its square.
@@ -320,27 +320,26 @@ class DeepMachine(Machine):
 
 
 class DBMConfig(FamilyConfig):
-    hidden: str = Field("500,1000", description="Units of each hidden layer, from the lowest up.")
+    widths: str = Field("500,1000", description="Hidden units of each layer, the lowest first.")
     pretrain: float = Field(0.4, ge=0, lt=1, description="Share of the steps in which the layers below the top are "
                                                          "trained first, one more at a time.")
     chains: int = Field(256, ge=1, description="Persistent chains.")
     gibbs: int = Field(5, ge=1, description="Gibbs steps for each training step: the k of PCD-k.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of the gradient.")
 
-    @field_validator("hidden")
+    @field_validator("widths")
     @classmethod
-    def _two_layers(cls, value: str) -> str:
-        widths = value.split(",")
-        if len(widths) < 2 or not all(width.strip().isdecimal() and 1 <= int(width) <= 10**7 for width in widths):
-            raise ValueError("expected the units of two or more layers, each 1 to 10,000,000, such as 500,1000")
-        return value
+    def _several(cls, text: str) -> str:
+        parse_widths(text, least=2)
+        return text
 
     @property
-    def widths(self) -> list[int]:
-        return [int(width) for width in self.hidden.split(",")]
+    def hidden(self) -> list[int]:
+        """Units of each hidden layer, the lowest first."""
+        return parse_widths(self.widths)
 
 
-class DBM(Model):
+class DBM(BoltzmannModel):
     """A `DeepMachine`; the code: the mean field of all hidden layers, from the lowest up, (B, sum of H)."""
 
     Config = DBMConfig
@@ -351,23 +350,20 @@ class DBM(Model):
 
     def __init__(self, config: DBMConfig, spec: Spec):
         super().__init__(config, spec)
-        picture = isinstance(spec, ImageSpec)
-        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        # A pixel that hardly varies has the unit of a grey level.
-        units = GaussianUnits(size, 1 / 255 if picture else 0.0) if self.view else BernoulliUnits(size)
-        self.machine = DeepMachine(units, config.widths)
-        self._chains = [torch.rand(config.chains, width).round() for width in config.widths[::2]]
-        self.density = self.view is not None and self.view.density
-        self._seen = 0  # examples of the pass that finds the base rates
+        self.machine = DeepMachine(self.units_of(spec), config.hidden)
+        self._chains = [torch.rand(config.chains, width).round() for width in config.hidden[::2]]
         self._activity, self._active = torch.zeros((), dtype=torch.float64), 0  # sum, and examples, of a later pass
+
+    @property
+    def visible(self) -> BernoulliUnits | GaussianUnits:
+        return self.machine.visible
 
     # --- train
 
     def phases(self) -> list[Phase]:
         """One for each number of layers, which starts where the one before ended; between them passes for centres."""
-        depth = len(self.config.widths)
-        phases = [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.machine.visible.finish)]
+        depth = len(self.config.hidden)
+        phases = [Phase("base rates", share=0, accumulate=self.accumulate_visible, finish=self.visible.finish)]
         for layers in range(1 if self.config.pretrain else depth, depth + 1):
             if self.config.pretrain and layers > 1:
                 phases.append(Phase(f"activity of layer {layers - 1}", share=0,
@@ -380,14 +376,9 @@ class DBM(Model):
             phases.append(Phase(f"{layers} layers" if layers > 1 else "1 layer", [player], share))
         return phases
 
-    def _accumulate(self, batch: Batch) -> None:
-        noise = noise_of_pass(self._seen, len(batch), batch.x.device)
-        self._seen += len(batch)
-        self.machine.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
-
     @torch.no_grad()
     def _accumulate_activity(self, layers: int, batch: Batch) -> None:
-        activity = self.machine.infer(self._units(batch, None)[0], layers, tolerance=IN_TRAINING)[-1]
+        activity = self.machine.infer(self.units(batch, None)[0], layers, tolerance=IN_TRAINING)[-1]
         self._activity = self._activity + activity.sum(0, dtype=torch.float64)
         self._active += len(batch)
 
@@ -395,18 +386,6 @@ class DBM(Model):
         self.machine.centre(layer, (self._activity / self._active).float())
         self._activity, self._active = torch.zeros((), dtype=torch.float64), 0
         return True
-
-    def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
-        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x.flatten(1), 0.0
-        rows, weight = self.view(batch, rng)
-        return self.machine.visible.standardise(rows.float()), weight - self.machine.visible.log_scale()
-
-    def _examples(self, v: Tensor) -> Batch:
-        """The inverse of `_units`."""
-        x = self.machine.visible.restore(v)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
     def training_state(self) -> dict[str, Tensor]:
         return {f"chains {layer}": chains for layer, chains in enumerate(self._chains)}
@@ -416,10 +395,10 @@ class DBM(Model):
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """The gap of mean energies between data and chains, in nats; moves the chains on."""
-        return self._loss(len(self.config.widths), batch, rng)
+        return self._loss(len(self.config.hidden), batch, rng)
 
     def _loss(self, layers: int, batch: Batch, rng: Rng) -> Loss:
-        data, _ = self._units(batch, rng)
+        data, _ = self.units(batch, rng)
         chains = [chains.to(data.device) for chains in self._chains]
         gap, self._chains = self.machine.contrast(data, chains, self.config.gibbs, layers, rng)
         return Loss(gap)
@@ -432,12 +411,12 @@ class DBM(Model):
 
     def _states(self, code: Tensor) -> States:
         """A code as layers; the visible units are still to be drawn."""
-        return [*self.machine.start(code.shape[0], 0), *code.split(self.config.widths, 1)]
+        return [*self.machine.start(code.shape[0], 0), *code.split(self.config.hidden, 1)]
 
     @torch.no_grad()
     def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[States]:
         """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        size = sum(self.config.widths)
+        size = sum(self.config.hidden)
         hidden = torch.full((len(noise), size), 0.5, device=self.device) if code is None else code
         chain = [self._states(draw_bernoulli(hidden, noise))]
         for count in steps:
@@ -467,7 +446,7 @@ class DBM(Model):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The mean field of all hidden layers, from the lowest up, (B, sum of H) in [0, 1]."""
-        return torch.cat(self.machine.infer(self._units(batch, None)[0])[1:], 1)
+        return torch.cat(self.machine.infer(self.units(batch, None)[0])[1:], 1)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
         """The mean of p(v|h) for hidden units (B, sum of H), or with `draw` a draw from it.
@@ -481,13 +460,8 @@ class DBM(Model):
     def _visible(self, states: States, noise: Rng | None) -> Batch:
         """Examples drawn given the hidden layers, or without noise their mean."""
         links = self.machine.links()
-        return self._examples(self.machine.expect(0, states, links) if noise is None
+        return self.examples(self.machine.expect(0, states, links) if noise is None
                               else self.machine.draw(0, states, noise, links))
-
-    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
-        """A straight line: every point of it is a vector of probabilities."""
-        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
-        return (1 - t) * a + t * b
 
     @torch.no_grad()
     def filters(self) -> dict[str, Tensor]:
@@ -505,7 +479,7 @@ class DBM(Model):
         The error of an estimated log Z is common to all examples; the protocol states it.
         """
         log_z = self.machine.log_partition(chains, temperatures, ais_seed)
-        v, weight = self._units(batch, rng)
+        v, weight = self.units(batch, rng)
         return self.machine.bound(v).double() - log_z.value + weight
 
     def score_protocol(self) -> dict[str, Any]:

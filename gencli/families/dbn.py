@@ -34,14 +34,11 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers.boltzmann import ACTIVITY, ChainStreams, CoarseStream, Links, RestrictedMachine
+from gencli.layers.boltzmann import ACTIVITY, BoltzmannModel, ChainStreams, CoarseStream, Links, RestrictedMachine
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Score, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Score, Spec, parse_widths
 from gencli.rng import Rng
-from gencli.view import noise_of_pass, view_of
-
-_MOST = 10**7  # units of a layer
 
 
 class DBNConfig(FamilyConfig):
@@ -55,18 +52,17 @@ class DBNConfig(FamilyConfig):
 
     @field_validator("widths")
     @classmethod
-    def _several(cls, value: str) -> str:
-        widths = value.split(",")
-        if len(widths) < 2 or not all(width.strip().isdecimal() and 1 <= int(width) <= _MOST for width in widths):
-            raise ValueError("expected the hidden units of two layers or more, the lowest first, such as 500,2000")
-        return ",".join(str(int(width)) for width in widths)
+    def _several(cls, text: str) -> str:
+        parse_widths(text, least=2)
+        return text
 
     @property
     def hidden(self) -> list[int]:
-        return [int(width) for width in self.widths.split(",")]
+        """Units of each hidden layer, the lowest first."""
+        return parse_widths(self.widths)
 
 
-class DBN(Model):
+class DBN(BoltzmannModel):
     """A `RestrictedMachine` for each layer; the code: q(h_L = 1|x), (B, H_L).
 
     A training that was stopped in a lower layer leaves a network of the layers that it has.
@@ -81,24 +77,17 @@ class DBN(Model):
 
     def __init__(self, config: DBNConfig, spec: Spec):
         super().__init__(config, spec)
-        picture = isinstance(spec, ImageSpec)
-        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        # A pixel that hardly varies has the unit of a grey level.
-        lowest = GaussianUnits(size, 1 / 255 if picture else 0.0) if self.view else BernoulliUnits(size)
-        self.machines = nn.ModuleList()
+        self.machines, visible = nn.ModuleList(), self.units_of(spec)
         for layer, hidden in enumerate(config.hidden):
-            self.machines.append(RestrictedMachine(BernoulliUnits(size) if layer else lowest, hidden))
+            self.machines.append(RestrictedMachine(visible, hidden))
             chains = config.chains if config.chain == "pcd" else 0
             self.register_buffer(f"_chains_{layer}", torch.rand(chains, hidden).round(), persistent=False)
-            size = hidden
+            visible = BernoulliUnits(hidden)
         lower = self._lower() if config.fine_tuning else []
         self.recognition = nn.ModuleList(nn.Linear(machine.size, machine.hidden) for machine in lower)
         self.register_buffer("stage", torch.tensor(1))
         self._take_stage(1)
         self.register_load_state_dict_post_hook(_of_file)
-        self.density = self.view is not None and self.view.density
-        self._seen = 0  # examples of the pass that finds the base rates
 
     def _lower(self) -> list[RestrictedMachine]:
         """The machines below the uppermost one, that is, the directed layers of the whole network."""
@@ -113,6 +102,10 @@ class DBN(Model):
         """Layers that have begun, and one more once recognition has weights of its own; model files hold it."""
         self.stage.fill_(stage)
         self.depth, self._own = min(stage, len(self.machines)), stage > len(self.machines)
+
+    @property
+    def visible(self) -> BernoulliUnits | GaussianUnits:
+        return self._machine(0).visible
 
     @property
     def top(self) -> RestrictedMachine:
@@ -139,13 +132,9 @@ class DBN(Model):
 
     def _accumulate(self, layer: int, batch: Batch) -> None:
         if layer:
-            rows = self._up(self._units(batch, None)[0], layer)
-        elif self.view:
-            rows = self.view(batch, noise_of_pass(self._seen, len(batch), batch.x.device))[0]
-            self._seen += len(batch)
+            self._machine(layer).visible.accumulate(self._up(self.units(batch, None)[0], layer))
         else:
-            rows = batch.x.flatten(1)
-        self._machine(layer).visible.accumulate(rows)
+            self.accumulate_visible(batch)
 
     def _begin(self, layer: int) -> None:
         """Start a layer as the one below turned over, if it can be, and its chains at those of the one below."""
@@ -185,7 +174,7 @@ class DBN(Model):
 
     def _wake(self, batch: Batch, rng: Rng, layers: int) -> list[Tensor]:
         """The visible units of examples and a draw of each of so many layers above them."""
-        states = [self._units(batch, rng)[0]]
+        states = [self.units(batch, rng)[0]]
         for layer in range(layers):
             states.append(draw_bernoulli(torch.sigmoid(self._recognise(layer, states[-1])), rng))
         return states
@@ -226,19 +215,6 @@ class DBN(Model):
         return Loss(wake + gap + sleep, wake=wake, gap=gap, sleep=sleep)
 
     # --- up and down
-
-    def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
-        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x.flatten(1), 0.0
-        rows, weight = self.view(batch, rng)
-        visible = self._machine(0).visible
-        return visible.standardise(rows.float()), weight - visible.log_scale()
-
-    def _examples(self, v: Tensor) -> Batch:
-        """The inverse of `_units`."""
-        x = self._machine(0).visible.restore(v)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
     def _recognise(self, layer: int, below: Tensor) -> Tensor:
         """Logits of q(h|what is below), (B, H) of the layer."""
@@ -308,7 +284,7 @@ class DBN(Model):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """q(h_L = 1|x), each layer from the probabilities of the one below, (B, H_L) in [0, 1]."""
-        return self._up(self._units(batch, None)[0], self.depth)
+        return self._up(self.units(batch, None)[0], self.depth)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
         """The generative pass from hidden units at the top (B, H_L): the mean of each layer, or with `draw` a draw.
@@ -317,12 +293,7 @@ class DBN(Model):
         """
         if steps and rng is not None:
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        return self._examples(self._down(code, rng if draw else None, self.depth - 1)[0])
-
-    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
-        """A straight line: every point of it is a vector of probabilities."""
-        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
-        return (1 - t) * a + t * b
+        return self.examples(self._down(code, rng if draw else None, self.depth - 1)[0])
 
     def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H_l, *example); of a higher layer, those of the ones below combined."""
@@ -347,7 +318,7 @@ class DBN(Model):
         log_z = self.top.log_partition(chains, temperatures, ais_seed)
         total = torch.zeros(len(batch), dtype=torch.float64, device=self.device)
         for _ in range(draws):
-            h, weight = self._units(batch, rng)
+            h, weight = self.units(batch, rng)
             total += weight
             for layer in range(self.depth - 1):
                 logits = self._recognise(layer, h)
@@ -391,7 +362,7 @@ class DBN(Model):
             raise UsageError(f"sweeps={sweeps}: the estimator needs 1 or more")
         if self.depth == 1:  # nothing is between: the bound is exact
             return self.log_prob(batch, rng, draws=1)
-        v, weight = self._units(batch, rng)
+        v, weight = self.units(batch, rng)
         states = [v]
         for layer in range(self.depth - 1):
             states.append(draw_bernoulli(torch.sigmoid(self._recognise(layer, states[-1])), rng))

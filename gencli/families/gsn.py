@@ -212,7 +212,7 @@ class GSN(Model):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The hidden units that an example leads to without noise, (B, H): as many steps with it as in training."""
-        v, hidden = self._units(batch, None), self._rest(len(batch), None)
+        v, hidden = self._units(batch, None), self._rest(batch.x.shape[0], None)
         for _ in range(self._walkback):
             self._step(v, hidden, None)
         return torch.cat(hidden, dim=1)

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers.boltzmann import ChainStreams, RestrictedMachine
+from gencli.layers.boltzmann import BoltzmannModel, ChainStreams, RestrictedMachine
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
-from gencli.view import Standardised, noise_of_pass, view_of
+from gencli.view import Standardised
 
 
 class RBMConfig(FamilyConfig):
@@ -44,7 +44,7 @@ class RBMConfig(FamilyConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of the gradient.")
 
 
-class RBM(Model):
+class RBM(BoltzmannModel):
     """A `RestrictedMachine`; the code: p(h = 1|v), (B, H)."""
 
     Config = RBMConfig
@@ -55,42 +55,22 @@ class RBM(Model):
 
     def __init__(self, config: RBMConfig, spec: Spec):
         super().__init__(config, spec)
-        picture = isinstance(spec, ImageSpec)
-        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        # A pixel that hardly varies has the unit of a grey level.
-        units = GaussianUnits(size, 1 / 255 if picture else 0.0) if self.view else BernoulliUnits(size)
-        self.machine = RestrictedMachine(units, config.hidden)
+        self.machine = RestrictedMachine(self.units_of(spec), config.hidden)
         chains = config.chains if config.chain == "pcd" else 0
         self.register_buffer("_chains", torch.rand(chains, config.hidden).round(), persistent=False)
-        self.density = self.view is not None and self.view.density
-        self._seen = 0  # examples of the pass that finds the base rates
         self.register_load_state_dict_pre_hook(_of_older_files)
         self.likelihood = "exact" if self.machine.enumerable else "estimate"
+
+    @property
+    def visible(self) -> BernoulliUnits | GaussianUnits:
+        return self.machine.visible
 
     # --- train
 
     def phases(self) -> list[Phase]:
         player = Player("model", list(self.parameters()), self.loss, betas=(self.config.momentum, 0.999))
-        return [Phase("base rates", share=0, accumulate=self._accumulate, finish=self.machine.visible.finish),
+        return [Phase("base rates", share=0, accumulate=self.accumulate_visible, finish=self.visible.finish),
                 Phase("train", [player])]
-
-    def _accumulate(self, batch: Batch) -> None:
-        noise = noise_of_pass(self._seen, len(batch), batch.x.device)
-        self._seen += len(batch)
-        self.machine.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
-
-    def _units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
-        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x.flatten(1), 0.0
-        rows, weight = self.view(batch, rng)
-        return self.machine.visible.standardise(rows.float()), weight - self.machine.visible.log_scale()
-
-    def _examples(self, v: Tensor) -> Batch:
-        """The inverse of `_units`."""
-        x = self.machine.visible.restore(v)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
     def training_state(self) -> dict[str, Tensor]:
         return {"chains": self._chains} if self.config.chain == "pcd" else {}
@@ -100,7 +80,7 @@ class RBM(Model):
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """The gap of mean energies between data and chains, in nats; moves persistent chains on."""
-        data, _ = self._units(batch, rng)
+        data, _ = self.units(batch, rng)
         persistent = self.config.chain == "pcd"
         gap, chains = self.machine.contrast(data, self._chains if persistent else None, self.config.gibbs, rng)
         if persistent:
@@ -144,7 +124,7 @@ class RBM(Model):
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """p(h = 1 | v), (B, H) in [0, 1]."""
-        return torch.sigmoid(self.machine.hidden_logits(self._units(batch, None)[0]))
+        return torch.sigmoid(self.machine.hidden_logits(self.units(batch, None)[0]))
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
         """The mean of p(v|h) for hidden units (B, H), or with `draw` a draw from it.
@@ -155,12 +135,7 @@ class RBM(Model):
             return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
         shift = self.machine.links().shift(code)
         v = self.machine.visible.draw(shift, rng) if draw and rng is not None else self.machine.visible.expect(shift)
-        return self._examples(v)
-
-    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
-        """A straight line: every point of it is a vector of probabilities."""
-        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
-        return (1 - t) * a + t * b
+        return self.examples(v)
 
     def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H, *example), as it sees an example."""
@@ -176,7 +151,7 @@ class RBM(Model):
         The error of an estimated log Z is common to all examples; the protocol states it.
         """
         log_z = self.machine.log_partition(chains, temperatures, ais_seed)
-        v, weight = self._units(batch, rng)
+        v, weight = self.units(batch, rng)
         return -self.machine.free_energy(v).double() - log_z.value + weight
 
     def score_protocol(self) -> dict[str, Any]:
@@ -194,7 +169,7 @@ class RBM(Model):
         if machine.enumerable:
             return diagnoses
         chains, temperatures = protocol["chains"], max(1, protocol["temperatures"] // 10)
-        some = (self._units(batch, None)[0] for batch in itertools.islice(batches, -(-chains // self.block)))
+        some = (self.units(batch, None)[0] for batch in itertools.islice(batches, -(-chains // self.block)))
         x = torch.cat(list(some))[:chains]
         noise = StepStream(len(x), generator(protocol["ais_seed"], "from data", device=self.device))
         h = machine.gibbs(draw_bernoulli(torch.sigmoid(machine.hidden_logits(x)), noise), 100, noise)

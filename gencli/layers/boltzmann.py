@@ -21,9 +21,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Diagnostic
+from gencli.model import Batch, Diagnostic, Model, Spec
 from gencli.rng import Rng, StepStream, generator
+from gencli.view import View, noise_of_pass, view_of
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
 ACTIVITY = 0.1  # of the hidden units at the start, and where they are centred: about that of a trained machine
@@ -295,6 +297,55 @@ class RestrictedMachine(Machine):
             log_weight += gain + (after - before) * (self.visible.base_energy(v) - self.visible.energy(v) - centre)
             v = self.visible.draw(links.shift(draw_bernoulli(torch.sigmoid(logits), noise)), noise, after)
         return log_weight, v
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What families of machines share
+
+
+class BoltzmannModel(Model):
+    """A family whose lowest layer are units that see an example."""
+
+    view: View | None
+
+    def units_of(self, spec: Spec) -> BernoulliUnits | GaussianUnits:
+        """New units that see examples of `spec`: Bernoulli for binary pictures, else Gaussian ones of the real view."""
+        picture = isinstance(spec, ImageSpec)
+        self.view = None if isinstance(spec, ImageSpec) and spec.levels == 2 else view_of(spec)
+        self.density = self.view is not None and self.view.density
+        self._seen = 0  # examples of the pass that finds the base rates
+        if self.view is None:
+            return BernoulliUnits(spec.size)
+        # A pixel that hardly varies has the unit of a grey level.
+        return GaussianUnits(self.view.size, 1 / 255 if picture else 0.0)
+
+    @property
+    def visible(self) -> BernoulliUnits | GaussianUnits:
+        """The units that see an example."""
+        raise NotImplementedError
+
+    def accumulate_visible(self, batch: Batch) -> None:
+        """A batch of the pass that finds the base rates; `visible.finish` ends it."""
+        noise = noise_of_pass(self._seen, len(batch), batch.x.device)
+        self._seen += len(batch)
+        self.visible.accumulate(self.view(batch, noise)[0] if self.view else batch.x.flatten(1))
+
+    def units(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor | float]:
+        """The visible units of examples (B, D), and what they add to log p(x); `rng` None: no noise."""
+        if self.view is None:
+            return batch.x.flatten(1), 0.0
+        rows, weight = self.view(batch, rng)
+        return self.visible.standardise(rows.float()), weight - self.visible.log_scale()
+
+    def examples(self, v: Tensor) -> Batch:
+        """The inverse of `units`."""
+        x = self.visible.restore(v)
+        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """A straight line: every point of it is a vector of probabilities."""
+        t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
+        return (1 - t) * a + t * b
 
 
 # ---------------------------------------------------------------------------------------------------------------------
