@@ -197,3 +197,9 @@ def test_filters_of_a_higher_layer_are_seen_through_those_below(small_run):
                                                                             "layer2": (3, 1, 9, 7)}
     first, second = (weight.detach() for weight in model.machine.weights)
     assert torch.allclose(filters["layer2"].flatten(1).T, first @ second, atol=1e-6)
+
+
+def test_chains_apart_from_the_data_are_told():
+    model = deep()
+    assert model.alarm([{"loss": -5.0}] * 9) is None and model.alarm([{"loss": 1e5}] * 2) is None
+    assert "modes apart" in (model.alarm([{"loss": 0.0}, *[{"loss": -1e5}] * 3]) or "")

@@ -342,6 +342,14 @@ class BoltzmannModel(Model):
         x = self.visible.restore(v)
         return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
 
+    def alarm(self, history: list[dict[str, float]]) -> str | None:
+        """Divergence: the energies of data and chains differ by more than ten nats for each visible unit."""
+        gaps = [abs(record["loss"]) for record in history[-3:] if "loss" in record]
+        if len(gaps) == 3 and min(gaps) > 10 * len(self.visible.bias):
+            return (f"data and chains have come into modes apart, with energies that differ by {gaps[-1]:.3g} nats; try a "
+                    f"smaller --lr")
+        return None
+
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
