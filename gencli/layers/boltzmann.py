@@ -346,7 +346,7 @@ class BoltzmannModel(Model):
         """Divergence: the energies of data and chains differ by more than ten nats for each visible unit."""
         gaps = [abs(record["loss"]) for record in history[-3:] if "loss" in record]
         if len(gaps) == 3 and min(gaps) > 10 * len(self.visible.bias):
-            return (f"data and chains have come into modes apart, with energies that differ by {gaps[-1]:.3g} nats; try a "
+            return (f"data and chains have come into modes apart, whose energies differ by {gaps[-1]:.3g} nats; try a "
                     f"smaller --lr")
         return None
 
