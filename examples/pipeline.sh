@@ -1,7 +1,7 @@
 #!/bin/sh
 # Pipes: examples and codes flow from verb to verb as tar streams; nothing in between touches the disk. A stream says at
 # its end how many examples it had, so that the reader fails if the writer did.
-# Usage: sh pipeline.sh [FOLDER]
+# Usage: sh pipeline.sh [FOLDER]   (FEATURES=pixels: measured without a classifier, which is trained once)
 set -eu
 out=${1:-pipeline}
 run=$out/vae
@@ -10,7 +10,7 @@ gencli train vae digits -o "$run" --binarize dynamic --steps "${STEPS:-500}" --r
 
 # Samples into the metrics.
 gencli sample "$run" -n 500 --seed 1 -q |
-    gencli evaluate "$run" digits:test --samples - --limit 500 --json -q > "$out/evaluation.json"
+    gencli evaluate "$run" digits:test --samples - --limit 500 ${FEATURES:+--features "$FEATURES"} --json -q > "$out/evaluation.json"
 
 # Data -> codes -> data.
 gencli encode "$run" digits:test --limit 16 -q | gencli sample "$run" --latents - -q -o "$out/reconstructions.png"

@@ -238,7 +238,7 @@ def test_paths_stay_where_the_prior_is():
 
 def test_filters_are_the_weights_of_the_first_layer():
     model = aae(PICTURE)
-    assert torch.equal(model.filters().flatten(1), next(model.parameters()))
+    assert torch.equal(model.filters()["layer1"].flatten(1), next(model.parameters()))
     for other in (aae(SQUARE), aae(PICTURE, net="conv", width=4)):
         with pytest.raises(UsageError, match="--net mlp on pictures"):
             other.filters()

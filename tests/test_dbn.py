@@ -1,6 +1,7 @@
 """The deep belief network against sums over all of its states, which are those of its definition."""
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -290,8 +291,8 @@ def test_a_resumed_run_is_the_same_in_upper_phases(gencli, tmp_path, small_data,
             assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), stop
 
 
-def test_the_estimate_stands_beside_the_bound(gencli, small_run, small_data):
-    run, data = str(small_run("dbn", "image")), f"{small_data['image']}:test"
+def test_the_estimate_stands_beside_the_bound(gencli, small_run, small_data, tmp_path):
+    run, data = str(shutil.copytree(small_run("dbn", "image"), tmp_path / "run")), f"{small_data['image']}:test"
     plain = ["evaluate", run, data, "--limit", "5", "--metrics", "likelihood", "--json", "--set", "chains=20",
              "--set", "temperatures=50"]
     found = {metric["name"]: metric for metric in gencli(*plain, "--set", "sweeps=2").json()["metrics"]}

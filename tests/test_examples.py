@@ -64,7 +64,7 @@ def test_every_script_is_posix_and_stops_at_the_first_error():
 
 
 def test_pipeline(tmp_path):
-    done = script(tmp_path, "pipeline.sh", "out")
+    done = script(tmp_path, "pipeline.sh", "out", FEATURES="pixels")
     assert done.stderr == ""
     evaluation = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert "frechet_distance" in [metric["name"] for metric in evaluation["metrics"]]
@@ -128,12 +128,13 @@ def test_a_job_array_draws_the_same_samples_as_one_job(tmp_path, digits):
 
 
 def test_a_gate_opens_and_closes(tmp_path, digits):
-    first = script(tmp_path, "gate.sh", str(digits), "digits:test", "first", REQUIRE="elbo<=9999 psnr>=0")
+    first = script(tmp_path, "gate.sh", str(digits), "digits:test", "first", REQUIRE="elbo<=9999 psnr>=0",
+                   FEATURES="pixels")
     assert first.stdout + first.stderr == ""
     assert {path.name for path in (tmp_path / "first").iterdir()} == {"result.json", "report.html", "summary.md",
                                                                       "junit.xml"}
     closed = script(tmp_path, "gate.sh", str(digits), "digits:test", "closed", "first/result.json",
-                    REQUIRE="elbo<=1 psnr>=0", code=5)
+                    REQUIRE="elbo<=1 psnr>=0", FEATURES="pixels", code=5)
     assert len(closed.stderr.splitlines()) == 1 and "elbo<=1 " in closed.stderr
     failed, *others = json.loads((tmp_path / "closed/result.json").read_text())["requirements"]
     assert len(others) > 5 and not failed["passed"] and all(result["passed"] for result in others)

@@ -213,7 +213,8 @@ def test_pictures_complete_and_filters():
     x = torch.rand(200, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     x[:, :, 0] = 0  # pixels that never change
     model = fitted(x, 2, spec=ImageSpec(channels=1, height=3, width=3))
-    assert model.filters().shape == (2, 1, 3, 3) and not model.filters()[:, :, 0].any()
+    filters = model.filters()["components"]
+    assert filters.shape == (2, 1, 3, 3) and not filters[:, :, 0].any()
     mask = torch.zeros(1, 3, 3, dtype=torch.bool)
     mask[:, 1] = True
     drawn = model.sample(rng(4), Given(known=x[5], mask=mask)).x
