@@ -96,9 +96,7 @@ class AutoencoderConfig(FamilyConfig):
     @field_validator("widths")
     @classmethod
     def _numbers(cls, text: str | None) -> str | None:
-        if text is not None and text != "none":
-            parse_widths(text)
-        return text
+        return text if text is None or text == "none" else ",".join(map(str, parse_widths(text)))
 
 
 class Autoencoder(Model):

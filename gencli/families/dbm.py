@@ -330,8 +330,7 @@ class DBMConfig(FamilyConfig):
     @field_validator("widths")
     @classmethod
     def _several(cls, text: str) -> str:
-        parse_widths(text, least=2)
-        return text
+        return ",".join(map(str, parse_widths(text, least=2)))
 
     @property
     def hidden(self) -> list[int]:
