@@ -311,6 +311,14 @@ def test_a_film_shows_the_chain_that_ends_in_the_sample(gencli, small_run, small
     assert "cannot film" in error and "rbm" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("family", ["rbm", "dbn", "dbm"])
+def test_the_last_frame_of_a_film_is_the_sample_however_many_there_are(family, small_run):
+    model = runs.load_model(small_run(family, "vector"))[0]
+    sample = model.sample(rng(4), steps=8)
+    for frames in (2, 5):
+        assert torch.equal(model.film(rng(4), frames, steps=8)[-1].x, sample.x)
+
+
 def test_chains_can_start_at_data(gencli, small_run, small_data, tmp_path):
     run = str(small_run("rbm", "image"))
     gencli("encode", run, str(small_data["image"]), "--limit", "3", "-o", "codes.npz")

@@ -29,13 +29,10 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from gencli.errors import UsageError
-from gencli.kinds.image import ImageSpec
 from gencli.layers.boltzmann import (
     ACTIVITY,
     ENUMERABLE,
     BoltzmannModel,
-    ChainStreams,
     CoarseStream,
     LogPartition,
     Machine,
@@ -48,7 +45,7 @@ from gencli.layers.boltzmann import (
 )
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Spec, parse_widths
+from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Spec, parse_widths
 from gencli.rng import Rng, StepStream, generator
 
 # Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
@@ -404,63 +401,26 @@ class DBM(BoltzmannModel):
 
     # --- sample, encode, decode
 
-    def prior(self, rng: Rng) -> Tensor:
-        """The hidden layers of Gibbs chains of 1000 steps, started at coin flips, (B, sum of H)."""
-        return torch.cat(self._chain(ChainStreams(rng), [1000])[-1][1:], 1)
+    def begin(self, noise: Rng) -> Tensor:
+        """Coin flips."""
+        return torch.full((len(noise), sum(self.config.hidden)), 0.5, device=self.device)
+
+    @torch.no_grad()
+    def walk(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
+        return torch.cat(self.machine.gibbs(self._states(h), steps, noise)[1:], 1)
+
+    def generate(self, h: Tensor, noise: Rng | None) -> Batch:
+        states, links = self._states(h), self.machine.links()
+        return self.examples(self.machine.expect(0, states, links) if noise is None
+                              else self.machine.draw(0, states, noise, links))
 
     def _states(self, code: Tensor) -> States:
         """A code as layers; the visible units are still to be drawn."""
         return [*self.machine.start(code.shape[0], 0), *code.split(self.config.hidden, 1)]
 
-    @torch.no_grad()
-    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[States]:
-        """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        size = sum(self.config.hidden)
-        hidden = torch.full((len(noise), size), 0.5, device=self.device) if code is None else code
-        chain = [self._states(draw_bernoulli(hidden, noise))]
-        for count in steps:
-            chain.append(self.machine.gibbs(chain[-1], count, noise))
-        return chain
-
-    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
-        """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
-
-        `draw`: a draw from p(v|h), or its mean; by default the mean for pictures alone, as is the custom.
-
-        Raises:
-            UsageError: `steps` is negative.
-        """
-        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
-
-    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
-             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
-        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from coin flips."""
-        if steps < 0:
-            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
-        noise = ChainStreams(rng)
-        times = torch.linspace(0, steps, frames).round().long()
-        chain = self._chain(noise, times.diff().tolist(), code)
-        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
-        return [self._visible(states, noise if draw else None) for states in chain]
-
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The mean field of all hidden layers, from the lowest up, (B, sum of H) in [0, 1]."""
         return torch.cat(self.machine.infer(self.units(batch, None)[0])[1:], 1)
-
-    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
-        """The mean of p(v|h) for hidden units (B, sum of H), or with `draw` a draw from it.
-
-        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
-        """
-        if steps and rng is not None:
-            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        return self._visible(self._states(code), rng if draw else None)
-
-    def _visible(self, states: States, noise: Rng | None) -> Batch:
-        """Examples drawn given the hidden layers, or without noise their mean."""
-        links = self.machine.links()
-        return self.examples(self.machine.expect(0, states, links) if noise is None
-                              else self.machine.draw(0, states, noise, links))
 
     @torch.no_grad()
     def filters(self) -> dict[str, Tensor]:

@@ -33,11 +33,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.kinds.image import ImageSpec
-from gencli.layers.boltzmann import ACTIVITY, BoltzmannModel, ChainStreams, CoarseStream, Links, RestrictedMachine
+from gencli.layers.boltzmann import ACTIVITY, BoltzmannModel, CoarseStream, Links, RestrictedMachine
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Score, Spec, parse_widths
+from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Score, Spec, parse_widths
 from gencli.rng import Rng
 
 
@@ -242,57 +241,21 @@ class DBN(BoltzmannModel):
 
     # --- sample, encode, decode
 
-    def prior(self, rng: Rng) -> Tensor:
-        """Hidden states of Gibbs chains of 1000 steps at the top, started at the base rates, (B, H_L)."""
-        return self._chain(ChainStreams(rng), [1000])[-1]
+    def begin(self, noise: Rng) -> Tensor:
+        """The base rates: coin flips, half of the units at the top, would be far from all that training has seen."""
+        v = self.top.visible.draw(torch.zeros(len(noise), self.top.size, device=self.device), noise, 0.0)
+        return torch.sigmoid(self.top.hidden_logits(v))
 
-    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
-        """The start of a Gibbs chain, drawn from `code` or at the base rates, and where it is after each so many steps.
+    def walk(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
+        return self.top.gibbs(h, steps, noise)
 
-        (Coin flips, half of the units at the top, would be far from all that the chains of the training have seen.)
-        """
-        if code is None:
-            v = self.top.visible.draw(torch.zeros(len(noise), self.top.size, device=self.device), noise, 0.0)
-            code = torch.sigmoid(self.top.hidden_logits(v))
-        states = [draw_bernoulli(code, noise)]
-        for count in steps:
-            states.append(self.top.gibbs(states[-1], count, noise))
-        return states
-
-    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
-        """The end of a Gibbs chain of `steps` steps at the top, started at the base rates, and what it generates.
-
-        `draw`: a draw of every layer below, or the mean of each from that of the one above; by default the means for
-        pictures alone, as is the custom.
-
-        Raises:
-            UsageError: `steps` is negative.
-        """
-        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
-
-    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
-             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
-        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from the base rates."""
-        if steps < 0:
-            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
-        noise = ChainStreams(rng)
-        times = torch.linspace(0, steps, frames).round().long()
-        states = self._chain(noise, times.diff().tolist(), code)
-        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
-        return [self.decode(h, noise, draw=draw) for h in states]
+    def generate(self, h: Tensor, noise: Rng | None) -> Batch:
+        """The generative pass: a draw of every layer, or the mean of each from that of the one above."""
+        return self.examples(self._down(h, noise, self.depth - 1)[0])
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """q(h_L = 1|x), each layer from the probabilities of the one below, (B, H_L) in [0, 1]."""
         return self._up(self.units(batch, None)[0], self.depth)
-
-    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
-        """The generative pass from hidden units at the top (B, H_L): the mean of each layer, or with `draw` a draw.
-
-        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
-        """
-        if steps and rng is not None:
-            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        return self.examples(self._down(code, rng if draw else None, self.depth - 1)[0])
 
     def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H_l, *example); of a higher layer, those of the ones below combined."""

@@ -26,11 +26,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gencli.errors import UsageError
-from gencli.kinds.image import ImageSpec
-from gencli.layers.boltzmann import BoltzmannModel, ChainStreams, RestrictedMachine
+from gencli.layers.boltzmann import BoltzmannModel, RestrictedMachine
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Phase, Player, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Spec
 from gencli.rng import Rng, StepStream, generator
 from gencli.view import Standardised
 
@@ -89,53 +87,20 @@ class RBM(BoltzmannModel):
 
     # --- sample, encode, decode
 
-    def prior(self, rng: Rng) -> Tensor:
-        """Hidden states of Gibbs chains of 1000 steps, started at coin flips, (B, H)."""
-        return self._chain(ChainStreams(rng), [1000])[-1]
+    def begin(self, noise: Rng) -> Tensor:
+        """Coin flips."""
+        return torch.full((len(noise), self.config.hidden), 0.5, device=self.device)
 
-    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
-        """The start of a Gibbs chain, drawn from `code` or by coin flips, and where it is after each so many steps."""
-        states = [draw_bernoulli(torch.full((len(noise), self.config.hidden), 0.5, device=self.device)
-                             if code is None else code, noise)]
-        for count in steps:
-            states.append(self.machine.gibbs(states[-1], count, noise))
-        return states
+    def walk(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
+        return self.machine.gibbs(h, steps, noise)
 
-    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
-        """The end of a Gibbs chain of `steps` steps, started at coin flips, for each example.
-
-        `draw`: a draw from p(v|h), or its mean; by default the mean for pictures alone, as is the custom.
-
-        Raises:
-            UsageError: `steps` is negative.
-        """
-        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
-
-    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
-             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
-        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from coin flips."""
-        if steps < 0:
-            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
-        noise = ChainStreams(rng)
-        times = torch.linspace(0, steps, frames).round().long()
-        states = self._chain(noise, times.diff().tolist(), code)
-        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
-        return [self.decode(h, noise, draw=draw) for h in states]
+    def generate(self, h: Tensor, noise: Rng | None) -> Batch:
+        shift = self.machine.links().shift(h)
+        return self.examples(self.visible.expect(shift) if noise is None else self.visible.draw(shift, noise))
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """p(h = 1 | v), (B, H) in [0, 1]."""
         return torch.sigmoid(self.machine.hidden_logits(self.units(batch, None)[0]))
-
-    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
-        """The mean of p(v|h) for hidden units (B, H), or with `draw` a draw from it.
-
-        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
-        """
-        if steps and rng is not None:
-            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
-        shift = self.machine.links().shift(code)
-        v = self.machine.visible.draw(shift, rng) if draw and rng is not None else self.machine.visible.expect(shift)
-        return self.examples(v)
 
     def filters(self) -> dict[str, Tensor]:
         """The weights of each hidden unit, (H, *example), as it sees an example."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, Model, Spec
+from gencli.model import Batch, Diagnostic, Given, Model, Spec
 from gencli.rng import Rng, StepStream, generator
 from gencli.view import View, noise_of_pass, view_of
 
@@ -304,7 +304,7 @@ class RestrictedMachine(Machine):
 
 
 class BoltzmannModel(Model):
-    """A family whose lowest layer are units that see an example."""
+    """A family whose lowest layer are units that see an example, and whose codes are hidden units that chains draw."""
 
     view: View | None
 
@@ -349,6 +349,61 @@ class BoltzmannModel(Model):
             return (f"data and chains have come into modes apart, whose energies differ by {gaps[-1]:.3g} nats; try a "
                     f"smaller --lr")
         return None
+
+    # --- what chains of hidden units draw
+
+    def begin(self, noise: Rng) -> Tensor:
+        """Probabilities of the hidden units at the start of a chain for each example, (B, H)."""
+        raise NotImplementedError
+
+    def walk(self, h: Tensor, steps: int, noise: Rng) -> Tensor:
+        """Hidden states (B, H) after `steps` Gibbs steps."""
+        raise NotImplementedError
+
+    def generate(self, h: Tensor, noise: Rng | None) -> Batch:
+        """Examples drawn given hidden units (B, H); `noise` None: their means."""
+        raise NotImplementedError
+
+    def _chain(self, noise: Rng, steps: list[int], code: Tensor | None = None) -> list[Tensor]:
+        """The start of a chain, drawn from `code` or where chains `begin`, and where it is after each so many steps."""
+        states = [draw_bernoulli(self.begin(noise) if code is None else code, noise)]
+        for count in steps:
+            states.append(self.walk(states[-1], count, noise))
+        return states
+
+    def prior(self, rng: Rng) -> Tensor:
+        """Hidden states of Gibbs chains of 1000 steps, (B, H)."""
+        return self._chain(ChainStreams(rng), [1000])[-1]
+
+    def sample(self, rng: Rng, given: Given | None = None, *, steps: int = 1000, draw: bool | None = None) -> Batch:
+        """The end of a Gibbs chain of `steps` steps for each example.
+
+        `draw`: a draw given the hidden units, or its mean; by default the mean for pictures alone, as is the custom.
+
+        Raises:
+            UsageError: `steps` is negative.
+        """
+        return self.film(rng, 2, given, steps=steps, draw=draw)[-1]
+
+    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
+             steps: int = 1000, draw: bool | None = None) -> list[Batch]:
+        """Gibbs chains at `frames` even times; from `code`, e.g. that of data, or from where chains begin."""
+        if steps < 0:
+            raise UsageError(f"steps={steps}: a chain makes 0 steps or more")
+        noise = ChainStreams(rng)
+        states = self._chain(noise, torch.linspace(0, steps, frames).round().long().diff().tolist(), code)
+        draw = not isinstance(self.spec, ImageSpec) if draw is None else draw
+        # The last is drawn first, so that it is the same however many there are.
+        return [self.generate(h, noise if draw else None) for h in reversed(states)][::-1]
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 0, draw: bool = False) -> Batch:
+        """The mean of an example given hidden units (B, H), or with `draw` a draw.
+
+        `steps`: Gibbs steps made before, from hidden units drawn with these probabilities.
+        """
+        if steps and rng is not None:
+            return self.film(rng, 2, code=code, steps=steps, draw=draw)[-1]
+        return self.generate(code, rng if draw else None)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A straight line: every point of it is a vector of probabilities."""
