@@ -19,6 +19,7 @@ from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
 from gencli.limits import keep_memory
+from gencli.metrics import CONFIDENCE
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
@@ -32,6 +33,7 @@ from gencli.stopping import Stop, seconds
 # Settings that decide what a step computes.
 _DECISIVE = ("batch_size", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile", "validation",
              "seed")
+_LONG = 4  # validations that are worse than the best, before that is worth a warning
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Trainer:
         self.phase, self.phase_end = self.phases[0]  # the current one
         self._refuse_small_steps()
         self.state = TrainingState(self.model, self.total)
+        self._warned: set[str] = set()  # phases whose validation was told to rise
 
     def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
         """Train to the end, or until `stop` asks to stop."""
@@ -288,7 +291,8 @@ class Trainer:
         """The first score of the family on the validation split, with the weights that would be saved."""
         model, state = self.state.result.eval(), self.state
         name, score = next(iter(collect(model, data, seed=self.settings.seed).items()))
-        value = mean(name, score.values, score.unit, score.kind, {}, score.weight).value
+        metric = mean(name, score.values, score.unit, score.kind, {}, score.weight)
+        value = metric.value
         self.model.train()
         if self.processes.first and self.run_folder:
             self.run_folder.append("metrics.jsonl", {"step": state.step, f"validation/{name}": value})
@@ -298,6 +302,13 @@ class Trainer:
                 state.best_weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         else:
             state.waited += 1
+            risen = state.waited >= _LONG and value - state.best > CONFIDENCE * (metric.error or 0)
+            if risen and not self.settings.patience and state.phase not in self._warned and self.processes.first:
+                self._warned.add(state.phase)
+                self.hooks.warn(f"step {state.step}: {name} of the held-out data is {value:.4g} and was "
+                                f"{state.best:.4g} at step {state.best_step}, and has not been as good since: from "
+                                f"there on the model learns its examples by heart; --patience N keeps the best weights "
+                                f"and stops after N such validations")
 
     # --- checkpoints
 
