@@ -64,6 +64,8 @@ class Outcome:
 class Trainer:
     """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
 
+    `started`: the model has the weights of another training, and none of its phases is there to find others.
+
     Raises (from `run`):
         DivergedError: a loss is not finite; the checkpoints before it stay.
         StoppedError: stopped by signal or time limit, after a checkpoint was saved.
@@ -74,7 +76,7 @@ class Trainer:
     """
 
     def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
-                 device: torch.device | str = "cpu", hooks: Hooks | None = None):
+                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False):
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device)
@@ -85,7 +87,7 @@ class Trainer:
         self.data, self.validation_data = data.on(self.device).hold_out(settings.validation)
         self.order = training_order(model, self.data, settings, self.device, self.processes)
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.phases = phases_of(model, self.total)  # with their ends
+        self.phases = phases_of(model, self.total, started)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
         self._refuse_small_steps()
         self.state = TrainingState(self.model, self.total)
