@@ -47,6 +47,7 @@ from gencli.streams import open_writer
 from gencli.trainer import Hooks, Outcome, Trainer
 
 _WHICH = {"classes", "without", "labels"}  # options that say which examples are read
+_OTHERS = {"init": "finetune", "mix": "mix"}  # options that name another run, and who can do something with it
 _HINT = "start over with overwrite (--overwrite)"
 
 
@@ -56,7 +57,7 @@ class Plan:
 
     Attributes:
         reading: how the data is read: `DataSettings` and the options of its kinds, by name.
-        origin: the model of `settings.init`.
+        origin: the model that it starts from (`settings.init`) or mixes with (`config.mix`), and `run`, where it lies.
     """
 
     family: str
@@ -66,6 +67,7 @@ class Plan:
     reading: dict[str, Any]
     examples: Dataset
     origin: runs.Origin | None = None
+    run: str | None = None
 
     def document(self) -> dict[str, Any]:
         """What `config.json` holds: a valid --config, and what happened."""
@@ -83,7 +85,7 @@ class Plan:
         """The model with fresh weights, a function of the seed."""
         torch.manual_seed(derive_seed(self.settings.seed, "weights"))
         with memory_explained("choose a smaller model"), room_for(self.copies):
-            weights = runs.model_path(self.settings.init) if self.settings.init else None
+            weights = runs.model_path(self.run) if self.run else None
             return runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin, weights)
 
     @property
@@ -155,9 +157,12 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         ("the command line", {name: value for name, value in settings.items() if value is not None}),
     ]
     values, origin = resolve(fields, *layers)
-    start = _start(family, values["init"]) if values.get("init") else None
-    if start:
-        values, origin = resolve(fields, layers[0], (f"--init {values['init']}", _reading_of(start)), *layers[1:])
+    start, other = None, None
+    for option, ability in _OTHERS.items():
+        if other := values.get(option):
+            start = _other(family, other, ability)
+            values, origin = resolve(fields, layers[0], (f"--{option} {other}", _reading_of(start)), *layers[1:])
+            break
     model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
@@ -177,19 +182,19 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
                  f"{_plural(examples)}")
     made_from = runs.Origin(**start.model_dump(include={"family", "config", "spec", "origin"})) if start else None
-    return Plan(family, data, completed, training, _reading(own, general, examples), examples, made_from)
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples, made_from, other)
 
 
-def _start(family: str, run: str) -> runs.Card:
-    """The model whose encoder a model of a family starts from."""
-    registry.require(family, "finetune")
+def _other(family: str, run: str, ability: str) -> runs.Card:
+    """The model that a model of a family starts from or mixes with."""
+    registry.require(family, ability)
     card = runs.read_card(run)
-    registry.require(card.family, "encode")
+    registry.require(card.family, "encode" if ability == "finetune" else "sample")
     return card
 
 
 def _reading_of(start: runs.Card) -> dict[str, Any]:
-    """How examples look to the encoder of a model; which of them there are is for the user to say."""
+    """How examples look to another model; which of them there are is for the user to say."""
     return {name: value for name, value in start.reading.items() if value is not None and name not in _WHICH}
 
 
