@@ -353,7 +353,7 @@ class HMM(Model):
         (K, K), and log p(x) (B,)."""
         filtered, predicted, evidence = self._filter(emission)
         log_prob = self._log_prob(filtered, evidence, there)
-        posterior = _normal(filtered * self.ends) if self.ending else filtered  # of the last step, for a start
+        posterior = _normal(filtered * self.ends) if self.ending else filtered.clone()  # if the step is the last
         # p(state | x) over p(state | all before), of steps after the first; in place of `predicted`.
         ratio = predicted
         for t in range(emission.shape[1] - 1, 0, -1):
