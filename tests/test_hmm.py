@@ -83,9 +83,8 @@ def emission_of(model: HMM, state: int, step: torch.Tensor) -> float:
 
 def enumerated(model: HMM, steps: torch.Tensor) -> dict[tuple[int, ...], float]:
     """p(steps, path) of every path."""
-    return {path: math.exp(log_p) for path, log_p in
-            zip(paths := list(itertools.product(range(model.config.states), repeat=len(steps))),
-                log_joints(model, steps, paths), strict=True)}
+    paths = list(itertools.product(range(model.config.states), repeat=len(steps)))
+    return dict(zip(paths, map(math.exp, log_joints(model, steps, paths)), strict=True))
 
 
 def log_joints(model: HMM, steps: torch.Tensor, paths: Sequence[Sequence[int]]) -> list[float]:
