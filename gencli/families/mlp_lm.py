@@ -5,8 +5,9 @@ Bengio, Ducharme, Vincent & Jauvin 2003, "A Neural Probabilistic Language Model"
 embeddings to the logits. What leads to the logits starts at zero and their biases at the logarithms of the tokens'
 frequencies, so that training begins with the unigram model.
 
-Dropout (Srivastava et al. 2014) falls on embeddings and hidden units; one mask serves all places of a text, or of a
-window of a document, in a step.
+Dropout (Srivastava et al. 2014) of hidden units has one mask for all places of a text, or of a window of a document,
+in a step. Blanks (Xie et al. 2017, arXiv:1703.02573) leave out single tokens of a context: what is learned from fewer
+of them is what smoothing gives an n-gram model.
 
 With `--mix` its distribution is mixed with that of another trained model, as in the paper with that of trigrams: both
 err, and in different places. The other model goes into the model file, and stays as it is.
@@ -35,7 +36,8 @@ class MLPLMConfig(FamilyConfig):
     embedding: int = Field(32, ge=1, description="Dimensions of a token's embedding.")
     width: int = Field(512, ge=1, description="Hidden units.")
     direct: bool = Field(True, description="Direct connections from the embeddings to the logits.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Share of embeddings and hidden units dropped in training.")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Share of hidden units dropped in training.")
+    blanks: float = Field(0.1, ge=0, lt=1, description="Share of the tokens of a context left out in training.")
     window: int = Field(128, ge=1, description="Tokens a training step reads of a document.")
     mix: str | None = Field(None, description="Mix the distribution with that of this run, such as one of ngram, and "
                                               "read the data as it did.")
@@ -45,8 +47,8 @@ class MLPLMConfig(FamilyConfig):
 class MLPLM(AutoregressiveText):
     """Feed-forward language model: p(x) = prod p(x_t | the `context` tokens before it). Exact likelihood.
 
-    The state is (B, context) int64: 1 + token for each of the last tokens, 0 before the beginning. In a mixture that
-    of the other model follows, flattened.
+    The state is (B, context) int64: 1 + token for each of the last tokens, 0 before the beginning (and for blanks). In
+    a mixture that of the other model follows, flattened.
 
     Noise codes are those of `gencli.layers.distributions`.
     """
@@ -86,13 +88,33 @@ class MLPLM(AutoregressiveText):
         states = torch.cat([state, tokens + 1], dim=1).unfold(1, self.config.context, 1)[:, 1:]
         return states, states[:, -1]
 
-    def forward(self, state: Tensor) -> Tensor:
-        """States (..., context) -> logits of the next token (..., V), without what is mixed in."""
-        embeddings = self.embedding(state).flatten(-2)
-        return self._logits(embeddings, torch.tanh(self.hidden(embeddings)))
+    def forward(self, states: Tensor) -> Tensor:
+        """States (N, context) -> logits of the next token (N, V), without what is mixed in."""
+        return self._logits(*self._read(states))
 
-    def _logits(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
-        return self.head(hidden) + self.direct(embeddings) if self.config.direct else self.head(hidden)
+    def _read(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States (N, context) -> what the hidden units get (N, width), and what goes to the logits directly (N, V)."""
+        embeddings = self.embedding(states).flatten(1)
+        return self.hidden(embeddings), self.direct(embeddings) if self.config.direct else None
+
+    def _read_many(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_read` by a table of what each token gives at each place, which is much faster for more states than tokens.
+
+        All that is done with embeddings before the first tanh is linear.
+        """
+        if len(states) < len(self.embedding.weight):
+            return self._read(states)
+        places, width = self.config.context, self.config.width
+        weight = torch.cat([self.hidden.weight, self.direct.weight]) if self.config.direct else self.hidden.weight
+        by_place = weight.unflatten(1, (places, -1)).permute(1, 2, 0)  # (context, embedding, width + V)
+        table = (self.embedding.weight @ by_place).flatten(0, 1)
+        first = torch.arange(places, device=states.device) * len(self.embedding.weight)
+        sums = F.embedding_bag(states + first, table, mode="sum")
+        return sums[:, :width] + self.hidden.bias, sums[:, width:] if self.config.direct else None
+
+    def _logits(self, hidden: Tensor, direct: Tensor | None, keep: Tensor | float = 1.0) -> Tensor:
+        logits = self.head(torch.tanh(hidden) * keep)
+        return logits if direct is None else logits + direct
 
     def advance(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """A token (B,) and the state before it (B, context) -> logits of the next token (B, V), state after it."""
@@ -127,17 +149,22 @@ class MLPLM(AutoregressiveText):
         if not self.spec.lines:
             self._carried = after.clone()  # not the whole of which it is a view
         there = inside(targets, batch.lengths if batch.fresh else None)
-        row = there.nonzero()[:, 0]
-        embeddings = self._dropout(self.embedding(windows[there]).flatten(1), row, rng)
-        hidden = self._dropout(torch.tanh(self.hidden(embeddings)), row, rng)
-        return Loss(F.cross_entropy(self._logits(embeddings, hidden).float(), targets[there]))
+        states = windows[there]
+        if self.training and self.config.blanks:
+            states = states * (rng.uniform(*windows.shape[1:]) > self.config.blanks)[there]
+        hidden, direct = self._read_many(states)
+        logits = self._logits(hidden, direct, self._kept(there.nonzero()[:, 0], rng))
+        return Loss(F.cross_entropy(logits.float(), targets[there]))
 
-    def _dropout(self, x: Tensor, row: Tensor, rng: Rng) -> Tensor:
-        """Numbers (N, D) with the mask of the example (N,) they belong to. Drawn by `rng`, so that a step repeats."""
+    def _kept(self, row: Tensor, rng: Rng) -> Tensor | float:
+        """Factors of the hidden units (N, width), the same for all that belongs to one of the B examples, `row` (N,).
+
+        Drawn by `rng`, so that a step can be repeated.
+        """
         if not self.training or self.config.dropout == 0:
-            return x
+            return 1.0
         share = 1 - self.config.dropout
-        return x * ((rng.uniform(x.shape[1]) < share) / share).to(x.dtype)[row]
+        return ((rng.uniform(self.config.width) < share) / share)[row]
 
     def training_state(self) -> dict[str, Tensor]:
         return {} if self._carried is None else {"carried": self._carried}
@@ -153,11 +180,15 @@ class MLPLM(AutoregressiveText):
         states, _ = self._windows(after_end(tokens, self.spec.END))
         if self.mixed is not None:
             for piece, theirs in self.mixed.next_logits(tokens):
-                yield piece, self._mixture(precise(states[:, piece]), theirs)
+                yield piece, self._mixture(precise._all(states[:, piece]), theirs)
         else:
             length = max(1, _PIECE // max(len(self.spec.vocabulary), self.config.width, self.hidden.in_features))
             for start in range(0, tokens.shape[1], length):
-                yield slice(start, start + length), precise(states[:, start : start + length])
+                yield slice(start, start + length), precise._all(states[:, start : start + length])
+
+    def _all(self, states: Tensor) -> Tensor:
+        """States (B, T, context) -> logits (B, T, V)."""
+        return self._logits(*self._read_many(states.flatten(0, 1))).unflatten(0, states.shape[:2])
 
     def reader(self) -> tuple[Read, Advance]:
         precise = self._precise()
