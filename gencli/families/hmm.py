@@ -340,7 +340,7 @@ class HMM(Model):
             now = filtered[:, t] @ self.transitions
         return filtered, predicted, evidence
 
-    def _log_prob(self, filtered: Tensor, evidence: Tensor, there: Tensor) -> Tensor:
+    def _total(self, filtered: Tensor, evidence: Tensor, there: Tensor) -> Tensor:
         """log p(x) (B,) of what `_filter` gave."""
         log_prob = evidence.where(there, 0.0).sum(1)
         if self.ending:
@@ -352,7 +352,7 @@ class HMM(Model):
         """Log-emissions (B, T, K) -> p(state | x) (B, T, K), 0 past the end, the expected numbers of transitions
         (K, K), and log p(x) (B,)."""
         filtered, predicted, evidence = self._filter(emission)
-        log_prob = self._log_prob(filtered, evidence, there)
+        log_prob = self._total(filtered, evidence, there)
         posterior = _normal(filtered * self.ends) if self.ending else filtered.clone()  # if the step is the last
         # p(state | x) over p(state | all before), of steps after the first; in place of `predicted`.
         ratio = predicted
@@ -386,7 +386,7 @@ class HMM(Model):
         """Exact log p(x) in nats, (B,) float64; of drawings in whole numbers a bound, by one draw of the noise."""
         rows, there = self._rows(batch, rng), _there(batch)
         filtered, _, evidence = self._filter(self.emission.log_prob(rows))
-        log_prob = self._log_prob(filtered, evidence, there)
+        log_prob = self._total(filtered, evidence, there)
         d = len(self.mean)
         observed = ~rows[..., :d].isnan() & there[..., None]
         return log_prob - (observed * self.scale.log()).sum((1, 2))

@@ -15,6 +15,7 @@ err, and in different places. The other model goes into the model file, and stay
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
-from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase
+from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Score
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once while a long text is scored or encoded.
@@ -175,12 +176,30 @@ class MLPLM(AutoregressiveText):
 
     # --- score; sample, encode and decode by noise codes
 
-    def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    @torch.no_grad()
+    def log_prob(self, batch: Batch, rng: Rng, *, weight: float | None = None) -> Tensor:
+        """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it.
+
+        Args:
+            weight: of the run of --mix, instead of --mix-weight: to find the best on held-out data.
+
+        Raises:
+            UsageError: it is not in [0, 1], or nothing is mixed.
+        """
+        if weight is not None and (self.mixed is None or not 0 <= weight <= 1):
+            raise UsageError(f"weight={weight}; expected one from 0 to 1, of a model trained with --mix")
+        return self._log_prob(batch, self.next_logits(batch.x, weight))
+
+    def scores(self, batch: Batch, rng: Rng, *_: Any, weight: float | None = None) -> dict[str, Score]:
+        """`nll` as of every language model, with the option of `log_prob`."""
+        return super().scores(batch, rng, weight=weight)
+
+    def next_logits(self, tokens: Tensor, weight: float | None = None) -> Iterator[tuple[slice, Tensor]]:
         precise = self._precise()
         states, _ = self._windows(after_end(tokens, self.spec.END))
         if self.mixed is not None:
             for piece, theirs in self.mixed.next_logits(tokens):
-                yield piece, self._mixture(precise._all(states[:, piece]), theirs)
+                yield piece, self._mixture(precise._all(states[:, piece]), theirs, weight)
         else:
             length = max(1, _PIECE // max(len(self.spec.vocabulary), self.config.width, self.hidden.in_features))
             for start in range(0, tokens.shape[1], length):
@@ -222,9 +241,9 @@ class MLPLM(AutoregressiveText):
 
         return both
 
-    def _mixture(self, logits: Tensor, theirs: Tensor) -> Tensor:
-        """Logits of two models -> log-probabilities of the mixture."""
-        weight = self.config.mix_weight
+    def _mixture(self, logits: Tensor, theirs: Tensor, weight: float | None = None) -> Tensor:
+        """Logits of two models -> log-probabilities of the mixture, with the weight of the other (None: as trained)."""
+        weight = self.config.mix_weight if weight is None else weight
         shares = [math.log(share) if share else -math.inf for share in (1 - weight, weight)]
         return torch.logaddexp(torch.log_softmax(logits, dim=-1) + shares[0],
                                torch.log_softmax(theirs, dim=-1) + shares[1])

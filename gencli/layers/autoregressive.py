@@ -8,6 +8,7 @@ determine each other. Logits are float64 here, so that rounding changes no token
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +64,11 @@ class AutoregressiveText(Model):
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it."""
-        nats = [self.distribution.log_prob(logits, batch.x[:, piece]) for piece, logits in self.next_logits(batch.x)]
+        return self._log_prob(batch, self.next_logits(batch.x))
+
+    def _log_prob(self, batch: Batch, logits: Iterator[tuple[slice, Tensor]]) -> Tensor:
+        """log p(x) (B,) from what `next_logits` gives."""
+        nats = [self.distribution.log_prob(part, batch.x[:, piece]) for piece, part in logits]
         return torch.cat(nats, dim=1).where(inside(batch.x, batch.lengths), 0.0).sum(1)
 
     @torch.no_grad()
@@ -74,10 +79,10 @@ class AutoregressiveText(Model):
             z[:, piece] = self.distribution.to_noise(logits, batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+    def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
         """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
         tokens = inside(batch.x, batch.lengths).sum(1)
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=tokens)}
+        return {"nll": Score(-self.log_prob(batch, rng, **options), "nats/token", "exact", weight=tokens)}
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""
