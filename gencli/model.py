@@ -232,13 +232,13 @@ class Model(nn.Module):
 
     @classmethod
     def abilities(cls) -> set[str]:
-        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters" and
-        "finetune".
+        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters",
+        "finetune" and "mix".
 
         "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters",
-                                 "finetune")
+                                 "finetune", "mix")
                if getattr(cls, name) is not getattr(Model, name)}
         able = {"train", "evaluate", "export"} | (own - {"prior"})
         if {"prior", "decode"} <= own:
@@ -312,6 +312,17 @@ class Model(nn.Module):
         """Take the encoder of another model, as `features` gives it, as the lower part of this one.
 
         Called once, after `__init__`: of a model that starts with the encoder's weights, and of one to be loaded.
+        """
+        raise NotImplementedError
+
+    def mix(self, other: "Model") -> None:
+        """Take in another trained model of the same examples, with whose distribution this one mixes its own.
+
+        The run of it is what the option `mix` of the family's Config names. Called once, after `__init__`: of a new
+        model, and of one to be loaded, whose weights include the other's.
+
+        Raises:
+            UsageError: the other has no such distribution.
         """
         raise NotImplementedError
 

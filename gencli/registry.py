@@ -70,7 +70,7 @@ class Family(Entry):
 
     kinds: tuple[str, ...] = ()
     # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate),
-    # "finetune" (train).
+    # "finetune" and "mix" (train).
     can: tuple[str, ...] = ()
     noun = "family"
     base = "gencli.model:Model"
@@ -217,6 +217,10 @@ families = Table("gencli.families", Family,
            kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
     Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
            kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+    Family("mlp-lm", "gencli.families.mlp_lm:MLPLM", "Feed-forward language model (Bengio 2003)",
+           kinds=("text",), can=(*VERBS, "log_prob", "prompt", "mix")),
+    Family("hmm", "gencli.families.hmm:HMM", "Hidden Markov model by Baum-Welch (Rabiner 1989)",
+           kinds=("text", "series", "strokes"), can=(*VERBS, "log_prob", "prompt")),
     Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
            kinds=("image", "vector", "strokes", "video", "series"), can=(*VERBS, "log_prob")),
     Family("gmm", "gencli.families.gmm:GMM", "Gaussian mixture by EM (Dempster, Laird & Rubin 1977)",
