@@ -212,7 +212,7 @@ class Model(nn.Module):
     # Abilities of the class that the instance lacks, where these depend on config or data.
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
 
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()

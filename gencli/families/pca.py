@@ -568,8 +568,7 @@ class _Above(nn.Module):
 def _make_room(model: LSI, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before loading: give the model the stored number of n-grams, if the stored ones are sorted and consistent."""
     keys = state.get(f"{prefix}counter.keys", torch.zeros(0, dtype=torch.int64))
-    if (keys.diff() > 0).all() and (keys // model.counter.vocabulary <= torch.arange(len(keys))).all() \
-            and (keys >= 0).all():
+    if model.counter.consistent(keys):
         device = model.device
         model.counter.keys = keys.new_empty(keys.shape)
         model._make(len(keys))

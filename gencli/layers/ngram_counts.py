@@ -42,6 +42,11 @@ class NGrams(nn.Module):
         self.register_buffer("passed", between_words(spec), persistent=False)
         self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
 
+    def consistent(self, keys: Tensor) -> bool:
+        """Whether these may be the keys of n-grams, such as a file has them: sorted, each made of ones before it."""
+        before = torch.arange(len(keys), device=keys.device)
+        return bool((keys.diff() > 0).all() and (keys // self.vocabulary <= before).all() and (keys >= 0).all())
+
     def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The P tokens of B texts that n-grams are made of, and the text of each: both (P,)."""
         present = inside(batch.x, batch.lengths) & ~self.passed[batch.x]  # type: ignore[index]
