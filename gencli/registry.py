@@ -239,6 +239,8 @@ families = Table("gencli.families", Family,
            "Naive Bayes: elements or words independent given the class; generative classifier",
            kinds=("image", "vector", "text"),
            can=(*VERBS, "log_prob", "classify", "label", "prompt", "complete")),
+    Family("lda", "gencli.families.lda:LDA", "Latent Dirichlet allocation (Blei 2003): topics, by online "
+           "variational Bayes", kinds=("text",), can=(*VERBS, "log_prob")),
     Family("gsn", "gencli.families.gsn:GSN", "Generative stochastic network (Bengio 2014), walkback training",
            kinds=("image", "vector"), can=(*VERBS, "complete", "film", "filters")),
     Family("dbn", "gencli.families.dbn:DBN", "Deep belief network (Hinton 2006): restricted Boltzmann machines stacked",

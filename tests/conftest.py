@@ -138,6 +138,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("pca", "series"): ["--components", "2", "--window", "6"],
     ("naive-bayes", "image"): [],
     ("naive-bayes", "vector"): [],
+    ("lda", "text"): ["--topics", "2", "--unit", "words", "--length", "32"],
     ("naive-bayes", "text"): ["--length", "32"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("unet", "video"): ["--width", "4", "--depth", "1", "--condition", "past=2"],

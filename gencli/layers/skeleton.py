@@ -39,11 +39,13 @@ class Skeleton(nn.Module):
     def __init__(self, spec: TextSpec):
         super().__init__()
         between = between_words(spec)
-        self.end, self.unknown = spec.END, spec.UNKNOWN
+        self.end = spec.END
         words, others = (~between).nonzero()[:, 0], between.nonzero()[:, 0].tolist()
         symbols = torch.ones(len(between), dtype=torch.int64)
         spaces = [token for token in others if token not in (spec.END, spec.UNKNOWN)]
         symbols[[spec.END, spec.UNKNOWN, *spaces]] = torch.tensor([0, 2, *range(3, 3 + len(spaces))])
+        pieces = spec.tokenizer.pieces
+        self.space = pieces.index(b" ") if b" " in pieces else None
         self.register_buffer("words", words, persistent=False)
         self.register_buffer("places", torch.full_like(symbols, len(words)), persistent=False)
         self.places[words] = torch.arange(len(words))
@@ -77,3 +79,31 @@ class Skeleton(nn.Module):
     def log_tokens(self, state: Tensor, words: Tensor) -> Tensor:
         """States (...) and log-probabilities of the words (..., W) -> those of every token that may follow (..., V)."""
         return self.log_chances()[state][..., self.symbols] + F.pad(words, (0, 1))[..., self.places]
+
+    def write(self, words: Tensor, u: Tensor, lines: bool) -> Batch:
+        """Texts (B, T) of words (B, T), which are tokens, on skeletons drawn by noise u (B, T), uniform in (0, 1).
+
+        A line ends after its `<end>`.
+        """
+        bounds = self.log_chances().exp().cumsum(1)
+        others = torch.empty_like(self.counts[0], dtype=torch.int64).index_copy_(
+            0, self.symbols, torch.arange(len(self.symbols), device=u.device))  # the token of a symbol that is no word
+        x, state, used = torch.zeros_like(words), torch.zeros_like(words[:, 0]), torch.zeros_like(words[:, :1])
+        lengths, going = torch.zeros_like(state), torch.ones_like(state, dtype=torch.bool)
+        for t in range(u.shape[1]):
+            symbol = (bounds[state] <= u[:, t, None]).sum(1).clamp(max=bounds.shape[1] - 1)
+            token = torch.where(symbol == 1, words.gather(1, used)[:, 0], others[symbol])
+            x[:, t], lengths = token.where(going, 0), lengths + going
+            used = used + (symbol == 1)[:, None]
+            going = going & ((symbol > 0) | (not lines))
+            state = symbol.clamp(max=3)
+        return Batch(x, lengths=lengths)
+
+    def listed(self, words: Tensor, lines: bool) -> Batch:
+        """Texts that are words (B, N), which are tokens, with spaces between, where the vocabulary has one."""
+        parts = [words]
+        if self.space is not None:
+            parts.append(torch.full_like(words, self.space))
+        x = torch.stack(parts, dim=2).flatten(1)[:, : words.shape[1] * len(parts) - (len(parts) - 1)]
+        x = F.pad(x, (0, 1), value=self.end) if lines else x
+        return Batch(x, lengths=torch.full_like(x[:, 0], x.shape[1]))
