@@ -340,12 +340,12 @@ class _Levels(nn.Module):
 
     def _log_chances(self) -> Tensor:
         """(K, E, L); -inf of levels that there are not."""
-        total = self.counts.sum(2, keepdim=True) + self.alpha * self.sizes[:, None]
+        total = self.counts.sum(2, keepdim=True) + self.alpha * self.sizes[:, None].double()
         return ((self.counts + self.alpha).log() - total.log()).masked_fill(self._unused(), -math.inf)
 
     def _chances(self) -> Tensor:
         """(K, E, L), none below the floor, so that each has an interval in which its noise lies."""
-        floored = self._log_chances().exp() * (1 - self.sizes[:, None] * FLOOR) + FLOOR
+        floored = self._log_chances().exp() * (1 - self.sizes[:, None].double() * FLOOR) + FLOOR
         return floored.masked_fill(self._unused(), 0.0)
 
 
