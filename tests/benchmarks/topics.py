@@ -56,14 +56,14 @@ def main() -> None:
     given = arguments.parse_args()
     for name in ("rt-polarity", "shakespeare"):
         lines = texts(name)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as run:
             for split, own in (("test", lines[::10]), ("train", [line for i, line in enumerate(lines) if i % 10])):
                 (Path(folder) / f"{split}.txt").write_text("\n".join(own) + "\n")
             start = time.process_time()
-            gencli.train("lda", folder, f"{folder}/run", lines=True, unit="words", topics=given.topics,
+            gencli.train("lda", folder, f"{run}/run", lines=True, unit="words", topics=given.topics,
                          epochs=given.epochs, preview_every=0)
             seconds = time.process_time() - start
-            model = gencli.load(f"{folder}/run")
+            model = gencli.load(f"{run}/run")
             train, test = (load(f"{folder}:{split}", like=model.spec) for split in ("train", "test"))
         assert isinstance(model, LDA)
         x, held_out = counts(model, train), counts(model, test)
