@@ -372,6 +372,13 @@ class Model(nn.Module):
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
 
+    def subjects(self) -> dict[str, str]:
+        """What each part of the model (a topic, a class) is about, in words, by its name; for the card and the report.
+
+        Default: nothing.
+        """
+        return {}
+
     # --- export
 
     def graph(self) -> Graph:

@@ -96,6 +96,9 @@ def test_topics_that_were_planted_are_found(gencli, tmp_path):
     told = gencli("sample", "run", "--latents", "one.npz", "-f", "txt", "-o", "-", "--set", "terms=15").stdout.decode()
     halves = [{int(word[1:]) // 15 for word in line.split()} for line in told.splitlines()]
     assert sorted(map(sorted, halves)) == [[0], [1]]
+    gencli("export", "run", "-o", "card.md")
+    topic = next(line for line in (tmp_path / "card.md").read_text().splitlines() if line.startswith("- topic 0 ("))
+    assert {int(word[1:]) // 15 for word in topic.split(": ")[1].split()} == halves[0]
     values = gencli("evaluate", "run", "t.txt:all", "--draw", "0", "--json").json()["values"]
     # Each half is 15 words alike: at least 15, and what the shares cost.
     assert 15 <= values["word_perplexity"] < 18 and math.exp(values["word_nll"]) == pytest.approx(

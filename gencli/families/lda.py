@@ -225,6 +225,14 @@ class LDA(Model):
         shares = code.double().clamp(min=0)
         return shares / shares.sum(1, keepdim=True).clamp(min=1e-300) @ self._log_means().exp()
 
+    @torch.no_grad()
+    def subjects(self) -> dict[str, str]:
+        """The words that tell most of each topic, and its share of all words."""
+        told = self.decode(torch.eye(len(self.topics), device=self.device))
+        shares = (self.topics.sum(1) / self.topics.sum()).tolist()
+        return {f"topic {k} ({share:.1%})": self.spec.tokenizer.decode(words.tolist())
+                for k, (share, words) in enumerate(zip(shares, told.pieces(), strict=True))}
+
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """Straight: shares between shares sum to 1."""
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]

@@ -39,6 +39,7 @@ from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Score,
 from gencli.rng import Rng
 
 _PIECE = 2**22  # chances of a next token that are in memory at once
+_TOLD = 20  # words that are told of a class
 _OUTPUT = Literal["noise", "probabilities", "log_probabilities"]
 
 
@@ -633,6 +634,17 @@ class OfTexts(AutoregressiveText, NaiveBayes):  # type: ignore[misc]
             piece = slice(start, start + length)
             z[:, piece] = self.distribution.to_noise(self.log_probs(states[:, piece]), batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
+
+    @torch.no_grad()
+    def subjects(self) -> dict[str, str]:
+        """The words that tell a class most from all texts: the largest terms of the divergence between their words."""
+        if not self.spec.classes:
+            return {}
+        own, overall = self._log_words(), _smoothed(self.words.sum(0, keepdim=True), self.config.alpha)
+        best = (own.exp() * (own - overall)).topk(min(_TOLD, own.shape[1])).indices
+        told = self.skeleton.listed(self.skeleton.words[best], self.spec.lines).pieces()
+        return {name: self.spec.tokenizer.decode(words.tolist())
+                for name, words in zip(self.spec.classes, told, strict=True)}
 
     # --- export
 
