@@ -212,7 +212,7 @@ class Model(nn.Module):
     # Abilities of the class that the instance lacks, where these depend on config or data.
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
 
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()
@@ -382,6 +382,13 @@ class Model(nn.Module):
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
+
+    def subjects(self) -> dict[str, str]:
+        """What each part of the model (a topic, a class) is about, in words, by its name; for the card and the report.
+
+        Default: nothing.
+        """
+        return {}
 
     # --- export
 
