@@ -213,6 +213,8 @@ class Model(nn.Module):
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: ClassVar[bool] = False
+    # Of a prompt, the elements before its end on which what follows may depend; None: as many as there are.
+    reach: int | None = None
 
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()

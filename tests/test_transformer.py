@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import SMALL
 from scipy.stats import kstest
 
 from gencli.errors import DataError, UsageError
@@ -12,6 +13,7 @@ from gencli.families.transformer import Transformer, TransformerConfig, _Cache
 from gencli.kinds.text import TextSpec
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
+from gencli.trainer import Trainer
 
 
 def model(vocabulary=5, lines=False, length=12, scale=8.0, **options) -> Transformer:
@@ -250,6 +252,31 @@ def test_dropout_is_drawn_by_the_step():
     assert torch.equal(m.eval()._dropout(x, noise()), x)
 
 
+def test_a_resumed_training_is_the_unbroken_one(small_data, small_run, gencli, tmp_path, monkeypatch):
+    after_step = Trainer._after_step
+
+    def stop(self, *values):
+        after_step(self, *values)
+        if self.state.step == 5:
+            raise RuntimeError("killed")
+
+    words = ["train", "transformer", str(small_data["text"]), "-o", "run", "--steps", "12", "--batch-size", "8",
+             "--log-every", "4", "--preview-every", "6", "-q", *SMALL["transformer", "text"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_after_step", stop)
+        gencli(*words, "--checkpoint-every", "5", code=1)
+    gencli(*words, "--resume")
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (small_run("transformer", "text") / name).read_bytes()
+
+
+def test_a_window_longer_than_the_text_is_told(gencli, tmp_path):
+    (tmp_path / "short.txt").write_text("to be or not to be " * 3)
+    told = gencli("train", "transformer", "short.txt", "-o", "run", "--window", "64", "--steps", "1", "--width", "8",
+                  "--layers", "1").stderr
+    assert "--window 64: the text to train on has 51 tokens, so that a step reads 50 of them" in told
+
+
 @pytest.mark.parametrize(("options", "expected"), [
     ({}, (128, 4, 2)), ({"size": "base"}, (256, 6, 4)), ({"size": "large", "layers": 2}, (512, 2, 8)),
     ({"width": 64, "heads": 8}, (64, 4, 8))])
@@ -266,8 +293,8 @@ def test_a_width_that_heads_cannot_share_is_refused():
 
 
 def test_code_gives_a_long_text_back_however_unlikely():
-    m, batch = model(scale=100.0), texts(3, 1000)
-    assert -m.log_prob(batch, streams(3)).max() > 1000 * 5  # many tokens below exp(-20)
+    m, batch = model(scale=100.0), texts(3, 300)
+    assert -m.log_prob(batch, streams(3)).max() > 300 * 5  # many tokens below exp(-20)
     code = m.encode(batch, streams(3))
     assert code.dtype == torch.float64 and code.isfinite().all()
     assert torch.equal(m.decode(code).x, batch.x)
@@ -323,6 +350,12 @@ def test_prompt_longer_than_the_window_is_kept_and_read():
     batch = m.sample(streams(3), Given(prompt=prompt), length=100, temperature=0)
     assert batch.x.shape == (3, 123) and torch.equal(batch.x[:, :23], prompt.expand(3, -1))
     assert torch.equal(batch.x[:, 23:], m.double()(after(batch.x))[0].argmax(-1)[:, 23:])
+
+
+def test_a_prompt_longer_than_the_reach_is_told(small_run, gencli):
+    run = str(small_run("transformer", "text"))  # 2 layers of a window of 8: 2 * 7 + 1
+    assert "last 15 of its 16 elements" in gencli("sample", run, "-n", "1", "--prompt", "abcd" * 4).stderr
+    assert "elements" not in gencli("sample", run, "-n", "1", "--prompt", "abc" * 5).stderr
 
 
 @pytest.mark.parametrize("option", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"length": 0}])

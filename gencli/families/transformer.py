@@ -66,7 +66,7 @@ class TransformerConfig(FamilyConfig):
     def _heads_are_pairs(self) -> "TransformerConfig":
         width, _, heads = self.dimensions
         if width % (2 * heads):
-            raise ValueError(f"--width {width} cannot be shared by {heads} heads, each with an even number of dimensions; "
+            raise ValueError(f"--width {width} cannot be shared by {heads} heads of an even number of dimensions each; "
                              f"expected a multiple of {2 * heads}")
         return self
 
@@ -122,6 +122,7 @@ class Transformer(AutoregressiveText):
     def __init__(self, config: TransformerConfig, spec: TextSpec):
         super().__init__(config, spec)
         self.width, self.layers, self.heads = config.dimensions
+        self.reach = self.layers * (config.window - 1) + 1
         self.embedding = nn.Embedding(len(spec.vocabulary), self.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(self.layers)))
