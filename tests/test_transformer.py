@@ -137,7 +137,7 @@ def test_cached_is_the_full_pass(window):
     for prompt in (1, window, 2 * window + 3):
         cache = _Cache(m)
         logits, state = m(x[:, :prompt])
-        cache.take(state, prompt)
+        cache.place = prompt
         assert torch.allclose(logits, full[:, :prompt], atol=1e-5)
         for t in range(prompt, x.shape[1]):
             logits, state = cache.advance(x[:, t], state)

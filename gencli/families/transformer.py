@@ -96,7 +96,7 @@ class Block(nn.Module):
         projected = F.linear(_norm(x), self.query_key_value.flatten(0, 1) * self.attention_gain)
         q_and_k, v = projected.unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=2)
         q, k = _rotate(_norm(q_and_k), rotation).unbind(2)
-        return q * self.sharpness[:, None], k, v[:, :, 0]
+        return q * self.sharpness[:, None].to(q.dtype), k, v[:, :, 0]
 
     def feed(self, x: Tensor) -> Tensor:
         """What the feed-forward network adds to (B, T, D)."""
@@ -164,8 +164,8 @@ class Transformer(AutoregressiveText):
         """Places (..., T) -> cosines, and sines with their signs, of the angles by which `_rotate` turns a head,
         (2, ..., T, 1, 1, width / heads)."""
         half = self.width // self.heads // 2
-        frequency = _BASE ** -(torch.arange(half, dtype=torch.float64, device=place.device) / half)
-        angle = place[..., None, None, None] * frequency  # in float64, so that a text may be of any length
+        exact = torch.float32 if place.device.type == "mps" else torch.float64  # so that a text may be of any length
+        angle = place[..., None, None, None] * _BASE ** -(torch.arange(half, dtype=exact, device=place.device) / half)
         return torch.stack([torch.cat([angle.cos()] * 2, dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)]
                            ).to(self.embedding.weight.dtype)
 
@@ -208,7 +208,9 @@ class Transformer(AutoregressiveText):
         the state with which the previous one ended.
         """
         if batch.fresh:
-            tokens, targets, state, place = after_end(batch.x, self.spec.END), batch.x, None, 0
+            longest = batch.x.shape[1] if batch.lengths is None else int(batch.lengths.max())
+            targets, state, place = batch.x[:, :longest], None, 0
+            tokens = after_end(targets, self.spec.END)
         else:
             tokens, targets, state, place = batch.x[:, :-1], batch.x[:, 1:], self._carried, self._place
         x, state = self._read(tokens, state, place, lambda x: self._dropout(x, rng))
@@ -216,7 +218,7 @@ class Transformer(AutoregressiveText):
             self._carried, self._place = state.to(self.embedding.weight.dtype), place + tokens.shape[1]
         nll = -self.distribution.log_prob(self._logits(x), targets)  # (B, T)
         if batch.fresh and batch.lengths is not None:
-            nll = nll[inside(batch.x, batch.lengths)]
+            nll = nll[inside(targets, batch.lengths)]
         return Loss(nll.mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
@@ -286,7 +288,8 @@ class Transformer(AutoregressiveText):
             for start in range(0, tokens.shape[1], self.config.window):
                 x, state = precise._read(tokens[:, start : start + self.config.window], state, start)
             assert state is not None
-            return precise._logits(x[:, -1]), cache.take(state, tokens.shape[1])
+            cache.place = tokens.shape[1]
+            return precise._logits(x[:, -1]), state
 
         cache = _Cache(precise)
         return read, cache.advance
@@ -383,16 +386,13 @@ class _Cache:
     def __init__(self, model: Transformer):
         self.model = model
         self.memory = torch.empty(0)  # (layers, 2, B, heads, positions, D / heads)
-        self.end = self.place = 0  # used positions; tokens read so far
-
-    def take(self, state: Tensor, place: int) -> Tensor:
-        """Begin after `place` tokens with their state."""
-        self.place = place
-        return state
+        self.end = 0  # of the positions that are used
+        self.place = 0  # of the next token in its text
 
     @torch.no_grad()
     def advance(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """A token (B,) after the state of `take` or of this method -> logits of the next token (B, V), state."""
+        """A token (B,) and the state before it, of `_read` or of this method -> logits of the next token (B, V), state.
+        """
         model, before = self.model, self.model.config.window - 1
         if state is not self.memory:
             known = state.unflatten(-1, (model.heads, -1)).permute(2, 3, 0, 4, 1, 5)
