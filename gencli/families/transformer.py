@@ -114,7 +114,7 @@ class Transformer(AutoregressiveText):
 
     Config = TransformerConfig
     reads = "stream"
-    defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 50,
+    defaults = {"lr": 6e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 50,
                 "weight_decay": 0.1, "ema": 0.0}
 
     config: TransformerConfig
