@@ -80,7 +80,7 @@ class LDA(Model):
         return [Phase("count", share=0, accumulate=self.count, finish=self.counted),
                 Phase("topics", [player], schedule="constant")]
 
-    def _optimiser(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
         return NaturalGradient(parameters, lr, self.config.offset, self.config.decay)
 
     def count(self, batch: Batch) -> None:
