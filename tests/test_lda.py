@@ -142,7 +142,7 @@ def test_with_one_topic_the_bound_is_exact():
     model = made(6, topics=1)
     share = (model.topics / model.topics.sum()).detach()[0]
     (bound,), _ = model._bound(batch_of([[0, 3, 3, 5]]))
-    assert float(bound) == pytest.approx(float(share[[0, 3, 3, 5]].log().sum()), abs=1e-9)
+    assert bound.item() == pytest.approx(float(share[[0, 3, 3, 5]].log().sum()), abs=1e-9)
     texts = batch_of([[0, 3, 3, 5], [1]])
     model.count(texts)
     scores = model.scores(texts, rng(2))
