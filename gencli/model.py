@@ -84,9 +84,9 @@ class Diagnostic:
 class Player:
     """Parameters, the loss they minimise, and how often they move (1: in every step of the phase, 5: in every fifth).
 
-    `optimiser(parameters, lr)` makes their optimiser, by default AdamW with `betas` and the user's --weight-decay. The
-    trainer sets the learning rates of its parameter groups in every step, in the ratios they were made with, and calls
-    its `step()` without a closure.
+    `optimiser(parameters, lr, weight_decay)` makes their optimiser, by default AdamW with `betas`; the decay is that
+    of --weight-decay. The trainer sets the learning rates of its parameter groups in every step, in the ratios they
+    were made with, and calls its `step()` without a closure.
     """
 
     name: str  # unique in its phase
@@ -95,7 +95,7 @@ class Player:
     every: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     lr_scale: float = 1.0
-    optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+    optimiser: Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer] | None = None
 
     def require_gradients(self, on: bool) -> None:
         """Whether autograd computes gradients of the parameters."""
@@ -212,7 +212,9 @@ class Model(nn.Module):
     # Abilities of the class that the instance lacks, where these depend on config or data.
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
+    # Of a prompt, the elements before its end on which what follows may depend; None: as many as there are.
+    reach: int | None = None
 
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()
@@ -382,6 +384,13 @@ class Model(nn.Module):
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
+
+    def subjects(self) -> dict[str, str]:
+        """What each part of the model (a topic, a class) is about, in words, by its name; for the card and the report.
+
+        Default: nothing.
+        """
+        return {}
 
     # --- export
 

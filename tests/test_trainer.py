@@ -23,7 +23,7 @@ from gencli.errors import DivergedError, ModelError
 from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
 from gencli.runs import Run
 from gencli.settings import TrainSettings, seconds
-from gencli.trainer import Trainer
+from gencli.trainer import Hooks, Trainer
 
 CPU = torch.device("cpu")
 
@@ -98,7 +98,7 @@ def test_learning_rates(rows, schedule, warmup, expected, tmp_path):
     """Of every phase with steps, over its own steps."""
     made = []
 
-    def optimiser(parameters, lr):
+    def optimiser(parameters, lr, weight_decay):
         made.append(Sgd(parameters, lr))
         return made[-1]
 
@@ -122,7 +122,7 @@ def test_an_optimiser_of_its_own(rows):
             self.slow = nn.Parameter(torch.zeros(1))
 
         def phases(self):
-            def optimiser(parameters, lr):
+            def optimiser(parameters, lr, weight_decay):
                 return torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": lr / 10}], lr)
             return [Phase("train", [Player("both", [self.weight, self.slow], self.loss, lr_scale=0.5,
                                            optimiser=optimiser)])]
@@ -195,6 +195,24 @@ def test_early_stopping_keeps_the_best(rows):
     outcome, trainer = train(Scored(rows.spec), rows, **settings)
     assert abs(outcome.model.weight.item() - 1) < 0.1, "best on validation, though training goes on to 3"
     assert outcome.step < 400 and trainer.state.stopped_early
+
+
+def test_validation_that_rises_is_told_once(rows):
+    class Scored(Line):
+        likelihood = "exact"
+
+        def log_prob(self, batch, rng):
+            return -(self.weight.detach() - 1).square().expand(len(batch))
+
+    def warnings(**settings):
+        told = []
+        settings |= {"steps": 200, "lr": 0.1, "validation": 0.2, "validate_every": 5, "precision": "fp32"}
+        Trainer(Scored(rows.spec), rows, TrainSettings(**settings), hooks=Hooks(warn=told.append)).run()
+        return told
+
+    (told,) = warnings()
+    assert "learns its examples by heart; --patience N" in told
+    assert not warnings(patience=3)
 
 
 # --- phases

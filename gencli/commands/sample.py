@@ -26,8 +26,10 @@ def sample(
     output: options.Output = None,
     format: options.Format = None,
     label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text, or a sound file that "
-                                               "recordings begin with.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text (- reads it from stdin), or a "
+                                               "sound file that recordings begin with.")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", metavar="TEXT", help="End a text where TEXT would follow; short "
+                                             "for --set stop=TEXT.")] = None,
     complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", help="Draw the missing cells of these "
                                                  "rows; or keep a part of this picture, by --keep-rows or --mask, and "
                                                  "draw the rest.")] = None,
@@ -75,14 +77,14 @@ def sample(
     if each > 1 and not (given or complete):
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
-    stop = checked(time_limit)
+    stopping = checked(time_limit)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
     conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, given)
     number = number or each * count_of(conditions, card.spec) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
-    pairs = [*(set or ()), *([f"engine={engine}"] if engine else ())]
+    pairs = [*(set or ()), *(f"{name}={value}" for name, value in (("engine", engine), ("stop", stop)) if value)]
     meta = {"family": card.family, "seed": seed}
 
     def open_writer(path: str | None, own: range) -> streams.Writer:
@@ -102,6 +104,9 @@ def sample(
     with (opened as writer, devices.memory_explained("use a larger machine or --device cpu"),
           console.progress("sample") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
+        if conditions.prompt is not None and model.reach is not None and len(conditions.prompt) > model.reach:
+            console.note(f"--prompt: what follows depends on the last {model.reach:,} of its "
+                         f"{len(conditions.prompt):,} elements; the model reaches no further back")
         request = SampleRequest(number, seed, class_of_all, conditions, each, film or 0)
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
@@ -131,7 +136,7 @@ def sample(
             else:
                 done += len(batch)
                 progress(done, total, pace.values())
-            if stopped := bool(stop.reason()) and done != total:
+            if stopped := bool(stopping.reason()) and done != total:
                 break
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
