@@ -329,15 +329,19 @@ class HMM(Model):
 
         What a step says stays a logarithm until the states are compared: no outlier is impossible.
         """
-        filtered, predicted = torch.empty_like(emission), torch.empty_like(emission)
-        evidence = torch.empty_like(emission[..., 0])
-        now = self.start.expand_as(emission[:, 0])
-        for t in range(emission.shape[1]):
+        count, steps, states = emission.shape
+        # Time comes first in memory, so that a step of all examples lies together.
+        filtered, predicted = (emission.new_empty(steps, count, states).transpose(0, 1) for _ in range(2))
+        evidence = emission.new_empty(steps, count).T
+        now = self.start.expand(count, -1)
+        for t in range(steps):
             predicted[:, t] = now
             joint = now.log() + emission[:, t]
-            evidence[:, t] = torch.logsumexp(joint, dim=1)
-            filtered[:, t] = torch.exp(joint - evidence[:, t, None])
-            now = filtered[:, t] @ self.transitions
+            highest = joint.amax(1, keepdim=True)
+            weight = torch.exp(joint - highest)
+            total = weight.sum(1, keepdim=True)
+            evidence[:, t] = (highest + total.log())[:, 0]
+            now = torch.div(weight, total, out=filtered[:, t]) @ self.transitions
         return filtered, predicted, evidence
 
     def _total(self, filtered: Tensor, evidence: Tensor, there: Tensor) -> Tensor:
@@ -357,8 +361,9 @@ class HMM(Model):
         # p(state | x) over p(state | all before), of steps after the first; in place of `predicted`.
         ratio = predicted
         for t in range(emission.shape[1] - 1, 0, -1):
-            ratio[:, t] = torch.where(there[:, t, None], posterior[:, t] / predicted[:, t], 0.0).nan_to_num(posinf=0.0)
-            back = filtered[:, t - 1] * (ratio[:, t] @ self.transitions.T)
+            now = torch.where(there[:, t, None] & (predicted[:, t] > 0), posterior[:, t] / predicted[:, t], 0.0)
+            ratio[:, t] = now
+            back = filtered[:, t - 1] * (now @ self.transitions.T)
             posterior[:, t - 1] = torch.where(there[:, t, None], back, posterior[:, t - 1])
         pairs = self.transitions * (filtered[:, :-1].flatten(0, 1).T @ ratio[:, 1:].flatten(0, 1))
         return posterior * there[..., None], pairs, log_prob

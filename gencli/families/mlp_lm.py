@@ -38,7 +38,7 @@ class MLPLMConfig(FamilyConfig):
     width: int = Field(512, ge=1, description="Hidden units.")
     direct: bool = Field(True, description="Direct connections from the embeddings to the logits.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of hidden units dropped in training.")
-    blanks: float = Field(0.1, ge=0, lt=1, description="Share of the tokens of a context left out in training.")
+    blanks: float = Field(0.0, ge=0, lt=1, description="Share of the tokens of a context left out in training.")
     window: int = Field(128, ge=1, description="Tokens a training step reads of a document.")
     mix: str | None = Field(None, description="Mix the distribution with that of this run, such as one of ngram, and "
                                               "read the data as it did.")
@@ -56,7 +56,7 @@ class MLPLM(AutoregressiveText):
 
     Config = MLPLMConfig
     reads = "stream"
-    defaults = {"lr": 3e-3, "batch_size": 256, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
+    defaults = {"lr": 3e-3, "batch_size": 64, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.999}
 
     config: MLPLMConfig

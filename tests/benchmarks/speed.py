@@ -224,6 +224,35 @@ def pca(components: int = 30, rounds: int = 5) -> None:
                f"scikit-learn's PCA in {array.dtype}")
 
 
+def hmm(states: int = 32, passes: int = 2, rounds: int = 3) -> None:
+    """Passes of Baum-Welch over 100 passages of 1,000 characters of Shakespeare, against hmmlearn, which scales."""
+    import numpy as np
+    import torch
+    from hmmlearn.hmm import CategoricalHMM
+
+    from gencli.data import load
+    from gencli.families.hmm import HMM, HMMConfig
+
+    data = load("shakespeare", {"length": 1000}, split="train", limit=100)
+    batch = data.batch(torch.arange(100))
+    x, lengths = batch.x.reshape(-1, 1).numpy(), [1000] * 100
+    vocabulary = len(data.spec.vocabulary)
+    model = HMM(HMMConfig(states=states), data.spec)
+
+    def ours() -> None:
+        for _ in range(passes):
+            model.expect(batch)
+            model.maximise()
+
+    def theirs() -> None:
+        peer = CategoricalHMM(states, n_features=vocabulary, n_iter=passes, tol=-np.inf, random_state=0,
+                              implementation="scaling")
+        peer.fit(x, lengths)
+
+    report(f"{passes} passes over {len(x)} characters, {states} states", *alternate(ours, theirs, rounds), "s",
+           "hmmlearn")
+
+
 def lsi(components: int = 100, count: int = 100_000, rounds: int = 3) -> None:
     """Latent semantic indexing of 100,000 texts of 20 words by Zipf's law, 30,000 different ones.
 
@@ -539,5 +568,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
-         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
+         "hmm": hmm, "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
          "transformer": transformer, "wavenet": wavenet}[name]()
