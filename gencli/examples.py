@@ -54,6 +54,8 @@ class Request:
         options: options of the kinds that the data may hold, by name; those that are None are not set.
         skip_bad: leave out examples that cannot be read, and count them.
         notify: takes sentences for the user about what had to be decided.
+        labelled: classes are what the examples are wanted for: where it is open what an example is, as of texts, it is
+            something that has one.
         sources: of pairs read what the examples are made from, alone.
         trained: the options are those of a model's training, which other data need not follow.
         detail: takes what is too much for the user and is kept in a log, such as the name of each unreadable file.
@@ -71,6 +73,7 @@ class Request:
     detail: Callable[[str], None] = lambda sentence: None
     left_out: Callable[[str], None] = lambda sentence: None
     progress: Callable[[int, int], None] = lambda done, total: None
+    labelled: bool = False
 
     def of_any_kind(self) -> Self:
         """The same of examples whose kind nobody has named, such as the other side of pairs."""
@@ -324,12 +327,12 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
-def classes_in(records: Sequence[Numbered]) -> list[str] | None:
+def classes_in(records: Sequence[Numbered], key: str | None = None) -> list[str] | None:
     """The classes that records say, under `class` by name or under `label` by name or number; "" where one says none.
 
-    None if no record does.
+    None if no record does. With `key` they are under that name alone.
     """
-    labels = [record.get("class", record.get("label")) for _, record in records]
+    labels = [record.get(key) if key else record.get("class", record.get("label")) for _, record in records]
     return None if all(label is None for label in labels) else ["" if label is None else str(label) for label in labels]
 
 

@@ -165,7 +165,8 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     own |= general.model_dump()
     like = None if start is None else start.spec.model_copy(update={"classes": ()})
     examples = load(data, own, split="train", like=like, other_classes=start is not None, skip_bad=skip_bad,
-                    download=download, data_root=data_root, limit=limit, notify=note, detail=detail, progress=progress)
+                    download=download, data_root=data_root, limit=limit, labelled=cls.labelled, notify=note,
+                    detail=detail, progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):

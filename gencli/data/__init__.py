@@ -55,7 +55,7 @@ def _input_errors() -> Iterator[None]:
 def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split | None = None,
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
-         other_classes: bool = False, sources: bool = False, trained: bool = False,
+         other_classes: bool = False, sources: bool = False, trained: bool = False, labelled: bool = False,
          notify: Callable[[str], None] = lambda sentence: None,
          detail: Callable[[str], None] = lambda sentence: None,
          progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
@@ -76,6 +76,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         other_classes: take in classes that `like` does not have (anomalies, say); they come after its own.
         sources: of pairs read what the examples are made from, alone; then `like` is the Spec of these.
         trained: `options` are those of the training of a model, so that pairs which come in another way are taken.
+        labelled: the classes of the examples are wanted, as they are for a model that knows some: then the files of a
+            folder of texts are not one document.
         notify: takes sentences for the user.
         detail: takes those of a log: the name of each file that cannot be read or is passed over, with the reason, and
             what libraries say of it.
@@ -105,7 +107,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         left_out.append(sentence)
         detail(f"left out: {sentence}")
 
-    request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress)
+    request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress,
+                      labelled or bool(like and like.classes))
     with hearing() as heard:
         data = _read(request, wanted, like, limit, other_classes, data_root, download, stdin or sys.stdin.buffer)
     for note in (*data.notes, *_losses(data, left_out), *_remarks(heard, request)):

@@ -230,7 +230,8 @@ class TableExamples(Examples):
         words = len(np.unique(values[~np.isnan(values)]))
         if column.type == "category" and column.name not in self.inference.chosen and words > max(FEW, rows / 2):
             raise DataError(f"{self.name}: column {column.name!r} holds {words} different texts in {rows} rows, as "
-                            f"names do; {way}, or keep it with --columns {column.name}:category")
+                            f"names do; {way}, or keep it with --columns {column.name}:category (--kind text --text "
+                            f"{_listed([column.name])} reads the texts of this column)")
 
     def _inferred(self) -> str | None:
         """What columns were taken for, where there is more to say than that they are numbers."""
