@@ -52,7 +52,7 @@ _HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to
 
 
 _FILTERS = (3, 4, 5)  # tokens that the filters over a text span
-_PRIME = 1_000_003  # of the hash of n-grams
+_FACTOR, _PRIME = 1_103_515_245, 2**31 - 1  # of the hash of n-grams, a polynomial
 _EVIDENCE = 0.3  # of what naive Bayes takes n-grams for, which depend on each other, where the weights start
 _STEPS = 2000  # of plain descent, in steps of Adam
 
@@ -69,8 +69,8 @@ class ClassifierConfig(FamilyConfig):
     features: int = Field(128, ge=1, description="Units of the last hidden layer (mlp, cnn but of texts).")
     embedding: int = Field(64, ge=1, description="Texts: dimensions of an embedding (mean, cnn, lstm).")
     ngrams: int = Field(2, ge=1, description="Texts: tokens of the longest n-grams (softmax, mean).")
-    buckets: int = Field(2**18, ge=1, description="Texts: numbers that n-grams of two tokens or more share by their "
-                                                  "hash (softmax, mean).")
+    buckets: int | None = Field(None, ge=1, description="Texts: numbers that n-grams of two tokens or more share by "
+                                                        "their hash (by default 2^20 for softmax, 2^18 for mean).")
     dropout: float | None = Field(None, ge=0, lt=1, description="Share of the features dropped in training; by default "
                                                                 "0.5 with mean, lstm and cnn of texts, else 0.")
     shift: int = Field(2, ge=0, description="Pictures, cnn: pixels by which each is moved at most in training.")
@@ -348,9 +348,9 @@ def _sequence_net(net: str, spec: Spec, config: ClassifierConfig) -> tuple[nn.Mo
     if not isinstance(spec, TextSpec):
         raise ValueError(f"net {net} fits texts; for other data use --net mlp, or cnn where it has a shape")
     if net in ("auto", "softmax"):
-        return _Ratios(_NGrams(spec, config), len(spec.classes)), len(spec.classes)
+        return _Ratios(_NGrams(spec, config.ngrams, config.buckets or 2**20), len(spec.classes)), len(spec.classes)
     if net == "mean":
-        return _Mean(_NGrams(spec, config), config.embedding), config.embedding
+        return _Mean(_NGrams(spec, config.ngrams, config.buckets or 2**18), config.embedding), config.embedding
     if net == "cnn":
         maps = config.width or 100
         return _TextCNN(_Embedded(spec, config.embedding), maps), maps * len(_FILTERS)
@@ -384,9 +384,9 @@ class _NGrams(nn.Module):
     A token has its own number, longer ones have those of their hash.
     """
 
-    def __init__(self, spec: TextSpec, config: ClassifierConfig):
+    def __init__(self, spec: TextSpec, longest: int, buckets: int):
         super().__init__()
-        self.tokens, self.longest, self.buckets = _Tokens(spec), config.ngrams, config.buckets
+        self.tokens, self.longest, self.buckets = _Tokens(spec), longest, buckets
         self.vocabulary = len(spec.vocabulary)
         self.size = self.vocabulary + (self.buckets if self.longest > 1 else 0)
 
@@ -395,8 +395,8 @@ class _NGrams(nn.Module):
         found, number = [tokens.where(there, self.size)], tokens
         for _ in range(1, min(self.longest, x.shape[1])):
             tokens, there = tokens[:, 1:], there[:, 1:]  # the last ones
-            number = (number[:, :-1] * _PRIME + tokens) % self.buckets
-            found.append((self.vocabulary + number).where(there, self.size))
+            number = (number[:, :-1] * _FACTOR + tokens) % _PRIME
+            found.append((self.vocabulary + number % self.buckets).where(there, self.size))
         return torch.cat(found, 1)
 
 
@@ -527,12 +527,13 @@ class _TextCNN(nn.Module):
     def __init__(self, front: _Embedded, maps: int):
         super().__init__()
         self.front = front
-        self.filters = nn.ModuleList(nn.Conv1d(front.numbers, maps, size, padding="same") for size in _FILTERS)
+        self.filters = nn.ModuleList(nn.Conv1d(front.numbers, maps, size) for size in _FILTERS)
 
     def forward(self, x: Tensor) -> Tensor:
         steps, there = self.front(x)
-        steps = steps.transpose(1, 2)
-        return torch.cat([layer(steps).relu().masked_fill(~there[:, None], 0.0).amax(2) for layer in self.filters], 1)
+        found = [layer(F.pad(steps.transpose(1, 2), ((size - 1) // 2, size // 2)))
+                 for layer, size in zip(self.filters, _FILTERS, strict=True)]
+        return torch.cat([responses.relu().masked_fill(~there[:, None], 0.0).amax(2) for responses in found], 1)
 
 
 class _LSTM(nn.Module):
