@@ -200,6 +200,8 @@ class Model(nn.Module):
     least_steps: ClassVar[int] = 0
     # Whether it learns nothing but from classes, so that examples are read as what has one, e.g. each text by itself.
     labelled: ClassVar[bool] = False
+    # Whether it learns several labels (`Spec.tasks`) at once.
+    multitask: ClassVar[bool] = False
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
     # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.

@@ -4,6 +4,8 @@ Flags > environment > --config > preset > defaults.
 """
 
 import codecs
+import csv
+import io
 import itertools
 import json
 import os
@@ -34,7 +36,8 @@ class DataSettings(BaseModel):
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples held out as test split if the data "
                                                         "names no splits.")
     labels: str | None = Field(None, description="File of the classes of examples that come without: IDX, .npy, or "
-                                                 "text with one a line.")
+                                                 "text with one a line; several labels: a table (.csv, .tsv) with a "
+                                                 "column for each.")
     classes: str | None = Field(None, description="Only examples of these classes, e.g. 0,1,2.")
     without: str | None = Field(None, description="Leave out the examples of these classes, e.g. 7 or cat,dog.")
     pair: Literal["left", "right"] | None = Field(
@@ -101,6 +104,13 @@ _REPORTED = {"family", "data", "argv", "date", "versions", "fingerprint", "param
 
 Fields = Mapping[str, FieldInfo]
 Layer = tuple[str, Mapping[str, Any]]  # where values come from, for messages, and the values by field name
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; one that has a comma itself stands in quotation marks."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(names)
+    return out.getvalue()
 
 
 def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:

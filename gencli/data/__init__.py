@@ -128,7 +128,8 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     splits = classified(splits, request, like is None or bool(like.classes) or chooses)
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
-    chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
+    chosen, train, whole = _choose(splits, wanted, general.holdout, like is not None)
+    labels = whole.labels
     if not len(chosen):
         raise DataError(f"{name} has too few examples to hold a {wanted} split out; {name}:all is all of it")
     # After the cut, so that an example is of the same split whatever classes are read.
@@ -140,9 +141,10 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     request.check(kind, *([registry.kind(chosen.condition.kind)] if chosen.condition else []))
     if like is None:
         like = _spec(kind, train, request, class_names(labels or ()))
+        like = like.model_copy(update={"tasks": _tasks(whole)})
     elif other_classes:
         new = [label for label in class_names(labels or ()) if label not in like.classes]
-        like = like.model_copy(update={"classes": (*like.classes, *new)})
+        like = like.model_copy(update={"classes": (*like.classes, *new), "tasks": like.tasks or _tasks(whole)})
     data = pairs.fit(chosen, like, request, limit)
     if labels and not class_names(labels):
         notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
@@ -258,21 +260,37 @@ def _open(request: Request, data_root: str | Path | None, download: bool, stdin:
 
 
 def _choose(splits: Splits, split: Split, holdout: float,
-            spec_is_known: bool) -> tuple[Examples, Examples, list[str] | None]:
-    """The wanted examples, those of the training split, which make the Spec unless it is known, and labels of it."""
+            spec_is_known: bool) -> tuple[Examples, Examples, Examples]:
+    """The wanted examples, those of the training split, which make the Spec unless it is known, but for the classes.
+
+    These are those of the last ones.
+    """
     if "all" in splits:
         everything = splits["all"]()
         train, test = everything.cut(holdout)
         # A rare class may be in the test split alone.
-        return {"train": train, "test": test, "all": everything}[split], train, everything.labels
+        return {"train": train, "test": test, "all": everything}[split], train, everything
     # Where there is a validation split only, it is the one to test on.
     names = {"train": "train", "valid": "valid", "test": "test" if "test" in splits else "valid"}
     if split == "all":
         first, *others = (splits[name]() for name in ("train", "valid", "test") if name in splits)
-        return first.join(others), first, first.labels
+        return first.join(others), first, first
     chosen = splits[names[split]]()
     train = chosen if split == "train" or spec_is_known else splits["train"]()
-    return chosen, train, train.labels
+    return chosen, train, train
+
+
+def _tasks(examples: Examples) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The several labels of examples and their classes.
+
+    Raises:
+        DataError: one of them has a single class.
+    """
+    tasks = tuple((name, class_names(labels)) for name, labels in examples.tasks.items())
+    for name, classes in tasks:
+        if not classes:
+            raise DataError(f"{examples.name}: label {name!r} has a single class, which tells nothing; leave it out")
+    return tasks
 
 
 def _spec(kind: Kind, train: Examples, request: Request, classes: tuple[str, ...]) -> Spec:

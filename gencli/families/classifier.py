@@ -19,6 +19,10 @@ Texts are read by one of four networks; what lies past the end of a text changes
 `--init RUN` puts the layer of the classes on the encoder of another model, and trains both: what that learnt without
 labels helps where these are few (Hinton & Salakhutdinov 2006, Erhan et al. 2010).
 
+Data with several labels has one network with a layer for each of them (Caruana 1997, "Multitask learning"), or with
+`--cross-stitch` a network for each label, whose layers see what the others make: every layer's outputs are mixed by
+learnt weights (Misra et al. 2016, arXiv:1604.03539).
+
 It has no density of examples and draws none: it models p(y|x) alone.
 
 Shapes: B batch, F features, K classes.
@@ -26,6 +30,8 @@ Shapes: B batch, F features, K classes.
 
 import itertools
 import math
+import re
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -53,6 +59,7 @@ _HOP, _BANDS = 0.016, 40  # of the spectrogram of sound: seconds from a frame to
 
 _FILTERS = (3, 4, 5)  # tokens that the filters over a text span
 _FACTOR, _PRIME = 1_103_515_245, 2**31 - 1  # of the hash of n-grams, a polynomial
+_STITCH = 0.1  # of what a network goes on with, the share of the others at the start
 _EVIDENCE = 0.3  # of what naive Bayes takes n-grams for, which depend on each other, where the weights start
 _STEPS = 2000  # of plain descent, in steps of Adam
 
@@ -73,6 +80,8 @@ class ClassifierConfig(FamilyConfig):
                                                         "their hash (by default 2^20 for softmax, 2^18 for mean).")
     dropout: float | None = Field(None, ge=0, lt=1, description="Share of the features dropped in training; by default "
                                                                 "0.5 with mean, lstm and cnn of texts, else 0.")
+    cross_stitch: bool = Field(False, description="Several labels, mlp and cnn: a network for each, whose layers are "
+                                                  "mixed, instead of one for all.")
     shift: int = Field(2, ge=0, description="Pictures, cnn: pixels by which each is moved at most in training.")
 
 
@@ -87,13 +96,14 @@ class Classifier(Model):
     kinds = frozenset({"image", "vector", "audio", "strokes", "video", "series", "text"})
     defaults = {"lr": 4e-3, "batch_size": 128, "epochs": 4, "schedule": "cosine", "warmup": 100, "weight_decay": 0.02}
     labelled = True
+    multitask = True
     least_steps = 500
     block = 250
     config: ClassifierConfig
 
     def __init__(self, config: ClassifierConfig, spec: Spec):
         super().__init__(config, spec)
-        if len(spec.classes) < 2:
+        if len(spec.classes) < 2 and not spec.tasks:
             raise UsageError("classifier needs labelled data of two classes or more, and this data has no labels or a "
                              "single class; give a folder for each class, or labels (a table: --label COLUMN; texts: "
                              "also a file for each class)")
@@ -101,16 +111,24 @@ class Classifier(Model):
         self.seen: nn.Module = nn.Identity()
         self.standardise: nn.Module = nn.Identity()
         self.shift, self.smallest_batch = 0, 1
+        self.lacks = frozenset({"classify"}) if spec.tasks else frozenset()
+        if config.cross_stitch and not (spec.tasks and config.net in ("auto", "mlp", "cnn")
+                                        and not isinstance(spec, TextSpec)):
+            raise ValueError("--cross-stitch mixes the networks of several labels, of --net mlp or cnn; give data with "
+                             "several (a table: --label a --label b), or leave it out")
         self.dropout = config.dropout or 0.0
         net = config.net
+        if spec.tasks and isinstance(spec, TextSpec) and net in ("auto", "softmax"):
+            net = "mean"  # evidence is counted for the classes of one label
         if isinstance(spec, TextSpec) or net in ("mean", "lstm"):
             self.body, width = _sequence_net(net, spec, config)
-            self.head = nn.Linear(width, len(spec.classes))
+            self._take_features(width)
             if config.dropout is None and isinstance(self.body, _Mean | _TextCNN | _LSTM):
                 self.dropout = 0.5
             if isinstance(self.body, _Ratios):  # what it says of the classes is their evidence already
-                self.head.weight = nn.Parameter(torch.eye(width), requires_grad=False)
-                nn.init.zeros_(self.head.bias)
+                assert isinstance(self.head, nn.Linear)
+                self.head.load_state_dict({"weight": torch.eye(width), "bias": torch.zeros(width)})
+                self.head.weight.requires_grad_(False)
             return
         shape: tuple[int, ...] = spec.shape
         if isinstance(spec, AudioSpec):
@@ -130,8 +148,14 @@ class Classifier(Model):
         if net == "auto":
             net = "cnn" if len(shape) > 1 else "mlp"
         self.smallest_batch = 1 if net == "softmax" else 2  # for batch normalisation
-        self.body, width = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net](shape, config)
-        self.head = nn.Linear(width, len(spec.classes))
+        make = {"softmax": _flat, "mlp": _mlp, "cnn": _cnn}[net]
+        if config.cross_stitch:
+            bodies, widths = zip(*(make(shape, config) for _ in spec.tasks), strict=True)
+            self.body = _Stitched(bodies)
+            self._take_features(widths[0], len(bodies))
+        else:
+            self.body, width = make(shape, config)
+            self._take_features(width)
         self.shift = config.shift if net == "cnn" and len(shape) == 3 else 0
 
     def finetune(self, encoder: nn.Module) -> None:
@@ -152,7 +176,13 @@ class Classifier(Model):
             parameter.requires_grad_(slope is not None)
         self.seen, self.standardise, self.smallest_batch = nn.Identity(), nn.Identity(), 2
         self.body = nn.Sequential(encoder, nn.Flatten(), nn.BatchNorm1d(codes.shape[1], affine=False))
-        self.head = nn.Linear(codes.shape[1], len(self.spec.classes))
+        self._take_features(codes.shape[1])
+
+    def _take_features(self, width: int, networks: int = 1) -> None:
+        """Make the last layer, on the features of one network or of one for each label."""
+        tasks = self.spec.tasks
+        self.head = _Heads(width, [len(classes) for _, classes in tasks], networks > 1) if tasks else \
+            nn.Linear(width, len(self.spec.classes))
 
     def seen_as(self, x: Tensor) -> Tensor:
         """Examples x (B, ...) that say themselves where they end -> what the last layer sees, (B, F)."""
@@ -192,50 +222,95 @@ class Classifier(Model):
 
     def _weigh(self) -> bool:
         assert isinstance(self.body, _Ratios)
+        assert isinstance(self.head, nn.Linear)
         self.head.bias.copy_(self.body.weigh())
         return True
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Cross-entropy in nats."""
-        x, labels = self.seen(self._ended(batch)), _labels(batch)
+        x = self.seen(self._ended(batch))
         if self.shift:
             x = _moved(x, rng.integers(2 * self.shift + 1, 2), self.shift)
         features = self.body(self.standardise(x))
         if self.dropout:
             mask = rng.uniform(features.shape[1]) >= self.dropout
             features = features * mask / (1 - self.dropout)
-        logits = self.head(features).float()
+        if isinstance(self.head, _Heads):
+            return self._loss_of_tasks(features, _several(batch))
+        logits, labels = self.head(features).float(), _labels(batch)
         return Loss(F.cross_entropy(logits, labels), accuracy=(logits.argmax(1) == labels).float().mean())
+
+    def _loss_of_tasks(self, features: Tensor, labels: Tensor) -> Loss:
+        """The sum of the cross-entropies of the labels, each the mean over the examples where it is known."""
+        assert isinstance(self.head, _Heads)
+        losses = []
+        for logits, own in zip(self.head.each(features), labels.unbind(1), strict=True):
+            nats = F.cross_entropy(logits.float(), own, ignore_index=-1, reduction="sum")
+            losses.append(nats / (own >= 0).sum().clamp(min=1))
+        return Loss(torch.stack(losses).sum(), **{f"nll_{name}": loss for name, loss in
+                                                  zip(self._names(), losses, strict=True)})
+
+    def _names(self) -> list[str]:
+        """The several labels as parts of the names of numbers."""
+        return [re.sub(r"\W+", "_", name) for name, _ in self.spec.tasks]
 
     # --- encode, classify, score
 
     def encode(self, batch: Batch, rng: Rng, *,
                output: Literal["features", "logits", "probabilities"] = "features") -> Tensor:
-        """The last hidden layer (B, F), the logits or the probabilities of the classes (B, K)."""
+        """The last hidden layer (B, F), the logits or the probabilities of the classes (B, K).
+
+        Of several labels those of each stand side by side.
+        """
         features = self.seen_as(self._ended(batch))
         if output == "features":
             return features
-        logits = self.head(features)
-        return logits if output == "logits" else logits.softmax(1)
+        if not isinstance(self.head, _Heads):
+            logits = self.head(features)
+            return logits if output == "logits" else logits.softmax(1)
+        parts = self.head.each(features)
+        return torch.cat(parts if output == "logits" else [logits.softmax(1) for logits in parts], 1)
 
     def classify(self, batch: Batch) -> Tensor:
+        if isinstance(self.head, _Heads):
+            names = ", ".join(name for name, _ in self.spec.tasks)
+            raise UsageError(f"this classifier tells several labels ({names}), and what is asked for takes one alone: "
+                             f"train one with a single --label")
         return self.head(self.seen_as(self._ended(batch))).float().log_softmax(1)
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
-        """`class_nll`: -log p(y|x) in nats; nothing for examples without labels."""
-        if batch.labels is None:
+        """`class_nll`: -log p(y|x) in nats; of several labels, of each, with its `accuracy`.
+
+        Nothing for examples without labels.
+        """
+        if batch.tasks is not None and isinstance(self.head, _Heads):
+            return self._scores_of_tasks(batch, batch.tasks)
+        if batch.labels is None or isinstance(self.head, _Heads):
             return {}
         return {"class_nll": Score(F.nll_loss(self.classify(batch), batch.labels, reduction="none"), "nats")}
+
+    def _scores_of_tasks(self, batch: Batch, labels: Tensor) -> dict[str, Score]:
+        assert isinstance(self.head, _Heads)
+        found = {}
+        parts = self.head.each(self.seen_as(self._ended(batch)))
+        for name, logits, own in zip(self._names(), parts, labels.unbind(1), strict=True):
+            known = own >= 0
+            right = ((logits.argmax(1) == own) & known).double()
+            nats = F.cross_entropy(logits.float(), own, ignore_index=-1, reduction="none").double()
+            found[f"accuracy_{name}"] = Score(right, "", weight=known.double())
+            found[f"class_nll_{name}"] = Score(nats, "nats", weight=known.double())
+        return found
 
     # --- export
 
     def graph(self) -> Graph:
-        """From examples `x` to `features` (B, F) and `log_probabilities` (B, K).
+        """From examples `x` to `features` (B, F) and `log_probabilities` (B, K); of several labels, those of each.
 
         A text is filled up with `<end>`, token 1, and a series with infinity.
         """
         x = registry.kind_of(self.spec).anything(self.spec, ExampleStreams(0, torch.arange(2)))
-        return Graph(_Outputs(self), {"x": x}, ["features", "log_probabilities"])
+        outputs = [f"log_probabilities_{name}" for name in self._names()] or ["log_probabilities"]
+        return Graph(_Outputs(self), {"x": x}, ["features", *outputs])
 
 
 class _Outputs(nn.Module):
@@ -245,15 +320,63 @@ class _Outputs(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.model.seen_as(x)
-        return features, self.model.head(features).log_softmax(1)
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features, head = self.model.seen_as(x), self.model.head
+        parts = head.each(features) if isinstance(head, _Heads) else [head(features)]
+        return features, *(logits.log_softmax(1) for logits in parts)
+
+
+class _Heads(nn.Module):
+    """A layer for each label, on the same features, or `apart` on features of its own, which stand side by side."""
+
+    def __init__(self, width: int, classes: list[int], apart: bool):
+        super().__init__()
+        self.width, self.apart = width, apart
+        self.layers = nn.ModuleList(nn.Linear(width, count) for count in classes)
+
+    def each(self, features: Tensor) -> list[Tensor]:
+        """Features (B, F) -> the logits of each label, (B, K) of its own K classes."""
+        parts = features.split(self.width, 1) if self.apart else [features] * len(self.layers)
+        return [layer(part) for layer, part in zip(self.layers, parts, strict=True)]
+
+
+class _Stitched(nn.Module):
+    """A network for each label: L of the same form, whose hidden layers are mixed after each nonlinearity.
+
+    `mixing` are (L, L) a layer: the share of each network's output in what each goes on with. Features stand side by
+    side, (B, L F).
+    """
+
+    def __init__(self, bodies: Sequence[nn.Module]):
+        super().__init__()
+        self.bodies = nn.ModuleList(bodies)
+        first = bodies[0]
+        assert isinstance(first, nn.Sequential)
+        count, own = len(bodies), 1 - _STITCH
+        start = torch.full((count, count), _STITCH / (count - 1)).fill_diagonal_(own)
+        self.mixing = nn.ParameterList(start.clone() for layer in first if isinstance(layer, nn.ReLU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts, mixing = [x] * len(self.bodies), iter(self.mixing)
+        for layers in zip(*self.bodies, strict=True):  # type: ignore[arg-type]
+            parts = [layer(part) for layer, part in zip(layers, parts, strict=True)]
+            if isinstance(layers[0], nn.ReLU):
+                mixed = torch.tensordot(next(mixing), torch.stack(parts), 1)
+                parts = list(mixed.unbind(0))
+        return torch.cat(parts, 1)
 
 
 def _labels(batch: Batch) -> Tensor:
     if batch.labels is None:
         raise DataError("the data has no labels to learn from; give data with labels (a table: --label COLUMN)")
     return batch.labels
+
+
+def _several(batch: Batch) -> Tensor:
+    if batch.tasks is None:
+        raise DataError("the data has none of the labels to learn from; give data with them (a table: --label COLUMN "
+                        "--label COLUMN)")
+    return batch.tasks
 
 
 def _moved(x: Tensor, by: Tensor, shift: int) -> Tensor:
