@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
-from gencli.spec import Batch, Spec, join
+from gencli.spec import Batch, Spec, anything, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "fill", "join", "parse_widths"]
+           "anything", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model

@@ -4,8 +4,6 @@ Flags > environment > --config > preset > defaults.
 """
 
 import codecs
-import csv
-import io
 import itertools
 import json
 import os
@@ -105,13 +103,6 @@ _REPORTED = {"family", "data", "argv", "date", "versions", "fingerprint", "param
 
 Fields = Mapping[str, FieldInfo]
 Layer = tuple[str, Mapping[str, Any]]  # where values come from, for messages, and the values by field name
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names with commas between them; one that has a comma itself stands in quotation marks."""
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(names)
-    return out.getvalue()
 
 
 def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:

@@ -32,6 +32,8 @@ from gencli.lazy import Lazy
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from gencli.rng import Rng
 else:
     torch = Lazy("torch")
 
@@ -75,6 +77,11 @@ class Spec(BaseModel):
             if not content[name]:
                 del content[name]
         return content
+
+
+def anything(spec: Spec, rng: Rng) -> Tensor:
+    """Numbers of the type and shape that a model takes as examples, (B, *example), for what any will do."""
+    return registry.kind_of(spec).anything(spec, rng)
 
 
 def numbers_of(classes: Sequence[str]) -> dict[str, int]:

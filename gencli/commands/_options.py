@@ -14,7 +14,8 @@ import typer
 
 from gencli import registry
 from gencli.errors import ModelError, UsageError, did_you_mean
-from gencli.settings import DataSettings, listed, plain_type
+from gencli.settings import DataSettings, plain_type
+from gencli.tables import listed
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

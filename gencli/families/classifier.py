@@ -39,7 +39,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli import registry
 from gencli.errors import DataError, UsageError
 from gencli.ink import InkPicture
 from gencli.kinds.audio import AudioSpec
@@ -47,7 +46,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
-from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Player, Score, Spec
+from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Player, Score, Spec, anything
 from gencli.rng import ExampleStreams, Rng
 from gencli.spectrogram import SpectrogramPicture
 from gencli.view import View, view_of
@@ -164,7 +163,7 @@ class Classifier(Model):
         Raises:
             UsageError: nothing in the encoder learns by gradients.
         """
-        x = registry.kind_of(self.spec).anything(self.spec, ExampleStreams(0, torch.arange(2)))
+        x = anything(self.spec, ExampleStreams(0, torch.arange(2)))
         parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             codes = encoder(x).flatten(1).float()
@@ -308,7 +307,7 @@ class Classifier(Model):
 
         A text is filled up with `<end>`, token 1, and a series with infinity.
         """
-        x = registry.kind_of(self.spec).anything(self.spec, ExampleStreams(0, torch.arange(2)))
+        x = anything(self.spec, ExampleStreams(0, torch.arange(2)))
         outputs = [f"log_probabilities_{name}" for name in self._names()] or ["log_probabilities"]
         return Graph(_Outputs(self), {"x": x}, ["features", *outputs])
 

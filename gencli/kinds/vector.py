@@ -52,9 +52,8 @@ from gencli.examples import (
 from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
-from gencli.settings import listed
 from gencli.spec import Batch, Spec
-from gencli.tables import MISSING, Table, number, numbered, read_cells, read_parquet, spelled
+from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled
 
 if TYPE_CHECKING:
     import numpy as np
