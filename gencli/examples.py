@@ -240,13 +240,13 @@ class Examples(ABC):
         """(N,) int64, the labels as places in `classes`."""
         if self.labels is None or not classes:
             return None
-        return self._places(self.labels, numbers_of(classes))
+        return self._places(self.labels, classes, numbers_of(classes))
 
-    def _places(self, labels: Sequence[str], number: Mapping[str, int]) -> Tensor:
+    def _places(self, labels: Sequence[str], classes: tuple[str, ...], number: Mapping[str, int]) -> Tensor:
         for label in labels:
             if label not in number:
                 raise DataError(f"{self.name}: class {label!r} is none of the model's or training split's classes: "
-                                f"{shorten([*number])}")
+                                f"{shorten(classes)}")
         return torch.tensor([number[label] for label in labels], dtype=torch.int64)
 
     def _tasks(self, spec: Spec) -> Tensor | None:
@@ -255,7 +255,7 @@ class Examples(ABC):
             return None
         if missing := [name for name, _ in spec.tasks if name not in self.tasks]:
             raise DataError(f"{self.name} has no label {missing[0]!r}; expected {shorten([n for n, _ in spec.tasks])}")
-        return torch.stack([self._places(self.tasks[name], {**numbers_of(classes), "": -1})
+        return torch.stack([self._places(self.tasks[name], classes, {**numbers_of(classes), "": -1})
                             for name, classes in spec.tasks], 1)
 
     def _dataset(self, spec: Spec, examples: Any, *, protocol: dict[str, Any], **fields: Any) -> Dataset:

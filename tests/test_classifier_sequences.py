@@ -85,7 +85,7 @@ def test_words_and_their_ngrams():
     spec = TextSpec(vocabulary=(*MARKS, " ", "  ", "a", "b", "c"), unit="words", length=9, lines=True)
     tokens, there = _Tokens(spec)(torch.tensor([[4, 2, 5, 3, 6, 1, 1], [1, 1, 1, 1, 1, 1, 1]]))
     assert tokens[0, :3].tolist() == [4, 5, 6] and there.sum(1).tolist() == [3, 0], "space says nothing"
-    ngrams = _NGrams(spec, 3, 10**6)
+    ngrams = _NGrams(spec, ClassifierConfig(ngrams=3), 10**6)
     a, b = ngrams(torch.tensor([[4, 2, 5, 3, 6, 1], [6, 2, 4, 3, 5, 1]]))
     found, other = ({number for number in row.tolist() if number < ngrams.size} for row in (a, b))
     assert len(found) == len(other) == 3 + 2 + 1

@@ -74,9 +74,11 @@ class ClassifierConfig(FamilyConfig):
     depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
     features: int = Field(128, ge=1, description="Units of the last hidden layer (mlp, cnn but of texts).")
     embedding: int = Field(64, ge=1, description="Texts: dimensions of an embedding (mean, cnn, lstm).")
-    ngrams: int = Field(2, ge=1, description="Texts: tokens of the longest n-grams (softmax, mean).")
+    ngrams: int | None = Field(None, ge=1, description="Texts: tokens of the longest n-grams (softmax, mean; by "
+                                                       "default 2 words or subwords, 4 characters or bytes).")
     buckets: int | None = Field(None, ge=1, description="Texts: numbers that n-grams of two tokens or more share by "
-                                                        "their hash (by default 2^20 for softmax, 2^18 for mean).")
+                                                        "their hash (by default 2^20 for softmax of two classes, fewer "
+                                                        "of more; 2^18 for mean).")
     dropout: float | None = Field(None, ge=0, lt=1, description="Share of the features dropped in training; by default "
                                                                 "0.5 with mean, lstm and cnn of texts, else 0.")
     cross_stitch: bool = Field(False, description="Several labels, mlp and cnn: a network for each, whose layers are "
@@ -250,8 +252,9 @@ class Classifier(Model):
                                                   zip(self._names(), losses, strict=True)})
 
     def _names(self) -> list[str]:
-        """The several labels as parts of the names of numbers."""
-        return [re.sub(r"\W+", "_", name) for name, _ in self.spec.tasks]
+        """The several labels as parts of the names of numbers, each different."""
+        names = [re.sub(r"\W+", "_", name) for name, _ in self.spec.tasks]
+        return names if len({*names}) == len(names) else [f"{name}_{i}" for i, name in enumerate(names, start=1)]
 
     # --- encode, classify, score
 
@@ -470,9 +473,10 @@ def _sequence_net(net: str, spec: Spec, config: ClassifierConfig) -> tuple[nn.Mo
     if not isinstance(spec, TextSpec):
         raise ValueError(f"net {net} fits texts; for other data use --net mlp, or cnn where it has a shape")
     if net in ("auto", "softmax"):
-        return _Ratios(_NGrams(spec, config.ngrams, config.buckets or 2**20), len(spec.classes)), len(spec.classes)
+        classes = len(spec.classes)
+        return _Ratios(_NGrams(spec, config, max(2**14, 2**21 >> (classes - 1).bit_length())), classes), classes
     if net == "mean":
-        return _Mean(_NGrams(spec, config.ngrams, config.buckets or 2**18), config.embedding), config.embedding
+        return _Mean(_NGrams(spec, config, 2**18), config.embedding), config.embedding
     if net == "cnn":
         maps = config.width or 100
         return _TextCNN(_Embedded(spec, config.embedding), maps), maps * len(_FILTERS)
@@ -506,9 +510,10 @@ class _NGrams(nn.Module):
     A token has its own number, longer ones have those of their hash.
     """
 
-    def __init__(self, spec: TextSpec, longest: int, buckets: int):
+    def __init__(self, spec: TextSpec, config: ClassifierConfig, buckets: int):
         super().__init__()
-        self.tokens, self.longest, self.buckets = _Tokens(spec), longest, buckets
+        self.tokens, self.buckets = _Tokens(spec), config.buckets or buckets
+        self.longest = config.ngrams or (2 if spec.unit in ("words", "subword") else 4)
         self.vocabulary = len(spec.vocabulary)
         self.size = self.vocabulary + (self.buckets if self.longest > 1 else 0)
 
