@@ -163,6 +163,7 @@ def test_the_command_line(table, gencli):
     assert read_card("run").reading["label"] == "colour,size"
     found = gencli("evaluate", "run", f"{table}:test", "--json").json()["values"]
     assert found["accuracy_size"] > 0.6 and "accuracy" not in found
+    gencli("evaluate", "run", f"{table}:test", "--require", "accuracy_size>=1.01", "-q", code=5)
     model, card = load_model("run")
     assert card.spec.tasks == TASKS and not model.spec.classes
     assert model.graph().outputs == ["features", "log_probabilities_colour", "log_probabilities_size"]
