@@ -12,11 +12,14 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.families.classifier import Classifier, ClassifierConfig, _Stitched
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch
+from gencli.rng import StepStream
 from gencli.runs import load_model, read_card
 from gencli.settings import TrainSettings
 from gencli.spec import parse_spec
+from gencli.tokens import MARKS
 from gencli.trainer import Trainer
 
 TASKS = (("colour", ("blue", "red")), ("size", ("l", "m", "s")))
@@ -148,6 +151,16 @@ def test_both_labels_are_learnt(table, more):
         assert score.values.sum() / score.weight.sum() > 0.9
     assert rows.shape == (3, 5) and torch.allclose(rows.sum(1), torch.full((3,), 2.0))
     assert model.scores(Batch(data.examples), None) == {}
+
+
+def test_several_labels_of_texts():
+    spec = TextSpec(vocabulary=(*MARKS, "a", "b"), length=4, lines=True, tasks=TASKS)
+    model = Classifier(ClassifierConfig(buckets=9), spec)
+    loss = model.loss(Batch(torch.tensor([[2, 3, 1], [3, 1, 0]]), lengths=torch.tensor([3, 2]),
+                            tasks=torch.tensor([[0, 2], [1, -1]])), StepStream(2, torch.Generator()))
+    assert loss.parts.keys() == {"nll_colour", "nll_size"} and loss.total.isfinite()
+    with pytest.raises(ValueError, match="of one label"):
+        Classifier(ClassifierConfig(net="softmax"), spec)
 
 
 @pytest.mark.parametrize("spec", [TABLE.model_copy(update={"tasks": (), "classes": ("x", "y")}), TABLE])

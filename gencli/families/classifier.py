@@ -60,14 +60,14 @@ _FILTERS = (3, 4, 5)  # tokens that the filters over a text span
 _FACTOR, _PRIME = 1_103_515_245, 2**31 - 1  # of the hash of n-grams, a polynomial
 _STITCH = 0.1  # of what a network goes on with, the share of the others at the start
 _EVIDENCE = 0.3  # of what naive Bayes takes n-grams for, which depend on each other, where the weights start
-_STEPS = 2000  # of plain descent, in steps of Adam
+_STEPS = 1000  # of plain descent, in steps of Adam
 
 
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn", "mean", "lstm"] = Field(
         "auto", description="Network; softmax: one layer, of texts on their n-grams; mean: of embeddings of n-grams "
-                            "(texts); lstm: texts, drawings, series; auto: mlp for tables and films, softmax for "
-                            "texts, else cnn.")
+                            "(texts); lstm: texts, drawings, series; auto: mlp for tables and films, softmax (of "
+                            "several labels mean) for texts, else cnn.")
     width: int | None = Field(None, ge=1, description=(
         "Units of a hidden layer (mlp, by default 256) or of the state (lstm, 128); feature maps of the first layer "
         "(cnn, 32), of texts those of each length of filter (100)."))
@@ -119,8 +119,8 @@ class Classifier(Model):
                              "several (a table: --label a --label b), or leave it out")
         self.dropout = config.dropout or 0.0
         net = config.net
-        if spec.tasks and isinstance(spec, TextSpec) and net in ("auto", "softmax"):
-            net = "mean"  # evidence is counted for the classes of one label
+        if isinstance(spec, TextSpec) and net == "auto":
+            net = "mean" if spec.tasks else "softmax"
         if isinstance(spec, TextSpec) or net in ("mean", "lstm"):
             self.body, width = _sequence_net(net, spec, config)
             self._take_features(width)
@@ -163,8 +163,10 @@ class Classifier(Model):
         """A layer on the codes of an encoder, each brought to unit variance, in place of the own network.
 
         Raises:
-            UsageError: nothing in the encoder learns by gradients.
+            UsageError: nothing in the encoder learns by gradients; there would have to be an encoder for each label.
         """
+        if self.config.cross_stitch:
+            raise UsageError("--cross-stitch trains a network for each label from the start; leave it or --init out")
         x = anything(self.spec, ExampleStreams(0, torch.arange(2)))
         parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         with torch.enable_grad():
@@ -472,7 +474,10 @@ def _sequence_net(net: str, spec: Spec, config: ClassifierConfig) -> tuple[nn.Mo
         return body, body.width
     if not isinstance(spec, TextSpec):
         raise ValueError(f"net {net} fits texts; for other data use --net mlp, or cnn where it has a shape")
-    if net in ("auto", "softmax"):
+    if net == "softmax":
+        if spec.tasks:
+            raise ValueError("net softmax counts the n-grams of the classes of one label; for several use --net mean, "
+                             "cnn or lstm")
         classes = len(spec.classes)
         return _Ratios(_NGrams(spec, config, max(2**14, 2**21 >> (classes - 1).bit_length())), classes), classes
     if net == "mean":
