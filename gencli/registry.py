@@ -70,7 +70,7 @@ class Family(Entry):
 
     kinds: tuple[str, ...] = ()
     # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate),
-    # "finetune" (train).
+    # "finetune" and "mix" (train).
     can: tuple[str, ...] = ()
     noun = "family"
     base = "gencli.model:Model"
@@ -215,8 +215,15 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector"), can=(*VERBS, "label", "classify", "filters")),
     Family("rnn", "gencli.families.rnn:RNN", "Recurrent language model: vanilla, LSTM, GRU",
            kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+    Family("transformer", "gencli.families.transformer:Transformer",
+           "Transformer language model (Vaswani 2017): decoder only, rotary positions, sliding attention",
+           kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
     Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
            kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+    Family("mlp-lm", "gencli.families.mlp_lm:MLPLM", "Feed-forward language model (Bengio 2003)",
+           kinds=("text",), can=(*VERBS, "log_prob", "prompt", "mix")),
+    Family("hmm", "gencli.families.hmm:HMM", "Hidden Markov model by Baum-Welch (Rabiner 1989)",
+           kinds=("text", "series", "strokes"), can=(*VERBS, "log_prob", "prompt")),
     Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
            kinds=("image", "vector", "strokes", "video", "series"), can=(*VERBS, "log_prob")),
     Family("gmm", "gencli.families.gmm:GMM", "Gaussian mixture by EM (Dempster, Laird & Rubin 1977)",
@@ -228,6 +235,10 @@ families = Table("gencli.families", Family,
            can=(*VERBS, "log_prob", "complete", "filters")),
     Family("flow", "gencli.families.flow:Flow", "Normalizing flow: spline coupling (Durkan 2019), RealNVP (Dinh 2017)",
            kinds=("image", "vector", "strokes", "video", "series"), can=(*VERBS, "log_prob")),
+    Family("diffusion", "gencli.families.diffusion:Diffusion",
+           "Diffusion (Ho 2020, Karras 2022) and flow matching (Lipman 2023)",
+           kinds=("image", "vector", "strokes", "series"),
+           can=(*VERBS, "log_prob", "label", "complete", "film", "condition")),
     Family("pixelcnn", "gencli.families.pixelcnn:PixelCNN", "Autoregressive model of pixels (van den Oord 2016)",
            kinds=("image",), can=(*VERBS, "log_prob", "label", "complete")),
     Family("autoencoder", "gencli.families.autoencoder:Autoencoder",
@@ -235,6 +246,12 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector", "text", "series", "strokes"), can=(*VERBS, "film", "filters")),
     Family("rbm", "gencli.families.rbm:RBM", "Restricted Boltzmann machine by (persistent) contrastive divergence",
            kinds=("image", "vector"), can=(*VERBS, "log_prob", "film", "filters")),
+    Family("naive-bayes", "gencli.families.naive_bayes:NaiveBayes",
+           "Naive Bayes: elements or words independent given the class; generative classifier",
+           kinds=("image", "vector", "text"),
+           can=(*VERBS, "log_prob", "classify", "label", "prompt", "complete")),
+    Family("lda", "gencli.families.lda:LDA", "Latent Dirichlet allocation (Blei 2003): topics, by online "
+           "variational Bayes", kinds=("text",), can=(*VERBS, "log_prob")),
     Family("gsn", "gencli.families.gsn:GSN", "Generative stochastic network (Bengio 2014), walkback training",
            kinds=("image", "vector"), can=(*VERBS, "complete", "film", "filters")),
     Family("dbn", "gencli.families.dbn:DBN", "Deep belief network (Hinton 2006): restricted Boltzmann machines stacked",

@@ -66,6 +66,7 @@ OF_CODES = {("vae", "vector"): {"draw": False},
             ("gsn", "vector"): {"draw": False},
             ("dbn", "vector"): {"draw": False},
             ("dbm", "vector"): {"draw": False},
+            ("lda", "text"): {"draw": False},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 
 

@@ -33,6 +33,10 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
+        "word_nll": ("Surprise of a word", "less", "The same for the words of a text alone, whatever is between them."),
+        "word_perplexity": ("Perplexity of a word", "less", "Between how many equally likely words the model "
+                                                            "hesitates, on average."),
+        "topics_in_use": ("Topics in use", None, "How many topics the texts are about, if all were as frequent."),
         "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
         "bits_per_byte": ("Bits per byte", "less", "The same of a byte, whatever a token of the model is."),
         "nats_per_step": ("Nats per step", "less", "The same for one step of a series."),
