@@ -215,8 +215,8 @@ class Classifier(Model):
         if not isinstance(self.body, _Ratios):
             return super().phases()
         parameters = [p for p in self.parameters() if p.requires_grad]
-        descent = Player("model", parameters, self.loss, lr_scale=_STEPS,
-                         optimiser=lambda own, lr: torch.optim.SGD(own, lr, momentum=0.9))
+        descent = Player("model", parameters, self.loss, lr_scale=_STEPS, optimiser=lambda own, lr, decay: (
+            torch.optim.SGD(own, lr, momentum=0.9, weight_decay=decay / _STEPS)))  # per step as AdamW decays
         return [Phase("count", share=0, accumulate=self._count, finish=self._weigh), Phase("train", [descent])]
 
     def _count(self, batch: Batch) -> None:
