@@ -128,6 +128,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
+    ("classifier", "text"): ["--embedding", "4", "--buckets", "50"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
     ("gaussian", "strokes"): [],
     ("gmm", "strokes"): ["--components", "2"],
@@ -163,7 +164,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 
 def make_small_data(folder: Path) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many; 2,000 letters
+    in two files, of which the second has no d;
     a folder of 96 recordings of 90 to 150 samples, tones of two pitches; 96 drawings of 5 to 9 points, boxes and
     stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall."""
     random = np.random.default_rng(0)
@@ -173,7 +175,10 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     np.savez(folder / "pictures.npz", x=pictures, y=labels)
     rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
     np.savez(folder / "rows.npz", x=rows.astype(np.float32), y=labels)
-    (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
+    letters = "".join(random.choice(list("abcd \n"), 2000))
+    (folder / "texts").mkdir()
+    (folder / "texts" / "first.txt").write_text(letters[:1000])
+    (folder / "texts" / "second.txt").write_text(letters[1000:].replace("d", "a"))
     (folder / "sounds").mkdir()
     for i, length in enumerate(random.integers(90, 151, 96)):
         tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
@@ -191,7 +196,7 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     steps = random.integers(6, 11, 96)
     walks = [random.normal([0, 5], [1, 2], (count, 2)).cumsum(0) * (1, -1)[i % 2] for i, count in enumerate(steps)]
     np.savez(folder / "series.npz", series=np.concatenate(walks), offsets=np.pad(steps.cumsum(), (1, 0)), labels=labels)
-    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "texts",
             "audio": folder / "sounds", "strokes": folder / "drawings.ndjson",
             "video": folder / "films.npz",
             "series": folder / "series.npz"}

@@ -1,6 +1,6 @@
 """Glossary of the metrics: full name, meaning, and which way is better; for reports and for the gate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -186,4 +186,8 @@ def term(name: str) -> Term:
     if name.startswith("auroc_"):
         return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
                     "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
+    for own in ("accuracy", "class_nll"):  # of one of several labels
+        if name not in GLOSSARY and name.startswith(f"{own}_"):
+            entry = GLOSSARY[own]
+            return replace(entry, title=f"{entry.title}: {name.removeprefix(f'{own}_')}")
     return GLOSSARY.get(name) or Term(name.replace("_", " ").capitalize(), OTHER, None, "")
