@@ -161,8 +161,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 def make_small_data(folder: Path) -> dict[str, Path]:
     """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
     a folder of 96 recordings of 90 to 150 samples, tones of two pitches; 96 drawings of 5 to 9 points, boxes and
-    stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall; 96 pairs of
-    words of 1 to 5 letters and what they are backwards."""
+    stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall; 96 words
+    of 1 to 5 letters and, made from each, the same backwards."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -208,7 +208,8 @@ def small_run(small_data, tmp_path_factory):
     def get(family: str, kind: str) -> Path:
         if (family, kind) not in made:
             folder = tmp_path_factory.mktemp("runs") / f"{family}-{kind}"
-            code = run(["train", family, str(small_data[form_of(family, kind)]), "-o", str(folder), "--steps", "12", "--batch-size", "8",
+            source = str(small_data[form_of(family, kind)])
+            code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
                         "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
             assert code == 0
             made[family, kind] = folder
