@@ -1,5 +1,6 @@
 """The plan of a training: its phases, its learning rates, which examples are read and in which order."""
 
+import itertools
 import math
 
 import torch
@@ -7,17 +8,28 @@ import torch
 from gencli.data.orders import Contiguous, Shuffled
 from gencli.dataset import Dataset
 from gencli.device import Processes
+from gencli.errors import UsageError
 from gencli.model import Model, Phase
 from gencli.settings import TrainSettings
 
 
-def phases_of(model: Model, total: int) -> list[tuple[Phase, int]]:
+def phases_of(model: Model, total: int, started: bool = False) -> list[tuple[Phase, int]]:
     """The phases of a model with the step at which each ends, `total` for the last.
+
+    Args:
+        started: the model has the weights of another training, so that nothing has to find a start for them.
 
     Raises:
         ValueError: two phases share a name.
+        UsageError: what is `started` would be lost in a phase that computes the weights anew.
     """
     phases = model.phases()
+    if started:
+        phases = list(itertools.dropwhile(lambda phase: not (phase.players or phase.share), phases))
+        first = phases[0] if phases else None
+        if first is None or not (first.players or first.passes is None) or any(phase.begin for phase in phases):
+            raise UsageError(f"--init: a {type(model).__name__.lower()} is computed from its data, whatever weights "
+                             f"it has before; leave it out")
     names = [phase.name for phase in phases]
     if len(set(names)) < len(names):
         raise ValueError(f"{type(model).__name__}: phases need different names, and these are {names}")

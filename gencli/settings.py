@@ -64,8 +64,9 @@ class TrainSettings(BaseModel):
                                                     "sampled from; 0: the weights themselves.")
     precision: Precision = Field("auto", description="auto: bf16 on hardware that supports it, else fp32.")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
-    init: str | None = Field(None, description="Start from the encoder of this run and read the data as it "
-                                               "did; families that can finetune.")
+    init: str | None = Field(None, description="Start from the weights of this run, where it is of the same "
+                                               "family, else from its encoder (families that can finetune); the data "
+                                               "is read as it was for that run.")
     seed: int = Field(0, ge=0, description="Seed of weights, order and noise.")
     validation: float = Field(0.0, ge=0, lt=1, description="Share of the training examples held out for validation.")
     patience: int = Field(0, ge=0, description="Stop after this many validations without improvement and keep the best "

@@ -19,6 +19,7 @@ from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
 from gencli.limits import keep_memory
+from gencli.metrics import CONFIDENCE
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
@@ -32,6 +33,7 @@ from gencli.stopping import Stop, seconds
 # Settings that decide what a step computes.
 _DECISIVE = ("batch_size", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile", "validation",
              "seed")
+_LONG = 4  # validations that are worse than the best, before that is worth a warning
 
 
 @dataclass
@@ -62,6 +64,8 @@ class Outcome:
 class Trainer:
     """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
 
+    `started`: the model has the weights of another training, and none of its phases is there to find others.
+
     Raises (from `run`):
         DivergedError: a loss is not finite; the checkpoints before it stay.
         StoppedError: stopped by signal or time limit, after a checkpoint was saved.
@@ -72,7 +76,7 @@ class Trainer:
     """
 
     def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
-                 device: torch.device | str = "cpu", hooks: Hooks | None = None):
+                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False):
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device)
@@ -83,10 +87,11 @@ class Trainer:
         self.data, self.validation_data = data.on(self.device).hold_out(settings.validation)
         self.order = training_order(model, self.data, settings, self.device, self.processes)
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
-        self.phases = phases_of(model, self.total)  # with their ends
+        self.phases = phases_of(model, self.total, started)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
         self._refuse_small_steps()
         self.state = TrainingState(self.model, self.total)
+        self._warned: set[str] = set()  # phases whose validation was told to rise
 
     def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
         """Train to the end, or until `stop` asks to stop."""
@@ -288,7 +293,8 @@ class Trainer:
         """The first score of the family on the validation split, with the weights that would be saved."""
         model, state = self.state.result.eval(), self.state
         name, score = next(iter(collect(model, data, seed=self.settings.seed).items()))
-        value = mean(name, score.values, score.unit, score.kind, {}, score.weight).value
+        metric = mean(name, score.values, score.unit, score.kind, {}, score.weight)
+        value = metric.value
         self.model.train()
         if self.processes.first and self.run_folder:
             self.run_folder.append("metrics.jsonl", {"step": state.step, f"validation/{name}": value})
@@ -298,6 +304,13 @@ class Trainer:
                 state.best_weights = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
         else:
             state.waited += 1
+            risen = state.waited >= _LONG and value - state.best > CONFIDENCE * (metric.error or 0)
+            if risen and not self.settings.patience and state.phase not in self._warned and self.processes.first:
+                self._warned.add(state.phase)
+                self.hooks.warn(f"step {state.step}: {name} of the held-out data is {value:.4g} and was "
+                                f"{state.best:.4g} at step {state.best_step}, and has not been as good since: from "
+                                f"there on the model learns its examples by heart; --patience N keeps the best weights "
+                                f"and stops after N such validations")
 
     # --- checkpoints
 

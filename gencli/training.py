@@ -56,7 +56,7 @@ class Plan:
 
     Attributes:
         reading: how the data is read: `DataSettings` and the options of its kinds, by name.
-        origin: the model of `settings.init`.
+        start: the model of `settings.init`.
     """
 
     family: str
@@ -65,7 +65,19 @@ class Plan:
     settings: TrainSettings
     reading: dict[str, Any]
     examples: Dataset
-    origin: runs.Origin | None = None
+    start: runs.Card | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model starts from the weights of `start`, not from its encoder."""
+        return self.start is not None and not _has_new_head(self.family)
+
+    @property
+    def origin(self) -> runs.Origin | None:
+        """The model whose encoder the model starts from."""
+        if self.start is None or self.goes_on:
+            return None
+        return runs.Origin(**self.start.model_dump(include={"family", "config", "spec", "origin"}))
 
     def document(self) -> dict[str, Any]:
         """What `config.json` holds: a valid --config, and what happened."""
@@ -80,11 +92,27 @@ class Plan:
         }
 
     def build(self) -> Model:
-        """The model with fresh weights, a function of the seed."""
+        """The model before its first step: with fresh weights, a function of the seed, or those of `settings.init`.
+
+        Raises:
+            UsageError: the weights of `settings.init` fit no model of this configuration.
+        """
         torch.manual_seed(derive_seed(self.settings.seed, "weights"))
         with memory_explained("choose a smaller model"), room_for(self.copies):
             weights = runs.model_path(self.settings.init) if self.settings.init else None
-            return runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin, weights)
+            model = runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin, weights)
+            if self.start and weights and self.goes_on:
+                try:
+                    runs.load_weights(model, weights)
+                except ModelError as error:
+                    before = self.start.config
+                    changed = [f"--{name.replace('_', '-')}" for name, value in self.config.model_dump().items()
+                               if before.get(name) != value]
+                    if not changed:
+                        raise
+                    raise UsageError(f"--init {self.settings.init}: its weights do not fit another "
+                                     f"{' or '.join(changed)}; leave that out") from error
+            return model
 
     @property
     def copies(self) -> int:
@@ -157,15 +185,19 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     values, origin = resolve(fields, *layers)
     start = _start(family, values["init"]) if values.get("init") else None
     if start:
-        values, origin = resolve(fields, layers[0], (f"--init {values['init']}", _reading_of(start)), *layers[1:])
+        of_start = _reading_of(start) | ({} if _has_new_head(family) else start.config)
+        values, origin = resolve(fields, layers[0], (f"--init {values['init']}", of_start), *layers[1:])
     model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
-    like = None if start is None else start.spec.model_copy(update={"classes": ()})
-    examples = load(data, own, split="train", like=like, other_classes=start is not None, skip_bad=skip_bad,
-                    download=download, data_root=data_root, limit=limit, notify=note, detail=detail, progress=progress)
+    like, keeps = None if start is None else start.spec, start is not None and _knows_classes(start, family)
+    if like and not keeps:
+        like = like.model_copy(update={"classes": ()})
+    examples = load(data, own, split="train", like=like, other_classes=start is not None and not keeps,
+                    skip_bad=skip_bad, download=download, data_root=data_root, limit=limit, notify=note, detail=detail,
+                    progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):
@@ -176,16 +208,27 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
                  f"{_plural(examples)}")
-    made_from = runs.Origin(**start.model_dump(include={"family", "config", "spec", "origin"})) if start else None
-    return Plan(family, data, completed, training, _reading(own, general, examples), examples, made_from)
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples, start)
 
 
 def _start(family: str, run: str) -> runs.Card:
-    """The model whose encoder a model of a family starts from."""
-    registry.require(family, "finetune")
+    """The model whose weights, or whose encoder, a model of a family starts from."""
     card = runs.read_card(run)
-    registry.require(card.family, "encode")
+    if card.family != family:
+        registry.require(family, "finetune")
+        registry.require(card.family, "encode")
     return card
+
+
+def _has_new_head(family: str) -> bool:
+    """Whether models of a family start from encoders, whatever they belong to, and not from weights of their own."""
+    return "finetune" in registry.families.named(family).can
+
+
+def _knows_classes(start: runs.Card, family: str) -> bool:
+    """Whether the classes are part of the weights that a model starts from."""
+    return not _has_new_head(family) and "label" in registry.families.named(family).can \
+        and bool(start.config.get("conditional", True))
 
 
 def _reading_of(start: runs.Card) -> dict[str, Any]:
@@ -286,7 +329,7 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
         run.write_config(resolved.document())
 
     trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
-                      Hooks(events.progress, warn, preview, keep_settings))
+                      Hooks(events.progress, warn, preview, keep_settings), resolved.goes_on)
     if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
         events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
                     f"{trainer.order.rows} examples")

@@ -248,7 +248,7 @@ def test_a_classifier_starts_from_an_encoder_and_learns_it(gencli, small_run, sm
 
 @pytest.mark.parametrize(("args", "code", "says"), [
     (["classifier", "image", "gan"], 2, "has no encoder"), (["classifier", "image", "gaussian"], 2, "by gradients"),
-    (["classifier", "vector", "vae"], 3, "expected pictures"), (["vae", "image", "vae"], 2, "finetune: classifier"),
+    (["classifier", "vector", "vae"], 3, "expected pictures"), (["vae", "image", "gan"], 2, "finetune: classifier"),
     (["classifier", "image", "none"], 4, "no run")])
 def test_encoders_that_no_classifier_starts_from(args, code, says, gencli, small_run, small_data, tmp_path):
     family, kind, other = args

@@ -22,8 +22,7 @@ from gencli.metrics.anomalies import auroc, aurocs
 from gencli.metrics.audio import LogMel
 from gencli.metrics.parzen import choose_bandwidth, log_density
 from gencli.metrics.support import support_size
-from gencli.metrics.text import text
-from gencli.model import Batch, FamilyConfig, Model
+from gencli.model import Batch, FamilyConfig, Model, Score
 from gencli.training import train_quietly
 
 
@@ -123,9 +122,37 @@ def test_distinct_and_copied_ngrams():
     assert "copied_1" not in by_name(["text"], texts("a"), samples=samples)
 
 
-def test_text_is_only_measured_on_request():
-    assert "distinct_1" not in by_name(None, texts("a b"), samples=texts("a b"))
-    assert "a" not in LETTERS.vocabulary[:2] and callable(text)
+class Coin(Model):
+    """Tokens a and b, the first with probability 0.9, whatever was written before."""
+
+    kinds = frozenset({"text"})
+    likelihood = "exact"
+
+    def __init__(self):
+        super().__init__(FamilyConfig(), LETTERS)
+        p = torch.tensor([{"a": 0.9, "b": 0.1}.get(letter, 0) for letter in LETTERS.vocabulary])
+        self.register_buffer("p", p.double())
+
+    def log_prob(self, batch, rng):
+        return self.p.log()[batch.x].sum(1)
+
+    def scores(self, batch, rng):
+        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", weight=batch.lengths)}
+
+
+@pytest.mark.parametrize("samples, warned", [(["aaaaaaaaab"] * 4, False), (["ababababab"] * 4, True)])
+def test_entropy_rate_is_the_surprise_of_the_samples(samples, warned):
+    told: list[str] = []
+    found = by_name(["entropy"], texts(*["aaaaaaaaba"] * 5), model=Coin(), samples=texts(*samples), notify=told.append)
+    expected = [-(text.count("a") * math.log(0.9) + text.count("b") * math.log(0.1)) / 10
+                for text in (samples[0], "aaaaaaaaba")]
+    assert found["entropy_rate"].value == pytest.approx(expected[0])
+    assert found["entropy_rate"].protocol["held_out"] == pytest.approx(expected[1])
+    assert [("train it for longer" in sentence) for sentence in told] == [True] * warned
+
+
+def test_texts_are_measured_by_default():
+    assert {"distinct_1", "copied_1"} <= by_name(None, texts("a b"), samples=texts("a b"), training=texts("a")).keys()
 
 
 # --- Parzen windows

@@ -181,7 +181,7 @@ def test_the_card_says_the_step_of_its_weights(small_data, gencli, tmp_path, mon
     scores = iter([5.0, 4.0, 3.0, 9.0, 9.0, 9.0])
 
     def value(*_):
-        return type("Estimate", (), {"value": next(scores)})
+        return type("Estimate", (), {"value": next(scores), "error": None})
 
     monkeypatch.setattr("gencli.trainer.mean", value)
     words = args(small_data, "vae", "vector", "--steps", "100", "--validation", "0.2", "--validate-every", "2",
@@ -196,7 +196,7 @@ def test_the_card_says_the_step_of_its_weights(small_data, gencli, tmp_path, mon
     done = gencli(*words, "--resume").stderr
     assert "nothing to do" in done and "step 6" in done
     assert not list(scores)[1:]
-    monkeypatch.setattr("gencli.trainer.mean", lambda *_: type("Estimate", (), {"value": 1.0}))
+    monkeypatch.setattr("gencli.trainer.mean", lambda *_: type("Estimate", (), {"value": 1.0, "error": None}))
     gencli(*words, "--resume", "--patience", "4")  # more patience goes on
     assert runs.read_card(tmp_path / "run").trained > 10
 

@@ -287,6 +287,26 @@ def test_every_verb(run, gencli, tmp_path):
     assert (tmp_path / "out.txt").read_bytes().decode()
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_text_ends_before_the_words_of_stop(gencli, tmp_path, unit):
+    """Wherever they fall in tokens, after the prompt alone, and in nothing that goes on without them."""
+    (tmp_path / "t.txt").write_text("the sea, the sky; the see über the sky\n" * 30)
+    gencli("train", "ngram", "t.txt", "-o", "run", "--length", "64", "--unit", unit, "--order", "3", "-q")
+
+    def drawn(*more, stdin=b""):
+        gencli("sample", "run", "-n", "6", "--set", "length=90", "-o", "s.jsonl", *more, stdin=stdin)
+        return [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+
+    whole = drawn("--prompt", "the sky")
+    assert any(" ü" in text for text in whole), "the test looks for it"
+    for stop in (" ü", "\n", "the s", "no such words"):
+        assert drawn("--prompt", "the sky", "--stop", stop) == [
+            "the sky" + text.removeprefix("the sky").split(stop)[0] for text in whole]
+    assert drawn("--prompt", "-", stdin=b"the sky\n") == whole
+    done = gencli("sample", "run", "--prompt", "-", "-o", "s.txt", stdin=b"\xff", code=3)
+    assert "stdin is not UTF-8 text" in done.stderr
+
+
 def test_without_the_package(run, gencli, tmp_path, monkeypatch):
     """A model still writes; what has to be cut into tokens cannot be."""
     monkeypatch.setitem(sys.modules, "tokenizers", None)

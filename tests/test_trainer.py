@@ -23,7 +23,7 @@ from gencli.errors import DivergedError, ModelError
 from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
 from gencli.runs import Run
 from gencli.settings import TrainSettings, seconds
-from gencli.trainer import Trainer
+from gencli.trainer import Hooks, Trainer
 
 CPU = torch.device("cpu")
 
@@ -195,6 +195,24 @@ def test_early_stopping_keeps_the_best(rows):
     outcome, trainer = train(Scored(rows.spec), rows, **settings)
     assert abs(outcome.model.weight.item() - 1) < 0.1, "best on validation, though training goes on to 3"
     assert outcome.step < 400 and trainer.state.stopped_early
+
+
+def test_validation_that_rises_is_told_once(rows):
+    class Scored(Line):
+        likelihood = "exact"
+
+        def log_prob(self, batch, rng):
+            return -(self.weight.detach() - 1).square().expand(len(batch))
+
+    def warnings(**settings):
+        told = []
+        settings |= {"steps": 200, "lr": 0.1, "validation": 0.2, "validate_every": 5, "precision": "fp32"}
+        Trainer(Scored(rows.spec), rows, TrainSettings(**settings), hooks=Hooks(warn=told.append)).run()
+        return told
+
+    (told,) = warnings()
+    assert "learns its examples by heart; --patience N" in told
+    assert not warnings(patience=3)
 
 
 # --- phases

@@ -1,5 +1,6 @@
 """What samples are conditioned on, from the words of the command line."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from gencli import registry
@@ -104,9 +105,13 @@ def _prompt(card: Any, words: str, console: Console) -> "Tensor":
     import torch
 
     from gencli.commands._reading import load_alone
+    from gencli.tables import decode
 
     kind = registry.kind_of(card.spec)
     literal = kind.parse(words, card.spec, "prompt")
+    if literal is not None and words == "-":  # the last line end is that of the command that wrote it
+        words = decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
+        literal = kind.parse(words, card.spec, "prompt")
     if literal is not None and (lost := kind.lost(words, card.spec)):
         console.warn(f"--prompt: {lost}")
     if literal is None:

@@ -26,8 +26,10 @@ def sample(
     output: options.Output = None,
     format: options.Format = None,
     label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text, or a sound file that "
-                                               "recordings begin with.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text (- reads it from stdin), or a "
+                                               "sound file that recordings begin with.")] = None,
+    stop: Annotated[str | None, typer.Option("--stop", metavar="TEXT", help="End a text where TEXT would follow; short "
+                                             "for --set stop=TEXT.")] = None,
     complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", help="Draw the missing cells of these "
                                                  "rows; or keep a part of this picture, by --keep-rows or --mask, and "
                                                  "draw the rest.")] = None,
@@ -75,14 +77,14 @@ def sample(
     if each > 1 and not (given or complete):
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
-    stop = checked(time_limit)
+    stopping = checked(time_limit)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
     conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, given)
     number = number or each * count_of(conditions, card.spec) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
-    pairs = [*(set or ()), *([f"engine={engine}"] if engine else ())]
+    pairs = [*(set or ()), *(f"{name}={value}" for name, value in (("engine", engine), ("stop", stop)) if value)]
     meta = {"family": card.family, "seed": seed}
 
     def open_writer(path: str | None, own: range) -> streams.Writer:
@@ -131,7 +133,7 @@ def sample(
             else:
                 done += len(batch)
                 progress(done, total, pace.values())
-            if stopped := bool(stop.reason()) and done != total:
+            if stopped := bool(stopping.reason()) and done != total:
                 break
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")

@@ -91,18 +91,21 @@ class AutoregressiveText(Model):
         return self._write(self.reader(), code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               top_k: int = 0, top_p: float = 1.0) -> Batch:
+               top_k: int = 0, top_p: float = 1.0, stop: str = "") -> Batch:
         """Texts that begin with the prompt, if one is given, and go on for `length` tokens or until `<end>`.
 
         The other options are those of `decode`. Raises UsageError where one is out of its range.
+
+        Args:
+            stop: a text also ends before these words, where they follow the prompt; "": it does not.
         """
         prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-        return self._write(self.reader(), self.prior(rng, length=length), prompt, temperature, top_k, top_p)
+        return self._write(self.reader(), self.prior(rng, length=length), prompt, temperature, top_k, top_p, stop)
 
     @torch.no_grad()
     def _write(self, reader: tuple[Read, Advance], code: Tensor, prompt: Tensor, temperature: float, top_k: int,
-               top_p: float) -> Batch:
-        """The prompt (P,), then the texts of the codes (B, T) -> (B, P + T)."""
+               top_p: float, stop: str = "") -> Batch:
+        """The prompt (P,), then the texts of the codes (B, T), until `stop` if there is one -> (B, P + T)."""
         if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
             raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
                              "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
@@ -118,6 +121,7 @@ class AutoregressiveText(Model):
         x = torch.cat([prompt.expand(len(u), -1), torch.zeros_like(u, dtype=torch.int64)], dim=1)
         lengths = torch.full_like(x[:, 0], len(prompt))
         active = torch.ones_like(lengths, dtype=torch.bool)
+        stops = [_Stop(self.spec, stop) for _ in u] if stop else []
         for t in range(u.shape[1]):
             active = active & ~u[:, t].isnan()
             if not active.any():
@@ -127,5 +131,46 @@ class AutoregressiveText(Model):
             lengths += active
             if self.spec.lines:
                 active = active & (token != end)
+            for i, each in enumerate(stops):
+                if active[i] and each.after(int(token[i])):
+                    active[i] = False
             logits, state = advance(token, state)
+        for i, each in enumerate(stops):
+            if each.found:
+                kept = torch.tensor(each.before(), dtype=x.dtype, device=x.device)
+                x[i, len(prompt) :] = 0
+                x[i, len(prompt) : len(prompt) + len(kept)] = kept
+                lengths[i] = len(prompt) + len(kept)
         return Batch(x, lengths=lengths)
+
+
+class _Stop:
+    """Reads the tokens of one text until their bytes hold the words at which it is to end."""
+
+    def __init__(self, spec: TextSpec, words: str):
+        self._tokenizer, self._words = spec.tokenizer, words.encode()
+        self._tokens: list[int] = []
+        self._read = b""
+        self.found = False
+
+    def after(self, token: int) -> bool:
+        """Whether the words are there after this token."""
+        piece = self._tokenizer.pieces[token]
+        start = max(0, len(self._read) - len(self._words))
+        self._tokens.append(token)
+        self._read += piece
+        self.found = self._words in self._read[start:]
+        return self.found
+
+    def before(self) -> list[int]:
+        """The tokens before the words. Of a token that they begin inside of, what the vocabulary has of its rest."""
+        place = self._read.index(self._words)
+        tokens: list[int] = []
+        for token in self._tokens:
+            piece = self._tokenizer.pieces[token]
+            if len(piece) > place:
+                rest = self._tokenizer.encode(piece[:place].decode(errors="ignore"))
+                return tokens + [part for part in rest if part != TextSpec.UNKNOWN]
+            tokens.append(token)
+            place -= len(piece)
+        return tokens

@@ -138,6 +138,8 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
            for n in (1, 2, 3, 4, 8)},
         **{f"copied_{n}": (f"Copied runs of {n} words" if n > 1 else "Copied words", None,
                            "Share of those in the samples that occur in the training data.") for n in (1, 2, 3, 4, 8)},
+        "entropy_rate": ("Surprise of its own samples", None,
+                         "Nats a token under the model that wrote them; that of held-out text if the model is right."),
     },
     "Usefulness": {
         "usefulness": ("Usefulness", "more",

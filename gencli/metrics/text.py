@@ -1,4 +1,4 @@
-"""Samples of text: how varied they are, and how much of them is copied from the training data.
+"""Samples of text: how varied they are, how much of them is copied from the training data, how surprising they are.
 
 An n-gram is a run of n words or punctuation marks, whatever a token of the model is.
 """
@@ -7,18 +7,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
 from gencli.dataset import Dataset
 from gencli.errors import DataError
 from gencli.kinds.text import TextSpec
-from gencli.metrics import Found, Inputs, Metric
+from gencli.metrics import CONFIDENCE, Found, Inputs, Metric
 from gencli.metrics.estimates import mean, protocol
+from gencli.metrics.likelihood import collect
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ORDERS = (1, 2, 3, 4, 8)
 _GROUPS = 20  # that the jackknife leaves out in turn
+_SCORED = 64  # samples, and held-out texts, whose surprise is measured
+_FAR = 0.1  # by which share samples are worse than held-out text where that is worth a warning
 
 
 def text(inputs: Inputs) -> Iterator[Found]:
@@ -45,6 +49,31 @@ def text(inputs: Inputs) -> Iterator[Found]:
             copied = torch.tensor([sum(ngram in trained for ngram in ngrams) for ngrams in drawn])
             yield mean(f"copied_{n}", copied, "", "exact", {**record, "held_out": held_out},
                        torch.tensor([len(ngrams) for ngrams in drawn]))
+
+
+def entropy(inputs: Inputs) -> Iterator[Found]:
+    """`entropy_rate`: nats a token of the samples under the model that wrote them, estimated on the first of them; that
+    of held-out text, `held_out` in the protocol, is measured on as many.
+
+    A model that is right about its data has the same of both (Braverman et al. 2020, arXiv:1906.05664). Where its own
+    samples are far worse, it does not know what to do with what it has written, and writes ever stranger things.
+    """
+    assert inputs.model is not None and inputs.samples is not None
+    if inputs.examples.spec.condition is not None:
+        return  # samples do not say what they are made from
+    samples, examples = inputs.samples.subset(_SCORED), inputs.examples.subset(_SCORED)
+    rates = []
+    for data in (samples, examples):
+        name, score = next(iter(collect(inputs.model, data, seed=inputs.seed).items()))
+        record = protocol(inputs.examples, inputs.seed, samples=len(samples), score=name)
+        rates.append(mean("entropy_rate", score.values, score.unit, "estimate", record, score.weight, data.blocks))
+    own, held_out = rates
+    error = math.hypot(own.error or 0, held_out.error or 0)
+    if own.value - held_out.value > max(_FAR * abs(held_out.value), CONFIDENCE * error):
+        inputs.notify(f"the samples are far worse than held-out text under the model itself: {own.value:.3g} "
+                      f"{own.unit} against {held_out.value:.3g}; it goes astray in what it writes: train it for "
+                      f"longer, or draw with --set temperature=0.8 or --set top_p=0.95")
+    yield replace(own, protocol={**own.protocol, "held_out": held_out.value})
 
 
 def _words(data: Dataset) -> list[list[str]]:
