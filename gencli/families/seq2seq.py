@@ -193,8 +193,9 @@ class Seq2Seq(AutoregressiveText):
         """
         return self._write(self._precise()._reader(_source(given)), code, _prompt(given), temperature, top_k, top_p)
 
-    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 0.0,
-               top_k: int = 0, top_p: float = 1.0, beam: int | None = None, length_penalty: float = 0.6) -> Batch:
+    def sample(self, rng: Rng, given: Given | None = None, *,  # type: ignore[override]
+               length: int | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
+               beam: int | None = None, length_penalty: float = 0.6) -> Batch:
         """A text for each source: the likeliest that a beam search finds, or with a temperature a draw.
 
         Args:
