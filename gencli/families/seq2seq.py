@@ -323,7 +323,7 @@ def _prompt(given: Given | None) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sources as positions
+# Sources as positions: of unit scale, so that the places that an encoder adds to them do not drown them
 
 
 class _TextSource(nn.Module):
@@ -354,12 +354,12 @@ class _SeriesSource(nn.Module):
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)  # the spec has them
         self.register_buffer("scale", torch.tensor(spec.scale), persistent=False)
-        self.linear = nn.Linear(2 * len(spec.columns), width)
+        self.layers = nn.Sequential(nn.Linear(2 * len(spec.columns), width), nn.LayerNorm(width))
 
     def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
         values = (source.x.to(self.mean.dtype) - self.mean) / self.scale
         x = torch.cat([values.nan_to_num(nan=0.0), values.isnan().to(values.dtype)], dim=-1)
-        return self.linear(x), inside(source.x[..., 0], source.lengths)
+        return self.layers(x), inside(source.x[..., 0], source.lengths)
 
     def example(self) -> Batch:
         return Batch(torch.zeros(2, *self.spec.shape), lengths=torch.full((2,), self.spec.length))
@@ -376,6 +376,7 @@ class _PictureSource(nn.Module):
         self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1)
                                     for a, b in itertools.pairwise(maps))
         self.refine = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.LayerNorm(width)
         height, size = (math.ceil(side / 2**halvings) for side in (spec.height, spec.width))
         self.place = nn.Parameter(torch.randn(height * size, width) * 0.02)
 
@@ -383,7 +384,7 @@ class _PictureSource(nn.Module):
         x = 2 * source.x.to(self.place.dtype) - 1
         for layer in self.layers:
             x = F.silu(layer(x))
-        x = (x + F.silu(self.refine(x))).flatten(2).mT + self.place
+        x = self.norm((x + F.silu(self.refine(x))).flatten(2).mT) + self.place
         return x, torch.ones_like(x[..., 0], dtype=torch.bool)
 
     def example(self) -> Batch:
@@ -396,7 +397,8 @@ class _RowSource(nn.Module):
     def __init__(self, spec: VectorSpec, width: int):
         super().__init__()
         self.spec, self.view = spec, view_of(spec)
-        self.layers = nn.Sequential(nn.Linear(self.view.size, width), nn.SiLU(), nn.Linear(width, width))
+        self.layers = nn.Sequential(nn.Linear(self.view.size, width), nn.SiLU(), nn.Linear(width, width),
+                                    nn.LayerNorm(width))
 
     def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
         rows, _ = self.view(source, None)
