@@ -230,8 +230,10 @@ def test_the_right_half_of_a_facade_is_its_label_map(real_data):
 def test_aligned_text_files(tmp_path):
     (tmp_path / "source.txt").write_text("eins\n\ndrei\n")
     (tmp_path / "target.txt").write_text("one\ntwo\nsix")
-    data = load(f"{tmp_path}:all", BYTES)
+    notes = []
+    data = load(f"{tmp_path}:all", BYTES, notify=notes.append)
     batch = everything(data)
+    assert notes == [f"{tmp_path / 'source.txt'}: 1 of 3 lines are empty, and taken as empty texts; the first is line 2"]
     assert texts(batch, data.spec) == ["one", "two", "six"] and data.spec.lines
     assert texts(batch.condition, data.spec.condition) == ["eins", "", "drei"]
 

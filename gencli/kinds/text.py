@@ -320,7 +320,11 @@ class Texts(Kind):
         clean.tell(request)
         if not any(lines):
             raise DataError(f"{source[0]} holds empty lines only")
-        return Lines(source[0], lines[:-1] if lines[-1] == "" else lines)
+        lines = lines[:-1] if lines[-1] == "" else lines
+        if empty := [number for number, line in enumerate(lines, start=1) if not line.strip()]:
+            request.notify(f"{source[0]}: {len(empty)} of {len(lines)} lines are empty, and taken as empty texts; the "
+                           f"first is line {empty[0]}")
+        return Lines(source[0], lines)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
         if len(columns) != 1:
