@@ -321,7 +321,7 @@ class Texts(Kind):
         if not any(lines):
             raise DataError(f"{source[0]} holds empty lines only")
         lines = lines[:-1] if lines[-1] == "" else lines
-        if empty := [number for number, line in enumerate(lines, start=1) if not line.strip()]:
+        if empty := [number for number, line in enumerate(lines, start=1) if not line]:
             request.notify(f"{source[0]}: {len(empty)} of {len(lines)} lines are empty, and taken as empty texts; the "
                            f"first is line {empty[0]}")
         return Lines(source[0], lines)
