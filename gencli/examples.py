@@ -428,7 +428,8 @@ def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, 
     if len(order) < len(sources) or order.tolist() != list(range(len(sources))):
         condition = condition.take(order)
     numbers = torch.tensor([rows[place][0] for place, _ in shared])
-    return replace(data, condition=condition, skipped=data.skipped + lost,
+    notes = tuple(f"of what the examples are made from {note}" for note in condition.notes)
+    return replace(data, condition=condition, skipped=data.skipped + lost, notes=data.notes + notes,
                    groups=None if groups is None else torch.tensor(groups)[numbers],
                    fingerprint=fingerprint(data.fingerprint.encode(), condition.fingerprint.encode()))
 

@@ -55,7 +55,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -107,6 +107,14 @@ def test_speech(tmp_path):
     assert "frechet_distance" in done.stdout
     assert next((tmp_path / "out").glob("one.*")).stat().st_size > 100
     assert soundfile.info(tmp_path / "out/between.wav").samplerate == 8000
+
+
+def test_translate(tmp_path, small_data):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("ab\nbca\n\nc")
+    command = f"sh {EXAMPLES / 'translate.sh'} {small_data['pairs']} run < {lines}"
+    done = run(tmp_path, "sh", "-c", command, UNIT="characters", GENCLI_NET="rnn")
+    assert len(done.stdout.split("\n")) == 5 and (tmp_path / "run/model.safetensors").stat().st_size
 
 
 def test_new_kinds(tmp_path):

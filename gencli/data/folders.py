@@ -11,6 +11,7 @@ from pathlib import Path
 from gencli import registry
 from gencli.data import arrays
 from gencli.data.classes import beside
+from gencli.data.lines import read_fields
 from gencli.data.names import arranged, expand, numbered_alike, only, splits_among
 from gencli.data.tars import arrays_of, read_tars
 from gencli.data.walk import Walk
@@ -455,29 +456,20 @@ def _one_each(files: list[Path], folder: Path) -> dict[str, Path]:
 
 
 def _columns(path: Path, request: Request) -> Examples:
-    """The examples of a table in the columns `--target`, made from those in the columns `--source`."""
+    """The examples of a table, or of records of JSON, in the columns `--target`, made from those in `--source`."""
     request = replace(request, name=str(path))
     named = {"source": request.general.source, "target": None if request.sources else request.general.target}
     missing = [side for side in (["source"] if request.sources else named) if not named[side]]
     if missing:
         raise UsageError(f"{path} is a table, of which both columns are named: add --{missing[0]} COLUMN")
-    sides = {side: tuple(names.split(",")) for side, names in named.items() if names}
-    cells = read_cells(read_bytes(path), str(path), sum(sides.values(), ()), _ending(path) in (".csv", ".tsv"))
-    places = {side: [cells.place(name, f"--{side}") for name in names] for side, names in sides.items()}
-    last = max(place for side in places.values() for place in side)
-    short = [width <= last for width in cells.widths]
-    bad = sum(short)
-    rows = [row for row, lacks in zip(cells.frame.rows(), short, strict=True) if not lacks]
-    if not rows or (bad and not request.skip_bad):
-        line = next((line for line, lacks in zip(cells.lines, short, strict=True) if lacks), 1)
-        raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
-                        f"lines out")
+    sides = {side: names.split(",") for side, names in named.items() if names}
+    bad, columns = _cells(path, sides, request)
 
     def side(name: str, request: Request) -> Examples:
-        columns = [[row[place] for row in rows] for place in places[name]]
+        titles, cells = zip(*columns[name], strict=True)
         wanted = request.general.kind
         for kind in [registry.kind(wanted)] if wanted else all_kinds():
-            if (examples := kind.from_cells(columns, [cells.columns[i] for i in places[name]], request)) is not None:
+            if (examples := kind.from_cells(cells, titles, request)) is not None:
                 return examples
         raise DataError(f"{path}: the columns of --{name} are neither numbers, nor names of files, nor one of text")
 
@@ -487,3 +479,23 @@ def _columns(path: Path, request: Request) -> Examples:
         examples = joined(side("target", request), side("source", request.of_any_kind()), str(path))
     examples.skipped += bad
     return examples
+
+
+def _cells(path: Path, sides: dict[str, list[str]],
+           request: Request) -> tuple[int, dict[str, list[tuple[str, list[str]]]]]:
+    """How many rows of a table, or records of JSON, lack a cell; and of each side the name and cells of its columns."""
+    names = [name for own in sides.values() for name in own]
+    if _ending(path) in (".json", ".jsonl"):
+        bad, fields = read_fields(path, names, request)
+        return bad, {side: [(name, fields[names.index(name)]) for name in own] for side, own in sides.items()}
+    table = read_cells(read_bytes(path), str(path), tuple(names), _ending(path) in (".csv", ".tsv"))
+    places = {side: [table.place(name, f"--{side}") for name in own] for side, own in sides.items()}
+    last = max(place for side in places.values() for place in side)
+    short = [width <= last for width in table.widths]
+    rows = [row for row, lacks in zip(table.frame.rows(), short, strict=True) if not lacks]
+    if not rows or (any(short) and not request.skip_bad):
+        line = next((line for line, lacks in zip(table.lines, short, strict=True) if lacks), 1)
+        raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
+                        f"lines out")
+    return sum(short), {side: [(table.columns[i], [row[i] for row in rows]) for i in own]
+                        for side, own in places.items()}

@@ -149,6 +149,9 @@ class _TextExamples(Examples):
             protocol["unknown"] = len(unknown)
             notes = (f"{len(unknown):,} of {int(lengths.sum()):,} tokens are unknown to the vocabulary: likelihoods "
                      f"of them compare with those of this vocabulary alone",)
+        if cut := protocol.get("cut"):
+            notes = (*notes, f"{cut:,} of {len(examples):,} texts are cut: they have more than {spec.length:,} tokens, "
+                             f"the longest that the model reads")
         if spec.unit in ("words", "subword"):
             protocol["vocabulary"] = len(spec.vocabulary)
         return self._dataset(spec, examples, lengths=lengths, amounts=_amounts(examples, lengths, spec, unknown),
@@ -387,7 +390,11 @@ class Texts(Kind):
         clean.tell(request)
         if not any(lines):
             raise DataError(f"{source[0]} holds empty lines only")
-        return Lines(source[0], lines[:-1] if lines[-1] == "" else lines)
+        lines = lines[:-1] if lines[-1] == "" else lines
+        if empty := [number for number, line in enumerate(lines, start=1) if not line]:
+            request.notify(f"{source[0]}: {len(empty)} of {len(lines)} lines are empty, and taken as empty texts; the "
+                           f"first is line {empty[0]}")
+        return Lines(source[0], lines)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
         if len(columns) != 1:
@@ -484,7 +491,11 @@ class Texts(Kind):
     def lost(self, text: str, spec: Any) -> str | None:
         tokens = spec.tokenizer
         text = _Cleaner().text(text)
-        unknown = tokens.unknown(text)
-        names = shorten([repr(part) for part in dict.fromkeys(unknown)])
-        return f"{len(unknown)} of {len(tokens.encode(text))} {spec.unit} are unknown to the model: {names}" \
-            if unknown else None
+        unknown, count = tokens.unknown(text), len(tokens.encode(text))
+        lost = []
+        if unknown:
+            names = shorten([repr(part) for part in dict.fromkeys(unknown)])
+            lost.append(f"{len(unknown)} of {count} {spec.unit} are unknown to the model: {names}")
+        if spec.lines and count >= spec.length:
+            lost.append(f"it has {count} tokens, and the longest line that the model knows has {spec.length - 1}")
+        return "; ".join(lost) or None

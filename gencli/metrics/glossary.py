@@ -84,6 +84,13 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "pair_ssim": ("Structural similarity", "more", "How alike the two are in brightness, contrast and structure, "
                                                        "window by window; 1 is the same picture."),
     },
+    "Translations and captions": {
+        "bleu": ("BLEU", "more", "How many runs of up to four words a text shares with its target; 100 is "
+                                 "the same text."),
+        "chrf": ("chrF", "more", "The same of runs of up to six characters, as what is found of the target too."),
+        "exact_match": ("Exact match", "more", "Share of the texts that are their target to the letter."),
+        "length_ratio": ("Length ratio", None, "How long the texts are, over how long their targets are."),
+    },
     "Samples against data": {
         "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
                              "How far the samples as a whole lie from real examples."),
