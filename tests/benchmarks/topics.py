@@ -1,6 +1,6 @@
 """Topics of held-out texts: perplexity of a word by `lda` beside scikit-learn's LatentDirichletAllocation.
 
-    GENCLI_DATA=... python tests/benchmarks/topics.py [--topics 20] [--epochs 20]
+    GENCLI_DATA=... python tests/benchmarks/topics.py [--topics 20] [--epochs 5] [--data rt-polarity,shakespeare]
 
 The data is rt-polarity (`sentiment/` of GENCLI_DATA) and the lines of tiny Shakespeare, every tenth text held out. Both
 see the same counts, batches of 128 and the same alpha, eta, offset and decay, and both are judged twice: by
@@ -52,9 +52,10 @@ def bound(model: LDA, data: Dataset, topics: np.ndarray) -> float:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--topics", type=int, default=20)
-    arguments.add_argument("--epochs", type=int, default=20)
+    arguments.add_argument("--epochs", type=int, default=5)
+    arguments.add_argument("--data", default="rt-polarity,shakespeare")
     given = arguments.parse_args()
-    for name in ("rt-polarity", "shakespeare"):
+    for name in given.data.split(","):
         lines = texts(name)
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as run:
             for split, own in (("test", lines[::10]), ("train", [line for i, line in enumerate(lines) if i % 10])):
