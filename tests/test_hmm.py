@@ -254,7 +254,7 @@ def test_states_are_found_again():
 
 
 def test_few_passes_over_texts_beat_the_unigram():
-    """Two kinds of tokens by turns, as vowels and consonants: from nearly equal states EM is slow to tell them apart."""
+    """Two kinds of tokens by turns, as vowels and consonants: from nearly equal states EM is slow to tell."""
     x = 2 + (torch.rand(40, 30, generator=generator("turns")) * 1.5).long() + torch.arange(30) % 2
     for seed in range(3):
         torch.manual_seed(seed)
