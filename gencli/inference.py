@@ -249,7 +249,7 @@ def decode_batch(model: Model, codes: Tensor, rng: ExampleStreams | None, condit
     own = own_options(model.decode, options)
     if "given" not in inspect.signature(model.decode).parameters:  # made from nothing, or determined by codes
         return model.decode(codes, rng, **own)
-    if condition is None:
+    if condition is None and model.spec.condition is not None:
         raise UsageError(f"this model makes examples from {_plural(model)} and codes; name some with --given")
     return model.decode(codes, rng, Given(condition=condition), **own)  # type: ignore[call-arg]
 

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
-from gencli.spec import Batch, Spec, join
+from gencli.spec import Batch, Spec, anything, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "fill", "join", "parse_widths"]
+           "anything", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -84,9 +84,9 @@ class Diagnostic:
 class Player:
     """Parameters, the loss they minimise, and how often they move (1: in every step of the phase, 5: in every fifth).
 
-    `optimiser(parameters, lr)` makes their optimiser, by default AdamW with `betas` and the user's --weight-decay. The
-    trainer sets the learning rates of its parameter groups in every step, in the ratios they were made with, and calls
-    its `step()` without a closure.
+    `optimiser(parameters, lr, weight_decay)` makes their optimiser, by default AdamW with `betas`; the decay is that
+    of --weight-decay. The trainer sets the learning rates of its parameter groups in every step, in the ratios they
+    were made with, and calls its `step()` without a closure.
     """
 
     name: str  # unique in its phase
@@ -95,7 +95,7 @@ class Player:
     every: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     lr_scale: float = 1.0
-    optimiser: Callable[[list[nn.Parameter], float], torch.optim.Optimizer] | None = None
+    optimiser: Callable[[list[nn.Parameter], float, float], torch.optim.Optimizer] | None = None
 
     def require_gradients(self, on: bool) -> None:
         """Whether autograd computes gradients of the parameters."""
@@ -198,6 +198,10 @@ class Model(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     # Steps of a training at least where the user does not say how long, however few the examples are.
     least_steps: ClassVar[int] = 0
+    # Whether it learns nothing but from classes, so that examples are read as what has one, e.g. each text by itself.
+    labelled: ClassVar[bool] = False
+    # Whether it learns several labels (`Spec.tasks`) at once.
+    multitask: ClassVar[bool] = False
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
     # Whether a batch should hold examples of alike lengths, so that little of it is filled up.
@@ -214,7 +218,9 @@ class Model(nn.Module):
     # Abilities of the class that the instance lacks, where these depend on config or data.
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
-    lossless: ClassVar[bool] = False
+    lossless: bool = False
+    # Of a prompt, the elements before its end on which what follows may depend; None: as many as there are.
+    reach: int | None = None
 
     def __init__(self, config: FamilyConfig, spec: Spec):
         super().__init__()
@@ -234,13 +240,13 @@ class Model(nn.Module):
 
     @classmethod
     def abilities(cls) -> set[str]:
-        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters" and
-        "finetune".
+        """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters",
+        "finetune" and "mix".
 
         "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters",
-                                 "finetune")
+                                 "finetune", "mix")
                if getattr(cls, name) is not getattr(Model, name)}
         able = {"train", "evaluate", "export"} | (own - {"prior"})
         if {"prior", "decode"} <= own:
@@ -317,6 +323,17 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def mix(self, other: "Model") -> None:
+        """Take in another trained model of the same examples, with whose distribution this one mixes its own.
+
+        The run of it is what the option `mix` of the family's Config names. Called once, after `__init__`: of a new
+        model, and of one to be loaded, whose weights include the other's.
+
+        Raises:
+            UsageError: the other has no such distribution.
+        """
+        raise NotImplementedError
+
     def decode(self, code: Tensor, rng: Rng | None = None) -> Batch:
         """Codes -> examples. Without `rng` nothing random is added.
 
@@ -373,6 +390,13 @@ class Model(nn.Module):
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
+
+    def subjects(self) -> dict[str, str]:
+        """What each part of the model (a topic, a class) is about, in words, by its name; for the card and the report.
+
+        Default: nothing.
+        """
+        return {}
 
     # --- export
 

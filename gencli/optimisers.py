@@ -12,7 +12,7 @@ def make_optimiser(player: Player, settings: TrainSettings) -> torch.optim.Optim
     """A player's own optimiser, or AdamW. `lr_scale` in its groups is their learning rate relative to `settings.lr`."""
     lr = settings.lr * player.lr_scale
     if player.optimiser:
-        optimiser = player.optimiser(player.parameters, lr)
+        optimiser = player.optimiser(player.parameters, lr, settings.weight_decay)
     else:
         fused = all(parameter.device.type != "mps" for parameter in player.parameters)
         optimiser = AdamW(player.parameters, lr=lr, betas=player.betas, weight_decay=settings.weight_decay, fused=fused)

@@ -60,7 +60,8 @@ _HOLDER_TIMEOUT = 10.0  # seconds to wait for the holder of a lock to write its 
 
 
 class Origin(BaseModel):
-    """The model whose encoder another one starts from, without its weights: what is needed to build it."""
+    """The model whose encoder another one starts from, or which it mixes with, without its weights: what is needed to
+    build it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +85,7 @@ class Card(BaseModel):
     family: str
     config: dict[str, Any]
     spec: SerializeAsAny[Spec]
-    origin: Origin | None = None  # of a model that started from the encoder of another one
+    origin: Origin | None = None  # of a model that started from the encoder of another one, or mixes with it
     data: str = ""  # what the model was trained on, as on the command line
     data_settings: dict[str, Any] = {}  # how it was read: options of data, and of the kinds in it
     fingerprint: str = ""  # of the training data
@@ -132,10 +133,10 @@ class Card(BaseModel):
 
 def build(family: str, config: dict[str, Any], spec: Spec, origin: Origin | None = None,
           weights: Path | None = None) -> Model:
-    """A new model with fresh weights, those of the encoder of another model but for it.
+    """A new model with fresh weights, but for those of another model that it starts from or mixes with.
 
     Args:
-        origin: the model whose encoder it starts from.
+        origin: that other model.
         weights: the model file of that one; None: fresh weights there, too.
 
     Raises:
@@ -151,13 +152,20 @@ def build(family: str, config: dict[str, Any], spec: Spec, origin: Origin | None
         takes = f"takes {', '.join(sorted(cls.conditions))}" if cls.conditions else "makes examples from nothing"
         raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
                          f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
+    if spec.tasks and not cls.multitask:
+        names = ", ".join(name for name, _ in spec.tasks)
+        raise UsageError(f"family {family!r} knows one label at most, and the data has several ({names}); name one "
+                         f"of them with --label, and leave others out of a table with --drop")
     try:
         model = cls(cls.Config(**config), spec)
         if origin is not None:
             other = build(origin.family, origin.config, origin.spec, origin.origin)
             if weights is not None:
                 load_weights(other, weights)
-            model.finetune(encoder(other).module)
+            if "mix" in cls.abilities():
+                model.mix(other)
+            else:
+                model.finetune(encoder(other).module)
         return model
     except ValidationError as error:
         first = error.errors()[0]

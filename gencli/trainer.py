@@ -15,6 +15,7 @@ from torch import nn
 
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
+from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
@@ -98,6 +99,9 @@ class Trainer:
         stop = stop or Stop(self.settings.time_limit)
         if resume:
             self._load()
+        if isinstance(self.order, Contiguous) and self.order.window < self.order.asked and self.processes.first:
+            self.hooks.warn(f"--window {self.order.asked}: the text to train on has {len(self.order.document):,} "
+                            f"tokens, so that a step reads {self.order.window} of them")
         self.model.train()
         keep_memory()
         with memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):

@@ -9,12 +9,12 @@ import math
 import platform
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -50,13 +50,27 @@ _WHICH = {"classes", "without", "labels"}  # options that say which examples are
 _HINT = "start over with overwrite (--overwrite)"
 
 
+@dataclass(frozen=True)
+class Other:
+    """Another run, and what a training takes from it: its weights, its encoder, or all of it to mix with."""
+
+    run: str
+    card: runs.Card
+    use: Literal["weights", "encoder", "mixture"]
+
+    @property
+    def option(self) -> str:
+        """The option that names it."""
+        return "mix" if self.use == "mixture" else "init"
+
+
 @dataclass
 class Plan:
     """A training, fully resolved.
 
     Attributes:
         reading: how the data is read: `DataSettings` and the options of its kinds, by name.
-        start: the model of `settings.init`.
+        other: another run that it starts from or mixes with.
     """
 
     family: str
@@ -65,19 +79,16 @@ class Plan:
     settings: TrainSettings
     reading: dict[str, Any]
     examples: Dataset
-    start: runs.Card | None = None
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the model starts from the weights of `start`, not from its encoder."""
-        return self.start is not None and not _has_new_head(self.family)
+    other: Other | None = None
 
     @property
     def origin(self) -> runs.Origin | None:
-        """The model whose encoder the model starts from."""
-        if self.start is None or self.goes_on:
+        """The model that is part of this one."""
+        if self.other is None:
             return None
-        return runs.Origin(**self.start.model_dump(include={"family", "config", "spec", "origin"}))
+        if self.other.use == "weights":
+            return self.other.card.origin
+        return runs.Origin(**self.other.card.model_dump(include={"family", "config", "spec", "origin"}))
 
     def document(self) -> dict[str, Any]:
         """What `config.json` holds: a valid --config, and what happened."""
@@ -99,18 +110,22 @@ class Plan:
         """
         torch.manual_seed(derive_seed(self.settings.seed, "weights"))
         with memory_explained("choose a smaller model"), room_for(self.copies):
-            weights = runs.model_path(self.settings.init) if self.settings.init else None
-            model = runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin, weights)
-            if self.start and weights and self.goes_on:
+            if self.other is None:
+                return runs.build(self.family, self.config.model_dump(), self.examples.spec)
+            weights = runs.model_path(self.other.run)
+            goes_on = self.other.use == "weights"
+            model = runs.build(self.family, self.config.model_dump(), self.examples.spec, self.origin,
+                               None if goes_on else weights)
+            if goes_on:
                 try:
                     runs.load_weights(model, weights)
                 except ModelError as error:
-                    before = self.start.config
+                    before = self.other.card.config
                     changed = [f"--{name.replace('_', '-')}" for name, value in self.config.model_dump().items()
                                if before.get(name) != value]
                     if not changed:
                         raise
-                    raise UsageError(f"--init {self.settings.init}: its weights do not fit another "
+                    raise UsageError(f"--init {self.other.run}: its weights do not fit another "
                                      f"{' or '.join(changed)}; leave that out") from error
             return model
 
@@ -183,21 +198,21 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         ("the command line", {name: value for name, value in settings.items() if value is not None}),
     ]
     values, origin = resolve(fields, *layers)
-    start = _start(family, values["init"]) if values.get("init") else None
-    if start:
-        of_start = _reading_of(start) | ({} if _has_new_head(family) else start.config)
-        values, origin = resolve(fields, layers[0], (f"--init {values['init']}", of_start), *layers[1:])
+    other = _other(family, values)
+    if other:
+        settled = _reading_of(other.card) | (other.card.config if other.use == "weights" else {})
+        values, origin = resolve(fields, layers[0], (f"--{other.option} {other.run}", settled), *layers[1:])
     model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
-    like, keeps = None if start is None else start.spec, start is not None and _knows_classes(start, family)
+    like, keeps = (other.card.spec, _knows_classes(other)) if other else (None, False)
     if like and not keeps:
-        like = like.model_copy(update={"classes": ()})
-    examples = load(data, own, split="train", like=like, other_classes=start is not None and not keeps,
-                    skip_bad=skip_bad, download=download, data_root=data_root, limit=limit, notify=note, detail=detail,
-                    progress=progress)
+        like = like.model_copy(update={"classes": (), "tasks": ()})
+    examples = load(data, own, split="train", like=like, other_classes=other is not None and not keeps,
+                    skip_bad=skip_bad, download=download, data_root=data_root, limit=limit, labelled=cls.labelled,
+                    notify=note, detail=detail, progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):
@@ -208,31 +223,41 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
                  f"{_plural(examples)}")
-    return Plan(family, data, completed, training, _reading(own, general, examples), examples, start)
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples, other)
 
 
-def _start(family: str, run: str) -> runs.Card:
-    """The model whose weights, or whose encoder, a model of a family starts from."""
-    card = runs.read_card(run)
-    if card.family != family:
-        registry.require(family, "finetune")
-        registry.require(card.family, "encode")
-    return card
+def _other(family: str, values: Mapping[str, Any]) -> Other | None:
+    """The other run that the options of a training name.
+
+    Raises:
+        UsageError: nothing can be taken from it; or two are named.
+    """
+    run, mixed = values.get("init"), values.get("mix")
+    if run:
+        card = runs.read_card(run)
+        if card.family != family or "finetune" in registry.families.named(family).can:
+            registry.require(family, "finetune")
+            registry.require(card.family, "encode")
+            return Other(run, card, "encoder")
+        if mixed not in (None, card.config.get("mix")):
+            raise UsageError(f"--mix {mixed}: a model that starts from {run} mixes with what that does; leave it out")
+        return Other(run, card, "weights")
+    if mixed:
+        registry.require(family, "mix")
+        card = runs.read_card(mixed)
+        registry.require(card.family, "sample")
+        return Other(mixed, card, "mixture")
+    return None
 
 
-def _has_new_head(family: str) -> bool:
-    """Whether models of a family start from encoders, whatever they belong to, and not from weights of their own."""
-    return "finetune" in registry.families.named(family).can
-
-
-def _knows_classes(start: runs.Card, family: str) -> bool:
+def _knows_classes(other: Other) -> bool:
     """Whether the classes are part of the weights that a model starts from."""
-    return not _has_new_head(family) and "label" in registry.families.named(family).can \
-        and bool(start.config.get("conditional", True))
+    return other.use == "weights" and "label" in registry.families.named(other.card.family).can \
+        and bool(other.card.config.get("conditional", True))
 
 
 def _reading_of(start: runs.Card) -> dict[str, Any]:
-    """How examples look to the encoder of a model; which of them there are is for the user to say."""
+    """How examples look to another model; which of them there are is for the user to say."""
     return {name: value for name, value in start.reading.items() if value is not None and name not in _WHICH}
 
 
@@ -329,7 +354,8 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
         run.write_config(resolved.document())
 
     trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
-                      Hooks(events.progress, warn, preview, keep_settings), resolved.goes_on)
+                      Hooks(events.progress, warn, preview, keep_settings),
+                      started=resolved.other is not None and resolved.other.use == "weights")
     if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
         events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
                     f"{trainer.order.rows} examples")

@@ -100,7 +100,12 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("aae", "image"): ["--latent", "3", "--width", "8", "--critic-width", "4", "--labelled", "2"],
     ("aae", "vector"): ["--latent", "2", "--width", "8", "--critic-width", "4"],
     ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
+    ("transformer", "text"): ["--width", "8", "--layers", "2", "--heads", "2", "--window", "8", "--length", "32"],
     ("ngram", "text"): ["--order", "3", "--length", "32"],
+    ("mlp-lm", "text"): ["--context", "3", "--embedding", "4", "--width", "8", "--window", "8", "--length", "32"],
+    ("hmm", "text"): ["--states", "3", "--length", "32"],
+    ("hmm", "series"): ["--states", "3", "--window", "6"],
+    ("hmm", "strokes"): ["--states", "3"],
     ("seq2seq", "text"): ["--width", "8", "--heads", "2", "--layers", "1", "--feedforward", "8"],
     ("gaussian", "image"): [],
     ("gaussian", "vector"): [],
@@ -116,10 +121,15 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("dbm", "image"): ["--widths", "4,3", "--chains", "10", "--binarize", "dynamic"],
     ("dbm", "vector"): ["--widths", "4,3", "--chains", "10"],
     ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],
+    ("diffusion", "image"): ["--width", "4", "--depth", "1", "--conditional"],
+    ("diffusion", "vector"): ["--width", "8", "--depth", "1"],
+    ("diffusion", "strokes"): ["--width", "8", "--depth", "1"],
+    ("diffusion", "series"): ["--width", "8", "--depth", "1", "--window", "6"],
     ("flow", "image"): ["--layers", "1", "--width", "4", "--depth", "1"],
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
+    ("classifier", "text"): ["--embedding", "4", "--buckets", "50"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
     ("gaussian", "strokes"): [],
     ("gmm", "strokes"): ["--components", "2"],
@@ -137,6 +147,10 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("pca", "text"): ["--components", "3", "--length", "32", "--ngrams", "2"],
     ("pca", "video"): ["--components", "3"],
     ("pca", "series"): ["--components", "2", "--window", "6"],
+    ("naive-bayes", "image"): [],
+    ("naive-bayes", "vector"): [],
+    ("lda", "text"): ["--topics", "2", "--unit", "words", "--length", "32"],
+    ("naive-bayes", "text"): ["--length", "32"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("unet", "video"): ["--width", "4", "--depth", "1", "--condition", "past=2"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
@@ -159,7 +173,8 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 
 def make_small_data(folder: Path) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many; 2,000 letters
+    in two files, of which the second has no d;
     a folder of 96 recordings of 90 to 150 samples, tones of two pitches; 96 drawings of 5 to 9 points, boxes and
     stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall; 96 words
     of 1 to 5 letters and, made from each, the same backwards."""
@@ -170,7 +185,10 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     np.savez(folder / "pictures.npz", x=pictures, y=labels)
     rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
     np.savez(folder / "rows.npz", x=rows.astype(np.float32), y=labels)
-    (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
+    letters = "".join(random.choice(list("abcd \n"), 2000))
+    (folder / "texts").mkdir()
+    (folder / "texts" / "first.txt").write_text(letters[:1000])
+    (folder / "texts" / "second.txt").write_text(letters[1000:].replace("d", "a"))
     (folder / "sounds").mkdir()
     for i, length in enumerate(random.integers(90, 151, 96)):
         tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
@@ -192,7 +210,7 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     words = ["".join(random.choice(list("abc"), count)) for count in random.integers(1, 6, 96)]
     (folder / "pairs" / "source.txt").write_text("\n".join(words))
     (folder / "pairs" / "target.txt").write_text("\n".join(word[::-1] for word in words))
-    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "texts",
             "audio": folder / "sounds", "strokes": folder / "drawings.ndjson",
             "video": folder / "films.npz",
             "series": folder / "series.npz", "pairs": folder / "pairs"}

@@ -72,6 +72,7 @@ OF_CODES = {("vae", "vector"): {"draw": False},
             ("gsn", "vector"): {"draw": False},
             ("dbn", "vector"): {"draw": False},
             ("dbm", "vector"): {"draw": False},
+            ("lda", "text"): {"draw": False},
             ("seq2seq", "text"): {"temperature": 1.0},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 

@@ -24,13 +24,13 @@ LAYERS = [
     {"clock", "columns", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
-    {"device"}, {"settings"}, {"tables", "limits", "messages", "ragged", "stopping", "tokens"},
+    {"device"}, {"settings"}, {"tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
 # Some layers are allowed less than all that stands below them.
-HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "messages", "rng", "stopping", "tables"}
+HELPERS = {"adamw", "errors", "escape", "lazy", "limits", "messages", "muon", "rng", "stopping", "tables"}
 MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"columns", "kinds", "model", "view"} | HELPERS,

@@ -98,7 +98,7 @@ def test_learning_rates(rows, schedule, warmup, expected, tmp_path):
     """Of every phase with steps, over its own steps."""
     made = []
 
-    def optimiser(parameters, lr):
+    def optimiser(parameters, lr, weight_decay):
         made.append(Sgd(parameters, lr))
         return made[-1]
 
@@ -122,7 +122,7 @@ def test_an_optimiser_of_its_own(rows):
             self.slow = nn.Parameter(torch.zeros(1))
 
         def phases(self):
-            def optimiser(parameters, lr):
+            def optimiser(parameters, lr, weight_decay):
                 return torch.optim.SGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": lr / 10}], lr)
             return [Phase("train", [Player("both", [self.weight, self.slow], self.loss, lr_scale=0.5,
                                            optimiser=optimiser)])]

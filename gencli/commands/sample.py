@@ -109,6 +109,9 @@ def sample(
     with (opened as writer, devices.memory_explained("use a larger machine or --device cpu"),
           console.progress("sample") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
+        if conditions.prompt is not None and model.reach is not None and len(conditions.prompt) > model.reach:
+            console.note(f"--prompt: what follows depends on the last {model.reach:,} of its "
+                         f"{len(conditions.prompt):,} elements; the model reaches no further back")
         request = SampleRequest(number, seed, class_of_all, conditions, each, film or 0)
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))

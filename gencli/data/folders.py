@@ -161,23 +161,32 @@ def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Split
     """What the files below a folder mean together."""
     if aligned := _aligned_by_ending(files, folder, request):
         return aligned
+    if request.labelled and (classes := _classes_by_ending(files, folder, request)):
+        return classes
     kind, chosen = of_one_kind(files, folder, request)
     _tell_passed(files, chosen, folder, request)
     arrangement = arranged([path.relative_to(folder).parts[:-1] for path in chosen], str(folder))
     if arrangement.splits:
         _tell_left_out(arrangement.splits, arrangement.others, folder, request)
     single = kind is not None and kind.single
+    texts = request.labelled and kind is not None and kind.plain  # with classes, if names or folders say some
     groups = arrangement.splits or (None if single else _splits_by_name(chosen, folder, request))
 
     def read(members: Sequence[int]) -> Examples:
         own = [chosen[i] for i in members]
         if kind is not None and single:
             return read_files(own, _classes(own, [arrangement.classes[i] for i in members]), kind, request)
+        if texts and kind and (labels := _classes(own, [])):
+            return kind.read_each([(str(path), path) for path in own], labels, request)
+        if texts and kind and (labels := _classes_of_texts(own, [arrangement.classes[i] for i in members])):
+            return _read(kind, own, labels, request)
         return _only(_together(own, folder, kind, request), folder)()
 
     if groups:
         return {split: partial(read, members) for split, members in groups.items()}
-    return whole(lambda: read(range(len(chosen)))) if single else _together(chosen, folder, kind, request)
+    if single or texts:
+        return whole(lambda: read(range(len(chosen))))
+    return _together(chosen, folder, kind, request)
 
 
 def _tell_passed(files: list[Path], chosen: list[Path], folder: Path, request: Request) -> None:
@@ -213,6 +222,39 @@ def _classes(files: list[Path], folders: list[str]) -> list[str] | None:
     labels = beside(files, _stem)
     labels = labels if any(labels) else folders
     return labels if any(labels) else None
+
+
+def _classes_of_texts(files: list[Path], folders: list[str]) -> list[str] | None:
+    """The classes that folders of plain text files say, or their names, as of pos.txt and neg.txt; None: nothing."""
+    if len({*folders}) > 1:
+        return folders
+    return None if len(files) == 1 or numbered_alike(files) else [_stem(path) for path in files]
+
+
+def _classes_by_ending(files: list[Path], folder: Path, request: Request) -> Splits | None:
+    """Plain texts whose endings are their classes, such as reviews.pos and reviews.neg; None if there are none.
+
+    Of several splits each has such files: train.pos, train.neg, test.pos, test.neg.
+    """
+    kind = next((kind for kind in all_kinds() if kind.plain and request.general.kind in (None, kind.name)), None)
+    if kind is None or any(_ending(path) in data_endings() - {*kind.endings} for path in files):
+        return None
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        if _ending(path)[1:].isalpha() and _ending(path) not in data_endings():
+            groups.setdefault(_stem(path), []).append(path)
+    groups = {stem: members for stem, members in groups.items() if len(members) > 1}
+    splits = only(splits_among(groups, str(folder)), str(folder))
+    if len(groups) == 1:
+        splits = dict.fromkeys(["all"], *groups)
+    if not splits:
+        return None
+    _tell_passed(files, [path for stem in splits.values() for path in groups[stem]], folder, request)
+
+    def read(members: list[Path]) -> Examples:
+        return _read(kind, members, [_ending(path)[1:] for path in members], request)
+
+    return {split: partial(read, groups[stem]) for split, stem in splits.items()}
 
 
 def _together(files: list[Path], folder: Path, kind: Kind | None, request: Request) -> Splits:

@@ -73,7 +73,7 @@ class Contiguous:
         self.seed, self.device, self.rank, self.world = seed, device, rank, world
         # A short document is read by fewer readers, in shorter windows, rather than not at all.
         self.rows = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
-        self.window = min(window, len(self.document) - 1)
+        self.asked, self.window = window, min(window, len(self.document) - 1)
         self.steps_per_epoch = max(1, (len(self.document) // self.rows - 1) // self.window)
 
     def __getitem__(self, step: int) -> tuple[Batch, StepStream]:

@@ -9,7 +9,6 @@ Every text begins with one `<end>`. An n-gram that begins with it has nothing to
 count where other n-grams below the highest order have the number of different tokens to their left (as in KenLM).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Literal, cast
 
@@ -219,16 +218,12 @@ class NGram(AutoregressiveText):
 
     # --- encode; sample and decode by noise codes
 
-    @torch.no_grad()
-    def encode(self, batch: Batch, rng: Rng) -> Tensor:
-        """Texts -> noise codes (B, T), float64, NaN past the end of a text. `rng` draws the place in each interval."""
-        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
-        states = self._states(after_end(batch.x, self.spec.END))
+    def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        states = self._states(after_end(tokens, self.spec.END))
         length = max(1, _PIECE // self._vocabulary)
-        for start in range(0, batch.x.shape[1], length):
+        for start in range(0, tokens.shape[1], length):
             piece = slice(start, start + length)
-            z[:, piece] = self.distribution.to_noise(self.log_probs(states[:, piece]), batch.x[:, piece], z[:, piece])
-        return z.where(inside(batch.x, batch.lengths), math.nan)
+            yield piece, self.log_probs(states[:, piece])
 
     def reader(self) -> tuple[Read, Advance]:
         def read(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,12 +19,11 @@ Shapes: B batch, V numbers in a row, K components, L probes (K and some more).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -32,8 +31,8 @@ from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.autoregressive import inside
 from gencli.layers.known import complete
+from gencli.layers.ngram_counts import NGrams, Sparse
 from gencli.layers.subsample import refuse_constant
 from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Model, Phase, Score, Spec
 from gencli.rng import ExampleStreams, Rng, generator
@@ -42,7 +41,6 @@ from gencli.view import View, noise_of_pass, view_of
 _COMPONENTS, _TEXT_COMPONENTS = 30, 100
 _WIDEST = 2048  # numbers of a row whose covariance is computed
 _MORE = 10  # probes besides one for each component
-_BLOCK = 8192  # texts whose projections are in memory at once
 
 
 class PCAConfig(FamilyConfig):
@@ -433,7 +431,7 @@ class LSI(PCA):
     def __init__(self, config: PCAConfig, spec: TextSpec):
         Model.__init__(self, config, spec)
         self.components = config.components or _TEXT_COMPONENTS
-        self.counter = _NGrams(spec, config.ngrams or (1 if spec.unit in ("words", "subword") else 3))
+        self.counter = NGrams(spec, config.ngrams or (1 if spec.unit in ("words", "subword") else 3))
         self._make(0)
         self._seed, self._texts, self._lines, self._mean_weight = int(torch.randint(2**31, ())), 0, [], 0.0
         self.register_load_state_dict_pre_hook(_make_room)
@@ -483,10 +481,10 @@ class LSI(PCA):
         if self.config.weighting == "tf-idf":
             frequency = torch.bincount(pairs[0] % size, minlength=size)
             self.rarity.copy_(torch.log((1 + count) / (1 + frequency.double())) + 1)
-        self._settle(self._components(_Sparse.of(*pairs, count, size), count, size))
+        self._settle(self._components(Sparse.of(*pairs, count, size), count, size))
         return True
 
-    def _components(self, counts: "_Sparse", count: int, size: int) -> "_Found":
+    def _components(self, counts: Sparse, count: int, size: int) -> "_Found":
         rows = self._weighted(counts)
         mean = rows.sum_of_columns() / count
         variance = (rows.sum_of_columns(squared=True) / count - mean.square()).clamp(min=0)
@@ -500,7 +498,7 @@ class LSI(PCA):
             variances, basis = nystrom(basis, product)
         return _Found(count, mean, variance, variances, basis, 1e-6)
 
-    def _weighted(self, counts: "_Sparse") -> "_Sparse":
+    def _weighted(self, counts: Sparse) -> Sparse:
         if self.config.weighting == "counts":
             return counts
         values = counts.values * self.rarity[counts.columns]
@@ -538,7 +536,7 @@ class LSI(PCA):
     def _projected(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor, Tensor]:
         """As of rows; a distance from the plane is that from the centre without the part along the plane."""
         size = len(self.centre)
-        rows = self._weighted(_Sparse.of(*self.counter.pairs(*self.counter.tokens(batch)), len(batch), size))
+        rows = self._weighted(Sparse.of(*self.counter.pairs(*self.counter.tokens(batch)), len(batch), size))
         centre = self.centre.double()
         scores = (rows @ self.directions).double() - centre @ self.directions.double()
         distance = rows.squares() - 2 * (rows @ self.centre[:, None])[:, 0].double() + centre.square().sum()
@@ -567,142 +565,10 @@ class _Above(nn.Module):
         return self.model._scores(code).float() @ self.model.directions.T
 
 
-class _NGrams(nn.Module):
-    """The n-grams of 1 to `longest` tokens that are counted: V numbers, those of one token first.
-
-    White space between words, `<unk>` and `<end>` are no part of one.
-
-    Buffers:
-        keys: (V,) int64, sorted: the number of the n-gram without its last token, from 1 (0: there is none), times the
-            size of the vocabulary, plus the last token.
-    """
-
-    keys: Tensor
-
-    def __init__(self, spec: TextSpec, longest: int):
-        super().__init__()
-        self.longest, self.vocabulary = longest, len(spec.vocabulary)
-        passed = [spec.unit == "words" and piece.isspace() for piece in spec.tokenizer.pieces]
-        passed[spec.UNKNOWN] = passed[spec.END] = True
-        self.register_buffer("passed", torch.tensor(passed), persistent=False)
-        self.register_buffer("keys", torch.zeros(0, dtype=torch.int64))
-
-    def tokens(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The P tokens of B texts that n-grams are made of, and the text of each: both (P,)."""
-        present = inside(batch.x, batch.lengths) & ~self.passed[batch.x]  # type: ignore[index]
-        return batch.x[present], present.nonzero()[:, 0]
-
-    def learn(self, tokens: Tensor, texts: Tensor, least: int) -> tuple[Tensor, Tensor]:
-        """Take the n-grams that at least so many texts have, and return their `pairs`."""
-        self.keys, found = tokens.new_zeros(0), []
-        number = torch.zeros_like(tokens)
-        for n in range(self.longest):
-            key = self._longer(number, tokens, texts, n)
-            there = key >= 0
-            own, place = key[there].unique(return_inverse=True)
-            once = (texts[there] * len(own) + place).unique()
-            kept = torch.bincount(once % max(1, len(own)), minlength=len(own)) >= least
-            numbers = (kept.cumsum(0) + len(self.keys)).where(kept, 0)
-            number = torch.zeros_like(tokens).masked_scatter(there, numbers[place])
-            self.keys = torch.cat([self.keys, own[kept]])
-            found.append(number)
-        return self._counted(found, texts)
-
-    def pairs(self, tokens: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Which text has which n-gram, text * V + n-gram, sorted, and how often: both (M,)."""
-        found, number = [], torch.zeros_like(tokens)
-        for n in range(self.longest):
-            key = self._longer(number, tokens, texts, n)
-            row = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-            number = torch.where(self.keys[row] == key, row + 1, 0)
-            found.append(number)
-        return self._counted(found, texts)
-
-    def _longer(self, number: Tensor, tokens: Tensor, texts: Tensor, n: int) -> Tensor:
-        """The key of the n-gram that ends at each token, -1 where there is none, from those one token shorter."""
-        if n == 0:
-            return tokens
-        before = F.pad(number[:-1], (1, 0)).where(texts == F.pad(texts[:-1], (1, 0), value=-1), 0)
-        return (before * self.vocabulary + tokens).where(before > 0, -1)
-
-    def _counted(self, found: list[Tensor], texts: Tensor) -> tuple[Tensor, Tensor]:
-        pairs = torch.cat([(texts * len(self.keys) + number - 1)[number > 0] for number in found])
-        return pairs.unique(return_counts=True)
-
-    def written(self) -> Tensor:
-        """The tokens of every n-gram (V, longest); -1 before those of a shorter one."""
-        rest, columns = torch.arange(1, len(self.keys) + 1, device=self.keys.device), []
-        for _ in range(self.longest):
-            key = self.keys[(rest - 1).clamp(min=0)]
-            columns.append((key % self.vocabulary).where(rest > 0, -1))
-            rest = (key // self.vocabulary).where(rest > 0, 0)
-        return torch.stack(columns[::-1], dim=1)
-
-
-@dataclass
-class _Sparse:
-    """A matrix of N rows, of which row i has the `values` in `columns` from `starts[i]` to `starts[i + 1]`; float32."""
-
-    starts: Tensor  # (N + 1,)
-    columns: Tensor  # (M,)
-    values: Tensor  # (M,)
-
-    @classmethod
-    def of(cls, pairs: Tensor, values: Tensor, rows: int, width: int) -> "_Sparse":
-        """From row * width + column (M,), sorted."""
-        starts = F.pad(torch.bincount(pairs // width, minlength=rows).cumsum(0), (1, 0))
-        matrix = cls(starts, pairs % width, values.float())
-        matrix.width = width
-        return matrix
-
-    width: int = 0
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __matmul__(self, dense: Tensor) -> Tensor:
-        """(N, width) @ (width, L)."""
-        return F.embedding_bag(self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values,
-                               include_last_offset=True)
-
-    def with_values(self, values: Tensor) -> "_Sparse":
-        return _Sparse(self.starts, self.columns, values, self.width)
-
-    def rows(self) -> Tensor:
-        """The row of each value, (M,)."""
-        return torch.arange(len(self), device=self.starts.device).repeat_interleave(self.starts.diff())
-
-    def squares(self) -> Tensor:
-        """The sum of squares of each row, (N,) float64."""
-        zero = torch.zeros(len(self), dtype=torch.float64, device=self.values.device)
-        return zero.index_add_(0, self.rows(), self.values.double().square())
-
-    def sum_of_columns(self, squared: bool = False) -> Tensor:
-        """(width,) float64."""
-        values = self.values.double()
-        zero = torch.zeros(self.width, dtype=torch.float64, device=values.device)
-        return zero.index_add_(0, self.columns, values.square() if squared else values)
-
-    def blocks(self) -> Iterator["_Sparse"]:
-        """Some rows at a time."""
-        for first in range(0, len(self), _BLOCK):
-            starts = self.starts[first : first + _BLOCK + 1]
-            own = slice(int(starts[0]), int(starts[-1]))
-            yield _Sparse(starts - starts[0], self.columns[own], self.values[own], self.width)
-
-    def transposed(self) -> tuple[Tensor, "_Sparse"]:
-        """The columns that have values (W,), and the transpose of these alone (W, N)."""
-        columns, place = self.columns.unique(return_inverse=True)
-        order = place.argsort(stable=True)
-        starts = F.pad(torch.bincount(place, minlength=len(columns)).cumsum(0), (1, 0))
-        return columns, _Sparse(starts, self.rows()[order], self.values[order], len(self))
-
-
 def _make_room(model: LSI, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before loading: give the model the stored number of n-grams, if the stored ones are sorted and consistent."""
     keys = state.get(f"{prefix}counter.keys", torch.zeros(0, dtype=torch.int64))
-    if (keys.diff() > 0).all() and (keys // model.counter.vocabulary <= torch.arange(len(keys))).all() \
-            and (keys >= 0).all():
+    if model.counter.consistent(keys):
         device = model.device
         model.counter.keys = keys.new_empty(keys.shape)
         model._make(len(keys))

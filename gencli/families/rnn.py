@@ -10,7 +10,6 @@ from window to window and the gradient is not. Dropout is "variational": one mas
 (Gal & Ghahramani 2016, arXiv:1512.05287), on the input of every layer and the output of the last, not inside a layer.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -166,11 +165,12 @@ class RNN(AutoregressiveText):
         """
         if code == "state":
             return self._state_code(batch)
+        return super().encode(batch, rng)
+
+    def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
         precise = self._precise()
-        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
-        for piece, outputs in precise._pieces(after_end(batch.x, self.spec.END)):
-            z[:, piece] = self.distribution.to_noise(precise.head(outputs[-1]), batch.x[:, piece], z[:, piece])
-        return z.where(inside(batch.x, batch.lengths), math.nan)
+        for piece, outputs in precise._pieces(after_end(tokens, self.spec.END)):
+            yield piece, precise.head(outputs[-1])
 
     def _state_code(self, batch: Batch) -> Tensor:
         lengths = inside(batch.x, batch.lengths).sum(1)

@@ -6,7 +6,9 @@ determine each other. Logits are float64 here, so that rounding changes no token
 `tokens` are (B, T) int64, `lengths` (B,) their numbers; positions past the end are 0. A text is preceded by `end`.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ def inside(tokens: Tensor, lengths: Tensor | None) -> Tensor:
 class AutoregressiveText(Model):
     """A text model p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)) with exact likelihood, whose codes are its noise.
 
-    A family gives `reader`, `log_prob` and `encode`.
+    A family gives `reader` and `next_logits`.
     """
 
     kinds = frozenset({"text"})
@@ -57,10 +59,31 @@ class AutoregressiveText(Model):
         """How a text is read: the beginning in one call, then token by token. Logits are float64."""
         raise NotImplementedError
 
-    def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
+    def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Texts (B, T), piece by piece: where it lies, and the logits of its tokens given those before, (B, t, V)."""
+        raise NotImplementedError
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it."""
+        return self._log_prob(batch, self.next_logits(batch.x))
+
+    def _log_prob(self, batch: Batch, logits: Iterator[tuple[slice, Tensor]]) -> Tensor:
+        """log p(x) (B,) from what `next_logits` gives."""
+        nats = [self.distribution.log_prob(part, batch.x[:, piece]) for piece, part in logits]
+        return torch.cat(nats, dim=1).where(inside(batch.x, batch.lengths), 0.0).sum(1)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, rng: Rng) -> Tensor:
+        """Texts -> noise codes (B, T), float64, NaN past the end of a text. `rng` draws the place in each interval."""
+        z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then the noise
+        for piece, logits in self.next_logits(batch.x):
+            z[:, piece] = self.distribution.to_noise(logits, batch.x[:, piece], z[:, piece])
+        return z.where(inside(batch.x, batch.lengths), math.nan)
+
+    def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
         """`nll`: nats of every text, weighted by its tokens, so that the mean is in nats per token."""
         tokens = inside(batch.x, batch.lengths).sum(1)
-        return {"nll": Score(-self.log_prob(batch, rng), "nats/token", "exact", weight=tokens)}
+        return {"nll": Score(-self.log_prob(batch, rng, **options), "nats/token", "exact", weight=tokens)}
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""

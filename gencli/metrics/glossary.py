@@ -1,6 +1,6 @@
 """Glossary of the metrics: full name, meaning, and which way is better; for reports and for the gate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -33,6 +33,10 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
         "perplexity": ("Perplexity", "less", "Between how many equally likely tokens the model hesitates, on average."),
+        "word_nll": ("Surprise of a word", "less", "The same for the words of a text alone, whatever is between them."),
+        "word_perplexity": ("Perplexity of a word", "less", "Between how many equally likely words the model "
+                                                            "hesitates, on average."),
+        "topics_in_use": ("Topics in use", None, "How many topics the texts are about, if all were as frequent."),
         "bpc": ("Bits per character", "less", "How many bits the model would compress a character to."),
         "bits_per_byte": ("Bits per byte", "less", "The same of a byte, whatever a token of the model is."),
         "nats_per_step": ("Nats per step", "less", "The same for one step of a series."),
@@ -189,4 +193,8 @@ def term(name: str) -> Term:
     if name.startswith("auroc_"):
         return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
                     "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
+    for own in ("accuracy", "class_nll"):  # of one of several labels
+        if name not in GLOSSARY and name.startswith(f"{own}_"):
+            entry = GLOSSARY[own]
+            return replace(entry, title=f"{entry.title}: {name.removeprefix(f'{own}_')}")
     return GLOSSARY.get(name) or Term(name.replace("_", " ").capitalize(), OTHER, None, "")

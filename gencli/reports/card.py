@@ -46,6 +46,9 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
              *(f"- {plain(name)}: {value:.6g} (last logged in training)" for name, value in (values or {}).items()), ""]
     if folder and (samples := _samples(folder)):
         lines += [f"![samples](<{os.path.relpath(samples.absolute(), (beside or folder).absolute())}>)", ""]
+    if subjects := model.subjects():
+        lines += ["## What its parts are about", "",
+                  *(f"- {plain(name)}: {plain(words)}" for name, words in subjects.items()), ""]
     lines += [*(_results(folder) if folder else ()), "## Options", "", "| option | value |", "|---|---|"]
     options = dict(card.config) | {name: value for name, value in settings.items() if name not in _NOT_OPTIONS}
     lines += [f"| {plain(name)} | {plain(str(value))} |" for name, value in options.items() if value is not None]

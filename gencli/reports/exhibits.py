@@ -54,12 +54,18 @@ class Exhibit:
 
 def collect(inputs: Inputs, results: Results, run: str | None) -> list[Exhibit]:
     """Everything that the inputs and results have to show, and the training curves of the run."""
-    return [*_samples(inputs), *_reconstructions(inputs, results), *_paths(inputs, results), *_scores(inputs, results),
-            *_figures(results), *_curves(run)]
+    return [*_subjects(inputs), *_samples(inputs), *_reconstructions(inputs, results), *_paths(inputs, results),
+            *_scores(inputs, results), *_figures(results), *_curves(run)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sections
+
+
+def _subjects(inputs: Inputs) -> Iterator[Exhibit]:
+    if inputs.model is not None and (subjects := inputs.model.subjects()):
+        yield Exhibit("What its parts are about", "The words that tell most of each.",
+                      [Tile(name, text=words) for name, words in subjects.items()])
 
 
 def _samples(inputs: Inputs) -> Iterator[Exhibit]:

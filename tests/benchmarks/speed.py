@@ -224,6 +224,35 @@ def pca(components: int = 30, rounds: int = 5) -> None:
                f"scikit-learn's PCA in {array.dtype}")
 
 
+def hmm(states: int = 32, passes: int = 2, rounds: int = 3) -> None:
+    """Passes of Baum-Welch over 100 passages of 1,000 characters of Shakespeare, against hmmlearn, which scales."""
+    import numpy as np
+    import torch
+    from hmmlearn.hmm import CategoricalHMM
+
+    from gencli.data import load
+    from gencli.families.hmm import HMM, HMMConfig
+
+    data = load("shakespeare", {"length": 1000}, split="train", limit=100)
+    batch = data.batch(torch.arange(100))
+    x, lengths = batch.x.reshape(-1, 1).numpy(), [1000] * 100
+    vocabulary = len(data.spec.vocabulary)
+    model = HMM(HMMConfig(states=states), data.spec)
+
+    def ours() -> None:
+        for _ in range(passes):
+            model.expect(batch)
+            model.maximise()
+
+    def theirs() -> None:
+        peer = CategoricalHMM(states, n_features=vocabulary, n_iter=passes, tol=-np.inf, random_state=0,
+                              implementation="scaling")
+        peer.fit(x, lengths)
+
+    report(f"{passes} passes over {len(x)} characters, {states} states", *alternate(ours, theirs, rounds), "s",
+           "hmmlearn")
+
+
 def lsi(components: int = 100, count: int = 100_000, rounds: int = 3) -> None:
     """Latent semantic indexing of 100,000 texts of 20 words by Zipf's law, 30,000 different ones.
 
@@ -308,6 +337,100 @@ def pixelcnn(batch_size: int = 16, steps: int = 20, rounds: int = 3) -> None:
 
     ours, theirs = alternate(train, plain, rounds)
     report(f"pixelcnn training, {steps * batch_size / median(ours):.0f} pictures/s", ours, theirs, "s", "float32, NCHW")
+
+
+def transformer(steps: int = 10, rounds: int = 5) -> None:
+    """The small network, windows of 128: training against nanoGPT's model of its size in nanoGPT's loop, and 64 texts
+    written against a pass over the last 128 tokens for every token, as nanoGPT writes.
+
+    nanoGPT's model (Karpathy, https://github.com/karpathy/nanoGPT, model.py): learnt positions, LayerNorm, GELU, fused
+    attention, tied embeddings, AdamW that decays matrices. Its passes are of our network, in float32; ours in float64.
+    """
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+
+    from gencli.data import load
+    from gencli.families.transformer import Transformer, TransformerConfig
+    from gencli.rng import ExampleStreams
+    from gencli.trainer import Trainer, TrainSettings
+
+    data = load("shakespeare", dict())
+    config = TransformerConfig(window=128, dropout=0.0)
+    width, layers, heads = config.dimensions
+    vocabulary, window, batch_size = len(data.spec.vocabulary), config.window, 32
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+            self.attn, self.proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width, bias=False), nn.GELU(),
+                                     nn.Linear(4 * width, width, bias=False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in self.attn(self.ln_1(x)).chunk(3, -1))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.proj(y.transpose(1, 2).flatten(2))
+            return x + self.mlp(self.ln_2(x))
+
+    class NanoGPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(window, width)
+            self.layers = nn.Sequential(*(Layer() for _ in range(layers)))
+            self.ln = nn.LayerNorm(width, bias=False)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            h = self.ln(self.layers(self.wte(x) + self.wpe(torch.arange(x.shape[1]))))
+            return F.cross_entropy(F.linear(h, self.wte.weight).view(-1, vocabulary), y.view(-1))
+
+    def model() -> Transformer:
+        torch.manual_seed(0)
+        return Transformer(config, data.spec)
+
+    def train() -> None:
+        Trainer(model(), data, TrainSettings(steps=steps, batch_size=batch_size, lr=1e-3, grad_clip=1.0,
+                                             weight_decay=0.1, preview_every=0)).run()
+
+    def loop() -> None:
+        torch.manual_seed(0)
+        net = NanoGPT()
+        decayed = [p for p in net.parameters() if p.dim() > 1]
+        others = [p for p in net.parameters() if p.dim() < 2]
+        optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0}],
+                                      lr=1e-3, betas=(0.9, 0.99))
+        document = data.document.long()
+        for _ in range(steps):
+            places = torch.randint(len(document) - window, (batch_size,))
+            x = torch.stack([document[i : i + window] for i in places])
+            y = torch.stack([document[i + 1 : i + 1 + window] for i in places])
+            loss = net(x, y)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+    ours, theirs = alternate(train, loop, rounds)
+    report(f"transformer training, {steps * batch_size * window / median(ours):.0f} tokens/s", ours, theirs, "s",
+           "nanoGPT's model in its loop")
+
+    net, count = model().eval().requires_grad_(False), 400
+
+    def sample() -> None:
+        with torch.no_grad():
+            net.sample(ExampleStreams(0, torch.arange(64)), length=count)
+
+    def passes() -> None:
+        x = torch.randint(vocabulary, (64, window))
+        with torch.no_grad():
+            for _ in range(count // 40):
+                logits, _ = net(x)
+                torch.multinomial(logits[:, -1].softmax(-1), 1)
+
+    ours, theirs = alternate(sample, passes, rounds)
+    report(f"64 texts of {count} tokens", ours, [40 * seconds for seconds in theirs], "s",
+           "a pass over the window for every token (a fortieth measured)")
 
 
 def wavenet(seconds: float = 4, rounds: int = 3) -> None:
@@ -494,5 +617,5 @@ def report(what: str, ours: list[float], theirs: list[float], unit: str, peer: s
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
-         "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
-         "seq2seq": seq2seq, "wavenet": wavenet}[name]()
+         "hmm": hmm, "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
+         "seq2seq": seq2seq, "transformer": transformer, "wavenet": wavenet}[name]()

@@ -1,0 +1,432 @@
+"""Transformer language models: a network of attention predicts the next token from the tokens before it.
+
+Vaswani et al. 2017, arXiv:1706.03762, as decoder only (Radford et al. 2018), in the form that is usual now: norms
+before the layers, without a mean (RMSNorm: Zhang & Sennrich 2019, arXiv:1910.07467), rotary positions (Su et al. 2021,
+arXiv:2104.09864), normed queries and keys (Henry et al. 2020, arXiv:2010.04245), squared ReLU (So et al. 2021,
+arXiv:2109.08668), input and output embeddings that are the same (Press & Wolf 2017, arXiv:1608.05859).
+
+What a token depends on is part of the model: in every layer a position attends to itself and the window - 1 positions
+before it (sliding window: Beltagy et al. 2020, arXiv:2004.05150), so that `layers` of them reach layers * (window - 1)
+tokens back and no further. A text of any length has one likelihood, and all verbs compute that of the same model: they
+carry keys and values of the last window - 1 positions along, from piece to piece of a text that is scored, from token
+to token of one that is written, and from window to window of a document that is trained on, there without gradient
+(Transformer-XL: Dai et al. 2019, arXiv:1901.02860).
+
+The weights of the layers are trained by Muon, embeddings and gains by Adam. Dropout is "variational": one mask for all
+positions of a window (Gal & Ghahramani 2016, arXiv:1512.05287), on the embeddings and on what every layer adds.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gencli.kinds.text import TextSpec
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.model import Batch, FamilyConfig, Graph, Loss, Phase, Player
+from gencli.muon import Muon
+from gencli.rng import Rng
+
+# Numbers of one example in memory at once while a long text is scored or encoded.
+_PIECE = 2**18
+_BASE = 10_000  # of the wavelengths of rotary positions
+
+
+class Size(NamedTuple):
+    width: int
+    layers: int
+    heads: int
+
+
+SIZES = {"small": Size(128, 4, 2), "base": Size(256, 6, 4), "large": Size(512, 8, 8)}
+
+
+class TransformerConfig(FamilyConfig):
+    size: Literal["small", "base", "large"] = Field(
+        "small", description="Width, layers and heads together: 128, 4, 2 or 256, 6, 4 or 512, 8, 8.")
+    width: int | None = Field(None, ge=2, description="Dimensions of a token in the network; default by --size.")
+    layers: int | None = Field(None, ge=1, description="Layers, of attention and a feed-forward network each; default "
+                                                       "by --size.")
+    heads: int | None = Field(None, ge=1, description="Heads of attention of each layer; default by --size.")
+    window: int = Field(128, ge=1, description="Tokens that a layer attends to, the current one included, and that a "
+                                               "training step reads of a document.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of embeddings and of what layers add that is dropped "
+                                                        "in training.")
+
+    @property
+    def dimensions(self) -> Size:
+        """Width, layers and heads, as given or of the size."""
+        return Size(*(getattr(self, name) or value for name, value in SIZES[self.size]._asdict().items()))
+
+    @model_validator(mode="after")
+    def _heads_are_pairs(self) -> "TransformerConfig":
+        width, _, heads = self.dimensions
+        if width % (2 * heads):
+            raise ValueError(f"--width {width} cannot be shared by {heads} heads of an even number of dimensions each; "
+                             f"expected a multiple of {2 * heads}")
+        return self
+
+
+class Block(nn.Module):
+    """A layer: x + attention(norm(x)), then that + feed-forward(norm(that)). At the start it adds nothing.
+
+    The gains of a norm are applied to the weights that follow it, which are fewer than the numbers that it norms.
+    """
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_gain, self.feed_gain = (nn.Parameter(torch.ones(width)) for _ in range(2))
+        self.query_key_value = nn.Parameter(torch.randn(3, width, width) * width**-0.5)
+        self.sharpness = nn.Parameter(torch.ones(heads))
+        self.output = nn.Parameter(torch.zeros(width, width))
+        self.up = nn.Parameter(torch.randn(4 * width, width) * width**-0.5)
+        self.down = nn.Parameter(torch.zeros(width, 4 * width))
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        return [self.query_key_value, self.output, self.up, self.down]
+
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, D) -> queries, keys and values (B, T, heads, D / heads), the first two normed and rotated."""
+        projected = F.linear(_norm(x), self.query_key_value.flatten(0, 1) * self.attention_gain)
+        q_and_k, v = projected.unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=2)
+        q, k = _rotate(_norm(q_and_k), rotation).unbind(2)
+        return q * self.sharpness[:, None].to(q.dtype), k, v[:, :, 0]
+
+    def feed(self, x: Tensor) -> Tensor:
+        """What the feed-forward network adds to (B, T, D)."""
+        return F.linear(_squared_relu(F.linear(_norm(x), self.up * self.feed_gain)), self.down)
+
+
+class Transformer(AutoregressiveText):
+    """Transformer language model: p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)). Exact likelihood.
+
+    The state is (B, P, layers, 2, width): keys and values of the last P < window positions. `place` is the number of
+    tokens before those that are read.
+
+    Noise codes are those of `gencli.layers.distributions`.
+    """
+
+    Config = TransformerConfig
+    reads = "stream"
+    defaults = {"lr": 6e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 50,
+                "weight_decay": 0.1, "ema": 0.0}
+
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig, spec: TextSpec):
+        super().__init__(config, spec)
+        self.width, self.layers, self.heads = config.dimensions
+        self.reach = self.layers * (config.window - 1) + 1
+        self.embedding = nn.Embedding(len(spec.vocabulary), self.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(self.layers)))
+        self.gain = nn.Parameter(torch.ones(self.width))
+        self._carried: Tensor | None = None  # state after the last window of a document, without gradient
+        self._place = 0  # of the next token of the document
+
+    # --- the network
+
+    def _network(self, tokens: Tensor, state: Tensor, place: Tensor, mask: Tensor | None,
+                 drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) after a state (B, P, layers, 2, width) -> what the last layer gives (B, T, width), and keys and
+        values of all positions (B, P + T, layers, 2, width), without gradient.
+
+        Args:
+            place: of each token in its text, (T,) or (B, T).
+            mask: 0 where a token attends to a position, else -inf, (T, P + T) or (B, 1, T, P + T); None: a token
+                attends to itself and all before it, and P = 0.
+        """
+        rotation = self._rotation(place)
+        x, memory = drop(self._embed(tokens)), []
+        for block, cached in zip(self.blocks, state.unbind(2), strict=True):
+            q, k, v = block.project(x, rotation)
+            if state.shape[1]:
+                k, v = (torch.cat([old.unflatten(-1, new.shape[2:]).to(new.dtype), new], dim=1)
+                        for old, new in zip(cached.unbind(2), (k, v), strict=True))
+            memory.append(torch.stack([k, v], dim=2).detach().flatten(-2))
+            x = x + drop(F.linear(_attend(q, k, v, mask), block.output))
+            x = x + drop(block.feed(x))
+        return _norm(x), torch.stack(memory, dim=2)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return _norm(self.embedding(tokens))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.embedding.weight * self.gain)
+
+    def _rotation(self, place: Tensor) -> Tensor:
+        """Places (..., T) -> cosines, and sines with their signs, of the angles by which `_rotate` turns a head,
+        (2, ..., T, 1, 1, width / heads)."""
+        half = self.width // self.heads // 2
+        exact = torch.float32 if place.device.type == "mps" else torch.float64  # so that a text may be of any length
+        angle = place[..., None, None, None] * _BASE ** -(torch.arange(half, dtype=exact, device=place.device) / half)
+        return torch.stack([torch.cat([angle.cos()] * 2, dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)]
+                           ).to(self.embedding.weight.dtype)
+
+    def _read(self, tokens: Tensor, state: Tensor | None = None, place: int = 0,
+              drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) and the state before them (None: there is none) -> what the last layer gives (B, T, width),
+        state after."""
+        window, now = self.config.window, tokens.shape[1]
+        if state is None:
+            state = self.embedding.weight.new_zeros(len(tokens), 0, self.layers, 2, self.width)
+        before, mask = state.shape[1], None
+        position = torch.arange(before + now, device=tokens.device)
+        if before or now > window:
+            distance = position[before:, None] - position
+            mask = _mask((distance >= 0) & (distance < window), self.embedding.weight.dtype)
+        x, memory = self._network(tokens, state, place + position[:now], mask, drop)
+        return x, memory[:, max(0, before + now - (window - 1)) :]
+
+    def forward(self, tokens: Tensor, state: Tensor | None = None, place: int = 0) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) and the state before them (None: there is none) -> logits of the next tokens (B, T, V), state
+        after."""
+        x, state = self._read(tokens, state, place)
+        return self._logits(x), state
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self._optimiser)])]
+
+    def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
+        """Muon for the matrices of the layers, Adam without decay for the embeddings and gains."""
+        matrices = [matrix for block in self.blocks for matrix in block.matrices]
+        chosen = set(map(id, matrices))
+        return Muon(matrices, [p for p in parameters if id(p) not in chosen], lr, weight_decay)
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """Mean negative log likelihood in nats per token.
+
+        A fresh batch starts with `<end>` and nothing before it, as every text does; another begins with the token and
+        the state with which the previous one ended.
+        """
+        if batch.fresh:
+            longest = batch.x.shape[1] if batch.lengths is None else int(batch.lengths.max())
+            targets, state, place = batch.x[:, :longest], None, 0
+            tokens = after_end(targets, self.spec.END)
+        else:
+            tokens, targets, state, place = batch.x[:, :-1], batch.x[:, 1:], self._carried, self._place
+        x, state = self._read(tokens, state, place, lambda x: self._dropout(x, rng))
+        if not self.spec.lines:
+            self._carried, self._place = state.to(self.embedding.weight.dtype), place + tokens.shape[1]
+        nll = -self.distribution.log_prob(self._logits(x), targets)  # (B, T)
+        if batch.fresh and batch.lengths is not None:
+            nll = nll[inside(targets, batch.lengths)]
+        return Loss(nll.mean())
+
+    def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
+        """(B, T, D) -> the same with one mask for all T. Drawn by `rng`, so that a step can be repeated."""
+        if not self.training or self.config.dropout == 0:
+            return x
+        share = 1 - self.config.dropout
+        return x * ((rng.uniform(x.shape[-1]) < share) / share).to(x.dtype)[:, None]
+
+    def training_state(self) -> dict[str, Tensor]:
+        if self._carried is None:
+            return {}
+        return {"carried": self._carried, "place": torch.full((len(self._carried),), self._place)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        carried = state.get("carried")
+        self._carried = None if carried is None else carried.to(self.device)
+        self._place = 0 if carried is None else int(state["place"][0])
+
+    # --- score
+
+    def _pieces(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Read texts (B, T) from their beginning, a piece at a time: its slice and what the last layer gives there."""
+        most = _PIECE // max(len(self.spec.vocabulary), 4 * self.width)
+        length = max(1, min(most, max(self.config.window, 128)))  # longer ones would attend to more than they need
+        state = None
+        for start in range(0, tokens.shape[1], length):
+            piece = slice(start, start + length)
+            x, state = self._read(tokens[:, piece], state, start)
+            yield piece, x
+
+    def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
+        """Exact log p(x) of every text, (B,), in nats, `<end>` included where the text holds it."""
+        pieces = [self.distribution.log_prob(self._logits(x), batch.x[:, piece])
+                  for piece, x in self._pieces(after_end(batch.x, self.spec.END))]
+        return torch.cat(pieces, dim=1).double().where(inside(batch.x, batch.lengths), 0.0).sum(1)
+
+    # --- encode; sample and decode by noise codes
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, rng: Rng, *, code: Literal["noise", "state"] = "noise") -> Tensor:
+        """Texts -> noise codes (B, T), float64, NaN past the end of a text; or what the last layer gives, its mean over
+        the tokens of the text, (B, width).
+
+        `rng` draws the position inside each token's interval.
+        """
+        if code == "state":
+            return self._mean_state(batch)
+        return super().encode(batch, rng)
+
+    def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        precise = self._precise()
+        for piece, x in precise._pieces(after_end(tokens, self.spec.END)):
+            yield piece, precise._logits(x)
+
+    def _mean_state(self, batch: Batch) -> Tensor:
+        mask = inside(batch.x, batch.lengths)
+        total = torch.zeros(len(batch), self.width, device=batch.x.device)
+        for piece, x in self._pieces(batch.x):
+            total += x.where(mask[:, piece, None], 0.0).sum(1)
+        return total / mask.sum(1, keepdim=True).clamp(min=1)
+
+    def reader(self) -> tuple[Read, Advance]:
+        precise = self._precise()
+
+        def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
+            state = None
+            for start in range(0, tokens.shape[1], self.config.window):
+                x, state = precise._read(tokens[:, start : start + self.config.window], state, start)
+            assert state is not None
+            cache.place = tokens.shape[1]
+            return precise._logits(x[:, -1]), state
+
+        cache = _Cache(precise)
+        return read, cache.advance
+
+    def _precise(self) -> "Transformer":
+        """This model in float64, where rounding is too small to change a token."""
+        return self.clone().double().eval()
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """One step: token (B, 1), state (B, P, layers, 2, width), count (B, 1) of the tokens before it -> logits of the
+        next token (B, V), next state, next count.
+
+        A text starts with `<end>`, a state of zeros and a count of 0.
+        """
+        slots = max(1, self.config.window - 1)
+        token = torch.full((2, 1), self.spec.END, device=self.device)
+        state = torch.zeros(2, slots, self.layers, 2, self.width, device=self.device)
+        return Graph(_Step(self), {"token": token, "state": state, "count": torch.zeros_like(token)},
+                     ["logits", "next_state", "next_count"])
+
+
+def _mask(attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a position is attended to, else -inf."""
+    return torch.zeros(attended.shape, dtype=dtype, device=attended.device).masked_fill(~attended, -math.inf)
+
+
+def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """(B, T, ..., heads, D) -> the same, the pairs of dimensions (i, i + D / 2) turned by the angles of `_rotation`."""
+    cos, sin = rotation.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Queries (B, T, heads, D), keys and values (B, S, heads, D) -> the mean of the values (B, T, heads * D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = mask if mask is None else mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2).flatten(2)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """(..., D) -> x / its root mean square."""
+    return _Norm.apply(x) if x.requires_grad else x * _scale(x)
+
+
+def _scale(x: Tensor) -> Tensor:
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+    return (square + 1e-6).rsqrt()  # the same in every precision, or codes in float64 would be those of another model
+
+
+class _Norm(torch.autograd.Function):
+    """It makes as few passes over memory as possible, since a small network is bound by them; so does the next one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scale = _scale(x)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        y, scale = ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)
+        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+def _squared_relu(x: Tensor) -> Tensor:
+    return _SquaredReLU.apply(x) if x.requires_grad else F.relu(x).square()
+
+
+class _SquaredReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2)
+
+
+class _Cache:
+    """Writes texts token by token. Keys and values lie in a memory with room for more, so that a token is appended in
+    place and what is attended to is one slice; it is moved to the front when the room is used up.
+    """
+
+    ROOM = 64  # tokens
+
+    def __init__(self, model: Transformer):
+        self.model = model
+        self.memory = torch.empty(0)  # (layers, 2, B, heads, positions, D / heads)
+        self.end = 0  # of the positions that are used
+        self.place = 0  # of the next token in its text
+
+    @torch.no_grad()
+    def advance(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """A token (B,) and the state before it, of `_read` or of this method -> logits of the next token (B, V), state.
+        """
+        model, before = self.model, self.model.config.window - 1
+        if state is not self.memory:
+            known = state.unflatten(-1, (model.heads, -1)).permute(2, 3, 0, 4, 1, 5)
+            self.end = state.shape[1]
+            self.memory = known.new_empty(*known.shape[:4], before + self.ROOM, known.shape[-1])
+            self.memory[..., : self.end, :] = known
+        elif self.end == self.memory.shape[4]:
+            self.memory[..., :before, :] = self.memory[..., self.end - before :, :].clone()
+            self.end = before
+        seen = slice(max(0, self.end - before), self.end + 1)
+        rotation = model._rotation(torch.tensor([self.place], device=token.device))
+        x = model._embed(token[:, None])
+        for block, memory in zip(model.blocks, self.memory, strict=True):
+            q, *k_and_v = block.project(x, rotation)
+            memory[..., self.end, :] = torch.cat(k_and_v, dim=1).transpose(0, 1)
+            keys, values = memory[..., seen, :]
+            attention = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
+            x = x + F.linear(attention.transpose(1, 2).flatten(2), block.output)
+            x = x + block.feed(x)
+        self.end, self.place = self.end + 1, self.place + 1
+        return model._logits(_norm(x[:, 0])), self.memory
+
+
+class _Step(nn.Module):
+    def __init__(self, model: Transformer):
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, token: Tensor, state: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slots = state.shape[1]
+        distance = slots - torch.arange(slots + 1, device=token.device)
+        attended = (distance < self.model.config.window) & (distance <= count)  # (B, slots + 1)
+        mask = _mask(attended, state.dtype)[:, None, None]
+        x, memory = self.model._network(token, state, count, mask)
+        return self.model._logits(x[:, 0]), memory[:, 1:], count + 1

@@ -1,0 +1,69 @@
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): momentum, in steps of orthogonal matrices."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gencli.adamw import AdamW
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_ITERATIONS = 5
+_MOMENTUM = 0.95
+
+
+class Muon(AdamW):
+    """Muon for `matrices`, AdamW without decay for the `others`, such as embeddings and gains.
+
+    torch's own Muon computes in bf16, which processors without it emulate: there a step of it takes longer than the
+    network. Here matrices of one shape are computed at once in the precision that they have.
+
+    Args:
+        matrices: weights (..., rows, columns); all but the last two dimensions number matrices.
+        lr: learning rate of all. A step of Muon is scaled to the size of one of AdamW (Liu et al. 2025,
+            arXiv:2502.16982).
+        weight_decay: decoupled, of the matrices.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], lr: float, weight_decay: float):
+        super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+                         lr=lr, betas=(0.9, 0.95), fused=all(p.device.type != "mps" for p in [*matrices, *others]))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        group = self.param_groups[0]
+        shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for weight in group["params"]:
+            if weight.grad is not None:
+                shapes[weight.shape].append(weight)
+        for shape, weights in shapes.items():
+            steps = orthogonal(torch.stack([self._momentum(weight) for weight in weights]))
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, steps.unbind(), alpha=-0.2 * max(shape[-2:]) ** 0.5 * group["lr"])
+            for weight in weights:
+                weight.grad = None  # AdamW moves what is left
+        return super().step(closure)
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        """The gradient with Nesterov's momentum."""
+        assert weight.grad is not None
+        state = self.state[weight]
+        if not state:  # AdamW, which loads it, expects a count of steps
+            state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(weight))
+        state["step"] += 1
+        state["momentum"].lerp_(weight.grad, 1 - _MOMENTUM)
+        return weight.grad.lerp(state["momentum"], _MOMENTUM)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (..., M, N) -> nearly U V^T of their decompositions U S V^T: all singular values between 0.5 and 1.5."""
+    a, b, c = _COEFFICIENTS
+    turned = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if turned else matrices
+    x = x.flatten(0, -3)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-20)
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if turned else x).reshape(matrices.shape)

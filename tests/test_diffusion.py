@@ -1,0 +1,256 @@
+"""Diffusion against what is known of normal distributions and mixtures of them, without a trained network."""
+
+import math
+import types
+
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import MultivariateNormal
+
+from gencli.families import diffusion as diffusions
+from gencli.families.diffusion import Diffusion, DiffusionConfig
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
+from gencli.model import Batch, Given
+from gencli.rng import ExampleStreams
+
+OBJECTIVES = ["edm", "ddpm", "v", "flow"]
+MEAN = torch.tensor([0.3, -0.5])  # 0 where densities are compared: noise of deviation 80 does not hide it wholly
+COVARIANCE = torch.tensor([[1.2, 0.5], [0.5, 0.6]])
+
+
+def rng(count, seed=0):
+    return ExampleStreams(seed, torch.arange(count))
+
+
+def rows_spec(size, **more):
+    return VectorSpec(columns=tuple("abcdefgh"[:size]), mean=(0.0,) * size, scale=(1.0,) * size, **more)
+
+
+def model_of(spec=None, **config):
+    torch.manual_seed(0)
+    return Diffusion(DiffusionConfig(**{"width": 8, "depth": 1, **config}), spec or rows_spec(2)).eval()
+
+
+def knowing(model, denoise):
+    """The model with this denoiser (y (B, D), s (B, 1)) in place of its network."""
+    model.denoise = types.MethodType(
+        lambda self, y, deviation, labels=None, source=None: denoise(y.flatten(1), deviation.view(-1, 1)).view(y.shape),
+        model)
+    return model
+
+
+def of_normal(y, s, mean=MEAN):
+    """E[x | x + s n = y] for x normal with this mean and COVARIANCE."""
+    gain = torch.linalg.solve(COVARIANCE + s[:, :, None].square() * torch.eye(2), (y - mean)[:, :, None])
+    return mean + (COVARIANCE @ gain)[:, :, 0]
+
+
+def of_centred(y, s):
+    return of_normal(y, s, torch.zeros(2))
+
+
+def of_mixture(y, s):
+    """The same for x = -1.4 or 0.6 (each with variance 0.04, probabilities 0.3 and 0.7) in one dimension."""
+    means, shares, variance = torch.tensor([-1.4, 0.6]), torch.tensor([0.3, 0.7]), 0.04
+    total = variance + s.square()
+    weights = (shares.log() - 0.5 * (y - means).square() / total).softmax(1)
+    return (weights * (means + variance / total * (y - means))).sum(1, keepdim=True)
+
+
+# --- the denoiser
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_preconditioning_gives_the_example_for_the_right_prediction(objective):
+    """What each paper says is predicted, and seen, written out."""
+    s = torch.tensor([0.01, 0.5, 1.0, 30.0], dtype=torch.float64)
+    x, noise = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    skip, out, scale = diffusions._OBJECTIVES[objective].preconditioning(s)
+    y = x + s * noise
+    alpha = (1 + s.square()).rsqrt()  # of the process that preserves variance: alpha x + sigma noise
+    sigma, t = s * alpha, s / (1 + s)
+    seen, predicted = {
+        "edm": (alpha * y, (x - alpha**2 * y) / sigma),
+        "ddpm": (alpha * x + sigma * noise, noise),
+        "v": (alpha * x + sigma * noise, alpha * noise - sigma * x),
+        "flow": ((1 - t) * x + t * noise, noise - x)}[objective]
+    assert torch.allclose(scale * y, seen) and torch.allclose(skip * y + out * predicted, x)
+
+
+def test_strengths_of_the_noise_are_those_of_the_papers():
+    u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    deviation = {name: diffusions._OBJECTIVES[name].deviation(u) for name in OBJECTIVES}
+    assert torch.allclose(deviation["edm"].log(), torch.tensor(stats.norm(-0.5, 1.2).ppf(u)))
+    beta = 0.1 + 19.9 * torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    integral = torch.cat([torch.zeros(1), torch.cumulative_trapezoid(beta, dx=1e-5)])
+    alpha = torch.exp(-0.5 * integral[(u * 100_000).round().long()])
+    assert torch.allclose((1 + deviation["ddpm"].square()).rsqrt(), alpha, atol=1e-6)
+    assert torch.allclose(torch.atan(deviation["v"]), 0.5 * math.pi * u)
+    assert torch.allclose(deviation["flow"] / (1 + deviation["flow"]), u)
+
+
+@pytest.mark.parametrize("objective", ["edm", "flow"])
+def test_training_finds_the_denoiser_of_a_normal(objective):
+    """Wide enough in every strength that is trained; s = 1 is one for all objectives."""
+    model = model_of(objective=objective, width=32, depth=2).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
+    data = MultivariateNormal(MEAN, COVARIANCE).sample((20_000,))
+    for step in range(200):
+        for group in optimiser.param_groups:
+            group["lr"] = 4e-3 * (1 - step / 200)
+        numbers = torch.randint(len(data), (128,))
+        optimiser.zero_grad()
+        model.loss(Batch(data[numbers]), ExampleStreams(step, numbers)).total.backward()
+        optimiser.step()
+    y = MultivariateNormal(MEAN, COVARIANCE + torch.eye(2)).sample((500,))
+    s = torch.ones(500)
+    error = (model.eval().denoise(y, s) - of_normal(y, s[:, None])).square().mean().sqrt()
+    assert error < 0.12, "the examples deviate by 1, the noise by 1"
+
+
+# --- samplers
+
+
+@pytest.mark.parametrize(("options", "tolerance"), [
+    ({"sampler": "heun", "steps": 40}, 0.01), ({"sampler": "dpm++", "steps": 60}, 0.01),
+    ({"sampler": "euler", "steps": 400}, 0.02), ({"sampler": "ddim", "steps": 400}, 0.02),
+    ({"sampler": "ddpm", "steps": 400}, 0.02), ({"sampler": "heun", "steps": 60, "churn": 20}, 0.02)])
+def test_samplers_draw_the_normal_they_are_given(options, tolerance):
+    """To the error of the steps, and three errors of the moments of N draws."""
+    model, count = knowing(model_of(), of_normal), 4000
+    x = model.sample(rng(count), **options).x.double()
+    reach = 3 * COVARIANCE.diagonal().sqrt() / count**0.5
+    assert ((x.mean(0) - MEAN).abs() < reach + tolerance).all()
+    spread = 3 * (COVARIANCE.square() + COVARIANCE.diagonal().outer(COVARIANCE.diagonal())).sqrt() / count**0.5
+    assert ((torch.cov(x.T) - COVARIANCE).abs() < spread + 2 * tolerance).all()
+
+
+def test_deterministic_samplers_are_the_known_flow():
+    """Of a normal the flow is linear: a code z comes out as mean + root of the covariance along its axes."""
+    model, z = knowing(model_of(), of_normal), torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    values, vectors = torch.linalg.eigh(COVARIANCE)
+    start = z * diffusions._LARGEST
+    for sampler, steps, tolerance in (("heun", 200, 2e-3), ("dpm++", 400, 2e-3), ("euler", 4000, 1e-2)):
+        x = model.decode(z, sampler=sampler, steps=steps).x.float()
+        scale = (values / (values + diffusions._LARGEST**2)).sqrt()
+        expected = MEAN + (vectors @ torch.diag(scale) @ vectors.T @ (start - MEAN)[:, :, None])[:, :, 0]
+        assert torch.allclose(x, expected, atol=tolerance), sampler
+
+
+def test_more_steps_bring_second_order_closer_faster():
+    model, z = knowing(model_of(), of_normal), rng(64).normal(2)
+    best = model.decode(z, sampler="heun", steps=800).x
+    errors = {(sampler, steps): (model.decode(z, sampler=sampler, steps=steps).x - best).square().mean().sqrt()
+              for sampler in ("euler", "heun", "dpm++") for steps in (20, 40)}
+    assert errors["euler", 20] / errors["euler", 40] < 3 < errors["heun", 20] / errors["heun", 40]
+    assert errors["dpm++", 20] < errors["euler", 20] / 3
+
+
+def test_a_mixture_comes_out_in_its_shares():
+    model, count = knowing(model_of(rows_spec(1)), of_mixture), 4000
+    x = model.sample(rng(count), sampler="dpm++", steps=80).x[:, 0]
+    share = (x > 0).double().mean()
+    assert abs(share - 0.7) < 3 * (0.21 / count) ** 0.5 + 0.01
+    assert abs(x[x > 0].mean() - 0.6) < 0.02 and abs(x[x > 0].std() - 0.2) < 0.02
+
+
+def test_codes_come_back():
+    model = knowing(model_of(), of_normal)
+    x = MultivariateNormal(MEAN, COVARIANCE).sample((50,))
+    code = model.encode(Batch(x), rng(50), steps=200)
+    assert torch.allclose(model.decode(code, steps=200).x.float(), x, atol=0.02)
+
+
+def test_the_known_part_is_kept_and_the_rest_follows_it():
+    """One of two columns that vary together: the mean of the other is the conditional one."""
+    model, count = knowing(model_of(), of_normal), 1000
+    given = Given(known=torch.tensor([1.5, math.nan]), mask=torch.tensor([True, False]))
+    x = model.sample(rng(count), given, sampler="ddpm", steps=60, resample=10).x
+    assert (x[:, 0] == 1.5).all()
+    slope = COVARIANCE[0, 1] / COVARIANCE[0, 0]
+    deviation = (COVARIANCE[1, 1] - slope * COVARIANCE[0, 1]).sqrt()
+    assert abs(x[:, 1].mean() - (MEAN[1] + slope * (1.5 - MEAN[0]))) < 0.1 * deviation + 3 * deviation / count**0.5
+    assert abs(x[:, 1].std() / deviation - 1) < 0.15
+
+
+# --- likelihoods
+
+
+def test_the_flow_gives_the_density_of_a_normal_and_of_a_mixture():
+    normal = MultivariateNormal(torch.zeros(2), COVARIANCE)
+    x = normal.sample((40,))
+    found = knowing(model_of(), of_centred).log_prob(Batch(x), rng(40), by="ode", steps=64)
+    assert torch.allclose(found.float(), normal.log_prob(x), atol=1e-3)
+
+    x = torch.linspace(-2, 1.2, 33)[:, None]
+    p = 0.3 * stats.norm(-1.4, 0.2).pdf(x) + 0.7 * stats.norm(0.6, 0.2).pdf(x)
+    found = knowing(model_of(rows_spec(1)), of_mixture).log_prob(Batch(x), rng(33), by="ode", steps=128)
+    assert torch.allclose(found, torch.tensor(p).log()[:, 0], atol=5e-3)
+
+
+def test_the_trace_is_estimated_in_many_dimensions(monkeypatch):
+    """Without bias: the mean of many estimates is the exact trace."""
+    monkeypatch.setattr(diffusions, "_FEW", 1)
+    normal = MultivariateNormal(torch.zeros(2), COVARIANCE)
+    x = normal.sample((1,)).expand(400, -1)
+    found = knowing(model_of(), of_centred).log_prob(Batch(x), rng(400), by="ode", steps=24)
+    error = found.std() / 400**0.5
+    assert error > 1e-3 and abs(found.mean() - normal.log_prob(x[0])) < 3 * error + 2e-3
+
+
+def test_the_bound_is_below_the_density_and_close_for_the_best_denoiser():
+    """For the optimal denoiser the bound is tight but for the ends; for a worse one it is lower."""
+    normal = MultivariateNormal(torch.zeros(2), COVARIANCE)
+    x = normal.sample((400,))
+    best, worse = (knowing(model_of(), denoise).log_prob(Batch(x), rng(400), noises=64) - normal.log_prob(x)
+                   for denoise in (of_centred, lambda y, s: of_centred(y, s) + 0.3 * s / (1 + s)))
+    error = 3 * best.std() / 400**0.5
+    assert -0.02 - error < best.mean() < error and worse.mean() < best.mean() - 0.05
+
+
+@pytest.mark.parametrize("levels", [2, 16])
+def test_probabilities_of_the_last_step_sum_to_one(levels):
+    """Over all levels of a pixel, wherever the denoised picture lies."""
+    model = model_of(ImageSpec(channels=1, height=4, width=4, levels=levels))
+    location = torch.linspace(-2.5, 2.5, 16).view(1, 1, 4, 4).expand(levels, -1, -1, -1)
+    every = torch.linspace(0, 1, levels).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    for i in range(16):  # one pixel at a time: the others cancel
+        y = ((every - 0.5) / diffusions._GREY).reshape(levels, 16)[:, i : i + 1]
+        p = model._decoder(y, location.reshape(levels, 16)[:, i : i + 1]).exp()
+        assert p.sum() == pytest.approx(1, abs=1e-9)
+
+
+# --- the network
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(7, 5, 1), (28, 28, 1), (16, 24, 3)])
+def test_pictures_of_any_size_and_number_of_channels(height, width, channels):
+    model = model_of(ImageSpec(channels=channels, height=height, width=width, levels=256), depth=2)
+    x = model.sample(rng(2), steps=2).x
+    assert x.shape == (2, channels, height, width) and x.min() >= 0 and x.max() <= 1
+
+
+def test_guidance_is_the_difference_of_two_denoisers():
+    spec = rows_spec(2, classes=("a", "b"))
+    model = model_of(spec, conditional=True)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    y, s, labels = torch.randn(5, 2), torch.full((5,), 0.7), torch.tensor([0, 1, 0, 1, 1])
+    with_class, without = model.denoise(y, s, labels), model.denoise(y, s, torch.full((5,), 2))
+    assert not torch.allclose(with_class, without)
+    assert torch.allclose(model._denoiser(None, labels, 3.0)(y, 0.7), without + 3 * (with_class - without), atol=1e-5)
+    assert torch.equal(without, model.denoise(y, s, None)), "no class is the same as an unknown one"
+
+
+def test_labels_are_hidden_as_often_as_told():
+    model = model_of(rows_spec(2, classes=("a", "b")), conditional=True, unlabelled=0.3)
+    shown = model._shown(Batch(torch.zeros(4000, 2), torch.ones(4000, dtype=torch.int64)), rng(4000))
+    assert abs((shown == 2).double().mean() - 0.3) < 3 * (0.21 / 4000) ** 0.5
+
+
+def test_a_film_ends_with_the_sample():
+    model = knowing(model_of(), of_normal)
+    frames = model.film(rng(3), 5, steps=12)
+    assert len(frames) == 5 and torch.equal(frames[-1].x, model.sample(rng(3), steps=12).x)
