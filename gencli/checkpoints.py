@@ -8,7 +8,8 @@
     state.json                    the numbers of `TrainingState`
     manifest.json                 the SHA-256 of these files, and of the logs of the run at that moment
 
-Only the optimisers of the current phase are there: a phase that is over never moves again.
+Only the optimisers of the current phase are there: one that is over moves again only if it is the last that takes steps
+and gets more of them, with new ones.
 """
 
 import hashlib
@@ -49,6 +50,7 @@ class TrainingState:
     step: int = 0  # steps done, over all phases
     phase: str = ""  # the phase that started last; "" before the first, and in older checkpoints
     phase_start: int = 0  # the step at which it started
+    starts: dict[str, int] = field(default_factory=dict)  # the same of all that started; not in older checkpoints
     passes: dict[str, int] = field(default_factory=dict)  # over the data, by phase, where a phase makes passes
     sums: dict[str, tuple[Any, int]] = field(default_factory=dict)  # name -> (sum, count) since the last logged line
     history: list[dict[str, float]] = field(default_factory=list)  # the last 100 logged lines of the phase

@@ -99,6 +99,7 @@ class Trainer:
             self._logged_at = self._saved_at = time.monotonic()
             names = [phase.name for phase, _ in self.phases]
             current = names.index(self.state.phase) if self.state.phase else 0
+            current = self._reopened(current)
             for phase, end in self.phases[current:]:  # one that is over stays over, even if more --steps move its end
                 self.phase, self.phase_end = phase, max(end, self.state.step)
                 if phase.name != self.state.phase:
@@ -138,23 +139,49 @@ class Trainer:
 
     # --- phases
 
+    def _reopened(self, current: int) -> int:
+        """The number of the phase to go on with: `current`, or an earlier one that has more --steps now.
+
+        Phases without a share of the steps may close a training. More steps then are those of the last one that has a
+        share, and the closing ones come anew after it.
+        """
+        state = self.state
+        last = max((number for number, (phase, _) in enumerate(self.phases) if phase.share), default=current)
+        if current <= last or state.step >= self.total:
+            return current
+        self.phase, _ = self.phases[last]
+        for phase, _ in self.phases[last + 1 :]:
+            state.passes.pop(phase.name, None)
+        self._make_ready(state.starts.get(self.phase.name, state.step))
+        state.start_average(self.settings)
+        if self.phase.players and self.processes.first:
+            self.hooks.warn(f"phase {self.phase.name!r} was over: it goes on from the weights that were saved, with a "
+                            f"new optimiser")
+        return last
+
     def _start_phase(self) -> None:
         """Start from what the phase before would have saved, and let `begin` change it."""
         phase, state = self.phase, self.state
-        if state.best_weights or state.average is not None:
-            self.model.load_state_dict(state.best_weights or state.result.state_dict())
-        state.phase, state.phase_start = phase.name, state.step
-        state.sums, state.best, state.waited, state.best_weights = {}, math.inf, 0, {}
-        if phase.players:
-            state.history = []
-            if phase.share and self.phase_end == state.step and self.processes.first:
-                self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
-        state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
+        self._make_ready(state.step)
+        if phase.players and phase.share and self.phase_end == state.step and self.processes.first:
+            self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
         if phase.begin:
             torch.manual_seed(derive_seed(self.settings.seed, "begin", phase.name))
             with torch.no_grad():
                 phase.begin()
         state.start_average(self.settings)
+
+    def _make_ready(self, start: int) -> None:
+        """Make the current phase one that started at step `start`, from the weights that would be saved now."""
+        phase, state = self.phase, self.state
+        if state.best_weights or state.average is not None:
+            self.model.load_state_dict(state.best_weights or state.result.state_dict())
+        state.phase, state.phase_start = phase.name, start
+        state.starts[phase.name] = start
+        state.sums, state.best, state.waited, state.best_weights = {}, math.inf, 0, {}
+        if phase.players:
+            state.history = []
+        state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
 
     def _learning_rate(self) -> float:
         """The learning rate of the next step."""

@@ -39,6 +39,10 @@ from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bern
 from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Score, Spec, parse_widths
 from gencli.rng import Rng
 
+# Learning rate of a layer that starts as the one below turned over: where that has converged, steps as large as it
+# took at first are noise, which costs more nats than a layer can win.
+REFINING = 0.1
+
 
 class DBNConfig(FamilyConfig):
     widths: str = Field("500,2000", description="Hidden units of each layer, the lowest first.")
@@ -116,8 +120,9 @@ class DBN(BoltzmannModel):
         for layer, machine in enumerate(map(self._machine, range(len(self.machines)))):
             phases.append(Phase(f"base rates {layer + 1}", share=0, accumulate=partial(self._accumulate, layer),
                                 finish=machine.visible.finish))
-            phases.append(Phase(f"layer {layer + 1}", [self._player(list(machine.parameters()), self._loss_of(layer))],
-                                begin=partial(self._begin, layer)))
+            player = self._player(list(machine.parameters()), self._loss_of(layer))
+            player.lr_scale = REFINING if self._turned(layer) else 1.0
+            phases.append(Phase(f"layer {layer + 1}", [player], begin=partial(self._begin, layer)))
         if self.config.fine_tuning:
             idle = {id(machine.bias) for machine in self._lower()}  # recognition has taken them over
             moving = [parameter for parameter in self.parameters() if id(parameter) not in idle]
@@ -139,11 +144,17 @@ class DBN(BoltzmannModel):
         self._take_stage(layer + 1)
         if not layer:
             return
-        below, machine = self._machine(layer - 1), self._machine(layer)
-        if isinstance(below.visible, BernoulliUnits) and machine.hidden >= below.size:
-            turn_over(below, machine)
+        machine = self._machine(layer)
+        if self._turned(layer):
+            turn_over(self._machine(layer - 1), machine)
         chains = self._chains(layer - 1)
         self._keep(layer, torch.bernoulli(torch.sigmoid(machine.hidden_logits(chains))))
+
+    def _turned(self, layer: int) -> bool:
+        """Whether a layer (from 0) starts as the one below turned over."""
+        below = self._machine(layer - 1) if layer else None
+        return (below is not None and isinstance(below.visible, BernoulliUnits)
+                and self._machine(layer).hidden >= below.size)
 
     def _chains(self, layer: int) -> Tensor:
         chains = getattr(self, f"_chains_{layer}")
