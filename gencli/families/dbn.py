@@ -6,10 +6,11 @@ from the data, and so on; then the weights of a lower machine become p(h_(l-1)|h
 recognition q.
 
 A layer starts as the machine below turned over, with its visible units as the uppermost ones: then the deeper network
-has the likelihood of the one that it grew from, and what the layer learns from there raises the bound. This needs as
-many units as there are two layers below, and binary ones. Units beyond those start with weights near 0, which change
-next to nothing. A layer of fewer, or above real numbers, starts at the base rates of its input, all weights near 0: it
-has to learn first what the one below knew.
+has the likelihood of the one that it grew from, and what the layer learns from there raises the bound; it learns at a
+tenth of the learning rate, for the noise of larger steps would cost more than that. This needs as many units as there
+are two layers below, and binary ones. Units beyond those start with weights near 0, which change next to nothing. A
+layer of fewer, or above real numbers, starts at the base rates of its input, all weights near 0: it has to learn first
+what the one below knew.
 
 `--fine-tuning` adds the up-down algorithm of the same paper, contrastive wake-sleep: recognition gets weights of its
 own, and all layers move at once.
@@ -33,15 +34,11 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.layers.boltzmann import ACTIVITY, BoltzmannModel, CoarseStream, Links, RestrictedMachine
+from gencli.layers.boltzmann import ACTIVITY, REFINING, BoltzmannModel, CoarseStream, Links, RestrictedMachine
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
 from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Score, Spec, parse_widths
 from gencli.rng import Rng
-
-# Learning rate of a layer that starts as the one below turned over: where that has converged, steps as large as it
-# took at first are noise, which costs more nats than a layer can win.
-REFINING = 0.1
 
 
 class DBNConfig(FamilyConfig):
