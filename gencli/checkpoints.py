@@ -50,7 +50,6 @@ class TrainingState:
     step: int = 0  # steps done, over all phases
     phase: str = ""  # the phase that started last; "" before the first, and in older checkpoints
     phase_start: int = 0  # the step at which it started
-    starts: dict[str, int] = field(default_factory=dict)  # the same of all that started; not in older checkpoints
     passes: dict[str, int] = field(default_factory=dict)  # over the data, by phase, where a phase makes passes
     sums: dict[str, tuple[Any, int]] = field(default_factory=dict)  # name -> (sum, count) since the last logged line
     history: list[dict[str, float]] = field(default_factory=list)  # the last 100 logged lines of the phase

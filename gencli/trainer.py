@@ -143,45 +143,38 @@ class Trainer:
         """The number of the phase to go on with: `current`, or an earlier one that has more --steps now.
 
         Phases without a share of the steps may close a training. More steps then are those of the last one that has a
-        share, and the closing ones come anew after it.
+        share. It starts once more, but from where it ended, and the closing ones come anew after it.
         """
         state = self.state
         last = max((number for number, (phase, _) in enumerate(self.phases) if phase.share), default=current)
         if current <= last or state.step >= self.total:
             return current
-        self.phase, _ = self.phases[last]
+        self.phase, self.phase_end = self.phases[last]
         for phase, _ in self.phases[last + 1 :]:
             state.passes.pop(phase.name, None)
-        self._make_ready(state.starts.get(self.phase.name, state.step))
-        state.start_average(self.settings)
+        self._start_phase(again=True)
         if self.phase.players and self.processes.first:
             self.hooks.warn(f"phase {self.phase.name!r} was over: it goes on from the weights that were saved, with a "
-                            f"new optimiser")
+                            f"new optimiser and its learning rate as at its start")
         return last
 
-    def _start_phase(self) -> None:
-        """Start from what the phase before would have saved, and let `begin` change it."""
+    def _start_phase(self, again: bool = False) -> None:
+        """Start from what the phase before would have saved, and let `begin` change it, unless it did."""
         phase, state = self.phase, self.state
-        self._make_ready(state.step)
-        if phase.players and phase.share and self.phase_end == state.step and self.processes.first:
-            self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
-        if phase.begin:
+        if state.best_weights or state.average is not None:
+            self.model.load_state_dict(state.best_weights or state.result.state_dict())
+        state.phase, state.phase_start = phase.name, state.step
+        state.sums, state.best, state.waited, state.best_weights = {}, math.inf, 0, {}
+        if phase.players:
+            state.history = []
+            if phase.share and self.phase_end == state.step and self.processes.first:
+                self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
+        state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
+        if phase.begin and not again:
             torch.manual_seed(derive_seed(self.settings.seed, "begin", phase.name))
             with torch.no_grad():
                 phase.begin()
         state.start_average(self.settings)
-
-    def _make_ready(self, start: int) -> None:
-        """Make the current phase one that started at step `start`, from the weights that would be saved now."""
-        phase, state = self.phase, self.state
-        if state.best_weights or state.average is not None:
-            self.model.load_state_dict(state.best_weights or state.result.state_dict())
-        state.phase, state.phase_start = phase.name, start
-        state.starts[phase.name] = start
-        state.sums, state.best, state.waited, state.best_weights = {}, math.inf, 0, {}
-        if phase.players:
-            state.history = []
-        state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
 
     def _learning_rate(self) -> float:
         """The learning rate of the next step."""
