@@ -34,6 +34,7 @@ class Dataset:
             audio (N, T) levels, uint8 or int32. A Tensor, or anything with `len` that gives such a tensor for an index
             tensor (pictures too many to hold in memory).
         labels: (N,) int64 or None.
+        tasks: (N, L) int64, of several labels their classes, -1 where one is not known; or None.
         lengths: (N,) int64, of kinds whose examples have lengths of their own.
         condition: what the examples are made from, N examples of `spec.condition`; None if they are made from nothing,
             or if `derive` makes it.
@@ -72,6 +73,7 @@ class Dataset:
     blocks: Tensor | None = None
     origin: Tensor | None = None
     amounts: dict[str, Tensor] = field(default_factory=dict)
+    tasks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -93,6 +95,7 @@ class Dataset:
             x = x[:, : int(lengths.max()) if len(lengths) else 0]
             lengths = moved(lengths, device)
         batch = registry.kind_of(self.spec).load(self, Batch(x, labels, lengths), indices + self.offset, rng)
+        batch.tasks = None if self.tasks is None else moved(self.tasks[indices], device)
         if self.condition is not None:
             batch.condition = self.condition.batch(indices, device, rng)
         elif self.derive is not None:
@@ -148,7 +151,7 @@ class Dataset:
 
     def _map(self, pick: Callable[[Any], Any]) -> Dataset:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
-                                 for name in ("examples", "labels", "lengths", "groups", "blocks", "origin")}
+                                 for name in ("examples", "labels", "tasks", "lengths", "groups", "blocks", "origin")}
         return replace(self, **parts, amounts={name: pick(part) for name, part in self.amounts.items()})
 
 

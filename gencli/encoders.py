@@ -3,7 +3,7 @@
 import torch
 
 from gencli.errors import UsageError
-from gencli.model import Graph, Model
+from gencli.model import Graph, Model, anything
 from gencli.rng import DrawsNoise, ExampleStreams
 
 
@@ -17,7 +17,7 @@ def encoder(model: Model) -> Graph:
     if model.spec.condition is not None:
         raise UsageError(f"the codes of this {family} depend on what an example is made from too, so that it has no "
                          f"encoder of examples alone")
-    x = ExampleStreams(0, torch.arange(2), device=model.device).uniform(*model.spec.shape)
+    x = anything(model.spec, ExampleStreams(0, torch.arange(2), device=model.device))
     module = model.features()
     try:
         with torch.no_grad():

@@ -54,6 +54,8 @@ class Request:
         options: options of the kinds that the data may hold, by name; those that are None are not set.
         skip_bad: leave out examples that cannot be read, and count them.
         notify: takes sentences for the user about what had to be decided.
+        labelled: classes are what the examples are wanted for: where it is open what an example is, as of texts, it is
+            something that has one.
         sources: of pairs read what the examples are made from, alone.
         trained: the options are those of a model's training, which other data need not follow.
         detail: takes what is too much for the user and is kept in a log, such as the name of each unreadable file.
@@ -71,6 +73,7 @@ class Request:
     detail: Callable[[str], None] = lambda sentence: None
     left_out: Callable[[str], None] = lambda sentence: None
     progress: Callable[[int, int], None] = lambda done, total: None
+    labelled: bool = False
 
     def of_any_kind(self) -> Self:
         """The same of examples whose kind nobody has named, such as the other side of pairs."""
@@ -132,6 +135,7 @@ class Examples(ABC):
     """N examples of one kind. `name` is what messages call them, `labels` the names of their classes, "" for none.
 
     `condition`: what they are made from, as many examples of some kind; None if they are made from nothing.
+    `tasks`: of several labels, by their names, the names of the classes, "" for none; then there are no `labels`.
     `offers`: what came with them and they may be made from if that is asked for, by name, e.g. the text of a writing.
     `numbers`: where some could not be read, which of those that were asked for these are.
     """
@@ -142,6 +146,7 @@ class Examples(ABC):
         self.name, self.skipped = name, skipped
         self.labels = None if labels is None else list(labels)
         self.condition: Examples | None = None
+        self.tasks: dict[str, list[str]] = {}
         self.offers: dict[str, Examples] = {}
         self.numbers: list[int] | None = None
 
@@ -180,6 +185,7 @@ class Examples(ABC):
         """The examples of these numbers."""
         part = self._take(indices)
         part.condition = self.condition.take(indices) if self.condition else None
+        part.tasks = {name: [labels[i] for i in indices] for name, labels in self.tasks.items()}
         part.offers = {name: offer.take(indices) for name, offer in self.offers.items()}
         return part
 
@@ -188,6 +194,8 @@ class Examples(ABC):
         whole = self._join(others)
         if self.condition:
             whole.condition = self.condition.join([other.condition for other in others if other.condition])
+        whole.tasks = {name: [label for part in (self, *others) for label in part.tasks.get(name, [""] * len(part))]
+                       for name in self.tasks}
         whole.offers = {name: offer.join([other.offers[name] for other in others])
                         for name, offer in self.offers.items() if all(name in other.offers for other in others)}
         return whole
@@ -232,19 +240,32 @@ class Examples(ABC):
         """(N,) int64, the labels as places in `classes`."""
         if self.labels is None or not classes:
             return None
-        number = numbers_of(classes)
-        for label in self.labels:
+        return self._places(self.labels, classes, numbers_of(classes))
+
+    def _places(self, labels: Sequence[str], classes: tuple[str, ...], number: Mapping[str, int]) -> Tensor:
+        for label in labels:
             if label not in number:
                 raise DataError(f"{self.name}: class {label!r} is none of the model's or training split's classes: "
                                 f"{shorten(classes)}")
-        return torch.tensor([number[label] for label in self.labels], dtype=torch.int64)
+        return torch.tensor([number[label] for label in labels], dtype=torch.int64)
+
+    def _tasks(self, spec: Spec) -> Tensor | None:
+        """(N, L) int64, the several labels as places in their classes, -1 where there is none."""
+        if not self.tasks or not spec.tasks:
+            return None
+        if missing := [name for name, _ in spec.tasks if name not in self.tasks]:
+            raise DataError(f"{self.name} has no label {missing[0]!r}; expected {shorten([n for n, _ in spec.tasks])}")
+        return torch.stack([self._places(self.tasks[name], classes, {**numbers_of(classes), "": -1})
+                            for name, classes in spec.tasks], 1)
 
     def _dataset(self, spec: Spec, examples: Any, *, protocol: dict[str, Any], **fields: Any) -> Dataset:
         """A Dataset of fitted examples; `load` fills in what it knows: name, split."""
-        labels = self._numbers(spec.classes)
+        labels, tasks = self._numbers(spec.classes), self._tasks(spec)
         digest = fields.pop("fingerprint", None) or fingerprint(examples, labels, fields.get("lengths"))
+        if tasks is not None:
+            digest = fingerprint(digest.encode(), tasks)
         return Dataset(self.name, "all", spec, examples, labels, fingerprint=digest, skipped=self.skipped,
-                       protocol=protocol, **fields)
+                       protocol=protocol, tasks=tasks, **fields)
 
 
 class ListedExamples(Examples, Generic[T]):
@@ -324,12 +345,12 @@ def shorten(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f", ... ({len(names)})" if len(names) > most else "")
 
 
-def classes_in(records: Sequence[Numbered]) -> list[str] | None:
+def classes_in(records: Sequence[Numbered], key: str | None = None) -> list[str] | None:
     """The classes that records say, under `class` by name or under `label` by name or number; "" where one says none.
 
-    None if no record does.
+    None if no record does. With `key` they are under that name alone.
     """
-    labels = [record.get("class", record.get("label")) for _, record in records]
+    labels = [record.get(key) if key else record.get("class", record.get("label")) for _, record in records]
     return None if all(label is None for label in labels) else ["" if label is None else str(label) for label in labels]
 
 
@@ -407,7 +428,8 @@ def with_condition(data: Dataset, condition: Dataset, groups: list[int] | None, 
     if len(order) < len(sources) or order.tolist() != list(range(len(sources))):
         condition = condition.take(order)
     numbers = torch.tensor([rows[place][0] for place, _ in shared])
-    return replace(data, condition=condition, skipped=data.skipped + lost,
+    notes = tuple(f"of what the examples are made from {note}" for note in condition.notes)
+    return replace(data, condition=condition, skipped=data.skipped + lost, notes=data.notes + notes,
                    groups=None if groups is None else torch.tensor(groups)[numbers],
                    fingerprint=fingerprint(data.fingerprint.encode(), condition.fingerprint.encode()))
 

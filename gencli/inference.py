@@ -85,6 +85,18 @@ def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None
             yield from (rest[i : i + 1] for i in range(len(rest)))
 
 
+def answer(model: Model, conditions: Iterable[Batch], seed: int = 0, label: int | None = None,
+           given: Given | None = None, each: int = 1, **options: Any) -> Iterator[Batch]:
+    """The examples of `sample` for conditions that come little by little, `each` for every one of a piece."""
+    start = 0  # conditions that have been answered
+    for condition in conditions:
+        count = len(condition)
+        own = condition[(torch.arange(count) - start) % count]  # number i is made from i // each, counted around
+        yield from sample(model, range(each * start, each * (start + count)), seed, label,
+                          replace(given or Given(), condition=own), each=each, **options)
+        start += count
+
+
 @torch.no_grad()
 def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int, each: int,
                options: dict[str, Any]) -> Iterator[Iterator[Batch]]:

@@ -313,6 +313,10 @@ class Kind:
         """Examples of a model -> the fields of a `Dataset` that holds them as if they had been read from files."""
         return {"examples": batch.x, "lengths": batch.lengths}
 
+    def anything(self, spec: Any, rng: Rng) -> Tensor:
+        """Numbers of the type and shape that a model takes as examples, (B, *example), for what any will do."""
+        return rng.uniform(*spec.shape)
+
     def view(self, spec: Any) -> View:
         """How families that know nothing but real numbers see examples; a new module, which learns nothing.
 

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
-from gencli.spec import Batch, Spec, join
+from gencli.spec import Batch, Spec, anything, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "fill", "join", "parse_widths"]
+           "anything", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -198,8 +198,14 @@ class Model(nn.Module):
     defaults: ClassVar[dict[str, Any]] = {}
     # Steps of a training at least where the user does not say how long, however few the examples are.
     least_steps: ClassVar[int] = 0
+    # Whether it learns nothing but from classes, so that examples are read as what has one, e.g. each text by itself.
+    labelled: ClassVar[bool] = False
+    # Whether it learns several labels (`Spec.tasks`) at once.
+    multitask: ClassVar[bool] = False
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
+    # Whether a batch should hold examples of alike lengths, so that little of it is filled up.
+    alike: ClassVar[bool] = False
     # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.
     smallest_batch: int = 1
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were

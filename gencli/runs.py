@@ -152,6 +152,10 @@ def build(family: str, config: dict[str, Any], spec: Spec, origin: Origin | None
         takes = f"takes {', '.join(sorted(cls.conditions))}" if cls.conditions else "makes examples from nothing"
         raise UsageError(f"family {family!r} {takes}, but the examples are made from {spec.condition.kind}; families "
                          f"for {spec.kind} made from others: {', '.join(fitting) or 'none'}")
+    if spec.tasks and not cls.multitask:
+        names = ", ".join(name for name, _ in spec.tasks)
+        raise UsageError(f"family {family!r} knows one label at most, and the data has several ({names}); name one "
+                         f"of them with --label, and leave others out of a table with --drop")
     try:
         model = cls(cls.Config(**config), spec)
         if origin is not None:

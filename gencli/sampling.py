@@ -48,6 +48,10 @@ class SampleRequest:
         """The same, one after the other, in pieces as they are made."""
         return inference.stream(model, part, self.seed, self.label, self.given, self.each, **self.options)
 
+    def answered(self, model: Model, conditions: Iterable[Batch]) -> Iterator[Batch]:
+        """Examples made from conditions that come little by little."""
+        return inference.answer(model, conditions, self.seed, self.label, self.given, self.each, **self.options)
+
     def decoded(self, model: Model, codes: Iterable[Tensor]) -> Iterator[Batch]:
         """What blocks of codes decode to."""
         return inference.decode(model, codes, self.seed, self.frames, self.given, self.each, **self.options)

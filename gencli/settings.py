@@ -34,7 +34,8 @@ class DataSettings(BaseModel):
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of the examples held out as test split if the data "
                                                         "names no splits.")
     labels: str | None = Field(None, description="File of the classes of examples that come without: IDX, .npy, or "
-                                                 "text with one a line.")
+                                                 "text with one a line; several labels: a table (.csv, .tsv) with a "
+                                                 "column for each.")
     classes: str | None = Field(None, description="Only examples of these classes, e.g. 0,1,2.")
     without: str | None = Field(None, description="Leave out the examples of these classes, e.g. 7 or cat,dog.")
     pair: Literal["left", "right"] | None = Field(

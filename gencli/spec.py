@@ -32,6 +32,8 @@ from gencli.lazy import Lazy
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from gencli.rng import Rng
 else:
     torch = Lazy("torch")
 
@@ -44,6 +46,8 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     classes: tuple[str, ...] = Field((), description="Names of the classes, in label order; empty if unlabelled.")
+    tasks: tuple[tuple[str, tuple[str, ...]], ...] = Field((), description=(
+        "Of data with several labels instead: the name of each, and the names of its classes."))
     kind: str
     condition: SerializeAsAny[Spec] | None = Field(None, description="What an example is made from; None: nothing.")
 
@@ -67,11 +71,17 @@ class Spec(BaseModel):
         return self.model_copy(update={"condition": None})
 
     @model_serializer(mode="wrap")
-    def _without_empty_condition(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content = handler(self)
-        if content["condition"] is None:
-            del content["condition"]
+        for name in ("condition", "tasks"):
+            if not content[name]:
+                del content[name]
         return content
+
+
+def anything(spec: Spec, rng: Rng) -> Tensor:
+    """Numbers of the type and shape that a model takes as examples, (B, *example), for what any will do."""
+    return registry.kind_of(spec).anything(spec, rng)
 
 
 def numbers_of(classes: Sequence[str]) -> dict[str, int]:
@@ -107,6 +117,7 @@ class Batch:
     Attributes:
         x: the examples, laid out as in the table above.
         labels: (B,) int64 class numbers, or None.
+        tasks: (B, L) int64 class numbers of several labels, those of `Spec.tasks`, -1 where one is not known; or None.
         lengths: (B,) int64 tokens of each text or samples of each recording, or None.
         condition: what each example is made from, B examples of another Spec, or None.
         fresh: False if the batch continues the one before it (contiguous text), so that state may be carried over.
@@ -117,6 +128,7 @@ class Batch:
     lengths: Tensor | None = None
     condition: Batch | None = None
     fresh: bool = True
+    tasks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -129,7 +141,7 @@ class Batch:
 
     def _each(self, change: Callable[[Any], Any]) -> Batch:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else change(part)
-                                 for name in ("x", "labels", "lengths", "condition")}
+                                 for name in ("x", "labels", "lengths", "condition", "tasks")}
         return replace(self, **parts)
 
     def pieces(self) -> list[Tensor]:

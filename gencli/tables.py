@@ -10,7 +10,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +53,13 @@ def number(cell: str) -> float | None:
         return None if "_" in cell else float(cell)  # Python reads 1_000 as a number, tables mean a name
     except ValueError:
         return None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names with commas between them; one that has a comma itself stands in quotation marks."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(names)
+    return out.getvalue()
 
 
 def numbered(count: int) -> tuple[str, ...]:

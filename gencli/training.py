@@ -209,10 +209,10 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     own |= general.model_dump()
     like, keeps = (other.card.spec, _knows_classes(other)) if other else (None, False)
     if like and not keeps:
-        like = like.model_copy(update={"classes": ()})
+        like = like.model_copy(update={"classes": (), "tasks": ()})
     examples = load(data, own, split="train", like=like, other_classes=other is not None and not keeps,
-                    skip_bad=skip_bad, download=download, data_root=data_root, limit=limit, notify=note, detail=detail,
-                    progress=progress)
+                    skip_bad=skip_bad, download=download, data_root=data_root, limit=limit, labelled=cls.labelled,
+                    notify=note, detail=detail, progress=progress)
     completed = cls.complete_config(model, examples.spec, len(examples))
     for name in type(model).model_fields:
         if (value := getattr(completed, name)) != getattr(model, name):

@@ -106,6 +106,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("hmm", "text"): ["--states", "3", "--length", "32"],
     ("hmm", "series"): ["--states", "3", "--window", "6"],
     ("hmm", "strokes"): ["--states", "3"],
+    ("seq2seq", "text"): ["--width", "8", "--heads", "2", "--layers", "1", "--feedforward", "8"],
     ("gaussian", "image"): [],
     ("gaussian", "vector"): [],
     ("gmm", "image"): ["--components", "3"],
@@ -128,6 +129,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("flow", "vector"): ["--layers", "2", "--width", "8", "--depth", "1"],
     ("classifier", "image"): ["--width", "4", "--features", "8"],
     ("classifier", "vector"): ["--width", "8", "--features", "4"],
+    ("classifier", "text"): ["--embedding", "4", "--buckets", "50"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
     ("gaussian", "strokes"): [],
     ("gmm", "strokes"): ["--components", "2"],
@@ -155,6 +157,14 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
                            "--length", "120"],
 }
 
+# What families that need data of another form than others of their kind train on, by its name in `small_data`.
+FORM = {("seq2seq", "text"): "pairs"}
+
+
+def form_of(family: str, kind: str) -> str:
+    """The name in `small_data` of what a case trains on."""
+    return FORM.get((family, kind), kind)
+
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> dict[str, Path]:
@@ -163,9 +173,11 @@ def small_data(tmp_path_factory) -> dict[str, Path]:
 
 
 def make_small_data(folder: Path) -> dict[str, Path]:
-    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many, 2,000 letters;
+    """A file of each kind: 96 grey pictures of 9 x 7 in two classes, 96 rows of 3 columns in as many; 2,000 letters
+    in two files, of which the second has no d;
     a folder of 96 recordings of 90 to 150 samples, tones of two pitches; 96 drawings of 5 to 9 points, boxes and
-    stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall."""
+    stairs; 24 films of 4 frames in two classes; 96 series of 6 to 10 steps of 2 columns, which rise or fall; 96 words
+    of 1 to 5 letters and, made from each, the same backwards."""
     random = np.random.default_rng(0)
     labels = np.arange(96) % 2
     pictures = random.integers(0, 60, (96, 9, 7)).astype(np.uint8)
@@ -173,7 +185,10 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     np.savez(folder / "pictures.npz", x=pictures, y=labels)
     rows = random.normal([1, 20, -3], [1, 5, 0.1], (96, 3))
     np.savez(folder / "rows.npz", x=rows.astype(np.float32), y=labels)
-    (folder / "text.txt").write_text("".join(random.choice(list("abcd \n"), 2000)))
+    letters = "".join(random.choice(list("abcd \n"), 2000))
+    (folder / "texts").mkdir()
+    (folder / "texts" / "first.txt").write_text(letters[:1000])
+    (folder / "texts" / "second.txt").write_text(letters[1000:].replace("d", "a"))
     (folder / "sounds").mkdir()
     for i, length in enumerate(random.integers(90, 151, 96)):
         tone = 0.5 * np.sin(np.arange(length) * (0.1 + 0.3 * (i % 2))) + random.normal(0, 0.01, length)
@@ -191,10 +206,14 @@ def make_small_data(folder: Path) -> dict[str, Path]:
     steps = random.integers(6, 11, 96)
     walks = [random.normal([0, 5], [1, 2], (count, 2)).cumsum(0) * (1, -1)[i % 2] for i, count in enumerate(steps)]
     np.savez(folder / "series.npz", series=np.concatenate(walks), offsets=np.pad(steps.cumsum(), (1, 0)), labels=labels)
-    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "text.txt",
+    (folder / "pairs").mkdir()
+    words = ["".join(random.choice(list("abc"), count)) for count in random.integers(1, 6, 96)]
+    (folder / "pairs" / "source.txt").write_text("\n".join(words))
+    (folder / "pairs" / "target.txt").write_text("\n".join(word[::-1] for word in words))
+    return {"image": folder / "pictures.npz", "vector": folder / "rows.npz", "text": folder / "texts",
             "audio": folder / "sounds", "strokes": folder / "drawings.ndjson",
             "video": folder / "films.npz",
-            "series": folder / "series.npz"}
+            "series": folder / "series.npz", "pairs": folder / "pairs"}
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +226,8 @@ def small_run(small_data, tmp_path_factory):
     def get(family: str, kind: str) -> Path:
         if (family, kind) not in made:
             folder = tmp_path_factory.mktemp("runs") / f"{family}-{kind}"
-            code = run(["train", family, str(small_data[kind]), "-o", str(folder), "--steps", "12", "--batch-size", "8",
+            source = str(small_data[form_of(family, kind)])
+            code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
                         "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
             assert code == 0
             made[family, kind] = folder

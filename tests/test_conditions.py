@@ -230,8 +230,11 @@ def test_the_right_half_of_a_facade_is_its_label_map(real_data):
 def test_aligned_text_files(tmp_path):
     (tmp_path / "source.txt").write_text("eins\n\ndrei\n")
     (tmp_path / "target.txt").write_text("one\ntwo\nsix")
-    data = load(f"{tmp_path}:all", BYTES)
+    notes = []
+    data = load(f"{tmp_path}:all", BYTES, notify=notes.append)
     batch = everything(data)
+    (note,) = notes
+    assert note == f"{tmp_path / 'source.txt'}: 1 of 3 lines are empty, and taken as empty texts; the first is line 2"
     assert texts(batch, data.spec) == ["one", "two", "six"] and data.spec.lines
     assert texts(batch.condition, data.spec.condition) == ["eins", "", "drei"]
 
@@ -277,6 +280,28 @@ def test_columns_of_sentences(real_data):
 
     assert texts(batch.condition, data.spec.condition) == [cut(line[0], data.spec.condition) for line in lines]
     assert texts(batch, data.spec) == [cut(line[1], data.spec) for line in lines]
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_fields_of_records(tmp_path, array):
+    records = [{"id": i, "de": f"wort {i}", "en": f"word {i}", "size": i} for i in range(5)]
+    content = json.dumps(records) if array else "\n".join(map(json.dumps, records))
+    path = tmp_path / ("pairs.json" if array else "pairs.jsonl")
+    path.write_text(content)
+    data = load(f"{path}:all", {"source": "de", "target": "en", **BYTES})
+    batch = everything(data)
+    assert texts(batch, data.spec) == [f"word {i}" for i in range(5)]
+    assert texts(batch.condition, data.spec.condition) == [f"wort {i}" for i in range(5)]
+    numbers = load(f"{path}:all", {"source": "size", "target": "en", **BYTES})
+    assert everything(numbers).condition.x[:, 0].tolist() == list(range(5))
+    alone = load(f"{path}", {"source": "de"}, split="all", like=data.spec.condition, sources=True)
+    assert texts(everything(alone), data.spec.condition) == [f"wort {i}" for i in range(5)]
+    with pytest.raises(DataError, match="record 1 has no 'fr'; it has id, de, en, size"):
+        load(f"{path}:all", {"source": "fr", "target": "en"})
+    path.write_text(content.replace('"en": "word 3"', '"en": null'))
+    with pytest.raises(DataError, match="record 4 has no 'en'"):
+        load(f"{path}:all", {"source": "de", "target": "en"})
+    assert len(load(f"{path}:all", {"source": "de", "target": "en", **BYTES}, skip_bad=True)) == 4
 
 
 def test_columns_of_numbers_with_and_without_names(tmp_path):

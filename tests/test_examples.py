@@ -55,7 +55,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 8
+    assert len(scripts) == 9
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -97,6 +97,17 @@ def test_own_pictures(tmp_path):
     assert (card["size"], card["channels"]) == (24, 1)
 
 
+def test_classify(tmp_path):
+    kind, unkind = ["what a good day", "good , very good", "a joy"], ["so bad a day", "bad and worse", "very bad"]
+    (tmp_path / "kind.txt").write_text("\n".join(5 * kind) + "\n")
+    (tmp_path / "unkind.txt").write_text("\n".join(5 * [*unkind, ""]) + "\n")
+    (tmp_path / "new.txt").write_text("good joy\n\nworse , so bad\n")
+    done = run(tmp_path, "sh", "-c", f"sh {EXAMPLES / 'classify.sh'} kind.txt unkind.txt < new.txt")
+    assert [line.split("\t")[::2] for line in done.stdout.splitlines()] == [
+        ["kind.txt", "good joy"], ["unkind.txt", "worse , so bad"]]
+    assert done.stderr.startswith("accuracy")
+
+
 def test_speech(tmp_path):
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -107,6 +118,14 @@ def test_speech(tmp_path):
     assert "frechet_distance" in done.stdout
     assert next((tmp_path / "out").glob("one.*")).stat().st_size > 100
     assert soundfile.info(tmp_path / "out/between.wav").samplerate == 8000
+
+
+def test_translate(tmp_path, small_data):
+    lines = tmp_path / "lines.txt"
+    lines.write_text("ab\nbca\n\nc")
+    command = f"sh {EXAMPLES / 'translate.sh'} {small_data['pairs']} run < {lines}"
+    done = run(tmp_path, "sh", "-c", command, UNIT="characters", GENCLI_NET="rnn")
+    assert len(done.stdout.split("\n")) == 5 and (tmp_path / "run/model.safetensors").stat().st_size
 
 
 def test_new_kinds(tmp_path):

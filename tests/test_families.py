@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, form_of
 
 from gencli import inference, registry, runs
 from gencli.commands._options import set_options
@@ -48,9 +48,15 @@ def model(family, kind, small_run) -> Model:
 
 
 @pytest.fixture
-def data(family, kind, model, small_run, small_data):
+def source(family, kind, small_data) -> str:
+    """The path of what the family trained on."""
+    return str(small_data[form_of(family.name, kind)])
+
+
+@pytest.fixture
+def data(family, kind, model, small_run, source):
     reading = runs.read_card(small_run(family.name, kind)).reading
-    return load(str(small_data[kind]), reading, split="test", like=model.spec)
+    return load(source, reading, split="test", like=model.spec)
 
 
 @pytest.fixture
@@ -67,6 +73,7 @@ OF_CODES = {("vae", "vector"): {"draw": False},
             ("dbn", "vector"): {"draw": False},
             ("dbm", "vector"): {"draw": False},
             ("lda", "text"): {"draw": False},
+            ("seq2seq", "text"): {"temperature": 1.0},
             ("unet", "image"): {"draw": True}, ("unet", "video"): {"draw": True}}
 
 
@@ -121,10 +128,10 @@ def test_config_round_trip(family, kind, small_run):
 # --- training
 
 
-def test_every_parameter_gets_a_gradient(family, kind, small_run, small_data):
+def test_every_parameter_gets_a_gradient(family, kind, small_run, source):
     model = fresh(family, kind, small_run).train()
     reading = runs.read_card(small_run(family.name, kind)).reading
-    data = load(str(small_data[kind]), reading, split="train", like=model.spec)
+    data = load(source, reading, split="train", like=model.spec)
     batch = data.batch(torch.arange(8))
     phases = model.phases()
     if any(phase.players for phase in phases):
@@ -146,11 +153,11 @@ def test_every_parameter_gets_a_gradient(family, kind, small_run, small_data):
     assert not phases or moved == {id(p) for p in model.parameters() if p.requires_grad}, "a parameter nobody trains"
 
 
-def test_training_repeats(family, kind, small_run, small_data, tmp_path):
+def test_training_repeats(family, kind, small_run, source, tmp_path):
     from gencli.app import run
 
     first = small_run(family.name, kind)
-    code = run(["train", family.name, str(small_data[kind]), "-o", str(tmp_path / "again"), "--config",
+    code = run(["train", family.name, source, "-o", str(tmp_path / "again"), "--config",
                 str(first / "config.json"), "-q"])
     assert code == 0
     for name in ("model.safetensors", "metrics.jsonl"):
@@ -275,8 +282,8 @@ def test_scores_are_numbers_for_every_example(model, data):
 # --- every verb, through the command line
 
 
-def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
-    run, source = str(small_run(family.name, kind)), str(small_data[kind])
+def test_every_verb(family, kind, small_run, source, tmp_path, gencli):
+    run = str(small_run(family.name, kind))
     ending = ENDING[kind]
     gencli("encode", run, source, "--limit", "4", "-o", "c.npz")
     assert len(np.load(tmp_path / "c.npz", allow_pickle=False)["codes"]) == 4
@@ -284,7 +291,7 @@ def test_every_verb(family, kind, small_run, small_data, tmp_path, gencli):
                     *(["--features", "pixels"] if kind == "image" else []), "--json").json()
     assert report["passed"] and report["metrics"]
     gencli("export", run, "-o", "m.safetensors")
-    given = ["--given", source] if family.name == "unet" else []
+    given = ["--given", source] if runs.read_card(run).spec.condition else []
     drawing = (["sample", run, "-n", "4", "-o", f"s.{ending}", *given],
                ["sample", run, "--latents", "c.npz", "-o", "d.tar", *given])
     paths = (["interpolate", run, "--seeds", "1,2", "--frames", "3", "-o", f"p.{ending}", *given],

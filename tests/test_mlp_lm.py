@@ -200,4 +200,5 @@ def test_a_mixture_is_one_file(gencli, small_data, small_run, tmp_path, other):
 def test_a_run_that_cannot_be_mixed_is_an_error_in_one_line(gencli, small_data, small_run):
     words = ["train", "mlp-lm", str(small_data["text"]), "-o", "run", "--steps", "1", "--mix"]
     assert "no distribution of the next token" in gencli(*words, str(small_run("pca", "text")), code=2).stderr
+    assert "no state of one size" in gencli(*words, str(small_run("transformer", "text")), code=2).stderr
     assert "no run or model file is called nowhere" in gencli(*words, "nowhere", code=4).stderr

@@ -311,7 +311,7 @@ def test_texts_on_the_command_line(gencli, tmp_path):
     assert all(json.loads(line)["text"].startswith("so ") for line in drawn.splitlines())
     gencli("evaluate", "run", "t.jsonl:test", "--draw", "0", "--html", "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "What its parts are about" in page and "good" in page.split("fine")[1]
+    assert "What its parts are about" in page and "good" in page.split("<p>fine</p>")[1].split("</pre>")[0]
     (tmp_path / "blank.txt").write_text(" \n  \n\t\n" * 5)
     error = gencli("train", "naive-bayes", "blank.txt", "--lines", "--unit", "words", "-o", "b", "-q", code=3).stderr
     assert "no words" in error and error.count("\n") == 1

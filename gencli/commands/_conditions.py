@@ -9,11 +9,15 @@ from gencli.errors import UsageError, did_you_mean
 from gencli.spec import numbers_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from gencli.dataset import Dataset
     from gencli.kind import Partial
-    from gencli.model import Given
+    from gencli.model import Batch, Given
+
+_CHUNK = 2**16  # bytes of stdin that are read at once where they are there
 
 
 def class_number(card: Any, label: str | None) -> int | None:
@@ -85,6 +89,57 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         name = next(iter(settings)).replace("_", "-")
         raise UsageError(f"--{name} says how data is read, and none is: add --given DATA")
     return given
+
+
+def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Iterator[Batch] | None":
+    """What samples are to be made from where it comes line by line on stdin, in pieces as it comes.
+
+    None where examples come otherwise: of kinds that are no plain text, and in a tar.
+
+    Raises:
+        DataError: a line that is not UTF-8.
+    """
+    from gencli import runs
+
+    like = runs.complete(card).spec.condition
+    if like is None or settings or not registry.kind_of(like).plain or b"\0" in _beginning(sys.stdin.buffer):
+        return None
+    return _lines(like, sys.stdin.buffer, console)
+
+
+def _beginning(stream: Any) -> bytes:
+    """The first bytes of a stream, which stay in it; of a pipe those that have come."""
+    if not stream.seekable():
+        return stream.peek(1)
+    place = stream.tell()
+    content = stream.read(512)
+    stream.seek(place)
+    return content
+
+
+def _lines(like: Any, stream: Any, console: Console) -> "Iterator[Batch]":
+    import torch
+
+    from gencli.examples import Request
+    from gencli.tables import decode
+
+    kind, request = registry.kind_of(like), Request("stdin")
+    rest, count, open_ = b"", 0, True
+    while open_:
+        content = stream.read1(_CHUNK)
+        open_ = bool(content)
+        *lines, rest = (rest + content).split(b"\n")
+        if not open_ and rest:
+            lines.append(rest)
+        texts = [decode(line, f"line {count + i} of stdin") for i, line in enumerate(lines, start=1)]
+        for i, text in enumerate(texts, start=1):
+            if lost := kind.lost(text, like):
+                console.warn(f"line {count + i} of stdin: {lost}")
+        count += len(texts)
+        if texts:
+            examples = kind.from_cells([texts], ("line",), request)
+            assert examples is not None
+            yield examples.fit(like, request, None).batch(torch.arange(len(texts)))
 
 
 def _keep(given: "Given", part: "Partial", console: Console) -> None:

@@ -15,6 +15,7 @@ import typer
 from gencli import registry
 from gencli.errors import ModelError, UsageError, did_you_mean
 from gencli.settings import DataSettings, plain_type
+from gencli.tables import listed
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -61,6 +62,7 @@ def reading_fields(kinds: Iterable[str] | None = None) -> dict[str, "FieldInfo"]
     for option, owners in shared.items():
         merged[option] = copy.copy(owners[0][1])
         merged[option].description = " ".join(f"{plural}: {field.description}" for plural, field in owners)
+        merged[option].json_schema_extra = {"repeated": any(_is_repeated(field) for _, field in owners)}
     return merged
 
 
@@ -95,7 +97,7 @@ def with_fields(*panels: Panel, hidden: Mapping[str, "FieldInfo"] | None = None,
 
         @functools.wraps(command)
         def run(**values: Any) -> Any:
-            settings = {p.name: value for p in made if (value := values.pop(p.name)) is not None}
+            settings = {p.name: _joined(value) for p in made if (value := values.pop(p.name)) not in (None, [])}
             return command(**values, settings=settings)
 
         del run.__wrapped__  # or inspect would report the signature of `command`
@@ -130,8 +132,21 @@ def _parameter(name: str, field: "FieldInfo", panel: str | None, default: Any) -
     usual = "" if default is None else f"[default: {default}]"
     option = typer.Option(*names, help=f"{field.description} {note}{usual}".strip().replace("[", r"\["),
                           metavar=metavar, rich_help_panel=panel, show_default=False, hidden=panel is None)
+    given = list[str] if _is_repeated(field) else plain
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                             annotation=Annotated[plain | None, option])
+                             annotation=Annotated[given | None, option])
+
+
+def _is_repeated(field: "FieldInfo") -> bool:
+    """Whether a field holds several values with commas between them, which may be given one by one."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("repeated"))
+
+
+def _joined(value: Any) -> Any:
+    """What was given once as it is, what was given several times with commas between."""
+    if not isinstance(value, list):
+        return value
+    return value[0] if len(value) == 1 else listed(value)
 
 
 def _range(field: "FieldInfo") -> str:

@@ -8,7 +8,7 @@ import typer
 
 from gencli import registry
 from gencli.commands import _options as options
-from gencli.commands._conditions import class_number, count_of, read_given
+from gencli.commands._conditions import class_number, count_of, lines_of_stdin, read_given
 from gencli.console import Console
 from gencli.errors import StoppedError, UsageError
 from gencli.publish import is_stdout
@@ -37,8 +37,9 @@ def sample(
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Keep what is white in this "
                                                                                "picture.")] = None,
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What the samples are made from, e.g. "
-                                              "label maps, or speech for a vocoder, one sample for each; or of rows "
-                                              "what all have: 'age=30,sex=Female'.")] = None,
+                                              "label maps, or speech for a vocoder, one sample for each; of texts - "
+                                              "reads lines from stdin as they come; or of rows what all have: "
+                                              "'age=30,sex=Female'.")] = None,
     each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given or --complete.")] = 1,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
                                                 "encode'; - is stdin) instead of drawing.")] = None,
@@ -81,7 +82,11 @@ def sample(
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
-    conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, given)
+    lines = lines_of_stdin(card, settings, console) if given == "-" and prompt != "-" else None
+    if lines and (number, part, shard_size, latents, film) != (None,) * 5:
+        raise UsageError("--given - makes an example of each line as it comes; leave -n, --shard, --shard-size, "
+                         "--latents and --film out, or write the lines to a file")
+    conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, None if lines else given)
     number = number or each * count_of(conditions, card.spec) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
     pairs = [*(set or ()), *(f"{name}={value}" for name, value in (("engine", engine), ("stop", stop)) if value)]
@@ -89,7 +94,7 @@ def sample(
 
     def open_writer(path: str | None, own: range) -> streams.Writer:
         return streams.open_writer(path, card.spec, format=format, start=frames * own.start, meta=meta,
-                                   total=None if latents else frames * len(own))
+                                   total=None if latents or lines else frames * len(own))
 
     # The output is opened before the weights are read, so that one that cannot be written is noticed at once.
     opened: streams.Writer | streams.Shards
@@ -120,6 +125,8 @@ def sample(
         if latents:
             codes = (block.values for block in streams.read_codes(latents, block=model.block))
             batches = request.decoded(model, codes)
+        elif lines:
+            batches = request.answered(model, lines)
         elif writer.continuous:
             total = len(numbers)
             batches = request.streamed(model, numbers)
@@ -131,6 +138,8 @@ def sample(
             if is_stdout(output):
                 progress.give_way()
             writer.write(batch)
+            if lines and isinstance(writer, streams.Writer):
+                writer.flush()
             if writer.continuous:
                 watch(batch)
             else:

@@ -55,7 +55,7 @@ def _input_errors() -> Iterator[None]:
 def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split | None = None,
          like: Spec | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | Path | None = None, limit: int | None = None, stdin: BinaryIO | None = None,
-         other_classes: bool = False, sources: bool = False, trained: bool = False,
+         other_classes: bool = False, sources: bool = False, trained: bool = False, labelled: bool = False,
          notify: Callable[[str], None] = lambda sentence: None,
          detail: Callable[[str], None] = lambda sentence: None,
          progress: Callable[[int, int], None] = lambda done, total: None) -> Dataset:
@@ -76,6 +76,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         other_classes: take in classes that `like` does not have (anomalies, say); they come after its own.
         sources: of pairs read what the examples are made from, alone; then `like` is the Spec of these.
         trained: `options` are those of the training of a model, so that pairs which come in another way are taken.
+        labelled: the classes of the examples are wanted, as they are for a model that knows some: then the files of a
+            folder of texts are not one document.
         notify: takes sentences for the user.
         detail: takes those of a log: the name of each file that cannot be read or is passed over, with the reason, and
             what libraries say of it.
@@ -105,7 +107,8 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
         left_out.append(sentence)
         detail(f"left out: {sentence}")
 
-    request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress)
+    request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress,
+                      labelled or bool(like and like.classes))
     with hearing() as heard:
         data = _read(request, wanted, like, limit, other_classes, data_root, download, stdin or sys.stdin.buffer)
     for note in (*data.notes, *_losses(data, left_out), *_remarks(heard, request)):
@@ -125,7 +128,8 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     splits = classified(splits, request, like is None or bool(like.classes) or chooses)
     if wanted == "valid" and "valid" not in splits:
         raise DataError(f"{name} names no validation split; --validation holds a part of the training split out")
-    chosen, train, labels = _choose(splits, wanted, general.holdout, like is not None)
+    chosen, train, whole = _choose(splits, wanted, general.holdout, like is not None)
+    labels = whole.labels
     if not len(chosen):
         raise DataError(f"{name} has too few examples to hold a {wanted} split out; {name}:all is all of it")
     # After the cut, so that an example is of the same split whatever classes are read.
@@ -137,9 +141,10 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     request.check(kind, *([registry.kind(chosen.condition.kind)] if chosen.condition else []))
     if like is None:
         like = _spec(kind, train, request, class_names(labels or ()))
+        like = like.model_copy(update={"tasks": _tasks(whole)})
     elif other_classes:
         new = [label for label in class_names(labels or ()) if label not in like.classes]
-        like = like.model_copy(update={"classes": (*like.classes, *new)})
+        like = like.model_copy(update={"classes": (*like.classes, *new), "tasks": like.tasks or _tasks(whole)})
     data = pairs.fit(chosen, like, request, limit)
     if labels and not class_names(labels):
         notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
@@ -255,21 +260,37 @@ def _open(request: Request, data_root: str | Path | None, download: bool, stdin:
 
 
 def _choose(splits: Splits, split: Split, holdout: float,
-            spec_is_known: bool) -> tuple[Examples, Examples, list[str] | None]:
-    """The wanted examples, those of the training split, which make the Spec unless it is known, and labels of it."""
+            spec_is_known: bool) -> tuple[Examples, Examples, Examples]:
+    """The wanted examples, those of the training split, which make the Spec unless it is known, but for the classes.
+
+    These are those of the last ones.
+    """
     if "all" in splits:
         everything = splits["all"]()
         train, test = everything.cut(holdout)
         # A rare class may be in the test split alone.
-        return {"train": train, "test": test, "all": everything}[split], train, everything.labels
+        return {"train": train, "test": test, "all": everything}[split], train, everything
     # Where there is a validation split only, it is the one to test on.
     names = {"train": "train", "valid": "valid", "test": "test" if "test" in splits else "valid"}
     if split == "all":
         first, *others = (splits[name]() for name in ("train", "valid", "test") if name in splits)
-        return first.join(others), first, first.labels
+        return first.join(others), first, first
     chosen = splits[names[split]]()
     train = chosen if split == "train" or spec_is_known else splits["train"]()
-    return chosen, train, train.labels
+    return chosen, train, train
+
+
+def _tasks(examples: Examples) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The several labels of examples and their classes.
+
+    Raises:
+        DataError: one of them has a single class.
+    """
+    tasks = tuple((name, class_names(labels)) for name, labels in examples.tasks.items())
+    for name, classes in tasks:
+        if not classes:
+            raise DataError(f"{examples.name}: label {name!r} has a single class, which tells nothing; leave it out")
+    return tasks
 
 
 def _spec(kind: Kind, train: Examples, request: Request, classes: tuple[str, ...]) -> Spec:

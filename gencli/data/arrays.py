@@ -20,7 +20,7 @@ from gencli.kind import Kind
 from gencli.limits import check_archive
 from gencli.ragged import load_ragged
 from gencli.spec import Spec, parse_spec
-from gencli.tables import decode
+from gencli.tables import decode, read_cells
 
 _LABELS = ("y", "labels")
 
@@ -256,19 +256,34 @@ def labelled(splits: Splits, labels: str) -> Splits:
     def checked() -> Examples:
         examples, path = read(), Path(labels)
         data = read_bytes(path)
+        if path.suffix.lower() in (".csv", ".tsv") and len(columns := _columns(data, labels)) > 1:
+            examples.tasks = {name: _each(classes, examples, labels) for name, classes in columns.items()}
+            examples.labels = None
+            return examples
         if is_idx(data):
             classes = class_labels(load_idx(path), labels)
         elif data.startswith(np.lib.format.MAGIC_PREFIX):
             classes = class_labels(load_npy(data, labels), labels)
         else:
             classes = [line.strip() for line in decode(data, labels).rstrip("\n").split("\n")]
-        numbers = range(len(examples)) if examples.numbers is None else examples.numbers
-        if len(classes) != len(examples) + examples.skipped or max(numbers) >= len(classes):
-            raise DataError(f"--labels {labels}: {len(classes)} labels for {len(examples) + examples.skipped} examples")
-        examples.labels = [classes[number] for number in numbers]
+        examples.labels = _each(classes, examples, labels)
         return examples
 
     return {"all": checked}
+
+
+def _columns(data: bytes, name: str) -> dict[str, list[str]]:
+    """The columns of a table of labels, by name."""
+    table = read_cells(data, name)
+    return {column: table.frame.to_series(place).to_list() for place, column in enumerate(table.columns)}
+
+
+def _each(classes: list[str], examples: Examples, labels: str) -> list[str]:
+    """Of the classes of all examples those of the ones that could be read."""
+    numbers = range(len(examples)) if examples.numbers is None else examples.numbers
+    if len(classes) != len(examples) + examples.skipped or max(numbers) >= len(classes):
+        raise DataError(f"--labels {labels}: {len(classes)} labels for {len(examples) + examples.skipped} examples")
+    return [classes[number] for number in numbers]
 
 
 def idx_folder(folder: Path, request: Request) -> Splits | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from gencli import registry
 from gencli.data import arrays
 from gencli.data.classes import beside
+from gencli.data.lines import read_fields
 from gencli.data.names import arranged, expand, numbered_alike, only, splits_among
 from gencli.data.tars import arrays_of, read_tars
 from gencli.data.walk import Walk
@@ -160,23 +161,32 @@ def _files_as_splits(files: list[Path], folder: Path, request: Request) -> Split
     """What the files below a folder mean together."""
     if aligned := _aligned_by_ending(files, folder, request):
         return aligned
+    if request.labelled and (classes := _classes_by_ending(files, folder, request)):
+        return classes
     kind, chosen = of_one_kind(files, folder, request)
     _tell_passed(files, chosen, folder, request)
     arrangement = arranged([path.relative_to(folder).parts[:-1] for path in chosen], str(folder))
     if arrangement.splits:
         _tell_left_out(arrangement.splits, arrangement.others, folder, request)
     single = kind is not None and kind.single
+    texts = request.labelled and kind is not None and kind.plain  # with classes, if names or folders say some
     groups = arrangement.splits or (None if single else _splits_by_name(chosen, folder, request))
 
     def read(members: Sequence[int]) -> Examples:
         own = [chosen[i] for i in members]
         if kind is not None and single:
             return read_files(own, _classes(own, [arrangement.classes[i] for i in members]), kind, request)
+        if texts and kind and (labels := _classes(own, [])):
+            return kind.read_each([(str(path), path) for path in own], labels, request)
+        if texts and kind and (labels := _classes_of_texts(own, [arrangement.classes[i] for i in members])):
+            return _read(kind, own, labels, request)
         return _only(_together(own, folder, kind, request), folder)()
 
     if groups:
         return {split: partial(read, members) for split, members in groups.items()}
-    return whole(lambda: read(range(len(chosen)))) if single else _together(chosen, folder, kind, request)
+    if single or texts:
+        return whole(lambda: read(range(len(chosen))))
+    return _together(chosen, folder, kind, request)
 
 
 def _tell_passed(files: list[Path], chosen: list[Path], folder: Path, request: Request) -> None:
@@ -212,6 +222,39 @@ def _classes(files: list[Path], folders: list[str]) -> list[str] | None:
     labels = beside(files, _stem)
     labels = labels if any(labels) else folders
     return labels if any(labels) else None
+
+
+def _classes_of_texts(files: list[Path], folders: list[str]) -> list[str] | None:
+    """The classes that folders of plain text files say, or their names, as of pos.txt and neg.txt; None: nothing."""
+    if len({*folders}) > 1:
+        return folders
+    return None if len(files) == 1 or numbered_alike(files) else [_stem(path) for path in files]
+
+
+def _classes_by_ending(files: list[Path], folder: Path, request: Request) -> Splits | None:
+    """Plain texts whose endings are their classes, such as reviews.pos and reviews.neg; None if there are none.
+
+    Of several splits each has such files: train.pos, train.neg, test.pos, test.neg.
+    """
+    kind = next((kind for kind in all_kinds() if kind.plain and request.general.kind in (None, kind.name)), None)
+    if kind is None or any(_ending(path) in data_endings() - {*kind.endings} for path in files):
+        return None
+    groups: dict[str, list[Path]] = {}
+    for path in files:
+        if _ending(path)[1:].isalpha() and _ending(path) not in data_endings():
+            groups.setdefault(_stem(path), []).append(path)
+    groups = {stem: members for stem, members in groups.items() if len(members) > 1}
+    splits = only(splits_among(groups, str(folder)), str(folder))
+    if len(groups) == 1:
+        splits = dict.fromkeys(["all"], *groups)
+    if not splits:
+        return None
+    _tell_passed(files, [path for stem in splits.values() for path in groups[stem]], folder, request)
+
+    def read(members: list[Path]) -> Examples:
+        return _read(kind, members, [_ending(path)[1:] for path in members], request)
+
+    return {split: partial(read, groups[stem]) for split, stem in splits.items()}
 
 
 def _together(files: list[Path], folder: Path, kind: Kind | None, request: Request) -> Splits:
@@ -413,29 +456,20 @@ def _one_each(files: list[Path], folder: Path) -> dict[str, Path]:
 
 
 def _columns(path: Path, request: Request) -> Examples:
-    """The examples of a table in the columns `--target`, made from those in the columns `--source`."""
+    """The examples of a table, or of records of JSON, in the columns `--target`, made from those in `--source`."""
     request = replace(request, name=str(path))
     named = {"source": request.general.source, "target": None if request.sources else request.general.target}
     missing = [side for side in (["source"] if request.sources else named) if not named[side]]
     if missing:
         raise UsageError(f"{path} is a table, of which both columns are named: add --{missing[0]} COLUMN")
-    sides = {side: tuple(names.split(",")) for side, names in named.items() if names}
-    cells = read_cells(read_bytes(path), str(path), sum(sides.values(), ()), _ending(path) in (".csv", ".tsv"))
-    places = {side: [cells.place(name, f"--{side}") for name in names] for side, names in sides.items()}
-    last = max(place for side in places.values() for place in side)
-    short = [width <= last for width in cells.widths]
-    bad = sum(short)
-    rows = [row for row, lacks in zip(cells.frame.rows(), short, strict=True) if not lacks]
-    if not rows or (bad and not request.skip_bad):
-        line = next((line for line, lacks in zip(cells.lines, short, strict=True) if lacks), 1)
-        raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
-                        f"lines out")
+    sides = {side: names.split(",") for side, names in named.items() if names}
+    bad, columns = _cells(path, sides, request)
 
     def side(name: str, request: Request) -> Examples:
-        columns = [[row[place] for row in rows] for place in places[name]]
+        titles, cells = zip(*columns[name], strict=True)
         wanted = request.general.kind
         for kind in [registry.kind(wanted)] if wanted else all_kinds():
-            if (examples := kind.from_cells(columns, [cells.columns[i] for i in places[name]], request)) is not None:
+            if (examples := kind.from_cells(cells, titles, request)) is not None:
                 return examples
         raise DataError(f"{path}: the columns of --{name} are neither numbers, nor names of files, nor one of text")
 
@@ -445,3 +479,23 @@ def _columns(path: Path, request: Request) -> Examples:
         examples = joined(side("target", request), side("source", request.of_any_kind()), str(path))
     examples.skipped += bad
     return examples
+
+
+def _cells(path: Path, sides: dict[str, list[str]],
+           request: Request) -> tuple[int, dict[str, list[tuple[str, list[str]]]]]:
+    """How many rows of a table, or records of JSON, lack a cell; and of each side the name and cells of its columns."""
+    names = [name for own in sides.values() for name in own]
+    if _ending(path) in (".json", ".jsonl"):
+        bad, fields = read_fields(path, names, request)
+        return bad, {side: [(name, fields[names.index(name)]) for name in own] for side, own in sides.items()}
+    table = read_cells(read_bytes(path), str(path), tuple(names), _ending(path) in (".csv", ".tsv"))
+    places = {side: [table.place(name, f"--{side}") for name in own] for side, own in sides.items()}
+    last = max(place for side in places.values() for place in side)
+    short = [width <= last for width in table.widths]
+    rows = [row for row, lacks in zip(table.frame.rows(), short, strict=True) if not lacks]
+    if not rows or (any(short) and not request.skip_bad):
+        line = next((line for line, lacks in zip(table.lines, short, strict=True) if lacks), 1)
+        raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
+                        f"lines out")
+    return sum(short), {side: [(table.columns[i], [row[i] for row in rows]) for i in own]
+                        for side, own in places.items()}

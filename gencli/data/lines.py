@@ -18,6 +18,25 @@ def read_json(path: Path, request: Request) -> Splits:
     return whole(lambda: _examples(path, request))
 
 
+def read_fields(path: Path, names: Sequence[str], request: Request) -> tuple[int, list[list[str]]]:
+    """How many records lack one of these fields, and the others' values of each field, as cells of a table.
+
+    Raises:
+        DataError: one lacks it, and `request.skip_bad` is off; none has all.
+    """
+    name = str(path)
+    lost, records = _records(read_bytes(path), name, request)
+
+    def values(numbered: Numbered) -> list[str]:
+        number, record = numbered
+        if missing := [field for field in names if record.get(field) is None]:
+            raise DataError(f"{name}: record {number} has no {missing[0]!r}; it has {shorten(list(record))}")
+        return [str(record[field]) for field in names]
+
+    kept, rows = readable(records, values, request)
+    return lost + len(records) - len(kept), [list(column) for column in zip(*rows, strict=True)]
+
+
 def _examples(path: Path, request: Request) -> Examples:
     name = str(path)
     lost, records = _records(read_bytes(path), name, request)

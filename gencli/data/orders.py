@@ -7,13 +7,22 @@ from gencli.errors import DataError
 from gencli.rng import StepStream, derive_seed, generator
 from gencli.spec import Batch
 
+_POOL = 50  # batches among which examples are put together by their lengths
+
 
 class Shuffled:
-    """Training order of examples: every epoch a permutation that is a function of (seed, epoch) alone."""
+    """Training order of examples: every epoch a permutation that is a function of (seed, epoch) alone.
 
-    def __init__(self, data: Dataset, batch_size: int, seed: int, device: torch.device, rank: int = 0, world: int = 1):
+    `alike`: of every `_POOL` batches each gets examples of alike lengths, their own and their sources' together, so
+    that little of a batch is filled up; the batches of an epoch are in random order.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, device: torch.device, rank: int = 0, world: int = 1,
+                 alike: bool = False):
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self.rank, self.world = rank, world
+        lengths = [side.lengths for side in (data, data.condition) if side is not None and side.lengths is not None]
+        self._lengths = torch.stack(lengths).sum(0) if alike and lengths else None
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     @property
@@ -29,11 +38,20 @@ class Shuffled:
         """The batch of a step (this process's share of it) and the noise that goes with it."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._order = torch.randperm(len(self.data), generator=generator(self.seed, "order", epoch))
-            self._epoch = epoch
+            source = generator(self.seed, "order", epoch)
+            self._order, self._epoch = torch.randperm(len(self.data), generator=source), epoch
+            if self._lengths is not None:
+                self._order = self._by_length(self._order, self._lengths, source)
         indices = self._order[position * self.batch_size : (position + 1) * self.batch_size][self.rank :: self.world]
         rng = StepStream(len(indices), generator(self.seed, "step", step, self.rank, device=self.device))
         return self.data.batch(indices, self.device, rng), rng
+
+
+    def _by_length(self, order: torch.Tensor, lengths: torch.Tensor, source: torch.Generator) -> torch.Tensor:
+        """The examples of whole batches in this order (N,) -> the same with alike ones in a batch."""
+        pools = order[: self.steps_per_epoch * self.rows].split(_POOL * self.rows)
+        order = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
+        return order.view(-1, self.rows)[torch.randperm(self.steps_per_epoch, generator=source)].flatten()
 
 
 class Contiguous:

@@ -65,6 +65,7 @@ class NaiveBayes(Model):
 
     Config = NaiveBayesConfig
     kinds = frozenset({"image", "vector", "text"})
+    labelled = True
     defaults = {"epochs": 1, "batch_size": 1024}
     likelihood = "exact"
     block = 250

@@ -194,7 +194,7 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         if spec.fixed and stride < spec.length:
             place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * spec.length)], 1)
             blocks = place.unique(dim=0, return_inverse=True)[1]
-        part = self.take(origin[:, 0].tolist()) if self.labels else self
+        part = self.take(origin[:, 0].tolist()) if self.labels or self.tasks else self
         labels = part._numbers(spec.classes)
         print_of = fingerprint(*series, labels, lengths, repr((spec.length, spec.fixed, stride)).encode())
         protocol: dict[str, Any] = {"window": spec.length, "stride": stride} if spec.fixed else {"length": spec.length}

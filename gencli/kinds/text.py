@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import codecs
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
-from gencli.errors import DataError
+from gencli.errors import DataError, UsageError
 from gencli.examples import (
     Examples,
     KindSettings,
@@ -25,21 +27,23 @@ from gencli.examples import (
     classes_in,
     readable,
     shorten,
+    unpacked_name,
 )
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import decode
+from gencli.tables import decode, read_cells, read_parquet
 from gencli.tokens import END, MARKS, UNKNOWN, Merges, Tokenizer, Unit, Vocabulary, learn, tokenizer
 
 if TYPE_CHECKING:
+    import polars as pl
     import torch
     from torch import Tensor
 
     from gencli.rng import Rng
 else:
-    torch = Lazy("torch")
+    pl, torch = Lazy("polars"), Lazy("torch")
 
 PASSAGE = 2048  # tokens of a passage of a document where the user says nothing
 SEPARATOR = "-----"  # the line between two texts of more than one line
@@ -79,6 +83,8 @@ class TextSpec(Spec):
 
 
 class TextSettings(KindSettings):
+    text: str | None = Field(None, description="Column of the texts, of tables read as such, and key in .jsonl.")
+    label: str | None = Field(None, description="Column or key of the class of a text.")
     lines: bool | None = Field(None, description="One example a line, instead of one document; of texts that come one "
                                                  "by one (.jsonl), --no-lines makes one document.")
     unit: Unit = Field("characters", description="What a token is; subword: byte pair encoding, learnt from the "
@@ -143,6 +149,9 @@ class _TextExamples(Examples):
             protocol["unknown"] = len(unknown)
             notes = (f"{len(unknown):,} of {int(lengths.sum()):,} tokens are unknown to the vocabulary: likelihoods "
                      f"of them compare with those of this vocabulary alone",)
+        if cut := protocol.get("cut"):
+            notes = (*notes, f"{cut:,} of {len(examples):,} texts are cut: they have more than {spec.length:,} tokens, "
+                             f"the longest that the model reads")
         if spec.unit in ("words", "subword"):
             protocol["vocabulary"] = len(spec.vocabulary)
         return self._dataset(spec, examples, lengths=lengths, amounts=_amounts(examples, lengths, spec, unknown),
@@ -221,6 +230,58 @@ class Lines(_TextExamples, ListedExamples[str]):
         return lines._fitted(spec, examples, lengths, unknown, protocol)
 
 
+def _of_classes(texts: Sequence[str], labels: Sequence[str], lost: int, settings: TextSettings,
+                request: Request) -> Lines:
+    """The texts of files that have classes, or the lines of these; both are said."""
+    lines = len({*labels}) == len(labels) if settings.lines is None else settings.lines
+    if lines:
+        pairs = [(line, label) for text, label in zip(texts, labels, strict=True) for line in text.split("\n") if line]
+    else:
+        pairs = [(text.removesuffix("\n"), label) for text, label in zip(texts, labels, strict=True)]
+    counts = shorten([f"{name} {count}" for name, count in sorted(Counter(label for _, label in pairs).items())])
+    request.notify(f"{request.name}: {'each line' if lines else 'each file'} is an example of the class that its file "
+                   f"or folder is called ({counts}); --{'no-' if lines else ''}lines takes each "
+                   f"{'file' if lines else 'line'} for one")
+    if not pairs:
+        raise DataError(f"{request.name} holds empty lines only")
+    return Lines(request.name, [text for text, _ in pairs], [label for _, label in pairs], lost)
+
+
+def _rows(sources: Sequence[Source], settings: TextSettings, request: Request) -> Lines:
+    """The texts in a column of tables, with the classes in another.
+
+    The column of the texts is the one that the user names, else that called text, else the only one beside the class.
+
+    Raises:
+        UsageError: it cannot be told. DataError: no table, or rows without a text, and `request.skip_bad` is off.
+    """
+    texts, labels, lost = [], [], 0
+    clean = _Cleaner()
+    for name, content in sources:
+        named = tuple(column for column in (settings.text, settings.label) if column)
+        data = bytes_of(content)
+        table = read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
+        label = None if settings.label is None else table.place(settings.label, "--label")
+        others = [column for place, column in enumerate(table.columns) if place != label]
+        column = settings.text or ("text" if "text" in others else others[0] if len(others) == 1 else None)
+        if column is None:
+            raise UsageError(f"{name} has the columns {shorten(others)}; say which holds the texts with --text COLUMN")
+        cells = table.frame.to_series(table.place(column, "--text")).cast(pl.String).fill_null("").to_list()
+        classes = [""] * len(cells) if label is None else \
+            table.frame.to_series(label).cast(pl.String).fill_null("").to_list()
+        empty = [line for line, cell in zip(table.lines, cells, strict=True) if not cell]
+        if empty and not request.skip_bad:
+            raise DataError(f"{name}: line {empty[0]} has no text in column {column!r}; --skip-bad leaves such lines "
+                            f"out")
+        lost += len(empty)
+        texts += [clean.text(cell) for cell in cells if cell]
+        labels += [label for cell, label in zip(cells, classes, strict=True) if cell]
+    clean.tell(request)
+    if not texts:
+        raise DataError(f"{request.name} has no rows")
+    return Lines(sources[0][0] if len(sources) == 1 else request.name, texts, None if not any(labels) else labels, lost)
+
+
 def _learnt(texts: Sequence[str], settings: TextSettings, **fields: Any) -> TextSpec:
     """The Spec of texts, but for their length."""
     vocabulary, merges = learn(texts, settings.unit, settings.vocabulary)
@@ -278,6 +339,7 @@ class Texts(Kind):
     Settings = TextSettings
     endings = (".txt",)
     single = False
+    asked = (".csv", ".tsv", ".parquet")
     plain = True
     variable = True
     numeric = False
@@ -286,16 +348,27 @@ class Texts(Kind):
     shown = Shown(preview=("txt", 4), samples=6)
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        """The files one after the other as one document, or with `--lines` all their lines."""
+        """The files one after the other as one document, or with `--lines` all their lines.
+
+        Where classes are wanted, lines are the default. Of files that have classes each is an example, unless every
+        class has one file: then its lines are. Of tables each row is an example.
+        """
+        settings = request.settings(self)
+        if any(Path(unpacked_name(Path(name))).suffix in self.asked for name, _ in sources):
+            return _rows(sources, settings, request)
         clean = _Cleaner()
         kept, texts = readable(sources, clean, request)
         clean.tell(request)
         lost = len(sources) - len(kept)
+        if labels is not None:
+            return _of_classes(texts, [labels[i] for i in kept], lost, settings, request)
         if len(texts) > 1:
             texts = [text if text.endswith("\n") else text + "\n" for text in texts]
         text = "".join(texts)
         name = sources[0][0] if len(sources) == 1 else request.name
-        if not request.settings(self).lines:
+        if settings.lines is False and request.labelled:
+            return Lines(name, [text.removesuffix("\n") for text in texts], skipped=lost)
+        if not (settings.lines or request.labelled):
             return Document(name, text, lost)
         lines = [line for line in text.split("\n") if line]
         if not lines:
@@ -317,7 +390,11 @@ class Texts(Kind):
         clean.tell(request)
         if not any(lines):
             raise DataError(f"{source[0]} holds empty lines only")
-        return Lines(source[0], lines[:-1] if lines[-1] == "" else lines)
+        lines = lines[:-1] if lines[-1] == "" else lines
+        if empty := [number for number, line in enumerate(lines, start=1) if not line]:
+            request.notify(f"{source[0]}: {len(empty)} of {len(lines)} lines are empty, and taken as empty texts; the "
+                           f"first is line {empty[0]}")
+        return Lines(source[0], lines)
 
     def from_cells(self, columns: Sequence[Sequence[str]], names: Sequence[str], request: Request) -> Examples | None:
         if len(columns) != 1:
@@ -329,26 +406,32 @@ class Texts(Kind):
 
     def from_records(self, records: Sequence[Numbered], name: str, request: Request) -> Examples | None:
         """The texts under `text`, an example each; a single one, and with `--no-lines` all together, are a document."""
-        if not any(self.name in record for _, record in records):
+        settings = request.settings(self)
+        key = settings.text or self.name
+        if not any(key in record for _, record in records):
             return None
         clean = _Cleaner()
 
         def text(numbered: Numbered) -> str:
             number, record = numbered
-            if not isinstance(record.get(self.name), str):
-                raise DataError(f"{name}: line {number} has no text under {self.name!r}")
-            return clean.text(record[self.name])
+            if not isinstance(record.get(key), str):
+                raise DataError(f"{name}: line {number} has no text under {key!r}")
+            return clean.text(record[key])
 
         kept, texts = readable(records, text, request)
         clean.tell(request)
         lost = len(records) - len(kept)
-        if request.settings(self).lines is False or len(records) == 1:
+        if settings.label and not any(settings.label in record for _, record in records):
+            raise UsageError(f"--label {settings.label}: no record of {name} has such a key")
+        if settings.lines is False or len(records) == 1:
             return Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts), lost)
-        return Lines(name, texts, classes_in([records[i] for i in kept]), lost)
+        return Lines(name, texts, classes_in([records[i] for i in kept], settings.label), lost)
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
-        lines = spec.lines or (False if options.get("lines") is False else None)  # None: as the texts come
+        lines = options.get("lines")
+        if not spec.classes:  # else each text stands by itself, however texts come
+            lines = spec.lines or (False if lines is False else None)  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
                 {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 
@@ -359,6 +442,9 @@ class Texts(Kind):
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         return {"examples": batch.x.to(_dtype(spec)), "lengths": batch.lengths}
+
+    def anything(self, spec: Any, rng: Rng) -> Tensor:
+        return rng.integers(len(spec.vocabulary), *spec.shape)
 
     # --- writing
 
@@ -405,7 +491,11 @@ class Texts(Kind):
     def lost(self, text: str, spec: Any) -> str | None:
         tokens = spec.tokenizer
         text = _Cleaner().text(text)
-        unknown = tokens.unknown(text)
-        names = shorten([repr(part) for part in dict.fromkeys(unknown)])
-        return f"{len(unknown)} of {len(tokens.encode(text))} {spec.unit} are unknown to the model: {names}" \
-            if unknown else None
+        unknown, count = tokens.unknown(text), len(tokens.encode(text))
+        lost = []
+        if unknown:
+            names = shorten([repr(part) for part in dict.fromkeys(unknown)])
+            lost.append(f"{len(unknown)} of {count} {spec.unit} are unknown to the model: {names}")
+        if spec.lines and count >= spec.length:
+            lost.append(f"it has {count} tokens, and the longest line that the model knows has {spec.length - 1}")
+        return "; ".join(lost) or None

@@ -53,7 +53,7 @@ from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import MISSING, Table, number, numbered, read_cells, read_parquet, spelled
+from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,9 @@ class VectorSpec(Spec):
 
 
 class VectorSettings(KindSettings):
-    label: str | None = Field(None, description="Name of the column that holds the class, or its number from 1.")
+    label: str | None = Field(None, json_schema_extra={"repeated": True}, description=(
+        "Name of the column that holds the class, or its number from 1; several (--label a --label b) for a "
+        "classifier of several."))
     columns: str | None = Field(None, description="What columns are, where their cells mislead: NAME:TYPE,... with the "
                                                   "types number, integer, boolean, category and date.")
     drop: str | None = Field(None, description="Columns to leave out: NAME,...")
@@ -145,14 +147,6 @@ def _assignments(text: str) -> list[tuple[str, str]] | None:
 
 def _split_types(text: str | None) -> list[tuple[str, str]]:
     return [(name, kind) for name, _, kind in (part.rpartition(":") for part in _split(text))]
-
-
-def _listed(parts: Iterable[str]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="").writerow(parts)
-    return out.getvalue()
-
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -224,13 +218,14 @@ class TableExamples(Examples):
 
     def _require_use(self, column: Column, values: np.ndarray) -> None:
         """DataError if a model learns nothing from a column: it has no values, or texts that are names."""
-        rows, way = int((~np.isnan(values)).sum()), f"leave it out with --drop {_listed([column.name])}"
+        rows, way = int((~np.isnan(values)).sum()), f"leave it out with --drop {listed([column.name])}"
         if not rows:
             raise DataError(f"{self.name}: column {column.name!r} has no values; {way}")
         words = len(np.unique(values[~np.isnan(values)]))
         if column.type == "category" and column.name not in self.inference.chosen and words > max(FEW, rows / 2):
             raise DataError(f"{self.name}: column {column.name!r} holds {words} different texts in {rows} rows, as "
-                            f"names do; {way}, or keep it with --columns {column.name}:category")
+                            f"names do; {way}, or keep it with --columns {column.name}:category (--kind text --text "
+                            f"{listed([column.name])} reads the texts of this column)")
 
     def _inferred(self) -> str | None:
         """What columns were taken for, where there is more to say than that they are numbers."""
@@ -253,7 +248,7 @@ class TableExamples(Examples):
             if column.type == "number" and different > 1 and (whole or different * _REPEATED < len(known)):
                 found.append(column.name)
         way = "save them as integers" if self.codes else \
-            f"--columns {_listed(f'{name}:integer' for name in found)}, or category, makes it a probability"
+            f"--columns {listed(f'{name}:integer' for name in found)}, or category, makes it a probability"
         return f"the values of {shorten(found)} repeat, so that a density of them grows without end; {way}" \
             if found else None
 
@@ -312,7 +307,7 @@ class TableExamples(Examples):
             raise DataError(f"{problem if len(own) != len(names) else self.name}: it has no column {missing[0]!r}"
                             f"{did_you_mean(missing[0], own)}")
         if more := [name for name in own if name not in names]:
-            raise DataError(f"{problem}: leave the others out with --drop {_listed(more)}")
+            raise DataError(f"{problem}: leave the others out with --drop {listed(more)}")
         return [own.index(name) for name in names]
 
 
@@ -344,13 +339,15 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes:
         frame = frame.filter(pl.Series([width == len(names) for width in widths]))
         lines = [line for line in lines if line not in mistakes]
-    label = None if settings.label is None else first.place(settings.label, "--label")
+    # One name may have a comma of its own.
+    chosen = [settings.label] if settings.label in first.columns else _split(settings.label)
+    classes = [first.place(name, "--label") for name in chosen]
     dropped = {first.place(column, "--drop") for column in _split(settings.drop)}
     types = {first.place(column, "--columns"): kind for column, kind in _split_types(settings.columns)}
-    if 0 not in types and label != 0 and _is_index(first.columns[0], frame.to_series(0)):
+    if 0 not in types and 0 not in classes and _is_index(first.columns[0], frame.to_series(0)):
         dropped.add(0)
         request.notify(f"{name}: the first column counts the rows and is left out; --columns 1:integer keeps it")
-    places = [i for i in range(len(names)) if i != label and i not in dropped]
+    places = [i for i in range(len(names)) if i not in classes and i not in dropped]
     if not places:
         raise DataError(f"{name} has no column besides the label")
     columns, values = [], []
@@ -364,12 +361,15 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes and (not request.skip_bad or not {*lines} - mistakes.keys()):
         (file, line), what = min(mistakes.items(), key=lambda mistake: mistake[0])
         raise DataError(f"{file}: line {line}: {what}")
-    labels = None if label is None else _classes(frame.to_series(label))
+    labels = {place: _classes(frame.to_series(place)) for place in classes}
     good = [row for row, line in enumerate(lines) if line not in mistakes]
-    examples = TableExamples(name, np.stack(values, 1), columns, labels, len(mistakes),
-                             label=None if label is None else (names[label], label),
+    only = classes[0] if len(classes) == 1 else None
+    examples = TableExamples(name, np.stack(values, 1), columns, None if only is None else labels[only], len(mistakes),
+                             label=None if only is None else (names[only], only),
                              inference=_Inference(frozenset(names[i] for i in types)))
-    return examples._take(good) if len(good) < len(lines) else examples
+    if only is None:
+        examples.tasks = {names[place]: own for place, own in labels.items()}
+    return examples.take(good) if len(good) < len(lines) else examples
 
 
 def _classes(cells: pl.Series) -> list[str]:

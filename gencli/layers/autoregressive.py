@@ -20,7 +20,8 @@ from gencli.layers.distributions import Categorical
 from gencli.model import Batch, Given, Model, Score
 from gencli.rng import Rng
 
-# Tokens (1, T) -> logits of the next token (1, V), state (1, ...).
+# Tokens (1, T) -> logits of the next token (1, V), state (1, ...); or of B texts that differ in what they are made
+# from, (B, V) and (B, ...).
 Read = Callable[[Tensor], tuple[Tensor, Tensor]]
 # A token (B,) and the state before it (B, ...) -> logits of the next token (B, V), state (B, ...).
 Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -86,11 +87,15 @@ class AutoregressiveText(Model):
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Noise codes (B, length), float64. Default length: of the longest line; 500 tokens at most of a document."""
+        return rng.normal(self._length(length), dtype=torch.float64)
+
+    def _length(self, length: int | None) -> int:
+        """Tokens of a text that is to be made, as `prior` has it; UsageError where there are none."""
         if length is None:
             length = self.spec.length if self.spec.lines else min(self.spec.length, 500)
         if length < 1:
             raise UsageError(f"length is {length}; expected 1 or more tokens")
-        return rng.normal(length, dtype=torch.float64)
+        return length
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
                top_p: float = 1.0) -> Batch:
@@ -106,7 +111,7 @@ class AutoregressiveText(Model):
             UsageError: an option is out of its range.
             DataError: the code is not (B, T).
         """
-        return self._write(code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
+        return self._write(self.reader(), code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
                top_k: int = 0, top_p: float = 1.0, stop: str = "") -> Batch:
@@ -118,11 +123,11 @@ class AutoregressiveText(Model):
             stop: a text also ends before these words, where they follow the prompt; "": it does not.
         """
         prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-        return self._write(self.prior(rng, length=length), prompt, temperature, top_k, top_p, stop)
+        return self._write(self.reader(), self.prior(rng, length=length), prompt, temperature, top_k, top_p, stop)
 
     @torch.no_grad()
-    def _write(self, code: Tensor, prompt: Tensor, temperature: float, top_k: int, top_p: float,
-               stop: str = "") -> Batch:
+    def _write(self, reader: tuple[Read, Advance], code: Tensor, prompt: Tensor, temperature: float, top_k: int,
+               top_p: float, stop: str = "") -> Batch:
         """The prompt (P,), then the texts of the codes (B, T), until `stop` if there is one -> (B, P + T)."""
         if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
             raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
@@ -131,7 +136,7 @@ class AutoregressiveText(Model):
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens), as encode gives it")
         if temperature == 0:
             temperature, top_k = 1.0, 1
-        read, advance = self.reader()
+        read, advance = reader
         end, prompt = self.spec.END, prompt.to(self.device)
         u = torch.special.ndtr(code.to(self.device).double()).clamp(max=1 - 1e-15)  # (B, T)
         logits, state = read(F.pad(prompt, (1, 0), value=end)[None])

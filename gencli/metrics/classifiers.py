@@ -9,11 +9,12 @@ from torch import Tensor
 
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
+from gencli.inference import collect
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distribution import comparable, draw
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.features import batches, classifying, new_model, trained, trained_settings
-from gencli.model import Model
+from gencli.model import Batch, Model
 from gencli.rng import derive_seed, generator
 
 
@@ -31,11 +32,9 @@ def two_sample(inputs: Inputs) -> Iterator[Found]:
     sides = [_prepared(data.take(_order(len(data), inputs.seed, name)[:count]))
              for name, data in (("data", reference), ("samples", samples))]
     spec = reference.spec.model_copy(update={"classes": ("data", "samples")})
-    halves = []
-    for half in (slice(0, count // 2), slice(count // 2, count)):
-        x = torch.cat([side[half] for side in sides])
-        labels = torch.arange(2).repeat_interleave(count // 2)
-        halves.append(Dataset("two samples", "all", spec, x, labels))
+    labels = torch.arange(2).repeat_interleave(count // 2)
+    halves = [collect([side[half] for side in sides], spec, "two samples", labels)
+              for half in (slice(0, count // 2), slice(count // 2, count))]
     right = _accuracy(halves[0], halves[1], inputs)
     record = protocol(reference, inputs.seed, examples=count, classifier=classifying(spec.kind)[0])
     yield mean("two_sample_accuracy", right, "", "estimate", record)
@@ -83,10 +82,9 @@ def _by_class(inputs: Inputs) -> Dataset:
         raise UsageError("usefulness needs samples with classes: give some with --samples, or a model that was trained "
                          "with --conditional")
     each = max(1, inputs.draw // len(classes))
-    parts = [draw(model, each, inputs.examples, derive_seed(inputs.seed, name), label, **inputs.options)
+    parts = [_prepared(draw(model, each, inputs.examples, derive_seed(inputs.seed, name), label, **inputs.options))
              for label, name in enumerate(classes)]
-    return replace(parts[0], examples=torch.cat([part.examples for part in parts]),
-                   labels=torch.cat([part.labels for part in parts if part.labels is not None]))
+    return collect(parts, model.spec, "samples", torch.arange(len(classes)).repeat_interleave(each))
 
 
 def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
@@ -103,9 +101,9 @@ def _accuracy(data: Dataset, test: Dataset, inputs: Inputs) -> Tensor:
     return guesses == test.labels
 
 
-def _prepared(data: Dataset) -> Tensor:
-    """The examples as a model sees them, binarised ones drawn."""
-    return torch.cat([batch.x for batch in batches(data)])
+def _prepared(data: Dataset) -> Batch:
+    """The examples as a model sees them, binarised ones drawn, without classes."""
+    return replace(data.batch(torch.arange(len(data))), labels=None, condition=None)
 
 
 def _order(count: int, *names: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Glossary of the metrics: full name, meaning, and which way is better; for reports and for the gate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -83,6 +83,13 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "pair_psnr": ("Peak signal-to-noise ratio of pairs", "more", "The same in decibels of the squared error."),
         "pair_ssim": ("Structural similarity", "more", "How alike the two are in brightness, contrast and structure, "
                                                        "window by window; 1 is the same picture."),
+    },
+    "Translations and captions": {
+        "bleu": ("BLEU", "more", "How many runs of up to four words a text shares with its target; 100 is "
+                                 "the same text."),
+        "chrf": ("chrF", "more", "The same of runs of up to six characters, as what is found of the target too."),
+        "exact_match": ("Exact match", "more", "Share of the texts that are their target to the letter."),
+        "length_ratio": ("Length ratio", None, "How long the texts are, over how long their targets are."),
     },
     "Samples against data": {
         "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
@@ -186,4 +193,8 @@ def term(name: str) -> Term:
     if name.startswith("auroc_"):
         return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
                     "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
+    for own in ("accuracy", "class_nll"):  # of one of several labels
+        if name not in GLOSSARY and name.startswith(f"{own}_"):
+            entry = GLOSSARY[own]
+            return replace(entry, title=f"{entry.title}: {name.removeprefix(f'{own}_')}")
     return GLOSSARY.get(name) or Term(name.replace("_", " ").capitalize(), OTHER, None, "")

@@ -198,7 +198,8 @@ PAGE = """\
   <p>{{ exhibit.caption }}</p>
   {% if exhibit.tiles and exhibit.tiles[0].text %}
   <div class="texts">
-    {% for tile in exhibit.tiles %}<div class="card"><pre>{{ tile.text }}</pre></div>
+    {% for tile in exhibit.tiles %}<div class="card">{% if tile.caption %}<p>{{ tile.caption }}</p>{% endif %}
+    <pre>{{ tile.text }}</pre></div>
     {% endfor %}
   </div>
   {% elif exhibit.tiles %}

@@ -59,6 +59,12 @@ class Writer(_Output):
         self._to.put(Rows(values, records))
 
 
+    def flush(self) -> None:
+        """Hand on what was written, to whoever reads it while it comes."""
+        if not self._to.folder:
+            self._to.out.flush()
+
+
 class CodeWriter(_Output):
     """Takes codes; from `open_code_writer`."""
 

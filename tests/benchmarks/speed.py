@@ -461,6 +461,55 @@ def wavenet(seconds: float = 4, rounds: int = 3) -> None:
                    f"{recordings * length / median(ours):.0f} samples/s in sum", ours, [length / 16000], "s", "sound")
 
 
+def seq2seq(batch_size: int = 64, steps: int = 20, rounds: int = 2) -> None:
+    """Training on Multi30k (GENCLI_DATA) against a plain loop: torch's own Transformer of that size, random batches
+    filled up to their longest, logits at every place.
+    """
+    import os
+
+    import torch
+    import torch.nn.functional as F
+
+    from gencli.data import Shuffled, load
+    from gencli.families.seq2seq import Seq2Seq, Seq2SeqConfig
+    from gencli.layers.autoregressive import after_end
+
+    reading = {"source": "de", "target": "en", "unit": "subword", "vocabulary": 4000}
+    data = load(f"{os.environ['GENCLI_DATA']}/multi30k", reading)
+    torch.manual_seed(0)
+    net = Seq2Seq(Seq2SeqConfig(width=128, feedforward=256, dropout=0.1), data.spec).train()
+    order = Shuffled(data, batch_size, 0, torch.device("cpu"), alike=True)
+    optimiser = torch.optim.AdamW(net.parameters(), fused=True)
+
+    def train() -> None:
+        for step in range(steps):
+            optimiser.zero_grad()
+            net.loss(*order[step]).total.backward()
+            optimiser.step()
+
+    peer = torch.nn.Transformer(128, 4, 3, 3, 256, batch_first=True, norm_first=True)
+    tables = [torch.nn.Embedding(4000, 128) for _ in range(2)]
+    own = torch.optim.AdamW([*peer.parameters(), *tables[0].parameters(), *tables[1].parameters()], fused=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def plain() -> None:
+        for _ in range(steps):
+            batch = data.batch(torch.randint(len(data), (batch_size,), generator=generator))
+            source, target = batch.condition, batch.x
+            assert source is not None and source.lengths is not None
+            lost = torch.arange(source.x.shape[1]) >= source.lengths[:, None]
+            ahead = torch.ones(target.shape[1], target.shape[1], dtype=torch.bool).triu(1)
+            own.zero_grad()
+            known = peer(tables[0](source.x), tables[1](after_end(target, 1)), tgt_mask=ahead,
+                         src_key_padding_mask=lost, memory_key_padding_mask=lost)
+            logits = F.linear(known, tables[1].weight)
+            F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=0, label_smoothing=0.1).backward()
+            own.step()
+
+    ours, theirs = alternate(train, plain, rounds)
+    report(f"seq2seq training, {steps * batch_size / median(ours):.0f} pairs/s", ours, theirs, "s", "plain padded loop")
+
+
 def metrics(count: int = 10_000, dimensions: int = 2048, rounds: int = 2) -> None:
     """Distances between two sets of features against torch-fidelity, for what both have; the rest by our time alone."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -569,4 +618,4 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
          "hmm": hmm, "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
-         "transformer": transformer, "wavenet": wavenet}[name]()
+         "seq2seq": seq2seq, "transformer": transformer, "wavenet": wavenet}[name]()
