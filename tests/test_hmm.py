@@ -315,6 +315,12 @@ def test_a_path_decodes_to_what_its_states_emit():
         model.decode(torch.tensor([[0.0, 3.0]]))
 
 
+@pytest.mark.parametrize("spec", [SERIES, STROKES])
+def test_the_exported_decoder_decodes(spec):
+    graph = (model := random_model(spec)).graph()
+    assert torch.allclose(graph.module(graph.inputs["code"]), model.decode(graph.inputs["code"]).x, atol=1e-6)
+
+
 def test_samples_have_the_distribution_of_the_model():
     """Texts of two tokens by their probabilities; lengths of drawings by the chain alone."""
     model = random_model(TEXT)

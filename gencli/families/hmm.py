@@ -33,7 +33,7 @@ from gencli.layers.distributions import Categorical
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec, fill
-from gencli.rng import Rng
+from gencli.rng import ExampleStreams, Rng
 from gencli.view import noise_of_pass
 
 # Numbers (B, T, K) in memory at once, a few times over.
@@ -446,7 +446,7 @@ class HMM(Model):
         Raises:
             DataError: the code is neither.
         """
-        k, d, emission = self.config.states, len(self.mean), self.emission
+        k = self.config.states
         if code.dim() == 2:
             share, there = _one_hot(code, k)
             noise = code.new_zeros(*code.shape, self._size - k)
@@ -456,15 +456,23 @@ class HMM(Model):
         else:
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (examples, steps, {self._size}), as encode "
                             f"gives it, or paths (examples, steps)")
-        z, places = noise.double().flatten(0, 1).tensor_split([d], dim=1)
+        z, places = noise.double().tensor_split([len(self.mean)], dim=2)
+        x = self._emitted(share, z, torch.special.ndtr(places)).float()
+        return Batch(x.where(there[..., None], 0), lengths=there.sum(1))
+
+    def _emitted(self, share: Tensor, z: Tensor, u: Tensor) -> Tensor:
+        """Steps (B, T, D + F) of states by their shares (B, T, K), from coordinates (B, T, D) and places of flags."""
+        emission, (count, steps) = self.emission, share.shape[:2]
         share = share.flatten(0, 1)
-        numbers = self.mean + self.scale * emission.colour(share, z)
+        numbers = self.mean + self.scale * emission.colour(share, z.flatten(0, 1))
         if self.step_size:
             numbers = self.step_size * torch.round(numbers / self.step_size)
-        u = 0.5 * torch.special.erfc(-places / math.sqrt(2))  # Phi
-        up = _FLAG.from_uniform(_logits(share @ emission.chances), u).double()
-        x = torch.cat([numbers, up], dim=1).unflatten(0, there.shape).float()
-        return Batch(x.where(there[..., None], 0), lengths=there.sum(1))
+        up = _FLAG.from_uniform(_logits(share @ emission.chances), u.flatten(0, 1)).double()
+        return torch.cat([numbers, up], dim=1).view(count, steps, -1)
+
+    def graph(self) -> Graph:
+        """The decoder: codes (B, T, K + D + F) without gaps -> x (B, T, D + F)."""
+        return Graph(_Decoder(self), {"code": self.prior(ExampleStreams(0, torch.arange(2))).nan_to_num()}, ["x"])
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """Straight from state to state and from length to length, spherical in the whitened coordinates."""
@@ -481,7 +489,24 @@ class HMM(Model):
     @property
     def _size(self) -> int:
         """Numbers of a step's code: K + D + F."""
-        return self.config.states + self.emission.means.shape[1] + self.emission.chances.shape[1]
+        return self.config.states + len(self.mean) + self._flags
+
+    @property
+    def _flags(self) -> int:
+        return self.emission.chances.shape[1]
+
+
+class _Decoder(nn.Module):
+    """`HMM.decode` of steps, in operations that every runtime has: places of flags in float32."""
+
+    def __init__(self, model: HMM):
+        super().__init__()
+        self.model = model
+
+    def forward(self, code: Tensor) -> Tensor:
+        model = self.model
+        share, z, places = code.double().tensor_split([model.config.states, model._size - model._flags], dim=2)
+        return model._emitted(share, z, 0.5 * torch.erfc(-places.float() / math.sqrt(2))).float()
 
 
 class TextHMM(AutoregressiveText, HMM):
