@@ -115,6 +115,7 @@ def test_the_log_prob_of_a_sentence_is_the_sum_of_its_parts(net):
     assert math.isclose(float(model.log_prob(text, None)[0]), total, rel_tol=1e-6)
 
 
+@torch.no_grad()
 def test_all_texts_together_have_probability_one():
     model, condition = model_of(), sources("ab")
     total = 0.0
