@@ -8,7 +8,8 @@
     state.json                    the numbers of `TrainingState`
     manifest.json                 the SHA-256 of these files, and of the logs of the run at that moment
 
-Only the optimisers of the current phase are there: a phase that is over never moves again.
+Only the optimisers of the current phase are there: one that is over moves again only if it is the last that takes steps
+and gets more of them, with new ones.
 """
 
 import hashlib

@@ -108,6 +108,7 @@ class Trainer:
             self._logged_at = self._saved_at = time.monotonic()
             names = [phase.name for phase, _ in self.phases]
             current = names.index(self.state.phase) if self.state.phase else 0
+            current = self._reopened(current)
             for phase, end in self.phases[current:]:  # one that is over stays over, even if more --steps move its end
                 self.phase, self.phase_end = phase, max(end, self.state.step)
                 if phase.name != self.state.phase:
@@ -147,8 +148,27 @@ class Trainer:
 
     # --- phases
 
-    def _start_phase(self) -> None:
-        """Start from what the phase before would have saved, and let `begin` change it."""
+    def _reopened(self, current: int) -> int:
+        """The number of the phase to go on with: `current`, or an earlier one that has more --steps now.
+
+        Phases without a share of the steps may close a training. More steps then are those of the last one that has a
+        share. It starts once more, but from where it ended, and the closing ones come anew after it.
+        """
+        state = self.state
+        last = max((number for number, (phase, _) in enumerate(self.phases) if phase.share), default=current)
+        if current <= last or state.step >= self.total:
+            return current
+        self.phase, self.phase_end = self.phases[last]
+        for phase, _ in self.phases[last + 1 :]:
+            state.passes.pop(phase.name, None)
+        self._start_phase(again=True)
+        if self.phase.players and self.processes.first:
+            self.hooks.warn(f"phase {self.phase.name!r} was over: it goes on from the weights that were saved, with a "
+                            f"new optimiser and its learning rate as at its start")
+        return last
+
+    def _start_phase(self, again: bool = False) -> None:
+        """Start from what the phase before would have saved, and let `begin` change it, unless it did."""
         phase, state = self.phase, self.state
         if state.best_weights or state.average is not None:
             self.model.load_state_dict(state.best_weights or state.result.state_dict())
@@ -159,7 +179,7 @@ class Trainer:
             if phase.share and self.phase_end == state.step and self.processes.first:
                 self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
         state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
-        if phase.begin:
+        if phase.begin and not again:
             torch.manual_seed(derive_seed(self.settings.seed, "begin", phase.name))
             with torch.no_grad():
                 phase.begin()

@@ -165,6 +165,11 @@ def test_training_goes_layer_by_layer_and_raises_the_bound():
     assert np.log(3) < nll < 2.2  # of independent pixels it is 4.1
 
 
+@pytest.mark.parametrize(("pretrain", "slower"), [(0.4, [1, 0.1]), (0.0, [1])])
+def test_layers_that_were_trained_before_take_smaller_steps_together(pretrain, slower):
+    assert [phase.players[0].lr_scale for phase in deep(pretrain=pretrain).phases() if phase.players] == slower
+
+
 def test_decoding_gives_back_what_was_encoded():
     """With weights so strong that they decide everything."""
     model = deep(hidden="6,6")

@@ -165,6 +165,13 @@ def test_units_beyond_those_of_the_layer_below_are_near_nothing():
     assert 0 < (ours - theirs).abs().max() < 0.01
 
 
+@pytest.mark.parametrize(("spec", "widths", "slower"), [(BINARY, "6,8,3", [1, 0.1, 1]), (BINARY, "6,7", [1, 1]),
+                                                        (TABLE, "3,4", [1, 1])])
+def test_a_layer_that_starts_as_the_one_below_turned_over_takes_smaller_steps(spec, widths, slower):
+    phases = DBN(DBNConfig(widths=widths), spec).phases()
+    assert [phase.players[0].lr_scale for phase in phases if phase.players] == slower
+
+
 def rows_of(count=300):
     """A mixture of five patterns with noise."""
     random = torch.Generator().manual_seed(3)

@@ -97,6 +97,17 @@ def test_own_pictures(tmp_path):
     assert (card["size"], card["channels"]) == (24, 1)
 
 
+def test_classify(tmp_path):
+    kind, unkind = ["what a good day", "good , very good", "a joy"], ["so bad a day", "bad and worse", "very bad"]
+    (tmp_path / "kind.txt").write_text("\n".join(5 * kind) + "\n")
+    (tmp_path / "unkind.txt").write_text("\n".join(5 * [*unkind, ""]) + "\n")
+    (tmp_path / "new.txt").write_text("good joy\n\nworse , so bad\n")
+    done = run(tmp_path, "sh", "-c", f"sh {EXAMPLES / 'classify.sh'} kind.txt unkind.txt < new.txt")
+    assert [line.split("\t")[::2] for line in done.stdout.splitlines()] == [
+        ["kind.txt", "good joy"], ["unkind.txt", "worse , so bad"]]
+    assert done.stderr.startswith("accuracy")
+
+
 def test_speech(tmp_path):
     recordings = tmp_path / "recordings"
     recordings.mkdir()

@@ -253,6 +253,18 @@ def test_states_are_found_again():
     assert torch.allclose(model.emission.means[order], truth.emission.means, atol=0.1)
 
 
+def test_few_passes_over_texts_beat_the_unigram():
+    """Two kinds of tokens by turns, as vowels and consonants: from nearly equal states EM is slow to tell."""
+    x = 2 + (torch.rand(40, 30, generator=generator("turns")) * 1.5).long() + torch.arange(30) % 2
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = HMM(HMMConfig(states=4), TEXT)
+        for _ in range(10):
+            model.expect(Batch(x))
+            model.maximise()
+        assert model._nll < 0.75  # 0.64 with the turns known; 1.01 by the tokens' frequencies
+
+
 def test_what_does_not_fit_is_refused():
     gaps = SERIES.model_copy(update={"missing": ("a",)})
     with pytest.raises(UsageError, match="--covariance diagonal"):

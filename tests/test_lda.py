@@ -111,6 +111,16 @@ def test_topics_that_were_planted_are_found(gencli, tmp_path):
     assert (tmp_path / "half/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
+def test_alpha_is_that_of_the_largest_likelihood():
+    torch.manual_seed(0)
+    model = LDA(LDAConfig(topics=3), words_of(6))
+    wanted = torch.tensor([0.2, 1.5, 4.0], dtype=torch.float64)
+    for _ in range(60):
+        model.alpha.data += model._step(torch.digamma(wanted) - torch.digamma(wanted.sum()))
+    assert torch.allclose(model.alpha, wanted, rtol=1e-9)
+    assert made(6).alpha.tolist() == pytest.approx([ALPHA] * 3) and not made(6).alpha.requires_grad
+
+
 # --- probabilities
 
 
@@ -127,7 +137,7 @@ def exact(text, topics, alpha):
 @pytest.mark.parametrize(("alpha", "most"), [(0.1, 2.0), (1.0, 1.5), (20.0, 0.15), (500.0, 0.01)])
 def test_the_bound_is_below_what_enumeration_gives_and_near_it(alpha, most):
     model = made(6)
-    model.alpha = alpha
+    model.alpha.fill_(alpha)
     model.topics.data = torch.from_numpy(np.random.default_rng(0).gamma(0.5, 10, (3, 6)) + 0.01)
     topics = (model.topics / model.topics.sum(1, keepdim=True)).detach().numpy()
     texts = [[0], [0, 1], [2, 2, 2, 2, 2, 2], [0, 1, 2, 3, 4, 5], [5, 5, 0, 0, 3, 3]]
@@ -163,7 +173,7 @@ def test_words_that_were_never_seen_and_empty_texts_have_the_shares_of_the_prior
 
 @pytest.mark.parametrize("alpha", [0.05, 0.7, 3.0])
 def test_shares_are_draws_of_the_dirichlet_distribution(alpha):
-    shares = lda._dirichlet(rng(3000), alpha, 3)
+    shares = lda._dirichlet(rng(3000), torch.full((3,), alpha).double())
     assert torch.allclose(shares.sum(1), torch.ones(3000).double())
     assert kstest(shares[:, 1].numpy(), beta(alpha, 2 * alpha).cdf).pvalue > 1e-3
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -358,6 +359,45 @@ def test_more_steps_do_not_go_back_to_a_phase_that_is_over(rows, tmp_path):
         outcome = Trainer(model, rows, TrainSettings(steps=100), run).run(resume=True)
     assert outcome.step == 100 and torch.equal(outcome.model.first.weight, first)
     assert not model.begun and lines_of(tmp_path / "run/metrics.jsonl")[-1]["phase"] == "second"
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_more_steps_reopen_the_last_phase_that_takes_any(rows, ema, monkeypatch, tmp_path):
+    """A pass that closes a training comes anew after them; killed on the way: the same bits."""
+    class Closed(Stack):
+        def phases(self):
+            *earlier, count, second = super().phases()
+            return [*earlier, second, replace(count, share=0)]
+
+    def closed():
+        torch.manual_seed(0)
+        return Closed(rows.spec)
+
+    def settings(steps):
+        return TrainSettings(steps=steps, batch_size=8, ema=ema, schedule="cosine", log_every=1, precision="fp32")
+
+    warnings: list[str] = []
+    ends = {}
+    for name in ("whole", "killed"):
+        with Run(tmp_path / name) as run:
+            run.write_config({"versions": {"gencli": "0"}})  # the mark of a run
+            before = Trainer(closed(), rows, settings(8), run).run().model
+        if name == "killed":
+            killed_after(10, monkeypatch, closed(), rows, settings(16), tmp_path / name)
+        with Run(tmp_path / name) as run:
+            hooks = Hooks(warn=warnings.append)
+            outcome = Trainer(model := closed(), rows, settings(16), run, hooks=hooks).run(resume=True)
+        assert outcome.step == 16 and not outcome.early and not model.begun
+        ends[name] = outcome.model.state_dict()
+    assert torch.equal(ends["whole"]["first.weight"], before.first.weight)
+    assert not torch.equal(ends["whole"]["second.weight"], before.second.weight)
+    assert any("phase 'second' was over" in warning for warning in warnings)
+    counted = sum((before.first(rows.batch(torch.arange(len(rows))).x.float())).sum(0) for _ in range(2))
+    torch.testing.assert_close(ends["whole"]["total"] - before.total, counted)  # twice more, after 16 steps
+    for name, tensor in ends["whole"].items():
+        assert torch.equal(tensor, ends["killed"][name]), name
+    rates = [line["lr"] for line in lines_of(tmp_path / "whole/metrics.jsonl") if line["phase"] == "second"]
+    assert rates[5] > 0.9 * settings(16).lr > 0.1 * settings(16).lr > rates[-1], "its schedule runs over the new steps"
 
 
 def test_early_stopping_ends_a_phase_and_keeps_its_best(rows):

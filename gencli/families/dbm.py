@@ -7,7 +7,8 @@ field to convergence, and persistent chains (PCD-k). Units are centred, visible 
 ones at the activity they start with (Montavon & Mueller 2012), so that all layers can be trained together from the
 start. `--pretrain` trains the layers below first, as the machine that they are without those above; before a layer is
 added, the one below is centred anew, at its mean activity. As the weights of the new layer start near 0, it begins with
-the likelihood of that machine. (No weight has to be doubled for it, as in the stack of RBMs of 2009, trained apart.)
+the likelihood of that machine, and goes on at a tenth of the learning rate, so that noise does not cost it. (No weight
+has to be doubled for it, as in the stack of RBMs of 2009, trained apart.)
 
 log p(v) >= E_q[-E(v, h)] + H(q) - log Z with the q of mean field. log Z is summed over the states of the odd layers
 where they have at most 20 units, else estimated by annealed importance sampling (AIS) over the odd layers with the even
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from gencli.layers.boltzmann import (
     ACTIVITY,
     ENUMERABLE,
+    REFINING,
     BoltzmannModel,
     CoarseStream,
     LogPartition,
@@ -368,7 +370,8 @@ class DBM(BoltzmannModel):
             share = 1 - self.config.pretrain if layers == depth else self.config.pretrain / (depth - 1)
             parameters = [*self.machine.visible.parameters(), *self.machine.weights[:layers],
                           *self.machine.biases[:layers]]
-            player = Player("model", parameters, partial(self._loss, layers), betas=(self.config.momentum, 0.999))
+            player = Player("model", parameters, partial(self._loss, layers), betas=(self.config.momentum, 0.999),
+                            lr_scale=REFINING if self.config.pretrain and layers > 1 else 1.0)
             phases.append(Phase(f"{layers} layers" if layers > 1 else "1 layer", [player], share))
         return phases
 

@@ -6,10 +6,11 @@ from the data, and so on; then the weights of a lower machine become p(h_(l-1)|h
 recognition q.
 
 A layer starts as the machine below turned over, with its visible units as the uppermost ones: then the deeper network
-has the likelihood of the one that it grew from, and what the layer learns from there raises the bound. This needs as
-many units as there are two layers below, and binary ones. Units beyond those start with weights near 0, which change
-next to nothing. A layer of fewer, or above real numbers, starts at the base rates of its input, all weights near 0: it
-has to learn first what the one below knew.
+has the likelihood of the one that it grew from, and what the layer learns from there raises the bound; it learns at a
+tenth of the learning rate, for the noise of larger steps would cost more than that. This needs as many units as there
+are two layers below, and binary ones. Units beyond those start with weights near 0, which change next to nothing. A
+layer of fewer, or above real numbers, starts at the base rates of its input, all weights near 0: it has to learn first
+what the one below knew.
 
 `--fine-tuning` adds the up-down algorithm of the same paper, contrastive wake-sleep: recognition gets weights of its
 own, and all layers move at once.
@@ -33,7 +34,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.layers.boltzmann import ACTIVITY, BoltzmannModel, CoarseStream, Links, RestrictedMachine
+from gencli.layers.boltzmann import ACTIVITY, REFINING, BoltzmannModel, CoarseStream, Links, RestrictedMachine
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
 from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Score, Spec, parse_widths
@@ -116,8 +117,9 @@ class DBN(BoltzmannModel):
         for layer, machine in enumerate(map(self._machine, range(len(self.machines)))):
             phases.append(Phase(f"base rates {layer + 1}", share=0, accumulate=partial(self._accumulate, layer),
                                 finish=machine.visible.finish))
-            phases.append(Phase(f"layer {layer + 1}", [self._player(list(machine.parameters()), self._loss_of(layer))],
-                                begin=partial(self._begin, layer)))
+            player = self._player(list(machine.parameters()), self._loss_of(layer))
+            player.lr_scale = REFINING if self._turned(layer) else 1.0
+            phases.append(Phase(f"layer {layer + 1}", [player], begin=partial(self._begin, layer)))
         if self.config.fine_tuning:
             idle = {id(machine.bias) for machine in self._lower()}  # recognition has taken them over
             moving = [parameter for parameter in self.parameters() if id(parameter) not in idle]
@@ -139,11 +141,17 @@ class DBN(BoltzmannModel):
         self._take_stage(layer + 1)
         if not layer:
             return
-        below, machine = self._machine(layer - 1), self._machine(layer)
-        if isinstance(below.visible, BernoulliUnits) and machine.hidden >= below.size:
-            turn_over(below, machine)
+        machine = self._machine(layer)
+        if self._turned(layer):
+            turn_over(self._machine(layer - 1), machine)
         chains = self._chains(layer - 1)
         self._keep(layer, torch.bernoulli(torch.sigmoid(machine.hidden_logits(chains))))
+
+    def _turned(self, layer: int) -> bool:
+        """Whether a layer (from 0) starts as the one below turned over."""
+        below = self._machine(layer - 1) if layer else None
+        return (below is not None and isinstance(below.visible, BernoulliUnits)
+                and self._machine(layer).hidden >= below.size)
 
     def _chains(self, layer: int) -> Tensor:
         chains = getattr(self, f"_chains_{layer}")

@@ -60,7 +60,7 @@ class Tokens(nn.Module):
 
     def __init__(self, states: int, vocabulary: int):
         super().__init__()
-        self.chances = _fitted(_normal(0.5 + torch.rand(states, vocabulary, dtype=torch.float64)))
+        self.chances = _fitted(_random(states, vocabulary))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Tokens (B, T) -> log p of each by every state (B, T, K)."""
@@ -186,7 +186,7 @@ class HMM(Model):
         super().__init__(config, spec)
         k = config.states
         self.start = _fitted(torch.full((k,), 1 / k))
-        self.transitions = _fitted(_normal(0.5 + torch.rand(k, k, dtype=torch.float64)))
+        self.transitions = _fitted(_random(k, k))
         self.ends = _fitted(torch.zeros(k))
         self.ending = not isinstance(spec, TextSpec) and not getattr(spec, "fixed", False)
         self.emission = self._emission()
@@ -594,6 +594,11 @@ def _fitted(tensor: Tensor) -> nn.Parameter:
 def _normal(x: Tensor) -> Tensor:
     """Numbers (..., N) of 0 or more, brought to a sum of 1."""
     return x / x.sum(-1, keepdim=True)
+
+
+def _random(*shape: int) -> Tensor:
+    """Distributions (..., N), all equally likely to be drawn: EM leaves nearly equal ones only after many passes."""
+    return _normal(torch.empty(*shape, dtype=torch.float64).exponential_())
 
 
 def _shares(counts: Tensor, before: Tensor) -> Tensor:

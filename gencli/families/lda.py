@@ -7,6 +7,10 @@ found by coordinate ascent, and the topics move a step of size (offset + t)^-dec
 have if they were like the batch. That is the step of stochastic gradient descent along the natural gradient of the
 bound (Hoffman et al. 2013, arXiv:1206.7051), and is taken as one.
 
+Unless it is given, alpha is learnt too, by Newton's steps (Blei et al., appendix A.4.2): topics are not equally
+frequent, and the words that all texts share then have a topic of their own (Wallach, Mimno & McCallum 2009, "Rethinking
+LDA: Why priors matter").
+
 A text is its words, and between them its skeleton, which has no topics (`gencli.layers.skeleton`). What is known of
 log p(words) is a lower bound, with the topics at their mean:
 
@@ -17,7 +21,6 @@ A code is the mean shares of the topics. It decodes to the words that tell most 
 Shapes: B texts, V tokens, W of them words, K topics, M different words of all texts.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,8 +45,8 @@ _TRIES = 16  # of the rejection by which Gamma numbers are drawn; all fail once 
 
 class LDAConfig(FamilyConfig):
     topics: int = Field(20, ge=1, description="Topics K.")
-    alpha: float | None = Field(None, gt=0, description="Dirichlet parameter of the shares of topics in a text; "
-                                                        "default: 1 / topics.")
+    alpha: float | None = Field(None, gt=0, description="Dirichlet parameter of the shares of topics in a text, the "
+                                                        "same for all; default: learnt, of each topic its own.")
     eta: float | None = Field(None, gt=0, description="Dirichlet parameter of the words of a topic; default: 1 / "
                                                       "topics.")
     offset: float = Field(10.0, ge=0, description="Steps by which the first are made smaller: step t has the size "
@@ -52,7 +55,7 @@ class LDAConfig(FamilyConfig):
 
 
 class LDA(Model):
-    """The topics as Dirichlet distributions q(beta_k), their parameters (K, W)."""
+    """The topics as Dirichlet distributions q(beta_k), their parameters (K, W), and alpha (K,)."""
 
     Config = LDAConfig
     kinds = frozenset({"text"})
@@ -68,7 +71,9 @@ class LDA(Model):
             raise UsageError(f"topics are distributions of words, and these texts are read as {spec.unit}; give --unit "
                              f"words or --unit subword")
         self.skeleton = Skeleton(spec)
-        self.alpha, self.eta = config.alpha or 1 / config.topics, config.eta or 1 / config.topics
+        self.eta = config.eta or 1 / config.topics
+        alpha = torch.full((config.topics,), config.alpha or 1 / config.topics, dtype=torch.float64)
+        self.alpha = nn.Parameter(alpha, requires_grad=config.alpha is None)
         start = torch.full((config.topics, len(self.skeleton.words)), 100.0)
         self.topics = nn.Parameter(torch.distributions.Gamma(start, start).sample().double())
         self.texts = nn.Parameter(torch.zeros((), dtype=torch.float64), requires_grad=False)
@@ -76,7 +81,8 @@ class LDA(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        player = Player("topics", [self.topics], self.loss, optimiser=self._optimiser)
+        learnt = [parameter for parameter in (self.topics, self.alpha) if parameter.requires_grad]
+        player = Player("topics", learnt, self.loss, optimiser=self._optimiser)
         return [Phase("count", share=0, accumulate=self.count, finish=self.counted),
                 Phase("topics", [player], schedule="constant")]
 
@@ -106,8 +112,17 @@ class LDA(Model):
             found = torch.zeros_like(self.topics.T).index_add_(0, words.columns, counts).T
             gradient = self.topics - self.eta - self.texts / len(batch) * found
             nats = -bound.sum() / words.values.sum().clamp(min=1)
-        slope = (self.topics * gradient).sum()
+            step = self._step(_expected_log(posterior).mean(0))
+        slope = (self.topics * gradient).sum() - (self.alpha * step).sum()
         return Loss(nats + slope - slope.detach(), perplexity=nats.exp())
+
+    def _step(self, log_shares: Tensor) -> Tensor:
+        """Newton's step of alpha towards the largest likelihood of mean log-shares (K,), at most by half downwards."""
+        alpha, total = self.alpha, self.alpha.sum()
+        slope = torch.digamma(total) - torch.digamma(alpha) + log_shares
+        curve, shared = -torch.polygamma(1, alpha), torch.polygamma(1, total)
+        common = (slope / curve).sum() / (1 / shared + (1 / curve).sum())
+        return torch.maximum((common - slope) / curve, -alpha / 2)
 
     def _words(self, batch: Batch) -> Sparse:
         """How often each word is in B texts, (B, W)."""
@@ -143,8 +158,8 @@ class LDA(Model):
         log_words = (log_shares.exp()[rows] * chances).sum(1).log()
         bound = torch.zeros_like(lengths).index_add_(0, rows, words.values * log_words)
         bound = bound + ((self.alpha - posterior) * log_shares + torch.lgamma(posterior)).sum(1)
-        return posterior, (bound - torch.lgamma(posterior.sum(1)) + math.lgamma(k * self.alpha)
-                           - k * math.lgamma(self.alpha))
+        return posterior, (bound - torch.lgamma(posterior.sum(1)) + torch.lgamma(self.alpha.sum())
+                           - torch.lgamma(self.alpha).sum())
 
     # --- score
 
@@ -183,7 +198,7 @@ class LDA(Model):
 
     def prior(self, rng: Rng) -> Tensor:
         """Shares of topics (B, K), float64."""
-        return _dirichlet(rng, self.alpha, self.config.topics)
+        return _dirichlet(rng, self.alpha)
 
     def sample(self, rng: Rng, given: Given | None = None, *, draw: bool = True, terms: int = 10) -> Batch:
         """Texts drawn from the model; with `draw` false what their shares of topics decode to."""
@@ -275,19 +290,18 @@ def _expected_log(parameters: Tensor) -> Tensor:
     return torch.digamma(parameters) - torch.digamma(parameters.sum(-1, keepdim=True))
 
 
-def _dirichlet(rng: Rng, alpha: float, size: int) -> Tensor:
-    """Draws of a symmetric Dirichlet distribution, (B, size) float64.
+def _dirichlet(rng: Rng, alpha: Tensor) -> Tensor:
+    """Draws of a Dirichlet distribution with the parameters alpha (K,), (B, K) float64.
 
     From Gamma numbers by the rejection of Marsaglia & Tsang 2000; below 1 they are those of alpha + 1 times a power of
     a uniform number, in logarithms, for they may be too small for numbers.
     """
-    shape = max(alpha, alpha + (alpha < 1))
-    d = shape - 1 / 3
+    small, size = alpha < 1, len(alpha)
+    d = (alpha + small.double() - 1 / 3)[:, None]
     x, u = rng.normal(size, _TRIES, dtype=torch.float64), rng.uniform(size, _TRIES, dtype=torch.float64)
-    v = (1 + x / math.sqrt(9 * d)) ** 3
+    v = (1 + x / (9 * d).sqrt()) ** 3
     log_v = v.clamp(min=1e-300).log()
     accepted = (v > 0) & (u.log() < 0.5 * x.square() + d - d * v + d * log_v)
-    log_gamma = log_v.gather(2, accepted.int().argmax(2, keepdim=True))[..., 0] + math.log(d)
-    if alpha < 1:
-        log_gamma = log_gamma + rng.uniform(size, dtype=torch.float64).log() / alpha
-    return log_gamma.softmax(1)
+    log_gamma = (d.log() + log_v).gather(2, accepted.int().argmax(2, keepdim=True))[..., 0]
+    power = rng.uniform(size, dtype=torch.float64).log() / alpha
+    return torch.where(small, log_gamma + power, log_gamma).softmax(1)

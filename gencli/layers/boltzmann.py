@@ -29,6 +29,9 @@ from gencli.view import View, noise_of_pass, view_of
 
 ENUMERABLE = 20  # units whose states are all visited for an exact log Z
 ACTIVITY = 0.1  # of the hidden units at the start, and where they are centred: about that of a trained machine
+# Learning rate, relative to --lr, of what starts as a machine that has converged: steps as large as those that it began
+# with would be noise, which costs more nats than another layer can win.
+REFINING = 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

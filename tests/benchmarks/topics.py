@@ -1,10 +1,11 @@
 """Topics of held-out texts: perplexity of a word by `lda` beside scikit-learn's LatentDirichletAllocation.
 
-    GENCLI_DATA=... python tests/benchmarks/topics.py [--topics 20] [--epochs 20]
+    GENCLI_DATA=... python tests/benchmarks/topics.py [--topics 20] [--epochs 5] [--data rt-polarity,shakespeare]
 
 The data is rt-polarity (`sentiment/` of GENCLI_DATA) and the lines of tiny Shakespeare, every tenth text held out. Both
 see the same counts, batches of 128 and the same alpha, eta, offset and decay, and both are judged twice: by
-scikit-learn's `perplexity`, which is given the topics of either, and by the bound that gencli reports.
+scikit-learn's `perplexity`, which is given the topics of either, and by the bound that gencli reports. Beside them
+stands `lda` as it is by default, with an alpha that is learnt.
 """
 
 import argparse
@@ -52,20 +53,23 @@ def bound(model: LDA, data: Dataset, topics: np.ndarray) -> float:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--topics", type=int, default=20)
-    arguments.add_argument("--epochs", type=int, default=20)
+    arguments.add_argument("--epochs", type=int, default=5)
+    arguments.add_argument("--data", default="rt-polarity,shakespeare")
     given = arguments.parse_args()
-    for name in ("rt-polarity", "shakespeare"):
+    for name in given.data.split(","):
         lines = texts(name)
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as run:
             for split, own in (("test", lines[::10]), ("train", [line for i, line in enumerate(lines) if i % 10])):
                 (Path(folder) / f"{split}.txt").write_text("\n".join(own) + "\n")
-            start = time.process_time()
-            gencli.train("lda", folder, f"{run}/run", lines=True, unit="words", topics=given.topics,
-                         epochs=given.epochs, preview_every=0)
-            seconds = time.process_time() - start
-            model = gencli.load(f"{run}/run")
+            fitted, seconds = {}, {}
+            for alpha in (1 / given.topics, None):
+                start = time.process_time()
+                gencli.train("lda", folder, f"{run}/{alpha}", lines=True, unit="words", topics=given.topics,
+                             epochs=given.epochs, preview_every=0, **({"alpha": alpha} if alpha else {}))
+                fitted[alpha], seconds[alpha] = gencli.load(f"{run}/{alpha}"), time.process_time() - start
+            model, learnt = fitted[1 / given.topics], fitted[None]
             train, test = (load(f"{folder}:{split}", like=model.spec) for split in ("train", "test"))
-        assert isinstance(model, LDA)
+        assert isinstance(model, LDA) and isinstance(learnt, LDA)
         x, held_out = counts(model, train), counts(model, test)
         start = time.process_time()
         peer = LatentDirichletAllocation(given.topics, learning_method="online", batch_size=128, max_iter=given.epochs,
@@ -75,11 +79,13 @@ def main() -> None:
         theirs, peer_seconds = peer.components_, time.process_time() - start
         print(f"{name}: {x.shape[0]} texts of {x.sum() / x.shape[0]:.1f} words, {x.shape[1]} different; "
               f"{held_out.shape[0]} held out")
-        for who, topics, took in (("lda", model.topics.detach().numpy().copy(), seconds),
+        for who, topics, took in (("lda", model.topics.detach().numpy().copy(), seconds[1 / given.topics]),
                                   ("scikit-learn's", theirs, peer_seconds)):
             peer.components_, peer.exp_dirichlet_component_ = topics, np.exp(_dirichlet_expectation_2d(topics))
             print(f"  {who}: {peer.perplexity(held_out):.1f} by scikit-learn, {bound(model, test, topics):.1f} by "
                   f"gencli; {took:.0f} s", flush=True)
+        print(f"  lda, alpha learnt: {bound(learnt, test, learnt.topics.detach().numpy()):.1f} by gencli; "
+              f"{seconds[None]:.0f} s")
         overall = np.asarray(x.sum(0))[0] + 1
         words = held_out @ np.log(overall / overall.sum())
         print(f"  one topic, words as often as in training (one added): {np.exp(-words.sum() / held_out.sum()):.1f}")
