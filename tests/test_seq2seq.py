@@ -247,7 +247,7 @@ def test_the_loss_is_smoothed_and_counts_no_padding():
         for t, token in enumerate(text):
             log_p = torch.log_softmax(next_logits(model, text[:t], batch.condition[i : i + 1]), 0)
             total += float(-0.75 * log_p[token] - 0.25 * log_p.mean())
-    assert math.isclose(float(loss.total), total / int(tokens), rel_tol=1e-5)
+    assert math.isclose(loss.total.item(), total / int(tokens), rel_tol=1e-5)
 
 
 @pytest.fixture(scope="module")
