@@ -4,11 +4,12 @@ Makhzani et al. 2015, "Adversarial Autoencoders", arXiv:1511.05644. In each step
 learns to tell codes from draws of the prior, and the encoder, as the generator of codes, learns to deceive it. With
 `labelled` examples a code has a second part, a categorical code of the class: a critic of its own makes it uniform over
 one-hot vectors, cross-entropy ties it to the classes of the labelled examples (section 5, semi-supervised), and the
-rest of the code, the style, becomes independent of it.
+critic of codes sees both parts, so that the rest of the code, the style, becomes independent of it.
 
-Departures from the paper: Adam instead of SGD with momentum, priors of about unit scale, and noise (dropout of inputs)
-where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those of clean
-examples.
+Departures from the paper: Adam instead of SGD with momentum, priors of about unit scale, a critic of codes that sees
+the class too (of z alone it leaves the class in z, and the decoder does not look for it elsewhere), and noise (dropout
+of inputs) where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those
+of clean examples.
 
 Shapes: B batch, Z latent dimensions, K classes of the code (0 without labels), D numbers of an example.
 """
@@ -104,7 +105,7 @@ class AAE(Model):
         else:
             widths = [config.width or 500] * (config.depth or 2)
             self.encoder, self.decoder = mlp_coders(size, widths, code, features, 1)
-        judged = {"code": config.latent, "label": self.classes} if config.adversarial else {}
+        judged = {"code": code, "label": self.classes} if config.adversarial else {}
         self.critics = nn.ModuleDict({name: _critic(numbers, config.critic_width)
                                       for name, numbers in judged.items() if numbers})
         self._pool: dict[str, Tensor] = {}  # the labelled examples, `x` and `labels`, once they are chosen
@@ -184,8 +185,8 @@ class AAE(Model):
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How badly the critics tell codes from draws of the prior. Parts: the mean scores of each, as logits."""
         with torch.no_grad():
-            codes = self._critic_inputs(batch, rng)
-        prior = self.prior(rng).split([self.config.latent, self.classes], dim=1)
+            codes = self._judged(self._code_of(batch, rng))
+        prior = self._judged(self.prior(rng))
         total, parts = torch.zeros((), device=rng.device), dict[str, Tensor]()
         for (name, critic), code, real in zip(self.critics.items(), codes, prior, strict=False):
             right, wrong = critic(real).float(), critic(code).float()
@@ -195,7 +196,7 @@ class AAE(Model):
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critics tell codes; the trainer computes no gradients of the critics here."""
-        codes = self._critic_inputs(batch, rng)
+        codes = self._judged(self._code_of(batch, rng))
         scores = [critic(code).float() for critic, code in zip(self.critics.values(), codes, strict=False)]
         return Loss(torch.stack([F.softplus(-score).mean() for score in scores]).sum())
 
@@ -206,10 +207,14 @@ class AAE(Model):
         logits = self._encoded(self._dropped(x, rng), None)[1]
         return Loss(F.cross_entropy(logits, labels), accuracy=(logits.argmax(1) == labels).float().mean())
 
-    def _critic_inputs(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
-        """z (B, Z), and probabilities of the classes (B, K)."""
+    def _code_of(self, batch: Batch, rng: Rng) -> Tensor:
+        """Codes as critics see them, (B, Z + K)."""
         z, logits = self._encoded(self._numbers(batch, rng), rng)
-        return z, logits.softmax(1)
+        return torch.cat([z, logits.softmax(1)], 1)
+
+    def _judged(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """What `code` and `label` judge of codes (B, Z + K): all, so that z tells nothing of the class; the class."""
+        return code, code[:, self.config.latent :]
 
     def _dropped(self, x: Tensor, rng: Rng) -> Tensor:
         """x (B, ...) of which a share is 0, and the rest is larger to make up for it."""
