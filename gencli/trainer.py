@@ -203,6 +203,7 @@ class Trainer:
         state, players = self.state, self.phase.players
         step, step_of_phase = state.step, state.step - state.phase_start
         batch, rng = self.order[step]
+        torch.manual_seed(derive_seed(self.settings.seed, "global", step, self.processes.rank))  # of layers of torch
         self.model.step = step
         values: dict[str, Any] = {}
         for player in players:

@@ -540,6 +540,7 @@ def arguments(family: str, kind: str, data: Path, run: str, *more: str) -> list[
 @pytest.mark.parametrize(("family", "kind", "more"), [
     ("vae", "image", ["--kl-warmup", "20", "--validation", "0.2", "--validate-every", "6", "--patience", "90"]),
     ("gan", "image", ["--loss", "wgan-gp"]), ("gan", "vector", ["--grad-clip", "1"]), ("rnn", "text", []),
+    ("diffusion", "vector", ["--dropout", "0.3"]),
     ("rnn", "text", ["--lines"])])
 def test_resume_gives_the_same_bits(family, kind, more, small_data, gencli, tmp_path, monkeypatch):
     gencli(*arguments(family, kind, small_data[kind], "whole", *more))
