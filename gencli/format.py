@@ -34,6 +34,7 @@ class Content:
 
     Attributes:
         noun: "image", "code", ...: the key of a value in a line of JSON.
+        plural: "pictures", "codes", ...: what several are called.
         ending: of one value in a tar or folder.
         file: one value -> the bytes of such a file.
         array: the name of the values in an .npz file.
@@ -44,6 +45,7 @@ class Content:
     """
 
     noun: str
+    plural: str
     ending: str
     file: Callable[[Any], bytes]
     array: str

@@ -437,7 +437,7 @@ def test_on_a_terminal(kind, spec, batch):
 
 @every()
 def test_a_format_that_does_not_fit(kind, spec, tmp_path):
-    with pytest.raises(UsageError, match=f"{kind.name}s cannot be written as 'exe'; formats that fit"):
+    with pytest.raises(UsageError, match=f"{kind.plural} cannot be written as 'exe'; formats that fit"):
         open_writer(str(tmp_path / "out.exe"), spec)
     assert list(tmp_path.iterdir()) == []
 

@@ -303,9 +303,9 @@ def test_texts():
 
 
 def test_formats_that_do_not_fit_and_terminals():
-    with pytest.raises(UsageError, match=r"images cannot be written as 'csv'.*\.tar.*\.gif"):
+    with pytest.raises(UsageError, match=r"pictures cannot be written as 'csv'.*\.tar.*\.gif"):
         open_writer("a.csv", GREY)
-    with pytest.raises(UsageError, match="vectors cannot be written as 'png'"):
+    with pytest.raises(UsageError, match="rows of a table cannot be written as 'png'"):
         open_writer(None, TABLE, format="png", stdout=io.BytesIO())
     with pytest.raises(UsageError, match="tar is binary"):
         open_writer("-", GREY, stdout=Terminal())
@@ -434,6 +434,6 @@ def test_npy_files_are_written_as_they_come(tmp_path):
                                             ("x.csv", "disk"), ("folder/", "disk")])
 def test_what_cannot_fit_is_refused_before_the_work(tmp_path, name, what):
     spec = VectorSpec(columns=("a", "b"), mean=(0, 0), scale=(1, 1))
-    with pytest.raises(ResourceError, match=f"99999999999999 vectors need at least .* GiB of {what}"):
+    with pytest.raises(ResourceError, match=f"99999999999999 rows of a table need at least .* GiB of {what}"):
         open_writer(str(tmp_path / name), spec, total=99999999999999)
     assert not list(tmp_path.iterdir())

@@ -45,7 +45,7 @@ TERMINAL = "jsonl"
 
 def content() -> Content:
     """Codes as formats see them."""
-    return Content("code", "npy", npy_bytes, "codes", header={"content": "codes"})
+    return Content("code", "codes", "npy", npy_bytes, "codes", header={"content": "codes"})
 
 
 def trimmed(code: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         ResourceError: the output cannot be written.
     """
     kind = registry.kind_of(spec)
-    content = Content(kind.name, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
+    content = Content(kind.name, kind.plural, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
                       () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")})
     formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
     return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
@@ -129,7 +129,7 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     format = (format or usual).lower().removeprefix(".")
     if format not in formats:
         endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in formats)
-        raise UsageError(f"{content.noun}s cannot be written as {format!r}; formats that fit: {endings}")
+        raise UsageError(f"{content.plural} cannot be written as {format!r}; formats that fit: {endings}")
     chosen = formats[format]
     if terminal and not chosen.binary:
         sink = _flushed(_Legible(stream))
@@ -148,7 +148,7 @@ def _require_room(output: str | None, chosen: type[Format], content: Content, to
 
     Those of a compressed file may take less of the disk than that, but hardly less than a byte each.
     """
-    what = f"{total} {content.noun}s need at least"
+    what = f"{total} {content.plural} need at least"
     if chosen.held(content):
         needed, memory = total * math.prod(content.shape), physical_memory()
         if needed > memory:
