@@ -250,12 +250,9 @@ def decode_batch(model: Model, codes: Tensor, rng: ExampleStreams | None, condit
     if "given" not in inspect.signature(model.decode).parameters:  # made from nothing, or determined by codes
         return model.decode(codes, rng, **own)
     if condition is None and model.spec.condition is not None:
-        raise UsageError(f"this model makes examples from {_plural(model)} and codes; name some with --given")
+        plural = registry.kind_of(model.spec.condition).plural
+        raise UsageError(f"this model makes examples from {plural} and codes; name some with --given")
     return model.decode(codes, rng, Given(condition=condition), **own)  # type: ignore[call-arg]
-
-
-def _plural(model: Model) -> str:
-    return registry.kind_of(model.spec.condition).plural if model.spec.condition else "nothing"
 
 
 @torch.no_grad()

@@ -46,7 +46,6 @@ class Shuffled:
         rng = StepStream(len(indices), generator(self.seed, "step", step, self.rank, device=self.device))
         return self.data.batch(indices, self.device, rng), rng
 
-
     def _by_length(self, order: torch.Tensor, lengths: torch.Tensor, source: torch.Generator) -> torch.Tensor:
         """The examples of whole batches in this order (N,) -> the same with alike ones in a batch."""
         pools = order[: self.steps_per_epoch * self.rows].split(_POOL * self.rows)

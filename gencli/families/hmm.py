@@ -28,7 +28,7 @@ from gencli.errors import DataError, UsageError
 from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import Advance, AutoregressiveText, OneStep, Read, after_end, inside
 from gencli.layers.distributions import Categorical
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample
@@ -594,16 +594,7 @@ class TextHMM(AutoregressiveText, HMM):
         A text starts with `<end>` and a state of zeros.
         """
         token = torch.full((2, 1), self.spec.END, device=self.device)
-        return Graph(_Step(self), {"token": token, "state": self._beginning(token)}, ["log_probs", "next_state"])
-
-
-class _Step(nn.Module):
-    def __init__(self, model: TextHMM):
-        super().__init__()
-        self.model = model
-
-    def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.advance(token[:, 0], state)
+        return Graph(OneStep(self), {"token": token, "state": self._beginning(token)}, ["log_probs", "next_state"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

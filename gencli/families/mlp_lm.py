@@ -251,10 +251,6 @@ class MLPLM(AutoregressiveText):
         return torch.logaddexp(torch.log_softmax(logits, dim=-1) + shares[0],
                                torch.log_softmax(theirs, dim=-1) + shares[1])
 
-    def _precise(self) -> "MLPLM":
-        """This model in float64, where rounding is too small to change a token."""
-        return self.clone().double().eval()
-
     # --- export
 
     def graph(self) -> Graph:

@@ -31,7 +31,7 @@ from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import Advance, AutoregressiveText, OneStep, Read, after_end, inside
 from gencli.layers.distributions import FLOOR, MARGIN, log_normal
 from gencli.layers.ngram_counts import NGrams, Sparse
 from gencli.layers.skeleton import Skeleton
@@ -655,7 +655,7 @@ class OfTexts(AutoregressiveText, NaiveBayes):  # type: ignore[misc]
         A text starts with `<end>` and a state of zeros. The first K numbers of a state are log p(words so far | class).
         """
         state = torch.zeros(2, self.classes + 1, dtype=torch.float64, device=self.device)
-        return Graph(_Step(self), {"token": torch.full((2, 1), self.spec.END, device=self.device), "state": state},
+        return Graph(OneStep(self), {"token": torch.full((2, 1), self.spec.END, device=self.device), "state": state},
                      ["log_probs", "next_state"])
 
 
@@ -663,15 +663,6 @@ def _smoothed(counts: Tensor, alpha: float) -> Tensor:
     """Counts (K, N) -> log of the smoothed shares."""
     added = counts + alpha
     return added.log() - added.sum(1, keepdim=True).log()
-
-
-class _Step(nn.Module):
-    def __init__(self, model: OfTexts):
-        super().__init__()
-        self.model = model
-
-    def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.advance(token[:, 0], state)
 
 
 def _make_room(model: OfTexts, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -19,7 +19,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import (
+    Advance,
+    AutoregressiveText,
+    OneStep,
+    Read,
+    after_end,
+    inside,
+    variational_dropout,
+)
 from gencli.model import Batch, FamilyConfig, Graph, Loss
 from gencli.rng import Rng
 
@@ -124,11 +132,7 @@ class RNN(AutoregressiveText):
         return Loss(nll.mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
-        """(B, T, D) -> the same with one mask for all T. Drawn by `rng`, so that a step can be repeated."""
-        if not self.training or self.config.dropout == 0:
-            return x
-        share = 1 - self.config.dropout
-        return x * ((rng.uniform(x.shape[-1]) < share) / share).to(x.dtype)[:, None]
+        return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
 
     def training_state(self) -> dict[str, Tensor]:
         return {} if self._carried is None else {"carried": self._carried}
@@ -191,10 +195,6 @@ class RNN(AutoregressiveText):
 
         return read, precise.advance
 
-    def _precise(self) -> "RNN":
-        """This model in float64, where rounding is too small to change a token."""
-        return self.clone().double().eval()
-
     # --- export
 
     def graph(self) -> Graph:
@@ -204,14 +204,4 @@ class RNN(AutoregressiveText):
         """
         token = torch.full((2, 1), self.spec.END, device=self.device)
         _, state = self(token)
-        return Graph(_Step(self), {"token": token, "state": torch.zeros_like(state)}, ["logits", "next_state"])
-
-
-class _Step(nn.Module):
-    def __init__(self, model: RNN):
-        super().__init__()
-        self.model = model
-        self.train(model.training)
-
-    def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.advance(token[:, 0], state)
+        return Graph(OneStep(self), {"token": token, "state": torch.zeros_like(state)}, ["logits", "next_state"])

@@ -34,7 +34,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.series import SeriesSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, variational_dropout
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Spec
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -146,11 +146,7 @@ class Seq2Seq(AutoregressiveText):
         return Loss((1 - smoothing) * nll - smoothing * log_p.mean(), nll=nll)
 
     def _dropout(self, rng: Rng) -> Drop:
-        """(B, N, W) -> the same with one mask for all N. Drawn by `rng`, so that a step can be repeated."""
-        share = 1 - self.config.dropout
-        if not self.training or share == 1:
-            return lambda x: x
-        return lambda x: x * ((rng.uniform(x.shape[-1]) < share) / share).to(x.dtype)[:, None]
+        return lambda x: variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
 
     # --- score
 
@@ -238,10 +234,6 @@ class Seq2Seq(AutoregressiveText):
             return self.logits(known[:, 0]), state
 
         return read, advance
-
-    def _precise(self) -> "Seq2Seq":
-        """This model in float64, where rounding is too small to change a token."""
-        return self.clone().double().eval()
 
     @torch.no_grad()
     def _search(self, condition: Batch, prompt: Tensor, length: int, beam: int, length_penalty: float) -> Batch:

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, variational_dropout
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Phase, Player
 from gencli.muon import Muon
 from gencli.rng import Rng
@@ -222,11 +222,7 @@ class Transformer(AutoregressiveText):
         return Loss(nll.mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
-        """(B, T, D) -> the same with one mask for all T. Drawn by `rng`, so that a step can be repeated."""
-        if not self.training or self.config.dropout == 0:
-            return x
-        share = 1 - self.config.dropout
-        return x * ((rng.uniform(x.shape[-1]) < share) / share).to(x.dtype)[:, None]
+        return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
 
     def training_state(self) -> dict[str, Tensor]:
         if self._carried is None:
@@ -294,10 +290,6 @@ class Transformer(AutoregressiveText):
 
         cache = _Cache(precise)
         return read, cache.advance
-
-    def _precise(self) -> "Transformer":
-        """This model in float64, where rounding is too small to change a token."""
-        return self.clone().double().eval()
 
     # --- export
 

@@ -8,11 +8,11 @@ determine each other. Logits are float64 here, so that rounding changes no token
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.text import TextSpec
@@ -39,6 +39,16 @@ def inside(tokens: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
 
 
+def variational_dropout(x: Tensor, rng: Rng, share: float) -> Tensor:
+    """(B, T, D) -> the same with a share of the features dropped, by one mask for all T (Gal & Ghahramani 2016).
+
+    Drawn by `rng`, so that a step can be repeated.
+    """
+    if share == 0:
+        return x
+    return x * ((rng.uniform(x.shape[-1]) < 1 - share) / (1 - share)).to(x.dtype)[:, None]
+
+
 class AutoregressiveText(Model):
     """A text model p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)) with exact likelihood, whose codes are its noise.
 
@@ -58,6 +68,10 @@ class AutoregressiveText(Model):
     def reader(self) -> tuple[Read, Advance]:
         """How a text is read: the beginning in one call, then token by token. Logits are float64."""
         raise NotImplementedError
+
+    def _precise(self) -> Self:
+        """This model in float64, where rounding is too small to change a token."""
+        return self.clone().double().eval()
 
     def next_logits(self, tokens: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Texts (B, T), piece by piece: where it lies, and the logits of its tokens given those before, (B, t, V)."""
@@ -165,6 +179,18 @@ class AutoregressiveText(Model):
                 x[i, len(prompt) : len(prompt) + len(kept)] = kept
                 lengths[i] = len(prompt) + len(kept)
         return Batch(x, lengths=lengths)
+
+
+class OneStep(nn.Module):
+    """The method `advance` of a model as a module of its own, for export: token (B, 1) and state -> logits, state."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.train(model.training)
+
+    def forward(self, token: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.advance(token[:, 0], state)  # type: ignore[operator]
 
 
 class _Stop:
