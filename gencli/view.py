@@ -13,7 +13,7 @@ Shapes: B batch, E elements of an example, V numbers of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ class View(nn.Module):
     def settled(self) -> Tensor:
         """(E,) the number of the row that an element decides, alone and exactly; -1 where there is none."""
         raise NotImplementedError
+
+    def steps(self) -> Tensor | None:
+        """(T, C) the numbers of each of T steps, of what is a sequence: all of a row's, each once."""
+        return None
 
     def protocol(self) -> dict[str, Any]:
         """How a likelihood through this view came about, for the record of a score."""
@@ -165,6 +169,12 @@ class Standardised(View):
         places = torch.arange(len(self.mean)).masked_fill(self.step.cpu() > 0, -1)
         return places.index_fill(0, self.holes.cpu(), -1)
 
+    def steps(self) -> Tensor | None:
+        if not self.lengths:
+            return None
+        values, flags = torch.arange(self.size).split([len(self.mean), len(self.holes)])
+        return torch.cat([part.view(self.shape[0], -1) for part in (values, flags)], dim=1)
+
 
 class OneHot(View):
     """One element that takes the values 0..K-1: K flags, of which its own is about 1 and the others are about -1.
@@ -192,6 +202,25 @@ class OneHot(View):
 
     def settled(self) -> Tensor:
         return torch.tensor([-1])
+
+
+class Mapped(View):
+    """One number, (B,), that `forth` maps to that of another view, and `back` from it."""
+
+    def __init__(self, forth: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor], view: View):
+        super().__init__()
+        self.forth, self.back, self.inner = forth, back, view
+        self.size, self.names, self.constant = view.size, view.names, view.constant
+        self.exact, self.density = view.exact, view.density
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        return self.inner(Batch(self.forth(batch.x)[:, None]), rng)
+
+    def inverse(self, rows: Tensor) -> Batch:
+        return Batch(self.back(self.inner.inverse(rows).x[:, 0].long()))
+
+    def settled(self) -> Tensor:
+        return self.inner.settled()
 
 
 class Columns(View):
@@ -270,7 +299,11 @@ class Padded(View):
         x = self.step.inverse(numbers.unflatten(1, (self.length, -1)).flatten(0, 1)).x.float()
         x = x.unflatten(0, (-1, self.length))
         there = torch.arange(self.length, device=x.device) < lengths[:, None]
-        return Batch(torch.where(there[..., None], x, 0), lengths=lengths)
+        return Batch(torch.where(there.view(*there.shape, *[1] * (x.dim() - 2)), x, 0), lengths=lengths)
+
+    def steps(self) -> Tensor:
+        return torch.cat([part.view(self.length, -1)
+                          for part in torch.arange(self.size).split([self.size - self.length, self.length])], dim=1)
 
 
 class _Steps:

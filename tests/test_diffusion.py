@@ -1,5 +1,6 @@
 """Diffusion against what is known of normal distributions and mixtures of them, without a trained network."""
 
+import itertools
 import math
 import types
 
@@ -8,6 +9,7 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal
 
+from gencli.errors import UsageError
 from gencli.families import diffusion as diffusions
 from gencli.families.diffusion import Diffusion, DiffusionConfig
 from gencli.kinds.image import ImageSpec
@@ -36,8 +38,7 @@ def model_of(spec=None, **config):
 def knowing(model, denoise):
     """The model with this denoiser (y (B, D), s (B, 1)) in place of its network."""
     model.denoise = types.MethodType(
-        lambda self, y, deviation, labels=None, source=None: denoise(y.flatten(1), deviation.view(-1, 1)).view(y.shape),
-        model)
+        lambda self, y, deviation, *given: denoise(y.flatten(1), deviation.view(-1, 1)).view(y.shape), model)
     return model
 
 
@@ -108,6 +109,88 @@ def test_training_finds_the_denoiser_of_a_normal(objective):
     s = torch.ones(500)
     error = (model.eval().denoise(y, s) - of_normal(y, s[:, None])).square().mean().sqrt()
     assert error < 0.12, "the examples deviate by 1, the noise by 1"
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_mean_velocities_obey_their_identity(right, monkeypatch):
+    """Of a normal of deviation 0.5 all is known: the error is nothing in the mean, wherever one is.
+
+    The velocity of the moment in place of its mean is not.
+    """
+    monkeypatch.setattr(diffusions, "_SPANS", 1.0)
+    model, count, seen = model_of(rows_spec(1), objective="meanflow"), 20_000, []
+
+    def spread(t):
+        return (0.25 * (1 - t).square() + t.square()).sqrt()
+
+    def mean_velocity(y, deviation, labels, source, span):
+        t = deviation / (1 + deviation)
+        r = t - span[:, None]
+        z = y / (1 + deviation)
+        seen.append((z[:, 0], t[:, 0]))
+        slope = (t - 0.25 * (1 - t)) / spread(t).square()
+        over = torch.where(t - r > 1e-4, (1 - spread(r) / spread(t)) / (t - r).clamp(min=1e-4), slope)
+        return z * (over if right else slope)
+
+    model._hidden = mean_velocity
+    x, noise = 0.5 * rng(count, 1).normal(1), rng(count, 2).normal(1)
+    deviation = torch.exp(rng(count, 3).normal())
+    error = model._error_of_means(x, noise, deviation, None, None, rng(count))[:, 0]
+    z, t = seen[0]
+    values = [(error * probe).mean() / ((error * probe).std() / count**0.5) for probe in (z, z * t, z * (t > 0.7))]
+    assert max(map(abs, values)) < 4 if right else min(map(abs, values)) > 10
+
+
+def test_few_steps_make_examples():
+    """Two peaks, which one step of a velocity would blur to a single one."""
+    model = model_of(rows_spec(1), objective="meanflow", width=24, depth=1).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=4e-3)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.where(torch.rand(20_000, 1, generator=generator) < 0.5, -1.0, 1.0)
+    data += 0.1 * torch.randn(20_000, 1, generator=generator)
+    for step in range(200):
+        for group in optimiser.param_groups:
+            group["lr"] = 8e-3 * (1 - step / 200)
+        numbers = torch.randint(len(data), (128,), generator=generator)
+        optimiser.zero_grad()
+        model.loss(Batch(data[numbers]), ExampleStreams(step, numbers)).total.backward()
+        optimiser.step()
+    model.eval()
+
+    def near(**options):
+        x = model.sample(rng(2000), **options).x[:, 0]
+        assert 0.3 < (x > 0).double().mean() < 0.7
+        return ((x.abs() - 1).abs() < 0.4).double().mean()
+
+    assert near(steps=1) > 0.6 and near() > 0.7 and near(sampler="dpm++") > 0.7
+    assert near(sampler="euler", steps=1) < 0.3
+
+
+def test_noise_is_given_to_what_is_near():
+    """The assignment with the least squared distance of all, and noise none the less."""
+    x, noise = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
+    chosen = diffusions._nearest(x, noise)
+    costs = [(x - noise[list(order)]).square().sum().item() for order in itertools.permutations(range(6))]
+    assert sorted(chosen.tolist()) == list(range(6))
+    assert (x - noise[chosen]).square().sum().item() == pytest.approx(min(costs), rel=1e-5)
+    with pytest.raises(UsageError, match="--transport"):
+        model_of(rows_spec(2, classes=("a", "b")), conditional=True, transport=True)
+
+
+def test_the_loss_of_vdm_is_the_bound():
+    """Whatever the network: range times numbers times loss is what the bound integrates."""
+    model = model_of(objective="vdm")
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    x = MultivariateNormal(MEAN, COVARIANCE).sample((4000,))
+    s = diffusions._SMALLEST, diffusions._LARGEST
+    first, last = (0.5 * math.log(v**2 / (1 + v**2)) for v in s)
+    with torch.no_grad():
+        loss = torch.stack([model.loss(Batch(x), rng(4000, seed)).total for seed in range(5)])
+        bound = -model.log_prob(Batch(x), rng(4000), noises=64)
+        least = model.denoise(x + s[0] * rng(4000, 9).normal(2), torch.full((4000,), s[0]))
+        rest = 0.5 * (x / s[1]).square().sum(1) - model._decoder(x, least)
+    assert (last - first) * 2 * loss.mean() == pytest.approx((bound - rest).mean().item(), rel=0.03)
 
 
 # --- samplers
@@ -246,7 +329,7 @@ def test_guidance_is_the_difference_of_two_denoisers():
 
 def test_labels_are_hidden_as_often_as_told():
     model = model_of(rows_spec(2, classes=("a", "b")), conditional=True, unlabelled=0.3)
-    shown = model._shown(Batch(torch.zeros(4000, 2), torch.ones(4000, dtype=torch.int64)), rng(4000))
+    shown, _ = model._shown(Batch(torch.zeros(4000, 2), torch.ones(4000, dtype=torch.int64)), rng(4000))
     assert abs((shown == 2).double().mean() - 0.3) < 3 * (0.21 / 4000) ** 0.5
 
 

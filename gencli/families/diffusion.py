@@ -12,11 +12,14 @@ trained. `--objective`:
 - `v` (Salimans & Ho 2022, arXiv:2202.00512): cos a noise - sin a example, with s = tan a and a uniform.
 - `flow` (Lipman et al. 2023, arXiv:2210.02747; rectified flow, Liu et al. 2023): the velocity noise - example on the
   straight line between them, t = s / (1 + s) uniform.
+- `meanflow` (Geng et al. 2025, "Mean Flows for One-step Generative Modeling", arXiv:2505.13447): that velocity, and in
+  a quarter of the examples its mean over a step of any length, so that few steps make an example.
+- `vdm` (Kingma et al. 2021, "Variational Diffusion Models", arXiv:2107.00630): what edm predicts, in the proportions in
+  which the bound below weighs the strengths of the noise: the loss is that bound but for its ends.
 
 All are the same denoiser in the end, so that every sampler and every likelihood is there for all of them.
 
-Likelihoods. The variational bound of Kingma et al. 2021 ("Variational Diffusion Models", arXiv:2107.00630), with s
-uniform in its logarithm:
+Likelihoods. The variational bound of Kingma et al. 2021, with s uniform in its logarithm:
 
     -log p(y) <= KL(y_max || prior) + log(max / min) E |y - D(y_s; s)|^2 / s^2 - E log p(y | y_min),
 
@@ -24,7 +27,8 @@ where p(y | y_min) is normal about D(y_min; min), for pictures of levels cut int
 with `--set by=ode`, the density that the flow of probability gives, by the trace of its Jacobian: exact in few
 dimensions, else by the estimator of Hutchinson (1989).
 
-Pictures that are made from others see their source, enlarged, beside the noisy picture.
+Pictures that are made from others see their source, enlarged, beside the noisy picture; any other source, and the
+class, scales and shifts what the layers of the network give.
 
 Shapes: B batch, D numbers of an example; y (B, C, H, W) for pictures, (B, D) for the rows of a view.
 """
@@ -33,45 +37,76 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.video import VideoSpec
+from gencli.layers.denoisers import Known, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
 from gencli.layers.known import complete
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, Spec
 from gencli.rng import Rng
 from gencli.view import view_of
 
-_SMALLEST, _LARGEST = 0.004, 80.0  # deviations of the noise, where examples have about 1
+_PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the frames of a film are channels
+_SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
 _RHO = 7.0  # how densely a sampler steps where the noise is small (Karras et al. 2022, equation 5)
+_SPANS = 0.25  # share of the examples with a step ahead in training (Geng et al. 2025, table 1a)
 _FEW = 16  # dimensions in which the trace of a Jacobian is computed and not estimated
 
-Sampler = Literal["dpm++", "heun", "euler", "ddim", "ddpm"]
-Denoise = Callable[[Tensor, float], Tensor]  # y (B, ...) and the deviation of its noise -> the example in it
+Sampler = Literal["dpm++", "heun", "euler", "ddim", "ddpm", "meanflow"]
+# y (B, ...), the deviation of its noise and, where the next step is to reach another one at once, that -> the example.
+Denoise = Callable[..., Tensor]
 
 
 class DiffusionConfig(FamilyConfig):
     """Options of `diffusion`."""
 
-    objective: Literal["edm", "ddpm", "v", "flow"] = Field(
-        "edm", description="What the network predicts, and at which strengths of the noise it is trained.")
-    width: int | None = Field(None, ge=1, description="Units of a layer (rows, by default 256) or feature maps at the "
-                                                      "first level (pictures, by default 64).")
-    depth: int | None = Field(None, ge=0, description="Residual blocks (rows, by default 4), or how often a picture is "
-                                                      "halved (by default 2, patches aside).")
-    blocks: int = Field(1, ge=1, description="Pictures: residual blocks at each level, on the way down and up.")
-    patch: int | None = Field(None, ge=1, description="Pictures: side of the squares that the first level takes as one "
-                                                      "point (by default 2, of pictures below 16 pixels 1).")
+    objective: Literal["edm", "ddpm", "v", "flow", "meanflow", "vdm"] = Field(
+        "edm", description="What the network predicts, and at which strengths of the noise it is trained; meanflow: "
+                           "samples in 1 to 4 steps; vdm: the best likelihood.")
+    net: Literal["auto", "mlp", "unet", "transformer"] = Field(
+        "auto", description="Network: mlp for rows, unet for pictures and sequences, or a transformer of patches of "
+                            "them; auto: unet where there are neighbours, else mlp.")
+    size: Literal["small", "base", "large"] = Field(
+        "small", description="Width, depth and blocks together: unet 32, 2, 1 or 64, 2, 1 or 96, 2, 2; transformer "
+                             "128, 4 or 256, 6 or 512, 8; mlp 256, 4 or 512, 4 or 1024, 6.")
+    width: int | None = Field(None, ge=1, description="Units of a layer, or feature maps at the first level; default "
+                                                      "by --size.")
+    depth: int | None = Field(None, ge=0, description="Layers or residual blocks, or how often a picture or sequence "
+                                                      "is halved, patches aside; default by --size, and for "
+                                                      "sequences until about 64 steps are left.")
+    blocks: int | None = Field(None, ge=1, description="Residual blocks at each level of unet, on the way down and up; "
+                                                       "default by --size.")
+    patch: int | None = Field(None, ge=1, description="Side of the squares, or steps, that are taken as one point "
+                                                      "(default: unet 2, below 16 pixels 1, of sequences as many as "
+                                                      "leave 1024; transformer 4, or as many as leave 64).")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features left out in training.")
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
-    unlabelled: float = Field(0.1, ge=0, lt=1, description="Share of the examples whose class is hidden in training, "
-                                                           "for guidance.")
+    unlabelled: float = Field(0.1, ge=0, lt=1, description="Share of the examples whose class and source are hidden in "
+                                                           "training, for guidance.")
+    transport: bool = Field(False, description="Give the examples of a batch the noise that is nearest (minibatch "
+                                               "optimal transport), which makes their ways straighter.")
+
+
+class _Size(NamedTuple):
+    width: int
+    depth: int
+    blocks: int = 1
+
+
+_SIZES = {
+    "mlp": {"small": _Size(256, 4), "base": _Size(512, 4), "large": _Size(1024, 6)},
+    "unet": {"small": _Size(32, 2), "base": _Size(64, 2), "large": _Size(96, 2, 2)},
+    "transformer": {"small": _Size(128, 4), "base": _Size(256, 6), "large": _Size(512, 8)},
+}
 
 
 class Diffusion(Model):
@@ -85,8 +120,8 @@ class Diffusion(Model):
     """
 
     Config = DiffusionConfig
-    kinds = frozenset({"image", "vector", "strokes", "series"})
-    conditions = frozenset({"image"})
+    kinds = frozenset({"image", "vector", "strokes", "series", "audio", "video"})
+    conditions = frozenset({"image", "vector", "series", "video"})
     defaults = {"lr": 1e-3, "batch_size": 128, "warmup": 200, "schedule": "cosine", "grad_clip": 1.0, "ema": 0.999}
     likelihood = "bound"
     config: DiffusionConfig
@@ -96,63 +131,98 @@ class Diffusion(Model):
         if config.conditional and not spec.classes:
             raise UsageError("a conditional diffusion needs labelled data, and this data has none or a single class; "
                              "leave --conditional out or give data with labels")
+        if config.transport and (config.conditional or spec.condition is not None):
+            raise UsageError("--transport gives noise to examples whatever their class or source, which would make "
+                             "samples of a class wrong; leave it or the classes and sources out")
         self.classes = len(spec.classes) if config.conditional else 0
         self.objective = _OBJECTIVES[config.objective]
-        if isinstance(spec, ImageSpec):
-            source = spec.condition
-            if source is not None and not isinstance(source, ImageSpec):
-                raise UsageError("diffusion makes pictures from pictures; these are made from something else")
+        source = spec.condition
+        self.beside = isinstance(source, _PIXELS) and isinstance(spec, _PIXELS)
+        self.source = None if source is None or self.beside else view_of(source)
+        if isinstance(spec, _PIXELS):
             self.view, self.levels = None, spec.levels
-            self.shape: tuple[int, ...] = spec.shape
-            patch = config.patch or (2 if min(spec.height, spec.width) >= 16 else 1)
-            self.network: nn.Module = _UNet(spec.channels, source.channels if source else 0, patch, config.width or 64,
-                                            2 if config.depth is None else config.depth, config.blocks, self.classes,
-                                            config.dropout)
+            self.shape: tuple[int, ...] = (math.prod(spec.shape[:-2]), *spec.shape[-2:])
+            self.fine = bool(spec.levels and spec.levels > 2)
+            steps, maps = None, self.shape[0] * (5 if self.fine else 1)
+            maps += math.prod(source.shape[:-2]) if source is not None and self.beside else 0
         else:
-            self.view, self.levels = view_of(spec), None
+            self.view, self.levels, self.fine = view_of(spec), None, False
             self.shape = (self.view.size,)
-            self.network = _MLP(self.view.size, config.width or 256, 4 if config.depth is None else config.depth,
-                                self.classes, config.dropout)
+            steps, maps = self.view.steps(), 0
+        self.known, self.network = _networks(config, self.shape, maps, steps, self.classes,
+                                             self.source.size if self.source else 0)
         self.size = math.prod(self.shape)
         self.density = self.view.density if self.view else not self.levels
         self.to(memory_format=torch.channels_last)
 
     # --- the denoiser
 
-    def _hidden(self, y: Tensor, deviation: Tensor, labels: Tensor | None, source: Tensor | None) -> Tensor:
+    def _hidden(self, y: Tensor, deviation: Tensor, labels: Tensor | None, source: Tensor | None,
+                span: Tensor | None = None) -> Tensor:
         """F for y (B, ...), noisy by `deviation` (B, 1, ...); in its units of unit variance, float32."""
         _, _, scale = self.objective.preconditioning(deviation)
-        return self.network((scale * y).float(), deviation.flatten().log().float(), labels, source).to(y.dtype)
+        parts = [(scale * y).float()]
+        if self.fine:
+            parts.append(self._fine(y, deviation))
+        if self.beside and source is not None:
+            parts.append(F.interpolate(source, size=self.shape[1:], mode="bicubic", antialias=True))
+            source = None
+        known = self.known(deviation.flatten().log().float(), labels, source, span)
+        return self.network(torch.cat(parts, dim=1), known).to(y.dtype)
 
-    def denoise(self, y: Tensor, deviation: Tensor, labels: Tensor | None = None,
-                source: Tensor | None = None) -> Tensor:
+    def _fine(self, y: Tensor, deviation: Tensor) -> Tensor:
+        """Sines of y of one and two grey levels' length, which show little noise (Kingma et al. 2021, appendix C).
+
+        Each as far as it can be told through the noise.
+        """
+        assert self.levels
+        waves = []
+        for length in (1, 2):
+            rate = 2 * math.pi * (self.levels - 1) * _GREY / length
+            clear = torch.exp(-0.5 * (rate * deviation).square())
+            waves += [clear * (rate * (y + 0.5 / _GREY)).sin(), clear * (rate * (y + 0.5 / _GREY)).cos()]
+        return torch.cat(waves, dim=1).float()
+
+    def denoise(self, y: Tensor, deviation: Tensor, labels: Tensor | None = None, source: Tensor | None = None,
+                target: Tensor | None = None) -> Tensor:
         """D(y; s): the mean of the examples that y (B, ...) may hide, for its noise of `deviation` (B,).
 
         Args:
             labels: (B,) classes, of a conditional model; K where it is not known.
-            source: (B, C', H', W') in [0, 1], what pictures are made from.
+            source: what the example is made from, as `_source` gives it.
+            target: (B,) the deviation that a step from y is to reach: the example towards which it goes then, of
+                a model of the objective meanflow.
         """
-        deviation = deviation.to(y.dtype).view(-1, *[1] * (y.dim() - 1))
+        span = None if target is None else _time(deviation) - _time(target)
+        deviation = _wide(deviation.to(y.dtype), y)
         skip, out, _ = self.objective.preconditioning(deviation)
-        return skip * y + out * self._hidden(y, deviation, labels, source)
+        return skip * y + out * self._hidden(y, deviation, labels, source, span)
+
+    def _source(self, condition: Batch | None) -> Tensor | None:
+        """What examples are made from as the network takes it: pictures about 0, or rows."""
+        if condition is None:
+            return None
+        return self.source(condition, None)[0].float() if self.source else (_flat(condition.x) - 0.5) / _GREY
 
     def _denoiser(self, given: Given | Batch | None, labels: Tensor | None, guidance: float) -> Denoise:
         """The denoiser of examples of these classes, and from what they are made of.
 
-        `guidance` w takes D + (w - 1) (D - D without the class) (Ho & Salimans 2022, arXiv:2207.12598).
+        `guidance` w takes D + (w - 1) (D - D without class and source) (Ho & Salimans 2022, arXiv:2207.12598).
         """
-        source = None if given is None or given.condition is None else given.condition.x
+        source = self._source(None if given is None else given.condition)
         if self.spec.condition is not None and source is None:
-            raise UsageError("this diffusion makes pictures from pictures; give the sources they are made from")
-        if guidance != 1 and labels is None:
-            raise UsageError(f"guidance={guidance} is for models of classes; train one with --conditional")
-        unknown = None if labels is None else torch.full_like(labels, self.classes)
+            raise UsageError("this diffusion makes examples from others; give the sources they are made from")
+        if guidance != 1 and labels is None and source is None:
+            raise UsageError(f"guidance={guidance} is for models of classes or sources; train one with --conditional")
+        no_class = None if labels is None else torch.full_like(labels, self.classes)
+        no_source = None if source is None else torch.zeros_like(source)
 
-        def denoise(y: Tensor, deviation: float) -> Tensor:
+        def denoise(y: Tensor, deviation: float, target: float | None = None) -> Tensor:
             strengths = torch.full((len(y),), deviation, device=y.device)
-            x = self.denoise(y, strengths, labels, source)
+            aim = None if target is None else torch.full_like(strengths, target)
+            x = self.denoise(y, strengths, labels, source, aim)
             if guidance != 1:
-                x = x + (guidance - 1) * (x - self.denoise(y, strengths, unknown, source))
+                x = x + (guidance - 1) * (x - self.denoise(y, strengths, no_class, no_source, aim))
             return x
 
         return denoise
@@ -164,7 +234,7 @@ class Diffusion(Model):
         if self.view:
             rows, weight = self.view(batch, rng)
             return rows.float(), weight
-        return (batch.x - 0.5) / _GREY, 0.0 if self.levels else -self.size * math.log(_GREY)
+        return (_flat(batch.x) - 0.5) / _GREY, 0.0 if self.levels else -self.size * math.log(_GREY)
 
     def _examples(self, y: Tensor, labels: Tensor | None = None) -> Batch:
         """The inverse of `_numbers`; pictures are cut to [0, 1] and rounded to their levels."""
@@ -175,29 +245,66 @@ class Diffusion(Model):
         x = (0.5 + _GREY * y).clamp(0, 1)
         if self.levels:
             x = (x * (self.levels - 1)).round() / (self.levels - 1)
-        return Batch(x.contiguous(), labels)
+        return Batch(x.contiguous().unflatten(1, self.spec.shape[:-2]), labels)
 
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean squared error of what the network predicts."""
         y, _ = self._numbers(batch, rng)
+        noise = rng.normal(*self.shape)
+        if self.config.transport:
+            noise = noise[_nearest(y.flatten(1), noise.flatten(1))]
+        labels, source = self._shown(batch, rng)
         # One random number for the batch, and the others at even distances: each is uniform, and together they are
         # spread more evenly than B that are independent (Kingma et al. 2021, appendix I).
         u = (rng.uniform()[0] + torch.arange(len(y), device=y.device) / len(y)) % 1
-        deviation = self.objective.deviation(u).clamp(_SMALLEST, _LARGEST).view(-1, *[1] * (y.dim() - 1))
-        noisy = y + deviation * rng.normal(*self.shape)
-        labels = self._shown(batch, rng)
+        deviation = self.objective.deviation(u).clamp(_SMALLEST, _LARGEST)
+        if self.config.objective == "meanflow":
+            error = self._error_of_means(y, noise, deviation, labels, source, rng).square().flatten(1).mean(1)
+            # Errors count alike, large or small: derivatives of a network that has learnt little may be anything.
+            return Loss((error / (error.detach() + 1e-3)).mean(), error=error.mean().detach())
+        deviation = _wide(deviation, y)
+        noisy = y + deviation * noise
         skip, out, _ = self.objective.preconditioning(deviation)
-        source = None if batch.condition is None else batch.condition.x
         error = self._hidden(noisy, deviation, labels, source).float() - (y - skip * noisy) / out
         return Loss(error.square().mean())
 
-    def _shown(self, batch: Batch, rng: Rng) -> Tensor | None:
-        """The classes of a batch, some of them hidden."""
-        if not self.classes or batch.labels is None:
-            return None
-        return batch.labels.where(rng.uniform() >= self.config.unlabelled, self.classes)
+    def _error_of_means(self, y: Tensor, noise: Tensor, deviation: Tensor, labels: Tensor | None,
+                        source: Tensor | None, rng: Rng) -> Tensor:
+        """u - (v - (t - r) du/dt), (B, ...), for the velocity v = noise - y of the line from y to noise, and its mean
+        u from t to r < t; of most examples r = t, and the last term nothing.
+        """
+        other = self.objective.deviation(rng.uniform()).clamp(_SMALLEST, _LARGEST)
+        spans = rng.uniform() < _SPANS
+        t = _time(torch.where(spans, torch.maximum(deviation, other), deviation))
+        span = torch.where(spans, t - _time(torch.minimum(deviation, other)), 0)
+        velocity = noise - y
+        position = y + _wide(t, y) * velocity
+
+        def mean(z: Tensor, t: Tensor, span: Tensor, own: Tensor) -> Tensor:
+            deviation = _wide(t / (1 - t), z)
+            return self._hidden((1 + deviation) * z, deviation, None if labels is None else labels[own],
+                                None if source is None else source[own], span)
+
+        error = mean(position, t, span, torch.arange(len(y), device=y.device)) - velocity
+        own = spans.nonzero()[:, 0]
+        if not len(own):
+            return error
+        ones = torch.ones_like(t[own])
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward derivative
+            change: Tensor = torch.func.jvp(lambda z, t, span: mean(z, t, span, own),
+                                            (position[own], t[own], span[own]), (velocity[own], ones, ones))[1]
+        return error.index_add(0, own, _wide(span[own], y) * change)
+
+    def _shown(self, batch: Batch, rng: Rng) -> tuple[Tensor | None, Tensor | None]:
+        """The classes and sources of a batch, some of them hidden."""
+        source, labels = self._source(batch.condition), batch.labels if self.classes else None
+        if source is None and labels is None:
+            return None, None
+        shown = rng.uniform() >= self.config.unlabelled
+        return (None if labels is None else labels.where(shown, self.classes),
+                None if source is None else source * _wide(shown, source))
 
     # --- sample, encode, decode
 
@@ -213,14 +320,15 @@ class Diffusion(Model):
         noise = code[:, : self.size].to(self.device).unflatten(1, self.shape)
         return noise, code[:, self.size :].argmax(1).to(self.device) if self.classes else None
 
-    def sample(self, rng: Rng, given: Given | None = None, *, sampler: Sampler = "dpm++", steps: int = 20,
+    def sample(self, rng: Rng, given: Given | None = None, *, sampler: Sampler | None = None, steps: int | None = None,
                guidance: float = 1.0, churn: float = 0.0, resample: int = 5) -> Batch:
         """Examples made from noise: of the class `given.labels`, from `given.condition`, with `given.known` kept.
 
         Args:
             sampler: dpm++ (2M, Lu et al. 2022, arXiv:2211.01095), heun (Karras et al. 2022; two evaluations a step),
-                euler, which is ddim (Song et al. 2021, arXiv:2010.02502), or ddpm, which adds new noise in each step.
-            steps: of the sampler.
+                euler, which is ddim (Song et al. 2021, arXiv:2010.02502), ddpm, which adds new noise in each step, or
+                meanflow, whose steps may be long. By default dpm++, of the objective meanflow its own.
+            steps: of the sampler; by default 20, of meanflow 4.
             guidance: how much more of its class an example is to have; 1: as much as it has.
             churn: new noise of the other samplers in all steps together (S_churn of Karras et al. 2022).
             resample: where a part is known, how often each step is repeated, so that the rest agrees with it (RePaint,
@@ -229,12 +337,12 @@ class Diffusion(Model):
         noise, labels = self._parts(self.prior(rng))
         if self.classes and given is not None and given.labels is not None:
             labels = given.labels
-        walk = _Walk(self._denoiser(given, labels, guidance), sampler, steps, churn, rng)
+        walk = self._walk(self._denoiser(given, labels, guidance), sampler, steps, churn, rng)
         if given is None or given.known is None or given.mask is None:
             return self._examples(walk.end(_LARGEST * noise), labels)
         if self.view is None:
-            known, mask = (part.expand(len(noise), *self.shape) for part in (given.known, given.mask))
-            y = walk.around(_LARGEST * noise, (known.float() - 0.5) / _GREY, mask, resample)
+            known, mask = (part.expand(len(noise), *self.spec.shape) for part in (given.known, given.mask))
+            y = walk.around(_LARGEST * noise, (_flat(known.float()) - 0.5) / _GREY, _flat(mask), resample)
             x = self._examples(y).x
             return Batch(torch.where(mask, known.to(x.dtype), x), labels)
 
@@ -242,18 +350,18 @@ class Diffusion(Model):
             rows = rows.float()
             mask = pattern.to(rows.device).expand_as(rows)
             denoise = self._denoiser(given, None if labels is None else labels[own], guidance)
-            part = _Walk(denoise, sampler, steps, churn, _Chosen(rng, own))
+            part = self._walk(denoise, sampler, steps, churn, _Chosen(rng, own))
             return part.around(_LARGEST * noise[own], rows, mask, resample).double()
 
         return complete(self.view, self.spec, given.known, given.mask, len(noise), draw, "diffusion")
 
     def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
-             sampler: Sampler = "dpm++", steps: int = 20, guidance: float = 1.0) -> list[Batch]:
+             sampler: Sampler | None = None, steps: int | None = None, guidance: float = 1.0) -> list[Batch]:
         """What the denoiser sees in the noise on the way from it to the example."""
         noise, labels = self._parts(self.prior(rng) if code is None else code)
         if self.classes and code is None and given is not None and given.labels is not None:
             labels = given.labels
-        walk = _Walk(self._denoiser(given, labels, guidance), sampler, steps, 0.0, rng)
+        walk = self._walk(self._denoiser(given, labels, guidance), sampler, steps, 0.0, rng)
         seen = list(walk.seen(_LARGEST * noise))
         places = torch.linspace(0, len(seen) - 1, frames).round().long().tolist()
         return [self._examples(seen[place], labels) for place in places]
@@ -273,14 +381,22 @@ class Diffusion(Model):
             y = _heun(denoise, y, s, t)
         return self._code((y / _LARGEST).flatten(1), labels)
 
-    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None, *, sampler: Sampler = "dpm++",
-               steps: int = 20, guidance: float = 1.0) -> Batch:
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None, *,
+               sampler: Sampler | None = None, steps: int | None = None, guidance: float = 1.0) -> Batch:
         """Noise codes -> examples; the inverse of `encode` but for the error of the steps. Nothing random."""
         if sampler == "ddpm":
             raise UsageError("sampler=ddpm draws new noise, so that a code does not say the example; take another")
         noise, labels = self._parts(code)
-        walk = _Walk(self._denoiser(given, labels, guidance), sampler, steps, 0.0, rng)
+        walk = self._walk(self._denoiser(given, labels, guidance), sampler, steps, 0.0, rng)
         return self._examples(walk.end(_LARGEST * noise), labels)
+
+    def _walk(self, denoise: Denoise, sampler: Sampler | None, steps: int | None, churn: float,
+              rng: "Rng | _Chosen | None") -> "_Walk":
+        means = self.config.objective == "meanflow"
+        sampler = sampler or ("meanflow" if means else "dpm++")
+        if sampler == "meanflow" and not means:
+            raise UsageError("sampler=meanflow is for models trained with --objective meanflow; take dpm++ or heun")
+        return _Walk(denoise, sampler, steps or (4 if sampler == "meanflow" else 20), churn, rng)
 
     # --- score
 
@@ -301,10 +417,10 @@ class Diffusion(Model):
         denoise = self._denoiser(batch, labels, 1.0)
         range_ = math.log(_LARGEST / _SMALLEST)
         total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        source = None if batch.condition is None else batch.condition.x
+        source = self._source(batch.condition)
         for k in range(noises):
             deviation = _SMALLEST * torch.exp(range_ * (k + rng.uniform()) / noises)
-            wide = deviation.view(-1, *[1] * (y.dim() - 1))
+            wide = _wide(deviation, y)
             x = self.denoise(y + wide * rng.normal(*self.shape), deviation, labels, source)
             total += ((y - x) / wide).square().flatten(1).double().sum(1)
         diffusion = range_ * total / noises
@@ -334,7 +450,7 @@ class Diffusion(Model):
             y, weight = self._numbers(batch, rng)
         else:
             size = 1 / (self.levels - 1) if self.levels else 0.0
-            x = batch.x + size * (rng.uniform(*self.shape) - 0.5)
+            x = _flat(batch.x) + size * (rng.uniform(*self.shape) - 0.5)
             y, weight = (x - 0.5) / _GREY, self.size * math.log(size / _GREY) if self.levels else \
                 -self.size * math.log(_GREY)
         denoise = self._denoiser(batch, labels, 1.0)
@@ -385,17 +501,25 @@ class Diffusion(Model):
     def graph(self) -> Graph:
         """One step of a sampler: `noisy` y (B, ...) and `deviation` (B,) of its noise -> the `denoised` example.
 
-        In the units of the network, in which a picture is (x - 0.5) / 0.25, and a row that of the view.
+        In the units of the network, in which a picture is (x - 0.5) / 0.25, and a row that of the view. Of the
+        objective meanflow also `target`, the deviation that the step is to reach.
         """
         inputs = {"noisy": torch.zeros(2, *self.shape), "deviation": torch.tensor([1.0, 2.0])}
         if self.spec.condition is not None:
             inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
         if self.classes:
             inputs["label"] = torch.zeros(2, dtype=torch.int64)
+        if self.config.objective == "meanflow":
+            inputs["target"] = torch.tensor([0.5, 0.0])
         return Graph(_Denoised(self), inputs, ["denoised"])
 
 
 _GREY = 0.25  # the unit of a picture's numbers: its grey values are -2 to 2 of it
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Pictures or films (B, ..., H, W) -> (B, C, H, W), a film's frames as channels."""
+    return x.flatten(1, -3)
 
 
 class _Denoised(nn.Module):
@@ -406,8 +530,9 @@ class _Denoised(nn.Module):
         self.model = model
 
     def forward(self, noisy: Tensor, deviation: Tensor, condition: Tensor | None = None,
-                label: Tensor | None = None) -> Tensor:
-        return self.model.denoise(noisy, deviation, label, condition)
+                label: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+        source = None if condition is None else self.model._source(Batch(condition))
+        return self.model.denoise(noisy, deviation, label, source, target)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -450,22 +575,58 @@ def _variances(u: Tensor, first: float = 0.1, last: float = 20.0) -> Tensor:
     return torch.expm1(0.5 * (last - first) * u.square() + first * u).sqrt()
 
 
+def _by_the_bound(u: Tensor) -> Tensor:
+    """s / sqrt(1 + s^2) uniform in its logarithm.
+
+    In units of edm the bound is the integral of the error over log s, weighed by 1 / (1 + s^2): which this density is.
+    """
+    first, last = (math.log(s**2 / (1 + s**2)) for s in (_SMALLEST, _LARGEST))
+    share = torch.exp(first + (last - first) * u)
+    return (share / (1 - share)).sqrt()
+
+
 _OBJECTIVES = {
     "edm": _Objective(_edm, lambda u: torch.exp(-0.5 + 1.2 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))),
     "ddpm": _Objective(_ddpm, _variances),
     "v": _Objective(_v, lambda u: torch.tan(0.5 * math.pi * u)),
     "flow": _Objective(_flow, lambda u: u / (1 - u)),
+    "meanflow": _Objective(_flow, lambda u: u / (1 - u)),
+    "vdm": _Objective(_edm, _by_the_bound),
 }
+
+
+def _wide(number: Tensor, y: Tensor) -> Tensor:
+    """(B,) -> (B, 1, ...), to go with y (B, ...)."""
+    return number.view(-1, *[1] * (y.dim() - 1))
+
+
+def _time(deviation: Tensor) -> Tensor:
+    """s -> t of the line (1 - t) example + t noise."""
+    return deviation / (1 + deviation)
+
+
+def _nearest(y: Tensor, noise: Tensor) -> Tensor:
+    """(B, D) each -> (B,) which noise goes to which example, with the least squared distance in all.
+
+    Pooladian et al. 2023, arXiv:2304.14772; Tong et al. 2024, arXiv:2302.00482.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    _, chosen = linear_sum_assignment(torch.cdist(y, noise).square().cpu().numpy())
+    return torch.as_tensor(chosen, device=y.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Samplers
 
 
-def _deviations(steps: int) -> list[float]:
+def _deviations(steps: int, sampler: Sampler = "heun") -> list[float]:
     """The deviations of the noise at the beginning of each step, and none at the end."""
     if steps < 1:
         raise UsageError(f"steps={steps}; expected 1 or more")
+    if sampler == "meanflow":  # at equal distances on the line
+        times = [_LARGEST / (1 + _LARGEST) * (1 - i / steps) for i in range(steps)]
+        return [*(t / (1 - t) for t in times), 0.0]
     first, last = _LARGEST ** (1 / _RHO), _SMALLEST ** (1 / _RHO)
     places = [(first + i / max(1, steps - 1) * (last - first)) ** _RHO for i in range(steps)]
     return [*places, 0.0]
@@ -490,7 +651,7 @@ class _Walk:
         if churn < 0:
             raise UsageError(f"churn={churn}; expected 0 or more")
         self.denoise, self.sampler, self.rng = denoise, sampler, rng
-        self.deviations = _deviations(steps)
+        self.deviations = _deviations(steps, sampler)
         self.churn = min(churn / steps, math.sqrt(2) - 1)
         self._before: tuple[Tensor, float] | None = None  # the last denoised example, and log s / t of that step
 
@@ -503,14 +664,14 @@ class _Walk:
     def seen(self, y: Tensor) -> Iterator[Tensor]:
         """What the denoiser sees before each step, and the example."""
         for s, t in itertools.pairwise(self.deviations):
-            yield self.denoise(y, s)
+            yield self._denoised(y, s, t)
             y = self._step(y, s, t)
         yield y
 
     def around(self, y: Tensor, known: Tensor, mask: Tensor, repeats: int) -> Tensor:
         """`end` with the numbers of `known` where `mask` is true, each step made `repeats` times."""
         plain = self.denoise
-        self.denoise = lambda y, s: torch.where(mask, known, plain(y, s))
+        self.denoise = lambda *where: torch.where(mask, known, plain(*where))
         noise = y / self.deviations[0]
         y = torch.where(mask, known + self.deviations[0] * noise, y)
         for s, t in itertools.pairwise(self.deviations):
@@ -527,7 +688,7 @@ class _Walk:
             y, s = y + math.sqrt(more**2 - s**2) * self._noise(y), more
         if self.sampler == "heun" and t:
             return _heun(self.denoise, y, s, t)
-        x = self.denoise(y, s)
+        x = self._denoised(y, s, t)
         if not t:
             return x
         if self.sampler == "ddpm":  # the posterior of y_t given y_s and the example
@@ -538,6 +699,9 @@ class _Walk:
             target = x + length / (2 * before) * (x - last)
         self._before = (x, length)
         return (t / s) * y + (1 - t / s) * target
+
+    def _denoised(self, y: Tensor, s: float, t: float) -> Tensor:
+        return self.denoise(y, s, t) if self.sampler == "meanflow" else self.denoise(y, s)
 
     def _noise(self, y: Tensor) -> Tensor:
         assert self.rng is not None
@@ -555,152 +719,68 @@ class _Chosen:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks: (c_in y, log s (B,), class (B,) or None, source or None) -> F
+# Networks
 
 
-class _Strength(nn.Module):
-    """log s (B,) and the class -> features (B, width), from sines of log s (Vaswani et al. 2017)."""
+def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, steps: Tensor | None, classes: int,
+              source: int) -> tuple[Known, nn.Module]:
+    """What is known -> features, and (numbers of an example, features) -> F.
 
-    frequencies: Tensor
+    Args:
+        shape: (C, H, W) of pictures, (D,) of rows.
+        maps_in: numbers of a point that the network sees, of pictures.
+        steps: (T, C) the places of each step's numbers in a row, of sequences.
+        source: numbers of what an example is made from.
+    """
+    if len(shape) == 1 and steps is None:
+        net = "mlp" if config.net == "auto" else config.net
+        if net != "mlp":
+            raise UsageError(f"--net {net} is for pictures and sequences, whose numbers have neighbours; use mlp")
+    else:
+        net = "unet" if config.net == "auto" else config.net
+    given = _SIZES[net][config.size]
+    width, blocks = config.width or given.width, config.blocks or given.blocks
+    depth = given.depth if config.depth is None else config.depth
+    if net == "mlp":
+        if len(shape) > 1:
+            raise UsageError("--net mlp is for rows and sequences; pictures take unet or transformer")
+        network: nn.Module = RowNet(shape[0], width, depth, config.dropout)
+    else:
+        maps_in, maps, sides = (maps_in, shape[0], (shape[1], shape[2])) if steps is None else \
+            (steps.shape[1], steps.shape[1], (1, len(steps)))
+        patch = config.patch or _patch(sides, net)
+        if net == "transformer":
+            network = PatchTransformer(maps_in, maps, sides, patch, width, depth, config.dropout)
+        else:
+            if steps is not None and config.depth is None:
+                depth = max(0, round(math.log2(sides[1] / patch / 64)))
+            network = UNet(maps_in, maps, sides, patch, width, depth, blocks, config.dropout)
+        if steps is not None:
+            network = _OverSteps(network, steps)
+    return Known(network.features, classes, source, spans=config.objective == "meanflow"), network  # type: ignore[arg-type]
 
-    def __init__(self, width: int, classes: int):
+
+def _patch(sides: tuple[int, ...], net: str) -> int:
+    """How many steps, or the side of the squares, that are one point unless the user says so."""
+    if sides[0] == 1:
+        return max(1, round(sides[1] / (64 if net == "transformer" else 1024)))
+    if net == "transformer":
+        return 4 if min(sides) >= 16 else 1
+    return 2 if min(sides) >= 16 else 1
+
+
+class _OverSteps(nn.Module):
+    """A network of pictures (B, C, 1, T) for rows (B, D), of which `places` (T, C) are the numbers of each step."""
+
+    places: Tensor
+    back: Tensor
+
+    def __init__(self, network: nn.Module, places: Tensor):
         super().__init__()
-        self.register_buffer("frequencies", 0.25 * 2 ** torch.linspace(0, 6, 16), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.classes = nn.Embedding(classes + 1, width) if classes else None  # the last: unknown
+        self.features = network.features
+        self.network = network
+        self.register_buffer("places", places.T.contiguous(), persistent=False)
+        self.register_buffer("back", places.T.flatten().argsort(), persistent=False)
 
-    def forward(self, log_s: Tensor, labels: Tensor | None) -> Tensor:
-        angles = log_s[:, None] * self.frequencies
-        features = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
-        if self.classes is not None:
-            unknown = torch.full_like(log_s, self.classes.num_embeddings - 1, dtype=torch.int64)
-            features = features + self.classes(unknown if labels is None else labels)
-        return F.silu(features)
-
-
-class _MLP(nn.Module):
-    """Rows (B, D): residual blocks of two layers, scaled and shifted by the strength of the noise."""
-
-    def __init__(self, size: int, width: int, depth: int, classes: int, dropout: float):
-        super().__init__()
-        self.strength = _Strength(width, classes)
-        self.first = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(_RowBlock(width, dropout) for _ in range(depth))
-        self.last = _zero(nn.Linear(width, size))
-
-    def forward(self, y: Tensor, log_s: Tensor, labels: Tensor | None, source: Tensor | None) -> Tensor:
-        strength, h = self.strength(log_s, labels), self.first(y)
-        for block in self.blocks:
-            h = block(h, strength)
-        return self.last(F.silu(h))
-
-
-class _RowBlock(nn.Module):
-    def __init__(self, width: int, dropout: float):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.film = nn.Linear(width, 2 * width)
-        self.first, self.second = nn.Linear(width, width), _zero(nn.Linear(width, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, strength: Tensor) -> Tensor:
-        scale, shift = self.film(strength).chunk(2, dim=1)
-        inner = F.silu(self.first(self.norm(h) * (1 + scale) + shift))
-        return h + self.second(self.dropout(inner))
-
-
-class _UNet(nn.Module):
-    """Pictures (B, C, H, W): a U-Net (Ronneberger et al. 2015) with attention between all points at the bottom."""
-
-    def __init__(self, channels: int, sources: int, patch: int, width: int, depth: int, blocks: int, classes: int,
-                 dropout: float):
-        super().__init__()
-        maps = [width * min(2**level, 2) for level in range(depth + 1)]
-        steps = list(itertools.pairwise(maps))
-        self.patch, self.multiple = patch, patch * 2**depth
-        features = 4 * width
-        self.strength = _Strength(features, classes)
-
-        def stage(maps_in: int, maps_out: int) -> nn.ModuleList:
-            return nn.ModuleList(_PictureBlock(maps_in if i == 0 else maps_out, maps_out, features, dropout)
-                                 for i in range(blocks))
-
-        self.stem = nn.Conv2d((channels + sources) * patch**2, width, 3, padding=1)
-        self.encoder = nn.ModuleList(stage(fine, fine) for fine, _ in steps)
-        self.downsample = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
-        self.bottom = nn.ModuleList([*stage(maps[-1], maps[-1]), _Attention(maps[-1]), *stage(maps[-1], maps[-1])])
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in steps)
-        self.decoder = nn.ModuleList(stage(2 * fine, fine) for fine, _ in steps)
-        self.head = _zero(nn.Conv2d(width, channels * patch**2, 3, padding=1))
-
-    def forward(self, y: Tensor, log_s: Tensor, labels: Tensor | None, source: Tensor | None) -> Tensor:
-        height, width = y.shape[2:]
-        strength = self.strength(log_s, labels)
-        if source is not None:
-            source = F.interpolate((source - 0.5) / _GREY, size=(height, width), mode="bicubic", antialias=True)
-            y = torch.cat([y, source], dim=1)
-        h = F.pad(y, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
-        h = self.stem(F.pixel_unshuffle(h, self.patch).contiguous(memory_format=torch.channels_last))
-        skips = []
-        for stage, downsample in zip(self.encoder, self.downsample, strict=True):
-            h = _through(stage, h, strength)
-            skips.append(h)
-            h = downsample(h)
-        h = _through(self.bottom, h, strength)
-        for stage, upsample, skip in reversed(list(zip(self.decoder, self.upsample, skips, strict=True))):
-            h = _through(stage, torch.cat([upsample(h), skip], dim=1), strength)
-        h = F.pixel_shuffle(self.head(F.silu(h)), self.patch)
-        return h[:, :, :height, :width]
-
-
-def _through(blocks: nn.Module, h: Tensor, strength: Tensor) -> Tensor:
-    for block in blocks:  # type: ignore[attr-defined]
-        h = block(h, strength)
-    return h
-
-
-class _PictureBlock(nn.Module):
-    """Two convolutions beside a shortcut, normalised over the maps of each point and modulated by the strength."""
-
-    def __init__(self, maps_in: int, maps_out: int, features: int, dropout: float):
-        super().__init__()
-        self.norm_in, self.norm = nn.LayerNorm(maps_in), nn.LayerNorm(maps_out)
-        self.film = nn.Linear(features, 2 * maps_out)
-        self.first = nn.Conv2d(maps_in, maps_out, 3, padding=1)
-        self.second = _zero(nn.Conv2d(maps_out, maps_out, 3, padding=1))
-        self.shortcut = nn.Conv2d(maps_in, maps_out, 1) if maps_in != maps_out else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, h: Tensor, strength: Tensor) -> Tensor:
-        inner = self.first(F.silu(_over_maps(self.norm_in, h)))
-        scale, shift = self.film(strength)[:, :, None, None].chunk(2, dim=1)
-        inner = F.silu(_over_maps(self.norm, inner) * (1 + scale) + shift)
-        return self.shortcut(h) + self.second(self.dropout(inner))
-
-
-class _Attention(nn.Module):
-    """Attention of four heads between the points of a picture, beside a shortcut."""
-
-    def __init__(self, maps: int):
-        super().__init__()
-        self.heads = math.gcd(4, maps)
-        self.norm = nn.LayerNorm(maps)
-        self.qkv, self.out = nn.Linear(maps, 3 * maps), _zero(nn.Linear(maps, maps))
-
-    def forward(self, h: Tensor, strength: Tensor) -> Tensor:
-        points = h.flatten(2).transpose(1, 2)  # (B, H W, maps)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                   for part in self.qkv(self.norm(points)).chunk(3, dim=2))
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return h + self.out(mixed).transpose(1, 2).unflatten(2, h.shape[2:])
-
-
-def _over_maps(norm: nn.LayerNorm, h: Tensor) -> Tensor:
-    return norm(h.movedim(1, 3)).movedim(3, 1)  # contiguous, as channels lie last
-
-
-def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """The layer with an output of 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
+    def forward(self, y: Tensor, known: Tensor) -> Tensor:
+        return self.network(y[:, self.places].unsqueeze(2), known).flatten(1)[:, self.back]

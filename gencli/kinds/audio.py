@@ -35,9 +35,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from gencli import view as views
     from gencli.rng import Rng
 else:
-    np, soundfile, torch = Lazy("numpy"), Lazy("soundfile"), Lazy("torch")
+    np, soundfile, torch, views = Lazy("numpy"), Lazy("soundfile"), Lazy("torch"), Lazy("gencli.view")
 
 _FRAME = 0.02  # seconds over which loudness is measured where silence is trimmed
 _HOP, _BANDS = 0.008, 64  # of the picture of a sound: seconds from a column to the next, rows
@@ -457,6 +458,13 @@ class Audio(Kind):
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
         return {"examples": spec.to_levels(batch.x).to(_dtype(spec)), "lengths": batch.lengths}
+
+    def view(self, spec: Any) -> views.View:
+        """The level of every sample, mu-law or linear, of about unit scale in speech."""
+        middle, unit = (127.5, 32.0) if spec.levels == 256 else (32768.0, 3000.0)
+        level = views.Standardised((1,), middle, unit, step=1.0, low=0.0, high=spec.levels - 1.0, names=("sample",),
+                                   constant=True)
+        return views.Padded(views.Mapped(spec.to_levels, spec.from_levels, level), spec.length, self.plural)
 
     # --- writing
 
