@@ -261,9 +261,7 @@ class Diffusion(Model):
         u = (rng.uniform()[0] + torch.arange(len(y), device=y.device) / len(y)) % 1
         deviation = self.objective.deviation(u).clamp(_SMALLEST, _LARGEST)
         if self.config.objective == "meanflow":
-            error = self._error_of_means(y, noise, deviation, labels, source, rng).square().flatten(1).mean(1)
-            # Errors count alike, large or small: derivatives of a network that has learnt little may be anything.
-            return Loss((error / (error.detach() + 1e-3)).mean(), error=error.mean().detach())
+            return Loss(self._error_of_means(y, noise, deviation, labels, source, rng).square().mean())
         deviation = _wide(deviation, y)
         noisy = y + deviation * noise
         skip, out, _ = self.objective.preconditioning(deviation)

@@ -17,25 +17,29 @@ from torch import Tensor, nn
 class Known(nn.Module):
     """The strength of the noise and what an example is made from -> features (B, width).
 
-    log s as sines (Vaswani et al. 2017), the class as an embedding, other sources by one layer; with `spans` also the
-    length of the step ahead (Geng et al. 2025).
+    log s as sines (Vaswani et al. 2017), the class as an embedding, other sources by one layer. With `spans` the length
+    of the step ahead is known too (Geng et al. 2025), and t = s / (1 + s) in place of log s: both in slow sines alone,
+    since the derivative in them is learned from.
     """
 
     frequencies: Tensor
 
     def __init__(self, width: int, classes: int = 0, source: int = 0, spans: bool = False):
         super().__init__()
-        self.register_buffer("frequencies", 0.25 * 2 ** torch.linspace(0, 6, 16), persistent=False)
-        self.strength = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
-        self.span = nn.Sequential(nn.Linear(32, width), nn.SiLU(), zero(nn.Linear(width, width))) if spans else None
+        fastest = 8.0 if spans else 16.0
+        self.register_buffer("frequencies", fastest * 2 ** -torch.linspace(0, 6, 16), persistent=False)
+        self.strength = self._layers(width)
+        self.span = self._layers(width) if spans else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None  # the last: unknown
         self.source = nn.Linear(source, width) if source else None
 
     def forward(self, log_s: Tensor, labels: Tensor | None = None, source: Tensor | None = None,
                 span: Tensor | None = None) -> Tensor:
-        features = self.strength(self._sines(log_s))
-        if self.span is not None:
-            features = features + self.span(self._sines(torch.zeros_like(log_s) if span is None else 10 * span))
+        if self.span is None:
+            features = self.strength(self._sines(log_s))
+        else:
+            features = self.strength(self._sines(log_s.sigmoid())) + \
+                self.span(self._sines(torch.zeros_like(log_s) if span is None else span))
         if self.classes is not None:
             unknown = torch.full_like(log_s, self.classes.num_embeddings - 1, dtype=torch.int64)
             features = features + self.classes(unknown if labels is None else labels)
@@ -46,6 +50,9 @@ class Known(nn.Module):
     def _sines(self, number: Tensor) -> Tensor:
         angles = number[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def _layers(self, width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2 * len(self.frequencies), width), nn.SiLU(), nn.Linear(width, width))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
