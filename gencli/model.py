@@ -391,6 +391,12 @@ class Model(nn.Module):
         """Numbers about the model on a whole data set, e.g. the units of the code that are in use."""
         return []
 
+    def remarks(self) -> list[str]:
+        """What a user should know of the examples that were drawn, sentences: that they went beyond what an example can
+        be, say, and what to do. `sample` tells them when all are written.
+        """
+        return []
+
     def subjects(self) -> dict[str, str]:
         """What each part of the model (a topic, a class) is about, in words, by its name; for the card and the report.
 

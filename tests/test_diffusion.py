@@ -342,3 +342,13 @@ def test_a_film_ends_with_the_sample():
     model = knowing(model_of(), of_normal)
     frames = model.film(rng(3), 5, steps=12)
     assert len(frames) == 5 and torch.equal(frames[-1].x, model.sample(rng(3), steps=12).x)
+
+
+def test_too_much_guidance_is_told():
+    model = model_of(ImageSpec(channels=1, height=4, width=4, levels=256))
+    knowing(model, lambda y, s: torch.zeros_like(y))
+    model.sample(rng(4), steps=3)
+    assert not model.remarks()
+    knowing(model, lambda y, s: torch.full_like(y, 2.5))
+    model.sample(rng(4), steps=3)
+    assert "50% of the grey values" in model.remarks()[0] and "guidance" in model.remarks()[0]

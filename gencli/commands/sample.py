@@ -147,6 +147,8 @@ def sample(
                 progress(done, total, pace.values())
             if stopped := bool(stopping.reason()) and done != total:
                 break
+    for remark in model.remarks():
+        console.warn(remark)
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
     if json:

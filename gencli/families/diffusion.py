@@ -59,6 +59,7 @@ _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the fra
 _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
 _RHO = 7.0  # how densely a sampler steps where the noise is small (Karras et al. 2022, equation 5)
 _SPANS = 0.25  # share of the examples with a step ahead in training (Geng et al. 2025, table 1a)
+_WHITE, _MANY = 2.2, 0.05  # |y| that is far beyond black or white, which are 2; the share that is told
 _FEW = 16  # dimensions in which the trace of a Jacobian is computed and not estimated
 
 Sampler = Literal["dpm++", "heun", "euler", "ddim", "ddpm", "meanflow"]
@@ -154,6 +155,7 @@ class Diffusion(Model):
         self.size = math.prod(self.shape)
         self.density = self.view.density if self.view else not self.levels
         self.to(memory_format=torch.channels_last)
+        self._numbers_cut = self._numbers_drawn = 0
 
     # --- the denoiser
 
@@ -243,6 +245,8 @@ class Diffusion(Model):
             batch.labels = labels
             return batch
         x = (0.5 + _GREY * y).clamp(0, 1)
+        self._numbers_cut += int((y.abs() > _WHITE).sum())
+        self._numbers_drawn += y.numel()
         if self.levels:
             x = (x * (self.levels - 1)).round() / (self.levels - 1)
         return Batch(x.contiguous().unflatten(1, self.spec.shape[:-2]), labels)
@@ -493,6 +497,13 @@ class Diffusion(Model):
 
     def score_protocol(self) -> dict[str, Any]:
         return self.view.protocol() if self.view else super().score_protocol()
+
+    def remarks(self) -> list[str]:
+        if self._numbers_cut <= _MANY * self._numbers_drawn:
+            return []
+        share = self._numbers_cut / self._numbers_drawn
+        return [f"{share:.0%} of the grey values were well beyond black and white, and were cut: the guidance is too "
+                "strong (--set guidance=), the steps are too few or the model has seen too little"]
 
     # --- export
 
