@@ -59,6 +59,7 @@ _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the fra
 _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
 _RHO = 7.0  # how densely a sampler steps where the noise is small (Karras et al. 2022, equation 5)
 _SPANS = 0.25  # share of the examples with a step ahead in training (Geng et al. 2025, table 1a)
+_WAVES = (1, 2, 4, 8, 16, 32, 64)  # grey levels from crest to crest
 _WHITE, _MANY = 2.2, 0.05  # |y| that is far beyond black or white, which are 2; the share that is told
 _FEW = 16  # dimensions in which the trace of a Jacobian is computed and not estimated
 
@@ -144,7 +145,7 @@ class Diffusion(Model):
             self.view, self.levels = None, spec.levels
             self.shape: tuple[int, ...] = (math.prod(spec.shape[:-2]), *spec.shape[-2:])
             self.fine = bool(spec.levels and spec.levels > 2)
-            steps, maps = None, self.shape[0] * (5 if self.fine else 1)
+            steps, maps = None, self.shape[0] * (1 + 2 * len(_WAVES) * self.fine)
             maps += math.prod(source.shape[:-2]) if source is not None and self.beside else 0
         else:
             self.view, self.levels, self.fine = view_of(spec), None, False
@@ -173,13 +174,14 @@ class Diffusion(Model):
         return self.network(torch.cat(parts, dim=1), known).to(y.dtype)
 
     def _fine(self, y: Tensor, deviation: Tensor) -> Tensor:
-        """Sines of y of one and two grey levels' length, which show little noise (Kingma et al. 2021, appendix C).
+        """Sines of y with wavelengths of 1 to 64 grey levels, which show little noise (Kingma et al. 2021, appendix C).
 
-        Each as far as it can be told through the noise.
+        Each as far as it can be told through the noise: without them a picture looks the same to the network with a
+        noise of 0.05 as without, and what is left of the likelihood lies there.
         """
         assert self.levels
         waves = []
-        for length in (1, 2):
+        for length in _WAVES:
             rate = 2 * math.pi * (self.levels - 1) * _GREY / length
             clear = torch.exp(-0.5 * (rate * deviation).square())
             waves += [clear * (rate * (y + 0.5 / _GREY)).sin(), clear * (rate * (y + 0.5 / _GREY)).cos()]
