@@ -182,6 +182,30 @@ def test_noise_is_given_to_what_is_near():
         model_of(rows_spec(2, classes=("a", "b")), conditional=True, transport=True)
 
 
+@pytest.mark.parametrize(("number", "change"), [
+    (0, lambda y: y.flip(3)), (1, lambda y: y.rot90(-1, (2, 3))),
+    (2, lambda y: torch.nn.functional.interpolate(y, scale_factor=2, mode="bilinear")[:, :, 4:12, 4:12]),
+    (3, lambda y: y.roll((-1, -2), (2, 3)))])
+def test_changed_pictures_are_known_and_told(number, change, monkeypatch):
+    """One change at a time, of a size that stays on the grid."""
+    class Draws:
+        def uniform(self, count=None):
+            done = torch.zeros(1, 4).index_fill(1, torch.tensor([number]), -1.0) if count else None
+            return torch.tensor([0.25]) if done is None else 0.5 + done
+
+        def normal(self, count):
+            return torch.tensor([[5.0, 2.0, 1.0, 0.0]])
+
+    y = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    told, theta = diffusions._changes(Draws(), 0.3)
+    changed = diffusions._changed(y, theta)
+    expected = torch.zeros(6)
+    expected[{0: [0], 1: [1, 2], 2: [3], 3: [4, 5]}[number]] = torch.tensor(
+        {0: [1.0], 1: [-1.0, -1.0], 2: [5.0], 3: [2.0, 1.0]}[number])
+    assert torch.allclose(told[0], expected, atol=1e-6)
+    assert torch.allclose(changed[:, :, 1:6, 1:5], change(y)[:, :, 1:6, 1:5], atol=1e-5)
+
+
 def test_the_loss_of_vdm_is_the_bound():
     """Whatever the network: range times numbers times loss is what the bound integrates."""
     model = model_of(objective="vdm")

@@ -94,6 +94,9 @@ class DiffusionConfig(FamilyConfig):
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
     unlabelled: float = Field(0.1, ge=0, lt=1, description="Share of the examples whose class and source are hidden in "
                                                            "training, for guidance.")
+    augment: float = Field(0.0, ge=0, le=1, description="Pictures: probability with which an example is mirrored, "
+                                                        "turned, scaled and shifted, each; the network is told how, so "
+                                                        "that samples are not.")
     transport: bool = Field(False, description="Give the examples of a batch the noise that is nearest (minibatch "
                                                "optimal transport), which makes their ways straighter.")
 
@@ -136,6 +139,8 @@ class Diffusion(Model):
         if config.transport and (config.conditional or spec.condition is not None):
             raise UsageError("--transport gives noise to examples whatever their class or source, which would make "
                              "samples of a class wrong; leave it or the classes and sources out")
+        if config.augment and (not isinstance(spec, _PIXELS) or spec.condition is not None):
+            raise UsageError("--augment is for pictures and films that are made from nothing else; leave it out")
         self.classes = len(spec.classes) if config.conditional else 0
         self.objective = _OBJECTIVES[config.objective]
         source = spec.condition
@@ -161,7 +166,7 @@ class Diffusion(Model):
     # --- the denoiser
 
     def _hidden(self, y: Tensor, deviation: Tensor, labels: Tensor | None, source: Tensor | None,
-                span: Tensor | None = None) -> Tensor:
+                span: Tensor | None = None, changes: Tensor | None = None) -> Tensor:
         """F for y (B, ...), noisy by `deviation` (B, 1, ...); in its units of unit variance, float32."""
         _, _, scale = self.objective.preconditioning(deviation)
         parts = [(scale * y).float()]
@@ -170,7 +175,7 @@ class Diffusion(Model):
         if self.beside and source is not None:
             parts.append(F.interpolate(source, size=self.shape[1:], mode="bicubic", antialias=True))
             source = None
-        known = self.known(deviation.flatten().log().float(), labels, source, span)
+        known = self.known(deviation.flatten().log().float(), labels, source, span, changes)
         return self.network(torch.cat(parts, dim=1), known).to(y.dtype)
 
     def _fine(self, y: Tensor, deviation: Tensor) -> Tensor:
@@ -258,6 +263,10 @@ class Diffusion(Model):
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean squared error of what the network predicts."""
         y, _ = self._numbers(batch, rng)
+        changes = None
+        if self.config.augment:
+            changes, theta = _changes(rng, self.config.augment)
+            y = _changed(y, theta)
         noise = rng.normal(*self.shape)
         if self.config.transport:
             noise = noise[_nearest(y.flatten(1), noise.flatten(1))]
@@ -267,15 +276,15 @@ class Diffusion(Model):
         u = (rng.uniform()[0] + torch.arange(len(y), device=y.device) / len(y)) % 1
         deviation = self.objective.deviation(u).clamp(_SMALLEST, _LARGEST)
         if self.config.objective == "meanflow":
-            return Loss(self._error_of_means(y, noise, deviation, labels, source, rng).square().mean())
+            return Loss(self._error_of_means(y, noise, deviation, labels, source, rng, changes).square().mean())
         deviation = _wide(deviation, y)
         noisy = y + deviation * noise
         skip, out, _ = self.objective.preconditioning(deviation)
-        error = self._hidden(noisy, deviation, labels, source).float() - (y - skip * noisy) / out
+        error = self._hidden(noisy, deviation, labels, source, None, changes).float() - (y - skip * noisy) / out
         return Loss(error.square().mean())
 
     def _error_of_means(self, y: Tensor, noise: Tensor, deviation: Tensor, labels: Tensor | None,
-                        source: Tensor | None, rng: Rng) -> Tensor:
+                        source: Tensor | None, rng: Rng, changes: Tensor | None = None) -> Tensor:
         """u - (v - (t - r) du/dt), (B, ...), for the velocity v = noise - y of the line from y to noise, and its mean
         u from t to r < t; of most examples r = t, and the last term nothing.
         """
@@ -289,7 +298,8 @@ class Diffusion(Model):
         def mean(z: Tensor, t: Tensor, span: Tensor, own: Tensor) -> Tensor:
             deviation = _wide(t / (1 - t), z)
             return self._hidden((1 + deviation) * z, deviation, None if labels is None else labels[own],
-                                None if source is None else source[own], span)
+                                None if source is None else source[own], span,
+                                None if changes is None else changes[own])
 
         error = mean(position, t, span, torch.arange(len(y), device=y.device)) - velocity
         own = spans.nonzero()[:, 0]
@@ -616,6 +626,32 @@ def _time(deviation: Tensor) -> Tensor:
     return deviation / (1 + deviation)
 
 
+def _changes(rng: Rng, probability: float) -> tuple[Tensor, Tensor]:
+    """How each picture is changed (Karras et al. 2020, arXiv:2006.06676): mirrored, turned, scaled by 2^0.2n and
+    shifted by an eighth of its side, each with this probability.
+
+    Returns:
+        (B, 6) numbers that say it, 0 for a picture as it is, and (B, 2, 3) the map for torch's affine_grid.
+    """
+    done, size = rng.uniform(4) < probability, rng.normal(4)
+    mirror = 1 - 2 * (done[:, 0] & (rng.uniform() < 0.5)).float()
+    angle = torch.where(done[:, 1], math.pi * (2 * rng.uniform() - 1), 0)
+    scale = torch.where(done[:, 2], 0.2 * size[:, 0], 0)
+    shift = torch.where(done[:, 3, None], size[:, 1:3] / 8, 0)
+    cos, sin, factor = angle.cos(), angle.sin(), torch.exp2(-scale)
+    theta = torch.stack([torch.stack([mirror * factor * cos, mirror * -factor * sin, 2 * shift[:, 0]], 1),
+                         torch.stack([factor * sin, factor * cos, 2 * shift[:, 1]], 1)], 1)
+    return torch.cat([torch.stack([(1 - mirror) / 2, cos - 1, sin, 5 * scale], 1), 8 * shift], 1), theta
+
+
+def _changed(y: Tensor, theta: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) seen through the maps (B, 2, 3), mirrored at their borders."""
+    height, width = y.shape[2:]
+    sides = torch.tensor([[1, height / width, 1], [width / height, 1, 1]], device=y.device)  # turning keeps angles
+    return F.grid_sample(y, F.affine_grid(theta * sides, list(y.shape), align_corners=False), align_corners=False,
+                         padding_mode="reflection")
+
+
 def _nearest(y: Tensor, noise: Tensor) -> Tensor:
     """(B, D) each -> (B,) which noise goes to which example, with the least squared distance in all.
 
@@ -755,20 +791,21 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
     if net == "mlp":
         if len(shape) > 1:
             raise UsageError("--net mlp is for rows and sequences; pictures take unet or transformer")
-        network: nn.Module = RowNet(shape[0], width, depth, config.dropout)
+        network: RowNet | UNet | PatchTransformer | _OverSteps = RowNet(shape[0], width, depth, config.dropout)
     else:
         maps_in, maps, sides = (maps_in, shape[0], (shape[1], shape[2])) if steps is None else \
             (steps.shape[1], steps.shape[1], (1, len(steps)))
         patch = config.patch or _patch(sides, net)
         if net == "transformer":
-            network = PatchTransformer(maps_in, maps, sides, patch, width, depth, config.dropout)
+            points: UNet | PatchTransformer = PatchTransformer(maps_in, maps, sides, patch, width, depth,
+                                                               config.dropout)
         else:
             if steps is not None and config.depth is None:
                 depth = max(0, round(math.log2(sides[1] / patch / 64)))
-            network = UNet(maps_in, maps, sides, patch, width, depth, blocks, config.dropout)
-        if steps is not None:
-            network = _OverSteps(network, steps)
-    return Known(network.features, classes, source, spans=config.objective == "meanflow"), network  # type: ignore[arg-type]
+            points = UNet(maps_in, maps, sides, patch, width, depth, blocks, config.dropout)
+        network = points if steps is None else _OverSteps(points, steps)
+    return Known(network.features, classes, source, spans=config.objective == "meanflow",
+                 changes=6 if config.augment else 0), network
 
 
 def _patch(sides: tuple[int, ...], net: str) -> int:
@@ -786,7 +823,7 @@ class _OverSteps(nn.Module):
     places: Tensor
     back: Tensor
 
-    def __init__(self, network: nn.Module, places: Tensor):
+    def __init__(self, network: UNet | PatchTransformer, places: Tensor):
         super().__init__()
         self.features = network.features
         self.network = network

@@ -19,12 +19,12 @@ class Known(nn.Module):
 
     log s as sines (Vaswani et al. 2017), the class as an embedding, other sources by one layer. With `spans` the length
     of the step ahead is known too (Geng et al. 2025), and t = s / (1 + s) in place of log s: both in slow sines alone,
-    since the derivative in them is learned from.
+    since the derivative in them is learned from. `changes`: how many numbers say what was done to the example.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int = 0, source: int = 0, spans: bool = False):
+    def __init__(self, width: int, classes: int = 0, source: int = 0, spans: bool = False, changes: int = 0):
         super().__init__()
         fastest = 8.0 if spans else 16.0
         self.register_buffer("frequencies", fastest * 2 ** -torch.linspace(0, 6, 16), persistent=False)
@@ -32,9 +32,10 @@ class Known(nn.Module):
         self.span = self._layers(width) if spans else None
         self.classes = nn.Embedding(classes + 1, width) if classes else None  # the last: unknown
         self.source = nn.Linear(source, width) if source else None
+        self.changes = nn.Linear(changes, width, bias=False) if changes else None
 
     def forward(self, log_s: Tensor, labels: Tensor | None = None, source: Tensor | None = None,
-                span: Tensor | None = None) -> Tensor:
+                span: Tensor | None = None, changes: Tensor | None = None) -> Tensor:
         if self.span is None:
             features = self.strength(self._sines(log_s))
         else:
@@ -45,6 +46,8 @@ class Known(nn.Module):
             features = features + self.classes(unknown if labels is None else labels)
         if self.source is not None and source is not None:
             features = features + self.source(source)
+        if self.changes is not None and changes is not None:
+            features = features + self.changes(changes)
         return F.silu(features)
 
     def _sines(self, number: Tensor) -> Tensor:
