@@ -144,7 +144,7 @@ def test_mean_velocities_obey_their_identity(right, monkeypatch):
     def spread(t):
         return (0.25 * (1 - t).square() + t.square()).sqrt()
 
-    def mean_velocity(y, deviation, labels, source, span):
+    def mean_velocity(y, deviation, labels, source, span, changes=None):
         t = deviation / (1 + deviation)
         r = t - span[:, None]
         z = y / (1 + deviation)

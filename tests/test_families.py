@@ -111,7 +111,8 @@ def test_options_are_documented(family, kind):
         assert name.isidentifier() and name.islower()
     from gencli.settings import DataSettings, TrainSettings
 
-    common = set(TrainSettings.model_fields) | set(DataSettings.model_fields)
+    reading = [registry.kind(name).Settings for name in registry.kinds if name in cls.kinds | cls.conditions]
+    common = set().union(*(settings.model_fields for settings in (TrainSettings, DataSettings, *reading)))
     assert not common & set(cls.Config.model_fields), "an option of the family hides one of training or data"
     assert set(cls.defaults) <= set(TrainSettings.model_fields)
 

@@ -77,16 +77,16 @@ class DiffusionConfig(FamilyConfig):
     net: Literal["auto", "mlp", "unet", "transformer"] = Field(
         "auto", description="Network: mlp for rows, unet for pictures and sequences, or a transformer of patches of "
                             "them; auto: unet where there are neighbours, else mlp.")
-    size: Literal["small", "base", "large"] = Field(
+    net_size: Literal["small", "base", "large"] = Field(
         "small", description="Width, depth and blocks together: unet 32, 2, 1 or 64, 2, 1 or 96, 2, 2; transformer "
                              "128, 4 or 256, 6 or 512, 8; mlp 256, 4 or 512, 4 or 1024, 6.")
     width: int | None = Field(None, ge=1, description="Units of a layer, or feature maps at the first level; default "
-                                                      "by --size.")
+                                                      "by --net-size.")
     depth: int | None = Field(None, ge=0, description="Layers or residual blocks, or how often a picture or sequence "
-                                                      "is halved, patches aside; default by --size, and for "
+                                                      "is halved, patches aside; default by --net-size, and for "
                                                       "sequences until about 64 steps are left.")
     blocks: int | None = Field(None, ge=1, description="Residual blocks at each level of unet, on the way down and up; "
-                                                       "default by --size.")
+                                                       "default by --net-size.")
     patch: int | None = Field(None, ge=1, description="Side of the squares, or steps, that are taken as one point "
                                                       "(default: unet 2, below 16 pixels 1, of sequences as many as "
                                                       "leave 1024; transformer 4, or as many as leave 64).")
@@ -785,7 +785,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
             raise UsageError(f"--net {net} is for pictures and sequences, whose numbers have neighbours; use mlp")
     else:
         net = "unet" if config.net == "auto" else config.net
-    given = _SIZES[net][config.size]
+    given = _SIZES[net][config.net_size]
     width, blocks = config.width or given.width, config.blocks or given.blocks
     depth = given.depth if config.depth is None else config.depth
     if net == "mlp":
