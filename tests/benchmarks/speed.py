@@ -4,6 +4,7 @@ Each comparison alternates the two sides and takes the median, so that a busy ma
 RESULTS.md. Nothing here is a test: no bound is asserted.
 """
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -433,6 +434,130 @@ def transformer(steps: int = 10, rounds: int = 5) -> None:
            "a pass over the window for every token (a fortieth measured)")
 
 
+def diffusion(batch_size: int = 64, steps: int = 20, rounds: int = 3) -> None:
+    """Training on MNIST's embedded digits against the usual loop, and samples of 20 and of 40 steps.
+
+    The peer's network is of the same levels and maps as small public implementations have them: GroupNorm, NCHW,
+    float32, no patches (the first level sees every pixel); batches by DataLoader, its average by a loop over weights.
+    """
+    import copy
+
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
+
+    from gencli import inference
+    from gencli.data import load
+    from gencli.families.diffusion import Diffusion, DiffusionConfig
+    from gencli.settings import TrainSettings
+    from gencli.trainer import Trainer
+
+    data = load("digits", dict())
+    width = 32
+
+    class Block(nn.Module):
+        def __init__(self, maps_in: int, maps: int):
+            super().__init__()
+            self.first = nn.Sequential(nn.GroupNorm(8, maps_in), nn.SiLU(), nn.Conv2d(maps_in, maps, 3, padding=1))
+            self.time = nn.Linear(4 * width, maps)
+            self.second = nn.Sequential(nn.GroupNorm(8, maps), nn.SiLU(), nn.Conv2d(maps, maps, 3, padding=1))
+            self.shortcut = nn.Conv2d(maps_in, maps, 1) if maps_in != maps else nn.Identity()
+
+        def forward(self, h: Tensor, t: Tensor) -> Tensor:
+            return self.shortcut(h) + self.second(self.first(h) + self.time(t)[:, :, None, None])
+
+    class Attention(nn.Module):
+        def __init__(self, maps: int):
+            super().__init__()
+            self.norm, self.qkv = nn.GroupNorm(8, maps), nn.Conv2d(maps, 3 * maps, 1)
+            self.out = nn.Conv2d(maps, maps, 1)
+
+        def forward(self, h: Tensor) -> Tensor:
+            parts = self.qkv(self.norm(h)).flatten(2).unflatten(1, (12, -1)).transpose(2, 3)
+            q, k, v = parts.chunk(3, 1)
+            return h + self.out(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).flatten(1, 2).view_as(h))
+
+    class UNet(nn.Module):
+        def __init__(self, patch: int) -> None:
+            super().__init__()
+            self.patch = patch
+            self.time = nn.Sequential(nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width), nn.SiLU())
+            self.stem = nn.Conv2d(patch**2, width, 3, padding=1)
+            self.down = nn.ModuleList([Block(width, width), Block(2 * width, 2 * width)])
+            self.half = nn.ModuleList([nn.Conv2d(width, 2 * width, 2, 2), nn.Conv2d(2 * width, 2 * width, 2, 2)])
+            self.middle = nn.ModuleList([Block(2 * width, 2 * width), Block(2 * width, 2 * width)])
+            self.attention = Attention(2 * width)
+            self.double = nn.ModuleList([nn.ConvTranspose2d(2 * width, 2 * width, 2, 2),
+                                         nn.ConvTranspose2d(2 * width, width, 2, 2)])
+            self.up = nn.ModuleList([Block(4 * width, 2 * width), Block(2 * width, width)])
+            self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, patch**2, 3, padding=1))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            angles = t[:, None] * 1000 * torch.exp(-torch.arange(16) * math.log(10_000) / 16)
+            t = self.time(torch.cat([angles.sin(), angles.cos()], 1))
+            h, skips = self.stem(F.pixel_unshuffle(F.pad(x, (2, 2, 2, 2)), self.patch)), []
+            for block, half in zip(self.down, self.half, strict=True):
+                h = block(h, t)
+                skips.append(h)
+                h = half(h)
+            h = self.middle[1](self.attention(self.middle[0](h, t)), t)
+            for block, double in zip(self.up, self.double, strict=True):
+                h = block(torch.cat([double(h), skips.pop()], 1), t)
+            return F.pixel_shuffle(self.head(h), self.patch)[:, :, 2:-2, 2:-2]
+
+    def ours() -> None:
+        torch.manual_seed(0)
+        model = Diffusion(DiffusionConfig(objective="ddpm"), data.spec)
+        Trainer(model, data, TrainSettings(steps=steps, batch_size=batch_size, ema=0.999, grad_clip=1.0,
+                                           preview_every=0)).run()
+
+    class Pictures(torch.utils.data.Dataset):
+        arrays = data.examples.numpy()[:, 0]
+        transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
+
+        def __len__(self) -> int:
+            return len(self.arrays)
+
+        def __getitem__(self, index: int) -> Tensor:
+            return self.transform(self.arrays[index][:, :, None])
+
+    def theirs(patch: int) -> None:
+        torch.manual_seed(0)
+        net = UNet(patch)
+        average = copy.deepcopy(net)
+        optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
+        loader, done = torch.utils.data.DataLoader(Pictures(), batch_size, shuffle=True, drop_last=True), 0
+        alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+        while done < steps:
+            for x in loader:
+                t, noise = torch.randint(1000, (batch_size,)), torch.randn_like(x)
+                alpha = alphas[t].view(-1, 1, 1, 1)
+                loss = F.mse_loss(net(alpha.sqrt() * x + (1 - alpha).sqrt() * noise, t / 1000), noise)
+                optimiser.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimiser.step()
+                with torch.no_grad():
+                    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+                        mean.mul_(0.999).add_(weight, alpha=0.001)
+                done += 1
+                if done == steps:
+                    break
+
+    for patch in (1, 2):
+        a, b = alternate(ours, lambda patch=patch: theirs(patch), rounds)
+        report(f"diffusion training, {steps * batch_size / median(a):.0f} pictures/s", a, b, "s",
+               f"usual loop, patches of {patch}")
+    model = Diffusion(DiffusionConfig(), data.spec).eval()
+
+    def draw(count: int) -> None:
+        list(inference.sample(model, range(64), steps=count))
+
+    a, b = alternate(lambda: draw(20), lambda: draw(40), rounds)
+    report(f"diffusion, {64 / median(a):.0f} pictures/s of 20 steps", a, b, "s", "40 steps")
+
+
 def wavenet(seconds: float = 4, rounds: int = 3) -> None:
     """One recording at 16 kHz in native code, for two networks, and 64 at once in plain torch; untrained weights.
 
@@ -618,4 +743,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
          "hmm": hmm, "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
+         "diffusion": diffusion,
          "seq2seq": seq2seq, "transformer": transformer, "wavenet": wavenet}[name]()
