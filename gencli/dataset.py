@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,7 @@ class Dataset:
         origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
             into pieces the place of the piece in it; None: the number is its own.
         document: (T,) all tokens of a document in order, where the text is one; else None.
+        mapped: whether examples and document are in a mapped file, and not in memory.
         fingerprint: hex digest of what was read, the same wherever the data lies.
         skipped: unreadable examples left out on request.
         drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
@@ -74,6 +75,7 @@ class Dataset:
     origin: Tensor | None = None
     amounts: dict[str, Tensor] = field(default_factory=dict)
     tasks: Tensor | None = None
+    mapped: bool = False
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -112,8 +114,10 @@ class Dataset:
             return self
         condition = self.condition.on(device) if self.condition else None
         free, _ = torch.cuda.mem_get_info(device)
-        examples = self.examples.to(device) if 2 * self.examples.nbytes <= free else self.examples
-        return replace(self, examples=examples, condition=condition)
+        if 2 * self.examples.nbytes > free:
+            return replace(self, condition=condition)
+        document = None if self.document is None else self.document.to(device)
+        return replace(self, examples=self.examples.to(device), document=document, condition=condition)
 
     def span(self, start: int, end: int) -> Dataset:
         """Examples `start` to `end`, and of a document the same passages."""
@@ -166,13 +170,21 @@ def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,
     return x, lengths
 
 
-def fingerprint(*contents: Tensor | bytes | None) -> str:
-    """sha256 of tensors (type, shape and numbers) and bytes."""
+def fingerprint(*contents: Tensor | bytes | Iterator[bytes] | None) -> str:
+    """sha256 of tensors (type, shape and numbers) and bytes, of which an iterator gives one piece after the other."""
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, torch.Tensor):
-            digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+            digest.update(header(content.dtype, content.shape))
             digest.update(np.ascontiguousarray(content.numpy()).data)
+        elif isinstance(content, Iterator):
+            for piece in content:
+                digest.update(piece)
         else:
             digest.update(content or b"none")
     return digest.hexdigest()
+
+
+def header(dtype: torch.dtype, shape: Sequence[int]) -> bytes:
+    """What stands before the numbers of a tensor in its fingerprint."""
+    return f"{dtype}{tuple(shape)}".encode()

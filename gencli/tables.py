@@ -39,12 +39,21 @@ def decode(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name} is not UTF-8 text (byte 0x{data[error.start]:02x} in line {line}); "
-                        "convert it, or give data of a kind that is known") from error
+        raise not_utf8(name, data[error.start], data.count(b"\n", 0, error.start) + 1) from error
     if "\0" in text:
-        raise DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
+        raise zero_bytes(name)
     return text
+
+
+def not_utf8(name: str, byte: int, line: int) -> DataError:
+    """The error of a text with a byte that is not UTF-8."""
+    return DataError(f"{name} is not UTF-8 text (byte 0x{byte:02x} in line {line}); convert it, or give data of a kind "
+                     f"that is known")
+
+
+def zero_bytes(name: str) -> DataError:
+    """The error of a text with zero bytes."""
+    return DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
 
 
 def number(cell: str) -> float | None:
