@@ -38,8 +38,8 @@ def decode(data: bytes, name: str) -> str:
     """UTF-8 bytes as text; DataError if they are none."""
     try:
         text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise not_utf8(name, data[error.start], data.count(b"\n", 0, error.start) + 1) from error
+    except UnicodeDecodeError as error:  # of its object, which has lost the mark
+        raise not_utf8(name, error.object[error.start], error.object.count(b"\n", 0, error.start) + 1) from error
     if "\0" in text:
         raise zero_bytes(name)
     return text
