@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from gencli.rng import Rng
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the data calls its examples, such as the ids of records: plain values of JSON, None for none.
+
+    `field` is the name that they have there, and in what is written about the examples.
+    """
+
+    field: str
+    values: Sequence[Any]
+
+    def __getitem__(self, part: slice) -> Keys:
+        return Keys(self.field, self.values[part])
+
+    def select(self, places: Iterable[Any]) -> Keys:
+        """Those of the examples of these numbers."""
+        return Keys(self.field, [self.values[place] for place in places])
+
 
 
 @dataclass
@@ -46,6 +65,7 @@ class Dataset:
         origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
             into pieces the place of the piece in it; None: the number is its own.
         document: (T,) all tokens of a document in order, where the text is one; else None.
+        keys: what the data calls the examples; None: nothing.
         mapped: whether examples and document are in a mapped file, and not in memory.
         fingerprint: hex digest of what was read, the same wherever the data lies.
         skipped: unreadable examples left out on request.
@@ -76,6 +96,7 @@ class Dataset:
     amounts: dict[str, Tensor] = field(default_factory=dict)
     tasks: Tensor | None = None
     mapped: bool = False
+    keys: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -103,6 +124,10 @@ class Dataset:
         elif self.derive is not None:
             batch.condition = self.derive(batch)
         return batch
+
+    def whole(self) -> Batch:
+        """All examples as one batch, on the CPU."""
+        return self.batch(torch.arange(len(self)))
 
     def unconditional(self) -> Dataset:
         """The same examples, made from nothing."""
@@ -155,8 +180,16 @@ class Dataset:
 
     def _map(self, pick: Callable[[Any], Any]) -> Dataset:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
-                                 for name in ("examples", "labels", "tasks", "lengths", "groups", "blocks", "origin")}
+                                 for name in ("examples", "labels", "tasks", "lengths", "groups", "blocks", "origin",
+                                              "keys")}
         return replace(self, **parts, amounts={name: pick(part) for name, part in self.amounts.items()})
+
+
+def records_of(keys: Keys | None, numbers: Iterable[int]) -> Iterator[dict[str, Any]] | None:
+    """What is written about the examples of these numbers, from the start again after the last; None: nothing."""
+    if keys is None:
+        return None
+    return ({keys.field: keys.values[number % len(keys.values)]} for number in numbers)
 
 
 def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,

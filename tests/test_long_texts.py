@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(mapped, tmp_path, monkey
         return system(call, *arguments)
 
     monkeypatch.setattr(publish, "system", full)
-    with pytest.raises(ResourceError, match="^no space left on the disk while writing .*; free some and run again"):
+    with pytest.raises(ResourceError, match=r"^no space left on the disk while writing .*; free some and run again"):
         load(str(path))
     assert not kept(tmp_path)
 

@@ -1,5 +1,6 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,7 @@ def encode(
     from gencli import inference, runs, streams
     from gencli.commands._outputs import require_apart
     from gencli.commands._reading import load_for
+    from gencli.dataset import records_of
 
     console = Console(quiet, verbose, json)
     if json and is_stdout(output):
@@ -53,14 +55,14 @@ def encode(
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.encode, model.decode] if errors else [model.encode]
         keywords = options.parse_set(set, *methods)
-        measured = []
+        measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
             done = 0
             for codes, batch, error in inference.encode(model, examples, seed, errors, **keywords):
                 columns = {} if error is None else {"reconstruction_error": error}
                 if is_stdout(output):
                     progress.give_way()
-                writer.write(codes, batch.labels, **columns)
+                writer.write(codes, batch.labels, [*islice(called, len(codes))] if called else None, **columns)
                 measured += list(columns.values())
                 done += len(codes)
                 progress(done, len(examples))

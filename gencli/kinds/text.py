@@ -25,6 +25,7 @@ from gencli.examples import (
     Source,
     bytes_of,
     classes_in,
+    keys_in,
     readable,
     shorten,
     unpacked_name,
@@ -290,7 +291,7 @@ def _rows(sources: Sequence[Source], settings: TextSettings, request: Request) -
     Raises:
         UsageError: it cannot be told. DataError: no table, or rows without a text, and `request.skip_bad` is off.
     """
-    texts, labels, lost = [], [], 0
+    texts, labels, frames, lost = [], [], [], 0
     clean = _Cleaner()
     for name, content in sources:
         named = tuple(column for column in (settings.text, settings.label) if column)
@@ -311,10 +312,16 @@ def _rows(sources: Sequence[Source], settings: TextSettings, request: Request) -
         lost += len(empty)
         texts += [clean.text(cell) for cell in cells if cell]
         labels += [label for cell, label in zip(cells, classes, strict=True) if cell]
+        frames.append(table.frame.rename(dict(zip(table.frame.columns, table.columns, strict=True)))
+                      .filter(pl.Series([bool(cell) for cell in cells])))
     clean.tell(request)
     if not texts:
         raise DataError(f"{request.name} has no rows")
-    return Lines(sources[0][0] if len(sources) == 1 else request.name, texts, None if not any(labels) else labels, lost)
+    name = sources[0][0] if len(sources) == 1 else request.name
+    lines = Lines(name, texts, None if not any(labels) else labels, lost)
+    lines.keys = keys_in(lambda key: [cell for frame in frames for cell in (
+        frame[key] if key in frame.columns else [None] * frame.height)], (column, settings.label))
+    return lines
 
 
 def _learnt(texts: Sequence[str], settings: TextSettings, **fields: Any) -> TextSpec:
@@ -463,7 +470,9 @@ class Texts(Kind):
             raise UsageError(f"--label {settings.label}: no record of {name} has such a key")
         if settings.lines is False or len(records) == 1:
             return Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts), lost)
-        return Lines(name, texts, classes_in([records[i] for i in kept], settings.label), lost)
+        lines = Lines(name, texts, classes_in([records[i] for i in kept], settings.label), lost)
+        lines.numbers = kept
+        return lines
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""

@@ -369,7 +369,11 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
                              inference=_Inference(frozenset(names[i] for i in types)))
     if only is None:
         examples.tasks = {names[place]: own for place, own in labels.items()}
-    return examples.take(good) if len(good) < len(lines) else examples
+    if len(good) == len(lines):
+        return examples
+    examples = examples.take(good)
+    examples.numbers = good
+    return examples
 
 
 def _classes(cells: pl.Series) -> list[str]:
@@ -386,8 +390,8 @@ def _is_index(name: str, cells: pl.Series) -> bool:
     return len(cells) > 1 and not numbers.null_count() and numbers.n_unique() == len(numbers)
 
 
-def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, int]:
-    """The rows that records of JSON are, by the names of their values; and how many are none.
+def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, list[int]]:
+    """The rows that records of JSON are, by the names of their values; and which these are, as others are none.
 
     Raises:
         DataError: a record of more than plain values, and `request.skip_bad` is off.
@@ -407,7 +411,7 @@ def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple
     plain = tuple(columns) == tuple(map(spelled, numbered(len(columns))))
     table = Table(name, numbered(len(columns)) if plain else columns, not plain, frame, [records[i][0] for i in kept],
                   [len(columns)] * len(rows))
-    return table, len(records) - len(kept)
+    return table, kept
 
 
 def _as_cell(value: Any) -> str:
@@ -553,9 +557,10 @@ class Vectors(Kind):
         others = {kind.name for kind in all_kinds() if any(kind.name in record for _, record in records)}
         if others and request.general.kind != self.name:
             return None
-        found, lost = _recorded(records, name, request)
+        found, kept = _recorded(records, name, request)
         examples = table([found], request.settings(self), request)
-        examples.skipped += lost
+        examples.skipped += len(records) - len(kept)
+        examples.numbers = [kept[i] for i in examples.numbers or range(len(kept))]
         return examples
 
     def claims(self, array: np.ndarray) -> bool:

@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ class Writer(_Output):
         """Whether pieces of one example can be written one by one, and are there to be heard at once."""
         return self._to.continuous
 
-    def write(self, batch: Batch, info: list[dict[str, Any]] | None = None) -> None:
+    def write(self, batch: Batch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Append a batch; `info`: what else is known of each example, plain JSON values, the same names for all."""
         records = [dict(record) for record in info] if info else [{} for _ in range(len(batch))]
         if batch.labels is not None:
@@ -68,13 +68,18 @@ class Writer(_Output):
 class CodeWriter(_Output):
     """Takes codes; from `open_code_writer`."""
 
-    def write(self, codes: Tensor, labels: Tensor | None = None, **columns: Tensor) -> None:
-        """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,)."""
+    def write(self, codes: Tensor, labels: Tensor | None = None, info: Sequence[Mapping[str, Any]] | None = None,
+              **columns: Tensor) -> None:
+        """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,).
+
+        `info`: what else is known of each example, as in `Writer.write`.
+        """
         codes = codes.detach().cpu()
         values = (codes if codes.dtype == torch.float64 else codes.float()).numpy()
         named = ({} if labels is None else {"label": labels}) | columns
         plain = {name: column.tolist() for name, column in named.items()}
-        records = [{name: column[i] for name, column in plain.items()} for i in range(len(values))]
+        records = [{name: column[i] for name, column in plain.items()} | dict(info[i] if info else {})
+                   for i in range(len(values))]
         self._to.put(Rows([coding.trimmed(value) for value in values], records))
 
 
