@@ -64,7 +64,7 @@ def _examples(path: Path, request: Request) -> Examples:
     examples.skipped += lost
     numbers = range(len(records)) if examples.numbers is None else examples.numbers
     if len(numbers) == len(examples):  # a document has none
-        used = [value for _, value in request.settings(kind) if isinstance(value, str)]
+        used = [value for name, value in request.settings(kind) if isinstance(value, str) and name != "drop"]
         examples.keys = keys_in(lambda key: [records[number][1].get(key) for number in numbers], used)
     return examples
 
