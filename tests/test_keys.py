@@ -125,8 +125,8 @@ def test_answers_to_records_have_their_ids(translator, gencli, tmp_path):
     ids = [7, "b\"x", None]
     stored = lines(gencli("sample", "run", "--given", "in.jsonl", "--text", "de", "-f", "jsonl", "-q").stdout)
     assert [record["id"] for record in stored] == ids
-    twice = lines(gencli("sample", "run", "--given", "in.jsonl", "--text", "de", "-f", "jsonl", "--each", "2", "--shard", "2/2",
-                         "-q").stdout)
+    part = ["--each", "2", "--shard", "2/2"]
+    twice = lines(gencli("sample", "run", "--given", "in.jsonl", "--text", "de", "-f", "jsonl", *part, "-q").stdout)
     assert [record["id"] for record in twice] == [ids[i // 2] for i in range(3, 6)]
     done = gencli("sample", "run", "--given", "-", "-f", "jsonl", stdin=(tmp_path / "in.jsonl").read_bytes() + b"\n")
     assert "lines are records of JSON, with their texts under 'de'" in done.stderr

@@ -105,11 +105,21 @@ def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Li
     from gencli import runs
 
     like = runs.complete(card).spec.condition
-    if like is None or not registry.kind_of(like).plain or settings.keys() - {like.kind} \
-            or b"\0" in _beginning(sys.stdin.buffer):
+    return None if like is None else _lines(like, settings, console, card.reading.get("source"))
+
+
+def examples_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Dataset | None":
+    """The lines of stdin as examples of a model; None where examples come otherwise, as above."""
+    lines = None if card.spec.condition else _lines(card.spec, settings, console, card.reading.get(card.spec.kind))
+    return None if lines is None else lines.together()
+
+
+def _lines(like: Any, settings: dict[str, Any], console: Console, trained: str | None) -> "Lines | None":
+    """`trained`: where records of the training had such texts."""
+    if not registry.kind_of(like).plain or settings.keys() - {like.kind} or b"\0" in _beginning(sys.stdin.buffer):
         return None
     named = settings.get(like.kind)
-    return Lines(like, sys.stdin.buffer, console, [named] if named else [card.reading.get("source"), like.kind])
+    return Lines(like, sys.stdin.buffer, console, [named] if named else [trained, like.kind])
 
 
 def _beginning(stream: Any) -> bytes:
@@ -136,15 +146,37 @@ class Lines:
     def __init__(self, like: Any, stream: Any, console: Console, names: "Sequence[str | None]"):
         self._like, self._stream, self._console, self._names = like, stream, console, names
         self._kind = registry.kind_of(like)
+        self._warns = True
         self._count = 0  # lines that have been read
         self._name: str | None = None  # under which records have their texts; "": lines are texts
         self._read: deque[dict[str, Any]] = deque()  # what the records of batches are called
 
     def __iter__(self) -> "Iterator[Batch]":
-        import torch
+        return (self._fitted(texts).whole() for texts in self._texts())
 
+    def together(self) -> "Dataset":
+        """All lines, with what their records are called."""
+        from gencli.dataset import Keys
+
+        self._warns = False  # line by line; what is lost is told of all
+        data = self._fitted([text for texts in self._texts() for text in texts])
+        for note in data.notes:
+            self._console.note(f"stdin: {note}")
+        fields = {name for record in self._read for name in record}
+        data.keys = next((Keys(name, [record.get(name) for record in self._read]) for name in sorted(fields)), None)
+        return data
+
+    def _fitted(self, texts: list[str]) -> "Dataset":
         from gencli.examples import Request
 
+        if not texts:
+            raise DataError("stdin is empty; expected lines of text, or a tar")
+        examples = self._kind.from_cells([texts], ("line",), Request("stdin"))
+        assert examples is not None
+        return examples.fit(self._like, Request("stdin"), None)
+
+    def _texts(self) -> "Iterator[list[str]]":
+        """The texts of lines that have come."""
         rest, open_ = b"", True
         while open_:
             content = self._stream.read1(_CHUNK)
@@ -154,9 +186,7 @@ class Lines:
                 lines.append(rest)
             texts = [text for line in lines if (text := self._text(line)) is not None]
             if texts:
-                examples = self._kind.from_cells([texts], ("line",), Request("stdin"))
-                assert examples is not None
-                yield examples.fit(self._like, Request("stdin"), None).batch(torch.arange(len(texts)))
+                yield texts
 
     def records(self, each: int) -> "Iterator[dict[str, Any]]":
         """What is written of the examples, of which `each` are made from a line."""
@@ -183,7 +213,7 @@ class Lines:
             if not isinstance(record.get(self._name), str):
                 raise DataError(f"{where} has no text under {self._name!r}")
             text = record[self._name]
-        if lost := self._kind.lost(text, self._like):
+        if self._warns and (lost := self._kind.lost(text, self._like)):
             self._console.warn(f"{where}: {lost}")
         keys = keys_in(lambda name: [record.get(name)], (self._name,))
         self._read.append({keys.field: keys.values[0]} if keys else {})

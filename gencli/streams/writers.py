@@ -1,5 +1,7 @@
 """Writers of examples and codes: to a file, a folder, a device or standard output, in the format that fits."""
 
+import csv
+import io
 import math
 import re
 import shutil
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.errors import ResourceError, UsageError
-from gencli.escape import printable
-from gencli.format import Content, Format, Rows
+from gencli.escape import guarded, printable
+from gencli.format import Content, Format, Rows, json_line
 from gencli.limits import physical_memory
 from gencli.publish import in_place, is_stdout, publish, publish_folder
 from gencli.spec import Batch, Spec
@@ -83,6 +85,41 @@ class CodeWriter(_Output):
         self._to.put(Rows([coding.trimmed(value) for value in values], records))
 
 
+class NeighbourWriter(_Output):
+    """Takes examples and their neighbours; from `open_neighbour_writer`."""
+
+    def write(self, record: dict[str, Any], nearest: list[dict[str, Any]]) -> None:
+        """Append what is to be said of an example, and of each of its neighbours; the same names for all."""
+        self._to.put(Rows([nearest], [record]))
+
+
+class NeighbourLines(Format):
+    """`{"example": 0, ..., "nearest": [{"example": 7, "similarity": 0.9, ...}, ...]}`, one a line."""
+
+    binary = False
+
+    def put(self, rows: Rows) -> None:
+        for _, nearest, record in self._numbered(rows):
+            self.out.write(json_line({**record, "nearest": nearest}) + b"\n")
+
+
+class NeighbourCsv(Format):
+    """A row for each neighbour: what is to be said of the example, then `nearest_example`, `nearest_similarity`, ..."""
+
+    binary = False
+
+    def put(self, rows: Rows) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for number, nearest, record in self._numbered(rows):
+            for neighbour in nearest:
+                row = record | {f"nearest_{name}": value for name, value in neighbour.items()}
+                if number == self.start and neighbour is nearest[0]:
+                    writer.writerow(map(guarded, row))
+                writer.writerow("" if value is None else guarded(str(value)) for value in row.values())
+        self.out.write(text.getvalue().encode())
+
+
 def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
                 stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> Writer:
     """A writer of examples.
@@ -115,6 +152,13 @@ def open_code_writer(output: str | None, *, format: str | None = None, total: in
                             meta))
 
 
+def open_neighbour_writer(output: str | None, *, format: str | None = None) -> NeighbourWriter:
+    """A writer of the neighbours of examples; arguments and errors are those of `open_writer`."""
+    content = Content("example", "neighbours", "json", json_line, "neighbours")
+    formats: dict[str, type[Format]] = {"jsonl": NeighbourLines, "csv": NeighbourCsv}
+    return NeighbourWriter(_open(output, content, formats, "jsonl", format, None, None, 0, None))
+
+
 def _open(output: str | None, content: Content, formats: Mapping[str, type[Format]], on_terminal: str | None,
           format: str | None, total: int | None, stdout: BinaryIO | None, start: int,
           meta: dict[str, Any] | None) -> Format:
@@ -125,7 +169,7 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     if output is None or is_stdout(output):
         stream = stdout or sys.stdout.buffer
         sink, terminal = _flushed(stream), stream.isatty()
-        usual = on_terminal or "tar" if terminal else "tar"
+        usual = on_terminal or "tar" if terminal or "tar" not in formats else "tar"
     elif in_place(output):
         sink, usual = publish(output), Path(output).suffix or "tar"
     else:
