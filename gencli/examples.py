@@ -210,6 +210,13 @@ class Examples(ABC):
         """The first `limit` examples; all if None."""
         return self if limit is None or limit >= len(self) else self.take(range(limit))
 
+    def classify(self, columns: Mapping[str, list[str]]) -> None:
+        """Take the classes of one label, by its name, or of several; "" where one is not known."""
+        if len(columns) > 1:
+            self.tasks, self.labels = dict(columns), None
+        for classes in columns.values() if len(columns) == 1 else ():
+            self.labels = classes if any(classes) else None
+
     def groups(self) -> list[int] | None:
         """(N,) the same number for examples that are made from the same thing; None if they are made from nothing."""
         if self.condition is None:

@@ -10,7 +10,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +69,13 @@ def listed(names: Iterable[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="").writerow(names)
     return out.getvalue()
+
+
+def unlisted(text: str | None, known: Collection[str] = ()) -> list[str]:
+    """The names of which `listed` makes a text; one of the `known` ones is itself, whatever commas it has."""
+    if not text or text in known:
+        return [text] if text else []
+    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from gencli.examples import (
     whole,
 )
 from gencli.streams import parse_record
-from gencli.tables import decode
+from gencli.tables import decode, unlisted
 
 T = TypeVar("T")
 
@@ -55,7 +55,9 @@ def _examples(path: Path, request: Request) -> Examples:
     lost, records = _records(read_bytes(path), name, request)
     kinds = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
     found = {kind: examples for kind in kinds if (examples := kind.from_records(records, name, request)) is not None}
-    kind = request.choose(list(found), name)
+    asked = {option for option, value in request.options.items() if value not in (None, False)}
+    able = [kind for kind in found if asked <= kind.Settings.model_fields.keys()]  # such as --text, which rows lack
+    kind = request.choose(able or list(found), name)
     if kind is None:
         keys = shorten(list(dict.fromkeys(key for _, record in records for key in record)))
         raise DataError(f"{name} holds records of {keys or 'nothing'}; expected one of "
@@ -64,7 +66,8 @@ def _examples(path: Path, request: Request) -> Examples:
     examples.skipped += lost
     numbers = range(len(records)) if examples.numbers is None else examples.numbers
     if len(numbers) == len(examples):  # a document has none
-        used = [value for name, value in request.settings(kind) if isinstance(value, str) and name != "drop"]
+        used = [part for name, value in request.settings(kind) if isinstance(value, str) and name != "drop"
+                for part in (value, *unlisted(value))]
         examples.keys = keys_in(lambda key: [records[number][1].get(key) for number in numbers], used)
     return examples
 

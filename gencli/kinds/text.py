@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
-from gencli.errors import DataError, UsageError
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import (
     Examples,
     KindSettings,
@@ -47,7 +47,7 @@ from gencli.long_texts import (
     pieces,
 )
 from gencli.spec import Batch, Spec
-from gencli.tables import decode, read_cells, read_parquet
+from gencli.tables import Table, decode, read_cells, read_parquet, unlisted
 from gencli.tokens import END, MARKS, UNKNOWN, Merges, Tokenizer, Unit, Vocabulary, learn, tokenizer
 
 if TYPE_CHECKING:
@@ -291,37 +291,47 @@ def _rows(sources: Sequence[Source], settings: TextSettings, request: Request) -
     Raises:
         UsageError: it cannot be told. DataError: no table, or rows without a text, and `request.skip_bad` is off.
     """
-    texts, labels, frames, lost = [], [], [], 0
-    clean = _Cleaner()
+    texts: list[str] = []
+    tables: list[tuple[Table, pl.DataFrame]] = []  # each with the rows that have a text
+    clean, lost = _Cleaner(), 0
     for name, content in sources:
-        named = tuple(column for column in (settings.text, settings.label) if column)
         data = bytes_of(content)
+        named = tuple(filter(None, (settings.text, settings.label, *unlisted(settings.label))))
         table = read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
-        label = None if settings.label is None else table.place(settings.label, "--label")
-        others = [column for place, column in enumerate(table.columns) if place != label]
+        labels = [table.place(label, "--label") for label in unlisted(settings.label, table.columns)]
+        others = [column for place, column in enumerate(table.columns) if place not in labels]
         column = settings.text or ("text" if "text" in others else others[0] if len(others) == 1 else None)
         if column is None:
             raise UsageError(f"{name} has the columns {shorten(others)}; say which holds the texts with --text COLUMN")
-        cells = table.frame.to_series(table.place(column, "--text")).cast(pl.String).fill_null("").to_list()
-        classes = [""] * len(cells) if label is None else \
-            table.frame.to_series(label).cast(pl.String).fill_null("").to_list()
+        cells = _words(table.frame, table.place(column, "--text"))
         empty = [line for line, cell in zip(table.lines, cells, strict=True) if not cell]
         if empty and not request.skip_bad:
             raise DataError(f"{name}: line {empty[0]} has no text in column {column!r}; --skip-bad leaves such lines "
                             f"out")
         lost += len(empty)
         texts += [clean.text(cell) for cell in cells if cell]
-        labels += [label for cell, label in zip(cells, classes, strict=True) if cell]
-        frames.append(table.frame.rename(dict(zip(table.frame.columns, table.columns, strict=True)))
-                      .filter(pl.Series([bool(cell) for cell in cells])))
+        tables.append((table, table.frame.filter(pl.Series([bool(cell) for cell in cells]))))
     clean.tell(request)
     if not texts:
         raise DataError(f"{request.name} has no rows")
-    name = sources[0][0] if len(sources) == 1 else request.name
-    lines = Lines(name, texts, None if not any(labels) else labels, lost)
-    lines.keys = keys_in(lambda key: [cell for frame in frames for cell in (
-        frame[key] if key in frame.columns else [None] * frame.height)], (column, settings.label))
+
+    def key(name: str) -> list[str | None]:
+        return [cell for table, frame in tables for cell in (
+            _words(frame, table.columns.index(name)) if name in table.columns else [None] * frame.height)]
+
+    lines = Lines(sources[0][0] if len(sources) == 1 else request.name, texts, skipped=lost)
+    first = tables[0][0]
+    chosen = unlisted(settings.label, first.columns)
+    lines.classify({first.columns[first.place(label, "--label")]:
+                    [cell for table, frame in tables for cell in _words(frame, table.place(label, "--label"))]
+                    for label in chosen})
+    lines.keys = keys_in(key, (column, *chosen))
     return lines
+
+
+def _words(frame: pl.DataFrame, place: int) -> list[str]:
+    """The cells of a column; "" for none."""
+    return frame.to_series(place).cast(pl.String).fill_null("").to_list()
 
 
 def _learnt(texts: Sequence[str], settings: TextSettings, **fields: Any) -> TextSpec:
@@ -466,11 +476,16 @@ class Texts(Kind):
         kept, texts = readable(records, text, request)
         clean.tell(request)
         lost = len(records) - len(kept)
-        if settings.label and not any(settings.label in record for _, record in records):
-            raise UsageError(f"--label {settings.label}: no record of {name} has such a key")
+        there = {key for _, record in records for key in record}
+        chosen = unlisted(settings.label, there)
+        if missing := [label for label in chosen if label not in there]:
+            raise UsageError(f"--label {missing[0]}: no record of {name} has such a key"
+                             f"{did_you_mean(missing[0], there)}")
         if settings.lines is False or len(records) == 1:
             return Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts), lost)
-        lines = Lines(name, texts, classes_in([records[i] for i in kept], settings.label), lost)
+        used = [records[i] for i in kept]
+        lines = Lines(name, texts, None if chosen else classes_in(used), lost)
+        lines.classify({label: classes_in(used, label) or [""] * len(used) for label in chosen})
         lines.numbers = kept
         return lines
 

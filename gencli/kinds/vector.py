@@ -53,7 +53,7 @@ from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled
+from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled, unlisted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,11 +119,6 @@ class VectorSettings(KindSettings):
         return text
 
 
-def _split(text: str | None) -> list[str]:
-    """Names between commas; one that has a comma stands in quotation marks."""
-    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])] if text else []
-
-
 # A name or value, in quotation marks if it has a comma or equals sign, up to what follows it.
 _WRITTEN = re.compile(r'\s*("(?:[^"]|"")*"|[^"=,]*?)\s*(=|,|$)')
 
@@ -146,7 +141,7 @@ def _assignments(text: str) -> list[tuple[str, str]] | None:
 
 
 def _split_types(text: str | None) -> list[tuple[str, str]]:
-    return [(name, kind) for name, _, kind in (part.rpartition(":") for part in _split(text))]
+    return [(name, kind) for name, _, kind in (part.rpartition(":") for part in unlisted(text))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,10 +334,8 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes:
         frame = frame.filter(pl.Series([width == len(names) for width in widths]))
         lines = [line for line in lines if line not in mistakes]
-    # One name may have a comma of its own.
-    chosen = [settings.label] if settings.label in first.columns else _split(settings.label)
-    classes = [first.place(name, "--label") for name in chosen]
-    dropped = {first.place(column, "--drop") for column in _split(settings.drop)}
+    classes = [first.place(name, "--label") for name in unlisted(settings.label, first.columns)]
+    dropped = {first.place(column, "--drop") for column in unlisted(settings.drop)}
     types = {first.place(column, "--columns"): kind for column, kind in _split_types(settings.columns)}
     if 0 not in types and 0 not in classes and _is_index(first.columns[0], frame.to_series(0)):
         dropped.add(0)
