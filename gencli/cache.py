@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from gencli.errors import ModelError, ResourceError
 from gencli.publish import publish
 from gencli.tensors import read_metadata, read_tensors, to_bytes
 
+T = TypeVar("T")
 _PATIENCE = 3600  # seconds to wait for another process before computing the same
 
 
@@ -79,6 +80,49 @@ def cached(name: str, identity: Any, make: Callable[[], dict[str, Tensor]],
             with suppress(ResourceError), publish(path) as out:  # a cache that cannot be written only costs time
                 out.write(to_bytes(tensors, {"sha256": _digest(tensors)}))
     return tensors
+
+
+def stored(name: str, source: str, state: Any, identity: Any, write: Callable[[BinaryIO], None],
+           read: Callable[[Path], T | None], note: Callable[[str], None] = lambda sentence: None) -> T:
+    """What `read` makes of a file of the cache that is too large for memory; it is written if it is not there.
+
+    Args:
+        name: what it is, the beginning of the file's name.
+        source: what it was made from; `state`, as a JSON value, is another when that has changed. The files made from
+            an earlier state are deleted.
+        identity: everything else that it depends on, as JSON values.
+        write: writes the content of the file.
+        read: returns None if the file is missing or damaged.
+        note: takes a sentence for the user, if another process has to be waited for.
+
+    Raises:
+        ResourceError: the cache cannot be written.
+    """
+    family = f"{name}-{_short(source)}"
+    current = f"{family}-{_short(state)}"
+    path = cache_folder() / f"{current}-{_short(identity)}.safetensors"
+    if (found := read(path)) is not None:
+        return found
+    with locked(path, note):
+        if (found := read(path)) is not None:
+            return found
+        for old in path.parent.glob(f"{family}-*.safetensors"):
+            if not old.name.startswith(f"{current}-"):
+                with suppress(OSError):
+                    old.unlink()
+        if path.exists() and not path.is_file():
+            raise ResourceError(f"{path} is no regular file")
+        with publish(path) as out:
+            write(out)
+        found = read(path)
+    if found is None:
+        raise ResourceError(f"{path} does not hold what was written to it")
+    return found
+
+
+def _short(identity: Any) -> str:
+    """16 hex digits that stand for JSON values."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _read(path: Path, valid: Callable[[dict[str, Tensor]], bool]) -> dict[str, Tensor] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from gencli.rng import Rng
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the data calls its examples, such as the ids of records: plain values of JSON, None for none.
+
+    `field` is the name that they have there, and in what is written about the examples.
+    """
+
+    field: str
+    values: Sequence[Any]
+
+    def __getitem__(self, part: slice) -> Keys:
+        return Keys(self.field, self.values[part])
+
+    def select(self, places: Iterable[Any]) -> Keys:
+        """Those of the examples of these numbers."""
+        return Keys(self.field, [self.values[place] for place in places])
+
 
 
 @dataclass
@@ -46,6 +65,8 @@ class Dataset:
         origin: (N, K) int64, where each was found: the number of the example in the data, and of one that was cut
             into pieces the place of the piece in it; None: the number is its own.
         document: (T,) all tokens of a document in order, where the text is one; else None.
+        keys: what the data calls the examples; None: nothing.
+        mapped: whether examples and document are in a mapped file, and not in memory.
         fingerprint: hex digest of what was read, the same wherever the data lies.
         skipped: unreadable examples left out on request.
         drawn: how a grey picture becomes binary: None (it does not, or already is), "fixed" or "dynamic".
@@ -74,6 +95,8 @@ class Dataset:
     origin: Tensor | None = None
     amounts: dict[str, Tensor] = field(default_factory=dict)
     tasks: Tensor | None = None
+    mapped: bool = False
+    keys: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -102,6 +125,10 @@ class Dataset:
             batch.condition = self.derive(batch)
         return batch
 
+    def whole(self) -> Batch:
+        """All examples as one batch, on the CPU."""
+        return self.batch(torch.arange(len(self)))
+
     def unconditional(self) -> Dataset:
         """The same examples, made from nothing."""
         return replace(self, spec=self.spec.unconditional(), condition=None, derive=None)
@@ -112,8 +139,10 @@ class Dataset:
             return self
         condition = self.condition.on(device) if self.condition else None
         free, _ = torch.cuda.mem_get_info(device)
-        examples = self.examples.to(device) if 2 * self.examples.nbytes <= free else self.examples
-        return replace(self, examples=examples, condition=condition)
+        if 2 * self.examples.nbytes > free:
+            return replace(self, condition=condition)
+        document = None if self.document is None else self.document.to(device)
+        return replace(self, examples=self.examples.to(device), document=document, condition=condition)
 
     def span(self, start: int, end: int) -> Dataset:
         """Examples `start` to `end`, and of a document the same passages."""
@@ -151,8 +180,16 @@ class Dataset:
 
     def _map(self, pick: Callable[[Any], Any]) -> Dataset:
         parts: dict[str, Any] = {name: None if (part := getattr(self, name)) is None else pick(part)
-                                 for name in ("examples", "labels", "tasks", "lengths", "groups", "blocks", "origin")}
+                                 for name in ("examples", "labels", "tasks", "lengths", "groups", "blocks", "origin",
+                                              "keys")}
         return replace(self, **parts, amounts={name: pick(part) for name, part in self.amounts.items()})
+
+
+def records_of(keys: Keys | None, numbers: Iterable[int]) -> Iterator[dict[str, Any]] | None:
+    """What is written about the examples of these numbers, from the start again after the last; None: nothing."""
+    if keys is None:
+        return None
+    return ({keys.field: keys.values[number % len(keys.values)]} for number in numbers)
 
 
 def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,
@@ -166,13 +203,21 @@ def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,
     return x, lengths
 
 
-def fingerprint(*contents: Tensor | bytes | None) -> str:
-    """sha256 of tensors (type, shape and numbers) and bytes."""
+def fingerprint(*contents: Tensor | bytes | Iterator[bytes] | None) -> str:
+    """sha256 of tensors (type, shape and numbers) and bytes, of which an iterator gives one piece after the other."""
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, torch.Tensor):
-            digest.update(f"{content.dtype}{tuple(content.shape)}".encode())
+            digest.update(header(content.dtype, content.shape))
             digest.update(np.ascontiguousarray(content.numpy()).data)
+        elif isinstance(content, Iterator):
+            for piece in content:
+                digest.update(piece)
         else:
             digest.update(content or b"none")
     return digest.hexdigest()
+
+
+def header(dtype: torch.dtype, shape: Sequence[int]) -> bytes:
+    """What stands before the numbers of a tensor in its fingerprint."""
+    return f"{dtype}{tuple(shape)}".encode()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gencli import registry
-from gencli.dataset import Dataset, fingerprint
+from gencli.dataset import Dataset, Keys, fingerprint
 from gencli.errors import DataError, UsageError
 from gencli.escape import is_utf8, printable
 from gencli.lazy import Lazy
@@ -138,6 +138,7 @@ class Examples(ABC):
     `tasks`: of several labels, by their names, the names of the classes, "" for none; then there are no `labels`.
     `offers`: what came with them and they may be made from if that is asked for, by name, e.g. the text of a writing.
     `numbers`: where some could not be read, which of those that were asked for these are.
+    `keys`: what they are called in the data, and in what is written about them.
     """
 
     kind: ClassVar[str]
@@ -149,6 +150,7 @@ class Examples(ABC):
         self.tasks: dict[str, list[str]] = {}
         self.offers: dict[str, Examples] = {}
         self.numbers: list[int] | None = None
+        self.keys: Keys | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -187,6 +189,7 @@ class Examples(ABC):
         part.condition = self.condition.take(indices) if self.condition else None
         part.tasks = {name: [labels[i] for i in indices] for name, labels in self.tasks.items()}
         part.offers = {name: offer.take(indices) for name, offer in self.offers.items()}
+        part.keys = self.keys and self.keys.select(indices)
         return part
 
     def join(self, others: Sequence[Self]) -> Self:
@@ -198,11 +201,21 @@ class Examples(ABC):
                        for name in self.tasks}
         whole.offers = {name: offer.join([other.offers[name] for other in others])
                         for name, offer in self.offers.items() if all(name in other.offers for other in others)}
+        keys = [part.keys for part in (self, *others) if part.keys]
+        if len(keys) == len(others) + 1 and len({own.field for own in keys}) == 1:
+            whole.keys = Keys(keys[0].field, [key for own in keys for key in own.values])
         return whole
 
     def head(self, limit: int | None) -> Self:
         """The first `limit` examples; all if None."""
         return self if limit is None or limit >= len(self) else self.take(range(limit))
+
+    def classify(self, columns: Mapping[str, list[str]]) -> None:
+        """Take the classes of one label, by its name, or of several; "" where one is not known."""
+        if len(columns) > 1:
+            self.tasks, self.labels = dict(columns), None
+        for classes in columns.values() if len(columns) == 1 else ():
+            self.labels = classes if any(classes) else None
 
     def groups(self) -> list[int] | None:
         """(N,) the same number for examples that are made from the same thing; None if they are made from nothing."""
@@ -297,6 +310,10 @@ class ListedExamples(Examples, Generic[T]):
 class FileExamples(ListedExamples[Source]):
     """Examples that are a file each, or the bytes of one."""
 
+    def __init__(self, name: str, items: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0):
+        super().__init__(name, items, labels, skipped)
+        self.keys = Keys("file", [called for called, _ in self.items])
+
     def called(self, number: int) -> str:
         return self.items[number][0]
 
@@ -352,6 +369,32 @@ def classes_in(records: Sequence[Numbered], key: str | None = None) -> list[str]
     """
     labels = [record.get(key) if key else record.get("class", record.get("label")) for _, record in records]
     return None if all(label is None for label in labels) else ["" if label is None else str(label) for label in labels]
+
+
+_KEYS = ("__key__", "id", "name")  # where data says what it calls its examples
+
+
+def keys_in(column: Callable[[str], Sequence[Any]], used: Iterable[str | None] = ()) -> Keys | None:
+    """What examples are called under `__key__`, `id` or `name`; None if there is nothing, or nothing plain.
+
+    Args:
+        column: what they have under a name, (N,) values of JSON, None for none.
+        used: the names under which there is something else.
+    """
+    for name in _KEYS:
+        if name not in used:
+            keys = column(name)
+            found = {*map(type, keys)}
+            if found & {str, int} and found <= {str, int, type(None)}:
+                return Keys(name, keys)
+    return None
+
+
+def keyed(data: Dataset, examples: Examples) -> Dataset:
+    """Examples made to fit, with what the data calls each; a piece is called like the example that it is of."""
+    if examples.keys is None:
+        return data
+    return replace(data, keys=examples.keys.select(row[0] for row in _origins(data)))
 
 
 def bytes_of(content: Path | bytes) -> bytes:

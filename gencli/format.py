@@ -136,7 +136,8 @@ class Held(Format):
     def columns(self) -> dict[str, np.ndarray]:
         """What else there is to say of the examples, (N,) each, by name."""
         records = [record for rows in self.blocks for record in rows.records]
-        return {name: np.array([record[name] for record in records]) for name in (records[0] if records else ())}
+        return {name: np.array(["" if record[name] is None else record[name] for record in records])
+                for name in (records[0] if records else ())}
 
 
 def stack(values: Sequence[np.ndarray]) -> np.ndarray:

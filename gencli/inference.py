@@ -12,9 +12,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gencli import registry
@@ -22,6 +23,8 @@ from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
 from gencli.model import Batch, Given, Model, join
 from gencli.rng import ExampleStreams
+
+_ROWS = 4096  # examples whose neighbours are looked for at once
 
 
 def own_options(method: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +207,54 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
             decoded = decode_batch(model, codes, None, batch.condition, options)
             error = squared_error(decoded, batch, registry.kind_of(model.spec).missing)[positions].float().cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
+
+
+def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, seed: int = 0,
+            progress: Callable[[int, int], None] = lambda done, total: None, **options: Any) -> tuple[Tensor, Tensor]:
+    """Of each of `examples` the `count` of `collection` whose codes have the largest cosine with its own.
+
+    (N, count) float64 cosines, the largest first, and (N, count) int64 numbers, the smaller first of equal ones. The
+    codes of `examples` are in memory, those of `collection` some at a time.
+
+    Raises:
+        UsageError: a code is as long as its example, and so no point of one space.
+    """
+    for data in (examples, collection):
+        _require_vectors(model, data, options)
+
+    def directions(data: Dataset) -> Iterator[Tensor]:
+        for codes, _, _ in encode(model, data, seed, **options):
+            yield F.normalize(codes.flatten(1).double(), dim=1)
+
+    own = torch.cat([*directions(examples)])
+    best = own.new_full((len(own), count), -math.inf)
+    numbers, done = torch.zeros(len(own), count, dtype=torch.int64), 0
+    for others in directions(collection):
+        places = torch.arange(done, done + len(others))
+        for rows in torch.arange(len(own)).split(_ROWS):
+            cosines = torch.cat([best[rows], own[rows] @ others.T], 1)
+            of = torch.cat([numbers[rows], places.expand(len(rows), -1)], 1)
+            best[rows], order = (part[:, :count] for part in cosines.sort(dim=1, descending=True, stable=True))
+            numbers[rows] = of.gather(1, order)
+        done += len(others)
+        progress(done, len(collection))
+    return best[:, :done], numbers[:, :done]
+
+
+@torch.no_grad()
+def _require_vectors(model: Model, data: Dataset, options: dict[str, Any]) -> None:
+    """UsageError if the code of an example that is cut short is another shape than that of the whole."""
+    if not registry.kind_of(model.spec).variable:
+        return
+    assert data.lengths is not None
+    method, whole = model.encode, data.batch(data.lengths.argmax()[None], model.device)
+    short = replace(whole, x=whole.x[:, :1], lengths=torch.ones(1, dtype=torch.int64, device=model.device))
+    rng = ExampleStreams(0, torch.arange(1), "encode", model.device)
+    shapes = {tuple(method(batch, rng, **own_options(method, options)).shape) for batch in (whole, short)}
+    if len(shapes) > 1:
+        others = [value for value in get_args(get_type_hints(method).get("code")) if value not in ("noise", "path")]
+        ways = f"; --set code={others[0]} gives vectors" if others else ", and this model has no others"
+        raise UsageError(f"codes of this model are as long as their examples, so that none is near another{ways}")
 
 
 @torch.no_grad()

@@ -232,6 +232,7 @@ class Kind:
         labels = classes_in([records[i] for i in kept])
         examples = self.from_array(stack(arrays), name, request, labels)
         examples.skipped += len(records) - len(kept)
+        examples.numbers = kept if examples.numbers is None else [kept[i] for i in examples.numbers]
         return examples
 
     def _array_in(self, numbered: Numbered, name: str) -> np.ndarray:

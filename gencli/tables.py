@@ -10,7 +10,7 @@ import io
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,13 +38,22 @@ def decode(data: bytes, name: str) -> str:
     """UTF-8 bytes as text; DataError if they are none."""
     try:
         text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name} is not UTF-8 text (byte 0x{data[error.start]:02x} in line {line}); "
-                        "convert it, or give data of a kind that is known") from error
+    except UnicodeDecodeError as error:  # of its object, which has lost the mark
+        raise not_utf8(name, error.object[error.start], error.object.count(b"\n", 0, error.start) + 1) from error
     if "\0" in text:
-        raise DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
+        raise zero_bytes(name)
     return text
+
+
+def not_utf8(name: str, byte: int, line: int) -> DataError:
+    """The error of a text with a byte that is not UTF-8."""
+    return DataError(f"{name} is not UTF-8 text (byte 0x{byte:02x} in line {line}); convert it, or give data of a kind "
+                     f"that is known")
+
+
+def zero_bytes(name: str) -> DataError:
+    """The error of a text with zero bytes."""
+    return DataError(f"{name} holds zero bytes, so it is not text; give data of a kind that is known")
 
 
 def number(cell: str) -> float | None:
@@ -60,6 +69,13 @@ def listed(names: Iterable[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="").writerow(names)
     return out.getvalue()
+
+
+def unlisted(text: str | None, known: Collection[str] = ()) -> list[str]:
+    """The names of which `listed` makes a text; one of the `known` ones is itself, whatever commas it has."""
+    if not text or text in known:
+        return [text] if text else []
+    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def numbered(count: int) -> tuple[str, ...]:

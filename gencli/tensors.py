@@ -1,24 +1,64 @@
 """Tensors in files: safetensors, and the SHA-256 that shows that a file is unchanged. No pickle."""
 
 import hashlib
+import json
+import math
 import mmap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from gencli.errors import ModelError
 
+_NAMES = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}  # of types, in a header
 HEADER_LIMIT = 16 * 2**20  # bytes; enough for 100,000 tensors
 
 
 def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Tensors as a safetensors file."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+
+
+class Growing:
+    """A safetensors file whose first tensor grows piece by piece; where the others stand is said last, in its header.
+
+    Args:
+        out: the file, in which one can go back.
+        name, dtype: of the first tensor.
+    """
+
+    HEADER = 4096  # bytes: room for the description of a few tensors
+
+    def __init__(self, out: BinaryIO, name: str, dtype: torch.dtype):
+        self._out, self._name, self._dtype = out, name, dtype
+        out.write(bytes(self.HEADER))
+
+    def append(self, piece: np.ndarray) -> None:
+        """Numbers (M,) that follow those before."""
+        self._out.write(np.ascontiguousarray(piece).data)
+
+    def close(self, shape: Sequence[int], others: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        """The shape of the first tensor, further tensors, and what is to be said of them."""
+        size = self._dtype.itemsize * math.prod(shape)
+        others = {"filling": torch.zeros(-size % 8, dtype=torch.uint8)} | others  # what follows is aligned
+        described, place = {self._name: (self._dtype, shape, 0, size)}, size
+        for name, tensor in others.items():
+            self._out.write(tensor.contiguous().numpy().data)
+            described[name] = (tensor.dtype, tensor.shape, place, place + tensor.nbytes)
+            place += tensor.nbytes
+        header = {name: {"dtype": _NAMES[dtype], "shape": [*shape], "data_offsets": [start, end]}
+                  for name, (dtype, shape, start, end) in described.items()}
+        text = json.dumps({**header, "__metadata__": metadata}).encode().ljust(self.HEADER - 8)
+        self._out.seek(0)
+        self._out.write(len(text).to_bytes(8, "little") + text)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

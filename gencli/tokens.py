@@ -16,13 +16,20 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gencli.errors import ModelError, install
+from gencli.lazy import Lazy
+
+if TYPE_CHECKING:
+    import numpy as np
+else:
+    np = Lazy("numpy")
 
 Unit = Literal["characters", "bytes", "words", "subword"]
 Vocabulary = tuple[str, ...]
@@ -33,6 +40,7 @@ MARKS = ("<unk>", "<end>")
 SUBWORDS = 2000  # tokens of a subword vocabulary where the user says nothing
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _WORDS = re.compile(r"\w+|\s+|[^\w\s]")  # words, space and punctuation: together the whole text
+_SPACE = re.compile(r"\s")
 # A word with the white space before it: what subwords never reach across. Bounded, so that a text without space takes
 # no longer than any other.
 _STRETCHES = re.compile(r"\s{,32}\S{1,64}|\s{1,32}")
@@ -44,7 +52,10 @@ class Tokenizer:
 
     Attributes:
         pieces: the bytes that each token stands for. Those of `<unk>` occur in no UTF-8, so that they decode as U+FFFD.
+        merges: pairs of tokens that were merged into one; of subwords alone there are any.
     """
+
+    merges: Merges = ()
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
@@ -66,6 +77,10 @@ class Tokenizer:
         number = self._numbers
         return [number.get(part, UNKNOWN) for part in self.parts(text)]
 
+    def numbers(self, text: str) -> np.ndarray:
+        """`encode` as an array of integers (T,), of long texts the faster way."""
+        return self._table[_code_points(text)]
+
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens up to the first `<end>`; `<unk>`, and bytes that are no UTF-8, become U+FFFD."""
         tokens = list(tokens)
@@ -85,8 +100,24 @@ class Tokenizer:
     def _numbers(self) -> dict[str, int]:
         return {part: number for number, part in enumerate(self.vocabulary) if number >= len(MARKS)}
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """The token of every code point."""
+        table = np.full(sys.maxunicode + 1, UNKNOWN, np.int32)
+        for part, number in self._numbers.items():
+            if len(part) == 1:
+                table[ord(part)] = number
+        return table
 
-class Words(Tokenizer):
+
+class _Parted(Tokenizer):
+    """A tokenizer whose parts are longer than a character."""
+
+    def numbers(self, text: str) -> np.ndarray:
+        return np.array(self.encode(text), np.int32)
+
+
+class Words(_Parted):
     def parts(self, text: str) -> Sequence[str]:
         return _WORDS.findall(text)
 
@@ -100,11 +131,14 @@ class Bytes(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return [byte + len(MARKS) for byte in text.encode()]
 
+    def numbers(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32) + len(MARKS)
+
     def unknown(self, text: str) -> list[str]:
         return []
 
 
-class Subwords(Tokenizer):
+class Subwords(_Parted):
     """Bytes, and pairs of tokens that were merged into one.
 
     The vocabulary is written in the alphabet of `tokenizers`, which has a visible character for every byte: the marks,
@@ -116,7 +150,7 @@ class Subwords(Tokenizer):
 
     def __init__(self, vocabulary: Vocabulary, merges: Merges):
         super().__init__(vocabulary)
-        self._merges = merges
+        self.merges = merges
         self._seen: dict[str, list[int]] = {}  # the tokens of stretches, which in a book are mostly repetitions
         own = set(vocabulary[len(MARKS):])
         if vocabulary[len(MARKS):][:256] != _alphabet() or len(own) != len(vocabulary) - len(MARKS):
@@ -151,7 +185,7 @@ class Subwords(Tokenizer):
     @cached_property
     def _encoder(self) -> Any:
         own = {part: number for number, part in enumerate(self.vocabulary[len(MARKS):])}
-        return _encoder(vocab=own, merges=[(self.vocabulary[a], self.vocabulary[b]) for a, b in self._merges])
+        return _encoder(vocab=own, merges=[(self.vocabulary[a], self.vocabulary[b]) for a, b in self.merges])
 
 
 @lru_cache(maxsize=8)
@@ -180,12 +214,51 @@ def learn(texts: Iterable[str], unit: Unit, size: int | None = None) -> tuple[Vo
         return (*MARKS, *_BYTES), ()
     if unit == "subword":
         return _learn_subwords(texts, size or SUBWORDS)
+    if unit == "characters":
+        return (*MARKS, *_characters(texts)), ()
     cut = tokenizer(unit, MARKS).parts
     if size is None:
         return (*MARKS, *sorted({part for text in texts for part in cut(text)})), ()
     counts = Counter(part for text in texts for part in cut(text))
     frequent = sorted(counts, key=lambda part: (-counts[part], part))[: size - len(MARKS)]
     return (*MARKS, *sorted(frequent)), ()
+
+
+def _characters(texts: Iterable[str]) -> Iterator[str]:
+    """The characters of texts, sorted."""
+    seen = np.zeros(sys.maxunicode + 1, bool)
+    for text in texts:
+        seen[_code_points(text)] = True
+    return map(chr, np.flatnonzero(seen).tolist())
+
+
+def _code_points(text: str) -> np.ndarray:
+    """(T,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def apart(pieces: Iterable[str], unit: Unit) -> Iterator[str]:
+    """The pieces of a text, cut anew where they cut a token in two, so that each can be encoded by itself.
+
+    No word and no stretch goes on where white space follows something else. A text without any is one piece.
+    """
+    if unit in ("characters", "bytes"):
+        yield from pieces
+        return
+    rest = ""
+    for piece in pieces:
+        rest += piece
+        if not _SPACE.search(piece):
+            continue
+        head = rest.rstrip()
+        if len(head) == len(rest):
+            head, *others = rest.rsplit(maxsplit=1)
+            head = head if others else ""
+        if head:
+            yield head
+            rest = rest[len(head):]
+    if rest:
+        yield rest
 
 
 def _learn_subwords(texts: Iterable[str], size: int) -> tuple[Vocabulary, Merges]:

@@ -137,7 +137,7 @@ class Plan:
     def size(self) -> dict[str, int]:
         """The number of parameters, and the bytes of weights, gradients, optimiser, average and data."""
         parameters = sum(p.numel() for p in self.build().parameters())
-        examples = getattr(self.examples.examples, "nbytes", 0)
+        examples = 0 if self.examples.mapped else getattr(self.examples.examples, "nbytes", 0)
         return {"parameters": parameters, "memory": 4 * self.copies * parameters + examples}
 
     def card(self, outcome: Outcome) -> runs.Card:

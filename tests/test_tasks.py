@@ -192,3 +192,38 @@ def test_metrics_that_take_one_label_say_so(table):
     assert isinstance(data, Dataset)
     with pytest.raises(DataError, match="has no labels"):
         measure(["usefulness"], Inputs(data, training=data))
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """The same texts with two labels, of which some are missing, as records and as a table."""
+    rows = [{"id": i, "review": f"{'good' if i % 2 else 'bad'} {'long' * (i % 3)} film", "tone": "+" if i % 2 else "-",
+             "stars, all": i % 3} for i in range(30)]
+    del rows[4]["tone"]
+    rows[5]["tone"] = None
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [f'{row["id"]},{row["review"]},{row.get("tone") or ""},{row["stars, all"]}\n' for row in rows]
+    (tmp_path / "reviews.csv").write_text('id,review,tone,"stars, all"\n' + "".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["reviews.jsonl", "reviews.csv"])
+def test_several_labels_of_records_and_tables_of_texts(name, reviews):
+    options = {"kind": "text", "text": "review", "label": 'tone,"stars, all"'}
+    data = load(f"{reviews / name}:all", options)
+    assert data.spec.tasks == (("tone", ("+", "-")), ("stars, all", ("0", "1", "2"))) and data.labels is None
+    assert data.tasks[:, 0].tolist() == [-1 if i in (4, 5) else 1 - i % 2 for i in range(30)]
+    assert data.tasks[:, 1].tolist() == [i % 3 for i in range(30)]
+    assert [str(key) for key in data.keys.values] == [str(i) for i in range(30)]
+    one = load(f"{reviews / name}:all", {**options, "label": "stars, all"})  # the comma is its own
+    assert one.spec.classes == ("0", "1", "2") and not one.spec.tasks
+    with pytest.raises(UsageError, match=r"tne.*did you mean 'tone'"):
+        load(str(reviews / name), {**options, "label": "tone,tne"})
+
+
+def test_a_classifier_of_several_labels_of_records(reviews, gencli):
+    gencli("train", "classifier", "reviews.jsonl", "--text", "review", "--label", "tone", "--label", "stars, all",
+           "--net", "mean", "--steps", "1", "-o", "run", "-q")
+    assert [name for name, _ in read_card("run").spec.tasks] == ["tone", "stars, all"]
+    found = gencli("evaluate", "run", "reviews.jsonl:all", "--draw", "0", "--json", "-q").json()["values"]
+    assert found.keys() >= {"accuracy_tone", "accuracy_stars_all"}

@@ -1,19 +1,22 @@
 """What samples are conditioned on, from the words of the command line."""
 
+import itertools
 import sys
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gencli import registry
 from gencli.console import Console
-from gencli.errors import UsageError, did_you_mean
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.spec import numbers_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from gencli.dataset import Dataset
+    from gencli.dataset import Dataset, Keys
     from gencli.kind import Partial
     from gencli.model import Batch, Given
 
@@ -39,8 +42,8 @@ def class_number(card: Any, label: str | None) -> int | None:
 
 def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: str | None = None,
                complete: str | None = None, keep_rows: int | None = None, mask: str | None = None,
-               condition: str | None = None) -> "Given":
-    """What the samples are conditioned on beside the class.
+               condition: str | None = None) -> "tuple[Given, Keys | None]":
+    """What the samples are conditioned on beside the class, and what the data calls each of these.
 
     Args:
         settings: how `condition` is read.
@@ -56,7 +59,7 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
     from gencli.commands._reading import conditions_for, load_alone
     from gencli.model import Given
 
-    given = Given()
+    given, keys = Given(), None
     kind = registry.kind_of(card.spec)
     if prompt is not None:
         registry.require(card.family, "prompt")
@@ -66,9 +69,11 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         unread, settings = settings, {}
 
         def read(spec: Any) -> "Dataset":
-            nonlocal unread
+            nonlocal unread, keys
             options, unread = unread, {}
-            return load_alone(card, complete, options, console, spec)
+            data = load_alone(card, complete, options, console, spec)
+            keys = data.keys
+            return data
 
         _keep(given, kind.partial(complete, card.spec, keep_rows, mask, read), console)
         settings = unread
@@ -78,8 +83,9 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         written = None if card.spec.condition else kind.written(condition, card.spec)
         if written is None:
             registry.require(card.family, "condition")
-            given.condition = conditions_for(runs.complete(card), condition, settings, console)
-            return given
+            data = conditions_for(runs.complete(card), condition, settings, console)
+            given.condition = data.whole()
+            return given, data.keys
         registry.require(card.family, "complete")
         if complete is not None:
             raise UsageError(f"--given {condition} and --complete {complete} both say what is known; write the values "
@@ -88,23 +94,32 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
     if settings:
         name = next(iter(settings)).replace("_", "-")
         raise UsageError(f"--{name} says how data is read, and none is: add --given DATA")
-    return given
+    return given, keys
 
 
-def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Iterator[Batch] | None":
-    """What samples are to be made from where it comes line by line on stdin, in pieces as it comes.
+def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Lines | None":
+    """What samples are to be made from where it comes line by line on stdin.
 
     None where examples come otherwise: of kinds that are no plain text, and in a tar.
-
-    Raises:
-        DataError: a line that is not UTF-8.
     """
     from gencli import runs
 
     like = runs.complete(card).spec.condition
-    if like is None or settings or not registry.kind_of(like).plain or b"\0" in _beginning(sys.stdin.buffer):
+    return None if like is None else _lines(like, settings, console, card.reading.get("source"))
+
+
+def examples_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Dataset | None":
+    """The lines of stdin as examples of a model; None where examples come otherwise, as above."""
+    lines = None if card.spec.condition else _lines(card.spec, settings, console, card.reading.get(card.spec.kind))
+    return None if lines is None else lines.together()
+
+
+def _lines(like: Any, settings: dict[str, Any], console: Console, trained: str | None) -> "Lines | None":
+    """`trained`: where records of the training had such texts."""
+    if not registry.kind_of(like).plain or settings.keys() - {like.kind} or b"\0" in _beginning(sys.stdin.buffer):
         return None
-    return _lines(like, sys.stdin.buffer, console)
+    named = settings.get(like.kind)
+    return Lines(like, sys.stdin.buffer, console, [named] if named else [trained, like.kind])
 
 
 def _beginning(stream: Any) -> bytes:
@@ -117,29 +132,104 @@ def _beginning(stream: Any) -> bytes:
     return content
 
 
-def _lines(like: Any, stream: Any, console: Console) -> "Iterator[Batch]":
-    import torch
+class Lines:
+    """Lines of a stream, in batches as they come: texts, or records of JSON with a text.
 
-    from gencli.examples import Request
-    from gencli.tables import decode
+    Args:
+        like: the Spec of the texts.
+        names: under which of these a record has its text; if the first line is no record with one, lines are texts.
 
-    kind, request = registry.kind_of(like), Request("stdin")
-    rest, count, open_ = b"", 0, True
-    while open_:
-        content = stream.read1(_CHUNK)
-        open_ = bool(content)
-        *lines, rest = (rest + content).split(b"\n")
-        if not open_ and rest:
-            lines.append(rest)
-        texts = [decode(line, f"line {count + i} of stdin") for i, line in enumerate(lines, start=1)]
-        for i, text in enumerate(texts, start=1):
-            if lost := kind.lost(text, like):
-                console.warn(f"line {count + i} of stdin: {lost}")
-        count += len(texts)
-        if texts:
-            examples = kind.from_cells([texts], ("line",), request)
-            assert examples is not None
-            yield examples.fit(like, request, None).batch(torch.arange(len(texts)))
+    Raises (while it is read):
+        DataError: a line that is not UTF-8; among records, one that is none.
+    """
+
+    def __init__(self, like: Any, stream: Any, console: Console, names: "Sequence[str | None]"):
+        self._like, self._stream, self._console, self._names = like, stream, console, names
+        self._kind = registry.kind_of(like)
+        self._warns = True
+        self._count = 0  # lines that have been read
+        self._name: str | None = None  # under which records have their texts; "": lines are texts
+        self._read: deque[dict[str, Any]] = deque()  # what the records of batches are called
+
+    def __iter__(self) -> "Iterator[Batch]":
+        return (self._fitted(texts).whole() for texts in self._texts())
+
+    def together(self) -> "Dataset":
+        """All lines, with what their records are called."""
+        from gencli.dataset import Keys
+
+        self._warns = False  # line by line; what is lost is told of all
+        data = self._fitted([text for texts in self._texts() for text in texts])
+        for note in data.notes:
+            self._console.note(f"stdin: {note}")
+        fields = {name for record in self._read for name in record}
+        data.keys = next((Keys(name, [record.get(name) for record in self._read]) for name in sorted(fields)), None)
+        return data
+
+    def _fitted(self, texts: list[str]) -> "Dataset":
+        from gencli.examples import Request
+
+        if not texts:
+            raise DataError("stdin is empty; expected lines of text, or a tar")
+        examples = self._kind.from_cells([texts], ("line",), Request("stdin"))
+        assert examples is not None
+        return examples.fit(self._like, Request("stdin"), None)
+
+    def _texts(self) -> "Iterator[list[str]]":
+        """The texts of lines that have come."""
+        rest, open_ = b"", True
+        while open_:
+            content = self._stream.read1(_CHUNK)
+            open_ = bool(content)
+            *lines, rest = (rest + content).split(b"\n")
+            if not open_ and rest:
+                lines.append(rest)
+            texts = [text for line in lines if (text := self._text(line)) is not None]
+            if texts:
+                yield texts
+
+    def records(self, each: int) -> "Iterator[dict[str, Any]]":
+        """What is written of the examples, of which `each` are made from a line."""
+        while True:
+            record = self._read.popleft()
+            yield from itertools.repeat(record, each)
+
+    def _text(self, line: bytes) -> str | None:
+        """The text of a line; None of an empty one among records."""
+        from gencli.examples import keys_in
+        from gencli.streams import parse_record
+        from gencli.tables import decode
+
+        self._count += 1
+        where = f"line {self._count} of stdin"
+        text = decode(line, where)
+        if self._name is None:
+            self._name = self._name_in(text)
+        record: dict[str, Any] = {}
+        if self._name:
+            if not text.strip():
+                return None
+            record = parse_record(line, where)
+            if not isinstance(record.get(self._name), str):
+                raise DataError(f"{where} has no text under {self._name!r}")
+            text = record[self._name]
+        if self._warns and (lost := self._kind.lost(text, self._like)):
+            self._console.warn(f"{where}: {lost}")
+        keys = keys_in(lambda name: [record.get(name)], (self._name,))
+        self._read.append({keys.field: keys.values[0]} if keys else {})
+        return text
+
+    def _name_in(self, text: str) -> str:
+        """Where records have their texts, if the first line is one."""
+        from gencli.streams import parse_record
+
+        with suppress(DataError):
+            record = parse_record(text.encode(), "stdin") if text.startswith("{") else {}
+            for name in self._names:
+                if name and isinstance(record.get(name), str):
+                    self._console.note(f"stdin: lines are records of JSON, with their texts under {name!r}")
+                    return name
+        return ""
 
 
 def _keep(given: "Given", part: "Partial", console: Console) -> None:

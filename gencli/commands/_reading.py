@@ -130,7 +130,7 @@ def example_of(card: Card, words: str, settings: dict[str, Any], console: Consol
 
 
 def conditions_for(card: Card, source: str, settings: dict[str, Any], console: Console,
-                   data_root: str | None = None) -> Batch:
+                   data_root: str | None = None) -> Dataset:
     """What examples are to be made from: data of that kind, or that side of pairs, one for each pair.
 
     Args:
@@ -146,6 +146,5 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
     trained = {name: value for name, value in card.reading.items() if name in kind.Settings.model_fields}
     if kind is registry.kind_of(card.spec):
         trained = kind.for_condition(trained)
-    data = load(source, {**trained, **kind.whole, **settings}, split="all", like=like, sources=True,
+    return load(source, {**trained, **kind.whole, **settings}, split="all", like=like, sources=True,
                 data_root=data_root, notify=console.note, detail=console.detail)
-    return data.batch(torch.arange(len(data)))

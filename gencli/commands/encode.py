@@ -1,6 +1,7 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
-from typing import Annotated, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,6 +10,9 @@ from gencli.commands import _options as options
 from gencli.console import Console
 from gencli.errors import UsageError
 from gencli.publish import is_stdout
+
+if TYPE_CHECKING:
+    from gencli.dataset import Dataset
 
 
 @options.with_fields(*options.reading_panels())
@@ -19,6 +23,10 @@ def encode(
     format: options.Format = None,
     errors: Annotated[bool, typer.Option("--errors", help="Decode the codes again, and write the mean squared error "
                                          "of each reconstruction beside its code.")] = False,
+    nearest: Annotated[str | None, typer.Option("--nearest", metavar="DATA", help="Write, instead of its code, which "
+                                                "examples of DATA have the codes nearest to it, by their cosine: "
+                                                ".jsonl, .csv.")] = None,
+    number: Annotated[int, typer.Option("-n", "--number", min=1, help="How many examples of --nearest.")] = 5,
     set: options.Set = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = False,
@@ -32,35 +40,53 @@ def encode(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'sample RUN --latents -' reads."""
+    """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'sample RUN --latents -' reads.
+
+    Of texts - reads lines, or records of JSON, from stdin.
+    """
     import torch
 
     from gencli import device as devices
     from gencli import inference, runs, streams
+    from gencli.commands._conditions import examples_of_stdin
     from gencli.commands._outputs import require_apart
     from gencli.commands._reading import load_for
+    from gencli.dataset import records_of
 
     console = Console(quiet, verbose, json)
     if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")
-    require_apart({"-o": output}, [data], run)
+    if nearest and errors:
+        raise UsageError("--errors is about codes that are written, and --nearest writes none; leave one out")
+    if nearest == data == "-":
+        raise UsageError("encode - --nearest -: both would read stdin; write one of them to a file")
+    require_apart({"-o": output}, [data, nearest], run)
     card = runs.read_card(run)
     registry.require(card.family, "encode")
     with console.progress("encode: reading") as progress:
-        examples = load_for(card, data, settings, console, "all", limit=limit, skip_bad=skip_bad, download=download,
-                            data_root=data_root, progress=progress)
+        reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
+        lines = examples_of_stdin(card, settings, console) if data == "-" else None
+        examples = lines.subset(limit) if lines else load_for(card, data, settings, console, "all", limit=limit,
+                                                              progress=progress, **reading)
+        others = load_for(card, nearest, settings, console, "all", progress=progress, **reading) if nearest else None
+    if others:
+        found = _write_nearest(run, examples, others, number, output, format, set, seed, device, console)
+        if json:
+            console.result({"examples": len(examples), "collection": len(others), "nearest": found,
+                            "output": output, "skipped": examples.skipped}, "")
+        return
     with streams.open_code_writer(output, format=format, total=len(examples), meta={"family": card.family}) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
         methods = [model.encode, model.decode] if errors else [model.encode]
         keywords = options.parse_set(set, *methods)
-        measured = []
+        measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
             done = 0
             for codes, batch, error in inference.encode(model, examples, seed, errors, **keywords):
                 columns = {} if error is None else {"reconstruction_error": error}
                 if is_stdout(output):
                     progress.give_way()
-                writer.write(codes, batch.labels, **columns)
+                writer.write(codes, batch.labels, [*islice(called, len(codes))] if called else None, **columns)
                 measured += list(columns.values())
                 done += len(codes)
                 progress(done, len(examples))
@@ -70,3 +96,31 @@ def encode(
         console.note(f"{done} examples, mean squared reconstruction error {document['reconstruction_error']:.5g}")
     if json:
         console.result(document, "")
+
+
+def _write_nearest(run: str, examples: "Dataset", collection: "Dataset", number: int, output: str | None,
+                   format: str | None, set: list[str] | None, seed: int, device: str, console: Console) -> int:
+    """Write the nearest examples of a collection; returns how many for each."""
+    import torch
+
+    from gencli import device as devices
+    from gencli import inference, runs, streams
+
+    def said(data: "Dataset", place: int) -> dict[str, Any]:
+        """What is written of an example: its number, what the data calls it, and a text itself."""
+        kind = registry.kind_of(data.spec)
+        text = kind.values(data.batch(torch.tensor([place])), data.spec, True)[0] if kind.plain else None
+        return {"example": place, **({data.keys.field: data.keys.values[place]} if data.keys else {}),
+                **({kind.name: text} if kind.plain else {})}
+
+    with streams.open_neighbour_writer(output, format=format) as writer:
+        model, _ = runs.load_model(run, devices.pick(device))
+        keywords = options.parse_set(set, model.encode)
+        with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
+            cosines, places = inference.nearest(model, examples, collection, number, seed, progress, **keywords)
+            if is_stdout(output):
+                progress.give_way()
+            for i, (similar, own) in enumerate(zip(cosines.tolist(), places.tolist(), strict=True)):
+                writer.write(said(examples, i), [{**said(collection, place), "similarity": round(cosine, 6)}
+                                                 for cosine, place in zip(similar, own, strict=True)])
+    return int(places.shape[1])

@@ -55,7 +55,7 @@ def interpolate(
     total = None if ends is None else max(0, (ends - 1) * (frames - 1) + 1)
     # Reading options are about A and B, where there are such.
     fixed = (Given(condition=conditions_for(runs.complete(card), given, {} if examples else settings, console,
-                                            data_root)[:1]) if given else Given())
+                                            data_root).whole()[:1]) if given else Given())
     with (streams.open_writer(output, card.spec, format=format, total=total) as writer,
           console.progress("interpolate") as progress):
         model, _ = runs.load_model(run, devices.pick(device))

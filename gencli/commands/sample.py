@@ -1,7 +1,9 @@
 """`gencli sample RUN`: draw new examples, or decode codes."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +67,7 @@ def sample(
     from gencli import device as devices
     from gencli import runs, streams
     from gencli.commands._outputs import require_apart
+    from gencli.dataset import records_of
     from gencli.sampling import SampleRequest, shard
 
     console = Console(quiet, verbose, json)
@@ -86,7 +89,7 @@ def sample(
     if lines and (number, part, shard_size, latents, film) != (None,) * 5:
         raise UsageError("--given - makes an example of each line as it comes; leave -n, --shard, --shard-size, "
                          "--latents and --film out, or write the lines to a file")
-    conditions = read_given(card, console, settings, prompt, complete, keep_rows, mask, None if lines else given)
+    conditions, keys = read_given(card, console, settings, prompt, complete, keep_rows, mask, None if lines else given)
     number = number or each * count_of(conditions, card.spec) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
     pairs = [*(set or ()), *(f"{name}={value}" for name, value in (("engine", engine), ("stop", stop)) if value)]
@@ -116,6 +119,7 @@ def sample(
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
         total: int | None = None
+        called: Iterator[dict[str, Any]] | None = None  # what is written of the examples
         done, stopped = 0, False
 
         def watch(piece: "Batch") -> None:
@@ -126,7 +130,7 @@ def sample(
             codes = (block.values for block in streams.read_codes(latents, block=model.block))
             batches = request.decoded(model, codes)
         elif lines:
-            batches = request.answered(model, lines)
+            batches, called = request.answered(model, lines), lines.records(each)
         elif writer.continuous:
             total = len(numbers)
             batches = request.streamed(model, numbers)
@@ -134,10 +138,11 @@ def sample(
             parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
             total = frames * sum(map(len, parts))
             batches = request.drawn(model, parts, watch)
+            called = records_of(keys, (number // each for part in parts for number in part for _ in range(frames)))
         for batch in batches:
             if is_stdout(output):
                 progress.give_way()
-            writer.write(batch)
+            writer.write(batch, [*islice(called, len(batch))] if called else None)
             if lines and isinstance(writer, streams.Writer):
                 writer.flush()
             if writer.continuous:

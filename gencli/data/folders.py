@@ -15,6 +15,7 @@ from gencli.data.lines import read_fields
 from gencli.data.names import arranged, expand, numbered_alike, only, splits_among
 from gencli.data.tars import arrays_of, read_tars
 from gencli.data.walk import Walk
+from gencli.dataset import Keys
 from gencli.errors import DataError, UsageError
 from gencli.examples import (
     Examples,
@@ -23,6 +24,7 @@ from gencli.examples import (
     Splits,
     all_kinds,
     joined,
+    keys_in,
     read_bytes,
     shorten,
     unpacked_name,
@@ -463,7 +465,7 @@ def _columns(path: Path, request: Request) -> Examples:
     if missing:
         raise UsageError(f"{path} is a table, of which both columns are named: add --{missing[0]} COLUMN")
     sides = {side: names.split(",") for side, names in named.items() if names}
-    bad, columns = _cells(path, sides, request)
+    bad, columns, keys = _cells(path, sides, request)
 
     def side(name: str, request: Request) -> Examples:
         titles, cells = zip(*columns[name], strict=True)
@@ -478,16 +480,19 @@ def _columns(path: Path, request: Request) -> Examples:
     else:
         examples = joined(side("target", request), side("source", request.of_any_kind()), str(path))
     examples.skipped += bad
+    if keys and len(keys.values) == len(examples):
+        examples.keys = keys
     return examples
 
 
 def _cells(path: Path, sides: dict[str, list[str]],
-           request: Request) -> tuple[int, dict[str, list[tuple[str, list[str]]]]]:
-    """How many rows of a table, or records of JSON, lack a cell; and of each side the name and cells of its columns."""
+           request: Request) -> tuple[int, dict[str, list[tuple[str, list[str]]]], Keys | None]:
+    """How many rows of a table, or records of JSON, lack a cell; of each side the name and cells of its columns; and
+    what the rows are called."""
     names = [name for own in sides.values() for name in own]
     if _ending(path) in (".json", ".jsonl"):
-        bad, fields = read_fields(path, names, request)
-        return bad, {side: [(name, fields[names.index(name)]) for name in own] for side, own in sides.items()}
+        bad, fields, keys = read_fields(path, names, request)
+        return bad, {side: [(name, fields[names.index(name)]) for name in own] for side, own in sides.items()}, keys
     table = read_cells(read_bytes(path), str(path), tuple(names), _ending(path) in (".csv", ".tsv"))
     places = {side: [table.place(name, f"--{side}") for name in own] for side, own in sides.items()}
     last = max(place for side in places.values() for place in side)
@@ -497,5 +502,7 @@ def _cells(path: Path, sides: dict[str, list[str]],
         line = next((line for line, lacks in zip(table.lines, short, strict=True) if lacks), 1)
         raise DataError(f"{path}: line {line} has too few cells for column {last + 1}; --skip-bad leaves such "
                         f"lines out")
-    return sum(short), {side: [(table.columns[i], [row[i] for row in rows]) for i in own]
-                        for side, own in places.items()}
+    cells = {side: [(table.columns[i], [row[i] for row in rows]) for i in own] for side, own in places.items()}
+    number = {column: i for i, column in enumerate(table.columns)}
+    keys = keys_in(lambda name: [row[number[name]] for row in rows] if name in number else [], names)
+    return sum(short), cells, keys

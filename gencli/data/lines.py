@@ -5,10 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gencli.dataset import Keys
 from gencli.errors import DataError
-from gencli.examples import Examples, Numbered, Request, Splits, all_kinds, read_bytes, readable, shorten, whole
+from gencli.examples import (
+    Examples,
+    Numbered,
+    Request,
+    Splits,
+    all_kinds,
+    keys_in,
+    read_bytes,
+    readable,
+    shorten,
+    whole,
+)
 from gencli.streams import parse_record
-from gencli.tables import decode
+from gencli.tables import decode, unlisted
 
 T = TypeVar("T")
 
@@ -18,8 +30,8 @@ def read_json(path: Path, request: Request) -> Splits:
     return whole(lambda: _examples(path, request))
 
 
-def read_fields(path: Path, names: Sequence[str], request: Request) -> tuple[int, list[list[str]]]:
-    """How many records lack one of these fields, and the others' values of each field, as cells of a table.
+def read_fields(path: Path, names: Sequence[str], request: Request) -> tuple[int, list[list[str]], Keys | None]:
+    """How many records lack one of these fields, the others' values of each field, as cells of a table, and their keys.
 
     Raises:
         DataError: one lacks it, and `request.skip_bad` is off; none has all.
@@ -34,7 +46,8 @@ def read_fields(path: Path, names: Sequence[str], request: Request) -> tuple[int
         return [str(record[field]) for field in names]
 
     kept, rows = readable(records, values, request)
-    return lost + len(records) - len(kept), [list(column) for column in zip(*rows, strict=True)]
+    return (lost + len(records) - len(kept), [list(column) for column in zip(*rows, strict=True)],
+            keys_in(lambda key: [records[i][1].get(key) for i in kept], names))
 
 
 def _examples(path: Path, request: Request) -> Examples:
@@ -42,13 +55,20 @@ def _examples(path: Path, request: Request) -> Examples:
     lost, records = _records(read_bytes(path), name, request)
     kinds = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
     found = {kind: examples for kind in kinds if (examples := kind.from_records(records, name, request)) is not None}
-    kind = request.choose(list(found), name)
+    asked = {option for option, value in request.options.items() if value not in (None, False)}
+    able = [kind for kind in found if asked <= kind.Settings.model_fields.keys()]  # such as --text, which rows lack
+    kind = request.choose(able or list(found), name)
     if kind is None:
         keys = shorten(list(dict.fromkeys(key for _, record in records for key in record)))
         raise DataError(f"{name} holds records of {keys or 'nothing'}; expected one of "
                         f"{', '.join(f'{kind.name!r}' for kind in kinds)}, or the columns of a table")
     examples = found[kind]
     examples.skipped += lost
+    numbers = range(len(records)) if examples.numbers is None else examples.numbers
+    if len(numbers) == len(examples):  # a document has none
+        used = [part for name, value in request.settings(kind) if isinstance(value, str) and name != "drop"
+                for part in (value, *unlisted(value))]
+        examples.keys = keys_in(lambda key: [records[number][1].get(key) for number in numbers], used)
     return examples
 
 

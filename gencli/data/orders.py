@@ -5,7 +5,7 @@ import torch
 from gencli.dataset import Dataset
 from gencli.errors import DataError
 from gencli.rng import StepStream, derive_seed, generator
-from gencli.spec import Batch
+from gencli.spec import Batch, moved
 
 _POOL = 50  # batches among which examples are put together by their lengths
 
@@ -68,7 +68,7 @@ class Contiguous:
         assert data.document is not None
         if len(data.document) < 2:
             raise DataError(f"{data.name}: the text to train on has {len(data.document)} tokens; at least 2 are needed")
-        self.document = data.document.to(device)
+        self.document = data.document
         self.seed, self.device, self.rank, self.world = seed, device, rank, world
         # A short document is read by fewer readers, in shorter windows, rather than not at all.
         self.rows = max(1, min(batch_size, (len(self.document) - 1) // (window + 1)))
@@ -79,10 +79,11 @@ class Contiguous:
         epoch, position = divmod(step, self.steps_per_epoch)
         stride = len(self.document) // self.rows
         offset = derive_seed(self.seed, "order", epoch) % len(self.document)
-        starts = offset + torch.arange(self.rows, device=self.device) * stride + position * self.window
+        held = self.document.device  # that of the model, unless it is too large for it
+        starts = offset + torch.arange(self.rows, device=held) * stride + position * self.window
         starts = starts[self.rank :: self.world]
-        places = starts[:, None] + torch.arange(self.window + 1, device=self.device)  # (B, window + 1)
-        x = self.document[places % len(self.document)].long()
+        places = starts[:, None] + torch.arange(self.window + 1, device=held)  # (B, window + 1)
+        x = moved(self.document[places % len(self.document)], self.device).long()
         rng = StepStream(len(x), generator(self.seed, "step", step, self.rank, device=self.device))
         lengths = torch.full((len(x),), x.shape[1], device=self.device)
         return Batch(x, lengths=lengths, fresh=position == 0), rng

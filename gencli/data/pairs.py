@@ -17,7 +17,7 @@ from dataclasses import replace
 from gencli import registry
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.examples import Examples, Request, Splits, with_condition
+from gencli.examples import Examples, Request, Splits, keyed, with_condition
 from gencli.kind import Kind, alike, describe
 from gencli.spec import Spec
 
@@ -82,7 +82,7 @@ def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> 
     if spec.condition is None:
         if examples.condition is not None:
             request.notify(f"{request.name}: what the examples are made from is left out: the model takes nothing")
-        return examples.fit(spec, request, limit)
+        return keyed(examples.fit(spec, request, limit), examples)
     if examples.condition is None:
         if not request.general.condition:
             raise DataError(f"the examples of {request.name} are made from nothing; expected pairs, each made from "
@@ -92,14 +92,14 @@ def fit(examples: Examples, spec: Spec, request: Request, limit: int | None) -> 
         if not alike(own.condition, spec.condition):
             raise DataError(f"--condition {request.general.condition} makes {describe(own.condition)} of the examples "
                             f"of {request.name}; expected {describe(spec.condition)}")
-        data = divide(examples.fit(kind.undivided(spec), request, limit))
+        data = divide(keyed(examples.fit(kind.undivided(spec), request, limit), examples))
         return replace(data, spec=spec, protocol={**data.protocol, "condition": request.general.condition})
     if spec.condition.kind != examples.condition.kind:
         raise DataError(f"the examples of {request.name} are made from {examples.condition.describe()}; expected "
                         f"{registry.kind_of(spec.condition).describe(spec.condition)}")
     examples = examples.head(limit)
     assert examples.condition is not None
-    data = examples.fit(spec, request, None)
+    data = keyed(examples.fit(spec, request, None), examples)
     condition = examples.condition.fit(spec.condition, condition_request(request, examples), None)
     return with_condition(data, condition, examples.groups(), request.skip_bad).subset(limit)
 

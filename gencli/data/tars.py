@@ -17,6 +17,7 @@ from gencli import registry
 from gencli.data.arrays import examples_of, load_npy
 from gencli.data.classes import class_of
 from gencli.data.names import arranged
+from gencli.dataset import Keys
 from gencli.errors import DataError
 from gencli.examples import (
     Examples,
@@ -78,10 +79,10 @@ def _read(tars: Sequence[Tar], name: str, request: Request) -> Splits:
             source = {ending.removeprefix(_SOURCE): data for ending, data in files.items()
                       if ending.startswith(_SOURCE)}
             if source:
-                sources.add(len(labels), f"{tar}: {key}", source)
+                sources.add(len(labels), tar, key, source)
             if not (source and request.sources):
-                targets.add(len(labels), f"{tar}: {key}", {ending: data for ending, data in files.items()
-                                                           if not ending.startswith(_SOURCE)})
+                targets.add(len(labels), tar, key, {ending: data for ending, data in files.items()
+                                                    if not ending.startswith(_SOURCE)})
             beside = {ending: partial(files.__getitem__, ending) for ending in files}
             labels.append(class_of(beside, f"{tar}: {key}", spec.classes if spec else ()))
             folders.append(tuple(part for part in key.split("/")[:-1] if part != "."))
@@ -137,6 +138,7 @@ class _Members:
         self.name, self.request = name, request
         self.members: list[Source] = []
         self.numbers: list[int] = []  # of the examples in the stream that they belong to
+        self.keys: list[str] = []
         self.kind: Kind | None = None  # None: of arrays, which say themselves what they are
         wanted = [kind for kind in all_kinds() if request.general.kind in (None, kind.name)]
         known = {kind.name: [ending for ending in (*kind.endings, *kind.asked) if request.reads(kind, ending)]
@@ -146,8 +148,10 @@ class _Members:
                    *(ending for kind in wanted if kind.plain for ending in known[kind.name])]
         self._kinds = {ending: [kind for kind in wanted if ending in known[kind.name]] for ending in endings}
 
-    def add(self, number: int, key: str, files: dict[str, bytes]) -> None:
+    def add(self, number: int, tar: str, key: str, files: dict[str, bytes]) -> None:
         """Take in the file that is the example, of those with this key."""
+        self.keys.append(key)
+        key = f"{tar}: {key}"
         ending = next((ending for ending in self._kinds if ending[1:] in files), None)
         if ending is None:
             raise DataError(f"{key} is {', '.join(sorted(files)) or 'a source without a target'}; "
@@ -165,6 +169,8 @@ class _Members:
             arrays_of(self.members, labels, self.name, self.request, spec)
         numbers = range(len(examples)) if examples.numbers is None else examples.numbers
         examples.numbers = [self.numbers[i] for i in numbers]
+        # Those of a stream that gencli has written are numbers.
+        examples.keys = None if spec else Keys("__key__", [self.keys[i] for i in numbers])
         return examples
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import codecs
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
-from gencli.errors import DataError, UsageError
+from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.examples import (
     Examples,
     KindSettings,
@@ -25,6 +25,7 @@ from gencli.examples import (
     Source,
     bytes_of,
     classes_in,
+    keys_in,
     readable,
     shorten,
     unpacked_name,
@@ -32,8 +33,21 @@ from gencli.examples import (
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
+from gencli.limits import PACKED
+from gencli.long_texts import (
+    SIZES,
+    HeldText,
+    LongText,
+    TextFile,
+    count_tokens,
+    is_large,
+    joined,
+    learnt,
+    passages,
+    pieces,
+)
 from gencli.spec import Batch, Spec
-from gencli.tables import decode, read_cells, read_parquet
+from gencli.tables import Table, decode, read_cells, read_parquet, unlisted
 from gencli.tokens import END, MARKS, UNKNOWN, Merges, Tokenizer, Unit, Vocabulary, learn, tokenizer
 
 if TYPE_CHECKING:
@@ -127,6 +141,13 @@ class _Cleaner:
         self.ends += "\r" in text
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
+    def file(self, file: TextFile) -> TextFile:
+        """A file whose text is read piece by piece, and so cleaned."""
+        self.texts += 1
+        self.ends += file.returns
+        self.marks += file.marked
+        return file
+
     def tell(self, request: Request) -> None:
         """Say what was changed, if anything was."""
         done = [f"{what} in {count} of {self.texts} texts" for what, count in (
@@ -141,27 +162,27 @@ class _TextExamples(Examples):
     def describe(self) -> str:
         return "text"
 
-    def _fitted(self, spec: TextSpec, examples: Tensor, lengths: Tensor, unknown: Sequence[str],
+    def _fitted(self, spec: TextSpec, examples: Tensor, lengths: Tensor, unknown: int, amounts: dict[str, Tensor],
                 protocol: dict[str, Any], **fields: Any) -> Dataset:
-        """A Dataset of tokens (N, T), of which `<unk>` stand for the parts `unknown`, in order."""
+        """A Dataset of tokens (N, T), of which so many are unknown."""
         notes: tuple[str, ...] = ()
         if unknown:
-            protocol["unknown"] = len(unknown)
-            notes = (f"{len(unknown):,} of {int(lengths.sum()):,} tokens are unknown to the vocabulary: likelihoods "
+            protocol["unknown"] = unknown
+            notes = (f"{unknown:,} of {int(lengths.sum()):,} tokens are unknown to the vocabulary: likelihoods "
                      f"of them compare with those of this vocabulary alone",)
         if cut := protocol.get("cut"):
             notes = (*notes, f"{cut:,} of {len(examples):,} texts are cut: they have more than {spec.length:,} tokens, "
                              f"the longest that the model reads")
         if spec.unit in ("words", "subword"):
             protocol["vocabulary"] = len(spec.vocabulary)
-        return self._dataset(spec, examples, lengths=lengths, amounts=_amounts(examples, lengths, spec, unknown),
+        return self._dataset(spec, examples, lengths=lengths, amounts=amounts,
                              protocol={"unit": spec.unit, "length": spec.length, **protocol}, notes=notes, **fields)
 
 
 class Document(_TextExamples):
     """One text, read as passages; the last part of it is held out."""
 
-    def __init__(self, name: str, text: str, skipped: int = 0):
+    def __init__(self, name: str, text: str | LongText, skipped: int = 0):
         super().__init__(name, skipped=skipped)
         self.text = text
 
@@ -169,36 +190,36 @@ class Document(_TextExamples):
         return len(self.text)
 
     def _take(self, indices: Sequence[int]) -> Self:
-        return self._part("".join(self.text[i] for i in indices))
+        characters = self.identities()
+        return self._part("".join(characters[i] for i in indices))
 
     def _join(self, others: Sequence[Self]) -> Self:
-        return type(self)(self.name, "".join([self.text, *(other.text for other in others)]),
-                          sum(part.skipped for part in (self, *others)))
+        whole = joined(part.text for part in (self, *others))
+        return type(self)(self.name, whole, sum(part.skipped for part in (self, *others)))
 
     def identities(self) -> list[Any]:
-        return list(self.text)
+        return [character for piece in pieces(self.text) for character in piece]
 
     def cut(self, holdout: float) -> tuple[Self, Self]:
         place = max(int(len(self) * (1 - holdout)), 1)
         return self._part(self.text[:place]), self._part(self.text[place:])
 
-    def _part(self, text: str) -> Self:
+    def _part(self, text: str | LongText) -> Self:
         return type(self)(self.name, text, self.skipped)
 
     def spec(self, settings: TextSettings, classes: tuple[str, ...]) -> TextSpec:
-        unbounded = _learnt([self.text], settings)
-        count = len(unbounded.tokenizer.encode(self.text))
-        return unbounded.model_copy(update={"length": min(settings.length or PASSAGE, count)})
+        vocabulary, merges = learnt(self.text, settings.unit, settings.vocabulary)
+        unbounded = TextSpec(vocabulary=vocabulary, merges=merges, unit=settings.unit, length=1)
+        count = count_tokens(self.text, unbounded.tokenizer, settings.unit, settings.length or PASSAGE)
+        return unbounded.model_copy(update={"length": count})
 
     def fit(self, spec: TextSpec, request: Request, limit: int | None) -> Dataset:
-        document = torch.tensor(spec.tokenizer.encode(self.text), dtype=_dtype(spec))
-        count = -(-len(document) // spec.length)
-        examples = torch.zeros(count * spec.length, dtype=document.dtype)
-        examples[: len(document)] = document
-        lengths = torch.full((count,), spec.length)
-        lengths[-1] = len(document) - (count - 1) * spec.length
-        unknown = spec.tokenizer.unknown(self.text) if (document == spec.UNKNOWN).any() else []
-        data = self._fitted(spec, examples.view(count, spec.length), lengths, unknown, {}, document=document)
+        def note(sentence: str) -> None:
+            request.notify(f"{self.name}: {sentence}")
+
+        found = passages(self.text, spec.tokenizer, spec.unit, _dtype(spec), spec.length, note, request.progress)
+        data = self._fitted(spec, found.examples, found.lengths, found.unknown, found.amounts, {},
+                            document=found.document, fingerprint=found.fingerprint, mapped=found.mapped)
         return data.subset(limit)
 
 
@@ -227,7 +248,22 @@ class Lines(_TextExamples, ListedExamples[str]):
         # As wide as the longest that the model may be given, whatever is longest here.
         examples = torch.nn.functional.pad(examples, (0, spec.length - examples.shape[1]))
         protocol = {"lines": spec.lines, **({"cut": cut} if cut else {})}
-        return lines._fitted(spec, examples, lengths, unknown, protocol)
+        amounts = _amounts(examples, lengths, spec, unknown)
+        return lines._fitted(spec, examples, lengths, len(unknown), amounts, protocol)
+
+
+def _large(sources: Sequence[Source]) -> list[Path]:
+    """The files, if they are together too large for memory; those that are packed are unpacked there."""
+    files = [content for _, content in sources if isinstance(content, Path) and content.suffix.lower() not in PACKED]
+    return files if len(files) == len(sources) and is_large(files) else []
+
+
+def _one_text(files: Sequence[TextFile]) -> LongText:
+    """The text of files, one after the other; of several each ends a line."""
+    parts: list[TextFile | HeldText] = []
+    for file in files:
+        parts += [file] if file.ended or len(files) == 1 else [file, HeldText("\n")]
+    return LongText(parts)
 
 
 def _of_classes(texts: Sequence[str], labels: Sequence[str], lost: int, settings: TextSettings,
@@ -255,31 +291,47 @@ def _rows(sources: Sequence[Source], settings: TextSettings, request: Request) -
     Raises:
         UsageError: it cannot be told. DataError: no table, or rows without a text, and `request.skip_bad` is off.
     """
-    texts, labels, lost = [], [], 0
-    clean = _Cleaner()
+    texts: list[str] = []
+    tables: list[tuple[Table, pl.DataFrame]] = []  # each with the rows that have a text
+    clean, lost = _Cleaner(), 0
     for name, content in sources:
-        named = tuple(column for column in (settings.text, settings.label) if column)
         data = bytes_of(content)
+        named = tuple(filter(None, (settings.text, settings.label, *unlisted(settings.label))))
         table = read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
-        label = None if settings.label is None else table.place(settings.label, "--label")
-        others = [column for place, column in enumerate(table.columns) if place != label]
+        labels = [table.place(label, "--label") for label in unlisted(settings.label, table.columns)]
+        others = [column for place, column in enumerate(table.columns) if place not in labels]
         column = settings.text or ("text" if "text" in others else others[0] if len(others) == 1 else None)
         if column is None:
             raise UsageError(f"{name} has the columns {shorten(others)}; say which holds the texts with --text COLUMN")
-        cells = table.frame.to_series(table.place(column, "--text")).cast(pl.String).fill_null("").to_list()
-        classes = [""] * len(cells) if label is None else \
-            table.frame.to_series(label).cast(pl.String).fill_null("").to_list()
+        cells = _words(table.frame, table.place(column, "--text"))
         empty = [line for line, cell in zip(table.lines, cells, strict=True) if not cell]
         if empty and not request.skip_bad:
             raise DataError(f"{name}: line {empty[0]} has no text in column {column!r}; --skip-bad leaves such lines "
                             f"out")
         lost += len(empty)
         texts += [clean.text(cell) for cell in cells if cell]
-        labels += [label for cell, label in zip(cells, classes, strict=True) if cell]
+        tables.append((table, table.frame.filter(pl.Series([bool(cell) for cell in cells]))))
     clean.tell(request)
     if not texts:
         raise DataError(f"{request.name} has no rows")
-    return Lines(sources[0][0] if len(sources) == 1 else request.name, texts, None if not any(labels) else labels, lost)
+
+    def key(name: str) -> list[str | None]:
+        return [cell for table, frame in tables for cell in (
+            _words(frame, table.columns.index(name)) if name in table.columns else [None] * frame.height)]
+
+    lines = Lines(sources[0][0] if len(sources) == 1 else request.name, texts, skipped=lost)
+    first = tables[0][0]
+    chosen = unlisted(settings.label, first.columns)
+    lines.classify({first.columns[first.place(label, "--label")]:
+                    [cell for table, frame in tables for cell in _words(frame, table.place(label, "--label"))]
+                    for label in chosen})
+    lines.keys = keys_in(key, (column, *chosen))
+    return lines
+
+
+def _words(frame: pl.DataFrame, place: int) -> list[str]:
+    """The cells of a column; "" for none."""
+    return frame.to_series(place).cast(pl.String).fill_null("").to_list()
 
 
 def _learnt(texts: Sequence[str], settings: TextSettings, **fields: Any) -> TextSpec:
@@ -295,10 +347,8 @@ def _amounts(examples: Tensor, lengths: Tensor, spec: TextSpec, unknown: Sequenc
     """
     inside = torch.arange(examples.shape[1]) < lengths[:, None]
     lost = inside & (examples == spec.UNKNOWN)
-    sizes: dict[str, Callable[[bytes], int]] = {
-        "bytes": len, "characters": lambda piece: sum(byte & 0xC0 != 0x80 for byte in piece)}
     amounts = {}
-    for name, size in sizes.items():
+    for name, size in SIZES.items():
         table = torch.tensor([size(piece) for piece in spec.tokenizer.pieces])
         table[spec.END] = 1
         each = table[examples.long()]
@@ -357,6 +407,11 @@ class Texts(Kind):
         if any(Path(unpacked_name(Path(name))).suffix in self.asked for name, _ in sources):
             return _rows(sources, settings, request)
         clean = _Cleaner()
+        if labels is None and not (settings.lines or request.labelled) and (files := _large(sources)):
+            kept, read = readable(files, lambda path: clean.file(TextFile.read(path, request.progress)), request)
+            clean.tell(request)
+            return Document(sources[0][0] if len(sources) == 1 else request.name, _one_text(read),
+                            len(sources) - len(kept))
         kept, texts = readable(sources, clean, request)
         clean.tell(request)
         lost = len(sources) - len(kept)
@@ -421,11 +476,18 @@ class Texts(Kind):
         kept, texts = readable(records, text, request)
         clean.tell(request)
         lost = len(records) - len(kept)
-        if settings.label and not any(settings.label in record for _, record in records):
-            raise UsageError(f"--label {settings.label}: no record of {name} has such a key")
+        there = {key for _, record in records for key in record}
+        chosen = unlisted(settings.label, there)
+        if missing := [label for label in chosen if label not in there]:
+            raise UsageError(f"--label {missing[0]}: no record of {name} has such a key"
+                             f"{did_you_mean(missing[0], there)}")
         if settings.lines is False or len(records) == 1:
             return Document(name, "".join(text if text.endswith("\n") else text + "\n" for text in texts), lost)
-        return Lines(name, texts, classes_in([records[i] for i in kept], settings.label), lost)
+        used = [records[i] for i in kept]
+        lines = Lines(name, texts, None if chosen else classes_in(used), lost)
+        lines.classify({label: classes_in(used, label) or [""] * len(used) for label in chosen})
+        lines.numbers = kept
+        return lines
 
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[TextSpec, dict[str, Any]]:
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""

@@ -53,7 +53,7 @@ from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec
-from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled
+from gencli.tables import MISSING, Table, listed, number, numbered, read_cells, read_parquet, spelled, unlisted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,11 +119,6 @@ class VectorSettings(KindSettings):
         return text
 
 
-def _split(text: str | None) -> list[str]:
-    """Names between commas; one that has a comma stands in quotation marks."""
-    return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True), [])] if text else []
-
-
 # A name or value, in quotation marks if it has a comma or equals sign, up to what follows it.
 _WRITTEN = re.compile(r'\s*("(?:[^"]|"")*"|[^"=,]*?)\s*(=|,|$)')
 
@@ -146,7 +141,7 @@ def _assignments(text: str) -> list[tuple[str, str]] | None:
 
 
 def _split_types(text: str | None) -> list[tuple[str, str]]:
-    return [(name, kind) for name, _, kind in (part.rpartition(":") for part in _split(text))]
+    return [(name, kind) for name, _, kind in (part.rpartition(":") for part in unlisted(text))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -339,10 +334,8 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
     if mistakes:
         frame = frame.filter(pl.Series([width == len(names) for width in widths]))
         lines = [line for line in lines if line not in mistakes]
-    # One name may have a comma of its own.
-    chosen = [settings.label] if settings.label in first.columns else _split(settings.label)
-    classes = [first.place(name, "--label") for name in chosen]
-    dropped = {first.place(column, "--drop") for column in _split(settings.drop)}
+    classes = [first.place(name, "--label") for name in unlisted(settings.label, first.columns)]
+    dropped = {first.place(column, "--drop") for column in unlisted(settings.drop)}
     types = {first.place(column, "--columns"): kind for column, kind in _split_types(settings.columns)}
     if 0 not in types and 0 not in classes and _is_index(first.columns[0], frame.to_series(0)):
         dropped.add(0)
@@ -369,7 +362,11 @@ def table(tables: Sequence[Table], settings: VectorSettings, request: Request) -
                              inference=_Inference(frozenset(names[i] for i in types)))
     if only is None:
         examples.tasks = {names[place]: own for place, own in labels.items()}
-    return examples.take(good) if len(good) < len(lines) else examples
+    if len(good) == len(lines):
+        return examples
+    examples = examples.take(good)
+    examples.numbers = good
+    return examples
 
 
 def _classes(cells: pl.Series) -> list[str]:
@@ -386,8 +383,8 @@ def _is_index(name: str, cells: pl.Series) -> bool:
     return len(cells) > 1 and not numbers.null_count() and numbers.n_unique() == len(numbers)
 
 
-def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, int]:
-    """The rows that records of JSON are, by the names of their values; and how many are none.
+def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple[Table, list[int]]:
+    """The rows that records of JSON are, by the names of their values; and which these are, as others are none.
 
     Raises:
         DataError: a record of more than plain values, and `request.skip_bad` is off.
@@ -407,7 +404,7 @@ def _recorded(records: Sequence[Numbered], name: str, request: Request) -> tuple
     plain = tuple(columns) == tuple(map(spelled, numbered(len(columns))))
     table = Table(name, numbered(len(columns)) if plain else columns, not plain, frame, [records[i][0] for i in kept],
                   [len(columns)] * len(rows))
-    return table, len(records) - len(kept)
+    return table, kept
 
 
 def _as_cell(value: Any) -> str:
@@ -553,9 +550,10 @@ class Vectors(Kind):
         others = {kind.name for kind in all_kinds() if any(kind.name in record for _, record in records)}
         if others and request.general.kind != self.name:
             return None
-        found, lost = _recorded(records, name, request)
+        found, kept = _recorded(records, name, request)
         examples = table([found], request.settings(self), request)
-        examples.skipped += lost
+        examples.skipped += len(records) - len(kept)
+        examples.numbers = [kept[i] for i in examples.numbers or range(len(kept))]
         return examples
 
     def claims(self, array: np.ndarray) -> bool:

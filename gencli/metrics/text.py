@@ -18,6 +18,9 @@ from gencli.metrics import CONFIDENCE, Found, Inputs, Metric
 from gencli.metrics.estimates import mean, protocol
 from gencli.metrics.likelihood import collect
 
+Ngram = tuple[str, ...]
+
+_READ = 2**27  # tokens of a text too large for memory that are searched
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ORDERS = (1, 2, 3, 4, 8)
 _GROUPS = 20  # that the jackknife leaves out in turn
@@ -34,8 +37,15 @@ def text(inputs: Inputs) -> Iterator[Found]:
     in the protocol, is what new text has in common with it anyway.
     """
     assert inputs.samples is not None
-    samples, reference = _words(inputs.samples), _words(inputs.examples)
-    training = None if inputs.training is None else _words(inputs.training)
+    samples, reference = [*_words(inputs.samples)], [*_words(_part(inputs.examples))]
+    training, occurring = inputs.training, {}
+    if training is not None:
+        part = _part(training)
+        if len(part) < len(training):
+            inputs.notify(f"what samples have copied is looked for in {len(part):,} of {len(training):,} passages of "
+                          f"the training data, which are spread over all of it")
+        occurring = _occurring(part, {n: {ngram for words in (*samples, *reference) for ngram in _ngrams(words, n)}
+                                      for n in _ORDERS})
     for n in _ORDERS:
         drawn = [_ngrams(words, n) for words in samples]
         if not any(drawn):
@@ -43,7 +53,7 @@ def text(inputs: Inputs) -> Iterator[Found]:
         record = protocol(inputs.examples, inputs.seed, samples=len(samples), ngrams=sum(map(len, drawn)))
         yield _distinct(n, drawn, record)
         if training is not None:
-            trained = {ngram for words in training for ngram in _ngrams(words, n)}
+            trained = occurring[n]
             new = [ngram for words in reference for ngram in _ngrams(words, n)]
             held_out = sum(ngram in trained for ngram in new) / len(new) if new else None
             copied = torch.tensor([sum(ngram in trained for ngram in ngrams) for ngrams in drawn])
@@ -76,23 +86,39 @@ def entropy(inputs: Inputs) -> Iterator[Found]:
     yield replace(own, protocol={**own.protocol, "held_out": held_out.value})
 
 
-def _words(data: Dataset) -> list[list[str]]:
+def _part(data: Dataset) -> Dataset:
+    """All of data that is in memory; of a larger text so many passages, evenly spread, as are read in a minute."""
+    if not data.mapped or data.examples.numel() <= _READ:
+        return data
+    count = max(1, _READ // data.examples.shape[1])
+    return data.take(torch.arange(count) * len(data) // count)
+
+
+def _occurring(data: Dataset, wanted: dict[int, set[Ngram]]) -> dict[int, set[Ngram]]:
+    """By n, the wanted n-grams that occur in the data."""
+    found: dict[int, set[Ngram]] = {n: set() for n in wanted}
+    for words in _words(data):
+        for n, ngrams in wanted.items():
+            found[n] |= ngrams.intersection(_ngrams(words, n))
+    return found
+
+
+def _words(data: Dataset) -> Iterator[list[str]]:
     """The words and punctuation marks of every text."""
     spec = data.spec
     assert isinstance(spec, TextSpec)
-    texts, decode = [], spec.tokenizer.decode
-    for part in torch.arange(len(data)).split(1024):
-        texts += [_WORD.findall(decode(tokens.tolist())) for tokens in data.batch(part).pieces()]
-    if not texts:
+    if not len(data):
         raise DataError(f"{data.name} contains no text to measure; at least one is needed")
-    return texts
+    decode = spec.tokenizer.decode
+    for part in torch.arange(len(data)).split(1024):
+        yield from (_WORD.findall(decode(tokens.tolist())) for tokens in data.batch(part).pieces())
 
 
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
+def _ngrams(words: list[str], n: int) -> list[Ngram]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def _distinct(n: int, texts: list[list[tuple[str, ...]]], protocol: dict) -> Metric:
+def _distinct(n: int, texts: list[list[Ngram]], protocol: dict) -> Metric:
     """Different n-grams over all, with the error of a jackknife that leaves out groups of texts."""
     counts = Counter(ngram for ngrams in texts for ngram in ngrams)
     total = counts.total()

@@ -11,7 +11,8 @@ from gencli.metrics import Column
 
 
 def scores(columns: Sequence[Column], data: Dataset) -> str:
-    """CSV with the columns `example` (its number from 0), `label` if the data has labels, and one for each score.
+    """CSV with the columns `example` (its number from 0), what the data calls it, `label` if the data has labels, and
+    one for each score.
 
     What a spreadsheet would take for a formula stands behind a quote (`gencli.escape.guarded`).
 
@@ -22,6 +23,8 @@ def scores(columns: Sequence[Column], data: Dataset) -> str:
         raise UsageError("--scores: nothing that was measured has a number for each example; add --metrics likelihood")
     count = min(len(column.values) for column in columns)  # fewer than all where the time was up
     lines: dict[str, list[str]] = {"example": [str(i) for i in range(count)]}
+    if data.keys:
+        lines[data.keys.field] = ["" if key is None else guarded(str(key)) for key in data.keys.values[:count]]
     if data.labels is not None and data.spec.classes:
         lines["label"] = [guarded(data.spec.classes[label]) for label in data.labels[:count].tolist()]
     lines |= {column.name: [repr(value) for value in column.values[:count].tolist()] for column in columns}

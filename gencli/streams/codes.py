@@ -188,10 +188,18 @@ def _csv_codes(file: BinaryIO, name: str) -> Iterator[_Row]:
         for row in rows:
             if len(row) != len(header):
                 raise DataError(f"{name}: line {rows.line_num} has {len(row)} cells; expected {len(header)}")
-            record = {header[i]: int(row[i]) if header[i] == "label" else float(row[i]) for i in others}
+            record = {header[i]: int(row[i]) if header[i] == "label" else _cell(row[i]) for i in others}
             yield _as_written(np.array([row[i] for i in known], np.float64)), record
     except (ValueError, csv.Error) as error:
         raise DataError(f"{name} cannot be read as a table of numbers: {error}") from error
+
+
+def _cell(cell: str) -> float | str:
+    """A number, or the words that are there instead, such as the name of the example."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _as_written(numbers: np.ndarray) -> np.ndarray:

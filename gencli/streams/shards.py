@@ -6,7 +6,7 @@
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -72,15 +72,16 @@ class Shards(AbstractContextManager["Shards"]):
     def __exit__(self, *error: Any) -> bool | None:
         return self._writer.__exit__(*error) if self._writer else None
 
-    def write(self, batch: Batch) -> None:
-        """Append a batch; it may go on in the next shard."""
+    def write(self, batch: Batch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Append a batch, which may go on in the next shard, as `Writer.write` does."""
         while len(batch):
             if self._writer is None:
                 part = next(self._due)
                 self._left = len(part)
                 self._writer = self._open(str(self._path(part)), part).__enter__()
             count = min(len(batch), self._left)
-            self._writer.write(batch[:count])
+            self._writer.write(batch[:count], info and info[:count])
+            info = info and info[count:]
             batch, self._left = batch[count:], self._left - count
             if not self._left:
                 writer, self._writer = self._writer, None

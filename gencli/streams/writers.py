@@ -1,10 +1,12 @@
 """Writers of examples and codes: to a file, a folder, a device or standard output, in the format that fits."""
 
+import csv
+import io
 import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +17,8 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.errors import ResourceError, UsageError
-from gencli.escape import printable
-from gencli.format import Content, Format, Rows
+from gencli.escape import guarded, printable
+from gencli.format import Content, Format, Rows, json_line
 from gencli.limits import physical_memory
 from gencli.publish import in_place, is_stdout, publish, publish_folder
 from gencli.spec import Batch, Spec
@@ -50,7 +52,7 @@ class Writer(_Output):
         """Whether pieces of one example can be written one by one, and are there to be heard at once."""
         return self._to.continuous
 
-    def write(self, batch: Batch, info: list[dict[str, Any]] | None = None) -> None:
+    def write(self, batch: Batch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Append a batch; `info`: what else is known of each example, plain JSON values, the same names for all."""
         records = [dict(record) for record in info] if info else [{} for _ in range(len(batch))]
         if batch.labels is not None:
@@ -68,14 +70,54 @@ class Writer(_Output):
 class CodeWriter(_Output):
     """Takes codes; from `open_code_writer`."""
 
-    def write(self, codes: Tensor, labels: Tensor | None = None, **columns: Tensor) -> None:
-        """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,)."""
+    def write(self, codes: Tensor, labels: Tensor | None = None, info: Sequence[Mapping[str, Any]] | None = None,
+              **columns: Tensor) -> None:
+        """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,).
+
+        `info`: what else is known of each example, as in `Writer.write`.
+        """
         codes = codes.detach().cpu()
         values = (codes if codes.dtype == torch.float64 else codes.float()).numpy()
         named = ({} if labels is None else {"label": labels}) | columns
         plain = {name: column.tolist() for name, column in named.items()}
-        records = [{name: column[i] for name, column in plain.items()} for i in range(len(values))]
+        records = [{name: column[i] for name, column in plain.items()} | dict(info[i] if info else {})
+                   for i in range(len(values))]
         self._to.put(Rows([coding.trimmed(value) for value in values], records))
+
+
+class NeighbourWriter(_Output):
+    """Takes examples and their neighbours; from `open_neighbour_writer`."""
+
+    def write(self, record: dict[str, Any], nearest: list[dict[str, Any]]) -> None:
+        """Append what is to be said of an example, and of each of its neighbours; the same names for all."""
+        self._to.put(Rows([nearest], [record]))
+
+
+class NeighbourLines(Format):
+    """`{"example": 0, ..., "nearest": [{"example": 7, "similarity": 0.9, ...}, ...]}`, one a line."""
+
+    binary = False
+
+    def put(self, rows: Rows) -> None:
+        for _, nearest, record in self._numbered(rows):
+            self.out.write(json_line({**record, "nearest": nearest}) + b"\n")
+
+
+class NeighbourCsv(Format):
+    """A row for each neighbour: what is to be said of the example, then `nearest_example`, `nearest_similarity`, ..."""
+
+    binary = False
+
+    def put(self, rows: Rows) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        for number, nearest, record in self._numbered(rows):
+            for neighbour in nearest:
+                row = record | {f"nearest_{name}": value for name, value in neighbour.items()}
+                if number == self.start and neighbour is nearest[0]:
+                    writer.writerow(map(guarded, row))
+                writer.writerow("" if value is None else guarded(str(value)) for value in row.values())
+        self.out.write(text.getvalue().encode())
 
 
 def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
@@ -110,6 +152,13 @@ def open_code_writer(output: str | None, *, format: str | None = None, total: in
                             meta))
 
 
+def open_neighbour_writer(output: str | None, *, format: str | None = None) -> NeighbourWriter:
+    """A writer of the neighbours of examples; arguments and errors are those of `open_writer`."""
+    content = Content("example", "neighbours", "json", json_line, "neighbours")
+    formats: dict[str, type[Format]] = {"jsonl": NeighbourLines, "csv": NeighbourCsv}
+    return NeighbourWriter(_open(output, content, formats, "jsonl", format, None, None, 0, None))
+
+
 def _open(output: str | None, content: Content, formats: Mapping[str, type[Format]], on_terminal: str | None,
           format: str | None, total: int | None, stdout: BinaryIO | None, start: int,
           meta: dict[str, Any] | None) -> Format:
@@ -120,7 +169,7 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     if output is None or is_stdout(output):
         stream = stdout or sys.stdout.buffer
         sink, terminal = _flushed(stream), stream.isatty()
-        usual = on_terminal or "tar" if terminal else "tar"
+        usual = on_terminal or "tar" if terminal or "tar" not in formats else "tar"
     elif in_place(output):
         sink, usual = publish(output), Path(output).suffix or "tar"
     else:
