@@ -55,7 +55,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 10
+    assert len(scripts) == 11
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -126,6 +126,12 @@ def test_translate(tmp_path, small_data):
     command = f"sh {EXAMPLES / 'translate.sh'} {small_data['pairs']} run < {lines}"
     done = run(tmp_path, "sh", "-c", command, UNIT="characters", GENCLI_NET="rnn")
     assert len(done.stdout.split("\n")) == 5 and (tmp_path / "run/model.safetensors").stat().st_size
+
+
+def test_captions(tmp_path):
+    done = script(tmp_path, "captions.sh", "run", STEPS="2", GENCLI_WIDTH="8", GENCLI_LAYERS="1")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [*["false"] * 5, "0", "0"]
+    assert "captions are true of its own picture" in done.stdout
 
 
 def test_new_kinds(tmp_path):

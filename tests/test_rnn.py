@@ -443,4 +443,5 @@ def test_rows_of_a_table_in_words_through_every_verb(gencli, tmp_path):
     condition = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
     token = torch.full((2, model.spec.length), TextSpec.END)
     with torch.no_grad():
-        assert torch.allclose(program(condition=condition, token=token), model.logits_given(token, Batch(condition)), atol=1e-5)
+        logits = model.logits_given(token, Batch(condition))
+        assert torch.allclose(program(condition=condition, token=token), logits, atol=1e-5)

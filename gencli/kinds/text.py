@@ -9,6 +9,7 @@ import codecs
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -227,7 +228,11 @@ class Lines(_TextExamples, ListedExamples[str]):
         # As wide as the longest that the model may be given, whatever is longest here.
         examples = torch.nn.functional.pad(examples, (0, spec.length - examples.shape[1]))
         protocol = {"lines": spec.lines, **({"cut": cut} if cut else {})}
-        return lines._fitted(spec, examples, lengths, unknown, protocol)
+        data = lines._fitted(spec, examples, lengths, unknown, protocol)
+        faults = ([UNKNOWN in row[:room] for row in rows], [len(row) > room for row in rows])  # in the order of notes
+        firsts = [fault.index(True) + 1 for fault in faults if any(fault)]
+        return replace(data, notes=tuple(f"{note}; the first: text {first}"
+                                         for note, first in zip(data.notes, firsts, strict=True)))
 
 
 def _of_classes(texts: Sequence[str], labels: Sequence[str], lost: int, settings: TextSettings,
