@@ -7,12 +7,12 @@ run=${1:-captions}
 
 # With --resume a second start has nothing left to train.
 gencli train seq2seq scenes --preset scenes -o "$run" ${STEPS:+--steps "$STEPS"} --resume
-gencli sample "$run" --given scenes:test -f txt |
+gencli sample "$run" --given scenes:test -f jsonl |
     python3 -c '
-import sys
+import json, sys
 from gencli.data.scenes import scenes
 
-shown, captions = scenes("test"), sys.stdin.read().splitlines()
+shown, captions = scenes("test"), [json.loads(line)["text"] for line in sys.stdin]
 for scene, caption in zip(shown[:5], captions):
     print(("true  " if scene.fits(caption) else "false ") + caption)
 for name, others in (("its own", shown), ("another", shown[1:] + shown[:1])):

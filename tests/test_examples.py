@@ -15,6 +15,7 @@ import soundfile
 from test_readme import command
 
 from gencli import registry
+from gencli.data.scenes import scenes
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -128,10 +129,17 @@ def test_translate(tmp_path, small_data):
     assert len(done.stdout.split("\n")) == 5 and (tmp_path / "run/model.safetensors").stat().st_size
 
 
-def test_captions(tmp_path):
-    done = script(tmp_path, "captions.sh", "run", STEPS="2", GENCLI_WIDTH="8", GENCLI_LAYERS="1")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [*["false"] * 5, "0", "0"]
-    assert "captions are true of its own picture" in done.stdout
+def test_captions_are_counted_by_their_grammar():
+    """The end of the script, on captions that are true; the commands before it are those of test_scenes."""
+    count = re.search(r"python3 -c '(.*)'", (EXAMPLES / "captions.sh").read_text(), re.S)[1]
+    random = np.random.default_rng(0)
+    lines = "".join(json.dumps({"text": scene.caption(random)}) + "\n" for scene in scenes("test"))
+    done = subprocess.run([sys.executable, "-c", count], input=lines, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    *first, own, another = done.stdout.splitlines()
+    assert len(first) == 5 and all(line.startswith("true  ") for line in first)
+    assert own == "1000 of 1000 captions are true of its own picture"
+    assert another == "0 of 1000 captions are true of another picture"
 
 
 def test_new_kinds(tmp_path):

@@ -398,12 +398,12 @@ def test_it_learns_to_tell_sources_apart(kind):
     m = RNN(RNNConfig(width=16, embedding=16, dropout=0.0), spec).train()
     optimiser = torch.optim.Adam(m.parameters(), lr=0.01)
     batch = Batch(x, lengths=torch.full((4,), 3), condition=pair)
-    for _ in range(150):
+    for _ in range(200):
         optimiser.zero_grad()
         loss = m.loss(batch, noise()).total
         loss.backward()
         optimiser.step()
-        if loss < 0.05:
+        if loss < 0.25:
             break
     assert all(parameter.grad is not None for parameter in m.parameters())
     made = m.eval().sample(streams(4), Given(condition=pair), temperature=0.0)
@@ -422,9 +422,9 @@ def test_rows_of_a_table_in_words_through_every_verb(gencli, tmp_path):
     (tmp_path / "t.csv").write_text("a,b,text\n" + "".join(f"{a},{b},{words[a]} {words[b]}\n" for a, b in rows))
     train = ["train", "rnn", "t.csv", "--source", "a,b", "--target", "text", "--unit", "words", "--width", "16",
              "--embedding", "8", "--dropout", "0", "--batch-size", "16", "--lr", "0.02", "--warmup", "5", "-q"]
-    gencli(*train, "-o", "run", "--steps", "240", "--schedule", "constant")
-    gencli(*train, "-o", "again", "--steps", "120", "--schedule", "constant")
-    gencli(*train, "-o", "again", "--steps", "240", "--schedule", "constant", "--resume")
+    gencli(*train, "-o", "run", "--steps", "160", "--schedule", "constant")
+    gencli(*train, "-o", "again", "--steps", "80", "--schedule", "constant")
+    gencli(*train, "-o", "again", "--steps", "160", "--schedule", "constant", "--resume")
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
     values = gencli("evaluate", "run", "t.csv:train", "--json", "--metrics", "likelihood,translation", "--set",
                     "temperature=0").json()["values"]

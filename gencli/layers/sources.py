@@ -27,7 +27,6 @@ from gencli.layers.autoregressive import inside
 from gencli.model import Batch, Given, Graph, Model
 from gencli.view import view_of
 
-_GROUPS = 8  # of feature maps that are normalised together, where as many divide them
 _PLACES = 8  # of a picture at most, in each direction
 
 
@@ -73,7 +72,9 @@ class _SeriesSource(nn.Module):
 class _PictureSource(nn.Module):
     """The places of a picture, which is halved until it has at most 8 x 8 of them, at least once.
 
-    At each size strided convolutions, normalised in groups (Wu & He 2018, arXiv:1803.08494), and a residual one.
+    At each size a strided convolution and a residual one. Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167)
+    keeps each feature different from picture to picture: while a decoder learns the language, it has no use for
+    pictures yet, and would make them all the same.
     """
 
     def __init__(self, spec: ImageSpec, width: int):
@@ -81,10 +82,9 @@ class _PictureSource(nn.Module):
         self.spec = spec
         halvings = max(1, math.ceil(math.log2(max(spec.height, spec.width) / _PLACES)))
         maps = [spec.channels, *(max(8, width // 2 ** (halvings - i)) for i in range(1, halvings)), width]
-        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1),
-                                                  nn.GroupNorm(math.gcd(b, _GROUPS), b), nn.SiLU(), _Refine(b))
+        self.layers = nn.ModuleList(nn.Sequential(_convolution(a, b, 2), _Residual(b))
                                     for a, b in itertools.pairwise(maps))
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         height, size = (math.ceil(side / 2**halvings) for side in (spec.height, spec.width))
         self.place = nn.Parameter(torch.randn(height * size, width) * 0.02)
 
@@ -92,20 +92,24 @@ class _PictureSource(nn.Module):
         x = 2 * source.x.to(self.place.dtype) - 1
         for layer in self.layers:
             x = layer(x)
-        x = self.norm(x.flatten(2).mT) + self.place
+        x = self.norm(x).flatten(2).mT + self.place
         return x, torch.ones_like(x[..., 0], dtype=torch.bool)
 
     def example(self) -> Batch:
         return Batch(torch.zeros(2, *self.spec.shape))
 
 
-class _Refine(nn.Module):
-    """x + f(x), f: a 3x3 convolution, normalised in groups."""
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs),
+                         nn.SiLU())
+
+
+class _Residual(nn.Module):
+    """x + f(x), f: a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1),
-                                    nn.GroupNorm(math.gcd(channels, _GROUPS), channels), nn.SiLU())
+        self.layers = _convolution(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
