@@ -15,6 +15,7 @@ import soundfile
 from test_readme import command
 
 from gencli import registry
+from gencli.data.scenes import scenes
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -55,7 +56,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 10
+    assert len(scripts) == 11
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -126,6 +127,19 @@ def test_translate(tmp_path, small_data):
     command = f"sh {EXAMPLES / 'translate.sh'} {small_data['pairs']} run < {lines}"
     done = run(tmp_path, "sh", "-c", command, UNIT="characters", GENCLI_NET="rnn")
     assert len(done.stdout.split("\n")) == 5 and (tmp_path / "run/model.safetensors").stat().st_size
+
+
+def test_captions_are_counted_by_their_grammar():
+    """The end of the script, on captions that are true; the commands before it are those of test_scenes."""
+    count = re.search(r"python3 -c '(.*)'", (EXAMPLES / "captions.sh").read_text(), re.S)[1]
+    random = np.random.default_rng(0)
+    lines = "".join(json.dumps({"text": scene.caption(random)}) + "\n" for scene in scenes("test"))
+    done = subprocess.run([sys.executable, "-c", count], input=lines, capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    *first, own, another = done.stdout.splitlines()
+    assert len(first) == 5 and all(line.startswith("true  ") for line in first)
+    assert own == "1000 of 1000 captions are true of its own picture"
+    assert another == "0 of 1000 captions are true of another picture"
 
 
 def test_new_kinds(tmp_path):

@@ -6,9 +6,13 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from gencli import runs
 from gencli.errors import DataError, UsageError
 from gencli.families.rnn import RNN, RNNConfig
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.series import SeriesSpec
 from gencli.kinds.text import TextSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -303,3 +307,141 @@ def test_exported_step_writes_the_text_of_the_model(cell):
         logits, state = step(token, state)
         assert torch.allclose(logits, expected[:, t], atol=1e-5)
         token = x[:, t : t + 1]
+
+
+# --- texts that are made from something
+
+SOURCES = {
+    "text": TextSpec(vocabulary=("<unk>", "<end>", "a", "b"), length=4, lines=True),
+    "series": SeriesSpec(columns=("x", "y"), length=5, mean=(1.0, -2.0), scale=(2.0, 0.5)),
+    "image": ImageSpec(channels=1, height=9, width=6),
+    "vector": VectorSpec(columns=("x", "y"), mean=(0.0, 1.0), scale=(1.0, 2.0))}
+
+
+def conditional(kind: str, cell="lstm", **options) -> RNN:
+    """An untrained model in float64 on which sources have a say."""
+    torch.manual_seed(0)
+    spec = TextSpec(vocabulary=("<unk>", "<end>", "a", "b"), length=4, lines=True, condition=SOURCES[kind])
+    made = RNN(RNNConfig(**{"cell": cell, "width": 6, "layers": 2, "embedding": 8, **options}), spec).double().eval()
+    for parameter in made.parameters():
+        parameter.data.mul_(2)
+    return made
+
+
+def sources(kind: str) -> Batch:
+    """Two, of which the first is shorter where sources have lengths."""
+    if kind == "text":
+        return Batch(torch.tensor([[2, 1, 0, 0], [3, 3, 2, 1]]), lengths=torch.tensor([2, 4]))
+    x = torch.rand(2, *SOURCES[kind].shape, generator=generator("sources"), dtype=torch.float64)
+    return Batch(x, lengths=torch.tensor([2, 5]) if kind == "series" else None)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", SOURCES)
+@torch.no_grad()
+def test_lines_sum_to_one_given_their_source(kind, cell):
+    """All lines of up to three tokens and all beginnings of that length that go on, for each of two sources."""
+    m, pair = conditional(kind, cell), sources(kind)
+    every = [[*body, TextSpec.END][:3] for count in range(4) for body in itertools.product((0, 2, 3), repeat=count)]
+    nats = []
+    for i in range(2):
+        x = torch.tensor([row + [0] * (3 - len(row)) for row in every])
+        lengths = torch.tensor([len(row) for row in every])
+        nats.append(m.log_prob(Batch(x, lengths=lengths, condition=pair[torch.full((len(every),), i)]), None))
+        assert torch.isclose(nats[i].exp().sum(), torch.tensor(1.0).double(), rtol=1e-5)
+    assert (nats[0] - nats[1]).abs().max() > 1e-3, "the source matters"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", SOURCES)
+@torch.no_grad()
+def test_step_by_step_given_a_source_is_the_whole_text(kind, cell):
+    m, pair = conditional(kind, cell), sources(kind)
+    tokens = torch.tensor([[1, 2, 3, 3], [1, 3, 2, 2]])
+    whole = m.logits_given(tokens, pair)
+    read, advance = m._reader(Given(condition=pair))
+    logits, state = read(tokens[:1, :1])
+    for t in range(4):
+        assert torch.allclose(logits, whole[:, t], rtol=0, atol=1e-12)
+        if t < 3:
+            logits, state = advance(tokens[:, t + 1], state)
+    if pair.lengths is not None:
+        pair.x[0, pair.lengths[0] :] = 1
+        assert torch.equal(m.logits_given(tokens, pair), whole), "what fills a source up changes nothing"
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_codes_give_texts_back_given_their_sources(kind):
+    m = conditional(kind)
+    batch = Batch(torch.tensor([[2, 1, 0, 0], [3, 2, 2, 1]]), lengths=torch.tensor([2, 4]), condition=sources(kind))
+    code = m.encode(batch, streams(2))
+    again = m.decode(code, None, Given(condition=batch.condition))
+    assert torch.equal(again.x, batch.x) and torch.equal(again.lengths, batch.lengths)
+    crossed = Batch(batch.x, lengths=batch.lengths, condition=batch.condition[torch.tensor([1, 0])])
+    assert (m.encode(crossed, streams(2)) - code).abs().nan_to_num().max() > 1e-3, "the code depends on the source"
+    made = m.sample(streams(2), Given(condition=batch.condition, prompt=torch.tensor([3])), temperature=0.0)
+    assert (made.x[:, 0] == 3).all() and len(made) == 2
+    with pytest.raises(UsageError, match="name them with --given"):
+        m.sample(streams(2))
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_it_learns_to_tell_sources_apart(kind):
+    """Four texts of two letters, each made from a source of its own."""
+    torch.manual_seed(0)
+    x = torch.tensor([[a, b, 1] for a in (2, 3) for b in (2, 3)])
+    bits = x[:, :2].float() - 2
+    pair = {"text": Batch(x, lengths=torch.full((4,), 3)), "vector": Batch(bits),
+            "series": Batch(bits[:, :, None].expand(-1, -1, 2) * 3, lengths=torch.full((4,), 2)),
+            "image": Batch(bits.repeat_interleave(3, 1)[:, None, None].expand(-1, 1, 9, -1).contiguous())}[kind]
+    spec = TextSpec(vocabulary=("<unk>", "<end>", "a", "b"), length=3, lines=True, condition=SOURCES[kind])
+    m = RNN(RNNConfig(width=16, embedding=16, dropout=0.0), spec).train()
+    optimiser = torch.optim.Adam(m.parameters(), lr=0.01)
+    batch = Batch(x, lengths=torch.full((4,), 3), condition=pair)
+    for _ in range(200):
+        optimiser.zero_grad()
+        loss = m.loss(batch, noise()).total
+        loss.backward()
+        optimiser.step()
+        if loss < 0.25:
+            break
+    assert all(parameter.grad is not None for parameter in m.parameters())
+    made = m.eval().sample(streams(4), Given(condition=pair), temperature=0.0)
+    assert torch.equal(made.x, x)
+
+
+def test_passages_are_made_from_nothing():
+    with pytest.raises(UsageError, match="leave --no-lines out"):
+        RNN(RNNConfig(), TextSpec(vocabulary=("<unk>", "<end>", "a"), length=4, condition=SOURCES["vector"]))
+
+
+def test_rows_of_a_table_in_words_through_every_verb(gencli, tmp_path):
+    """Numbers spelt out: resumed to the same bits, likelier given their own row, written from rows, exported."""
+    words = ("none", "one", "two", "three")
+    rows = [(a, b) for a in range(4) for b in range(4)] * 6
+    (tmp_path / "t.csv").write_text("a,b,text\n" + "".join(f"{a},{b},{words[a]} {words[b]}\n" for a, b in rows))
+    train = ["train", "rnn", "t.csv", "--source", "a,b", "--target", "text", "--unit", "words", "--width", "16",
+             "--embedding", "8", "--dropout", "0", "--batch-size", "16", "--lr", "0.02", "--warmup", "5", "-q"]
+    gencli(*train, "-o", "run", "--steps", "160", "--schedule", "constant")
+    gencli(*train, "-o", "again", "--steps", "80", "--schedule", "constant")
+    gencli(*train, "-o", "again", "--steps", "160", "--schedule", "constant", "--resume")
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+    values = gencli("evaluate", "run", "t.csv:train", "--json", "--metrics", "likelihood,translation", "--set",
+                    "temperature=0").json()["values"]
+    assert values["exact_match"] == 1 and values["nll"] < 0.2
+    (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in rows[:16]))
+    done = gencli("sample", "run", "--given", "rows.csv", "--set", "temperature=0", "-f", "txt")
+    lines = done.stdout.decode().splitlines()
+    same = [line == f"{words[a]} {words[b]}" for line, (a, b) in zip(lines, rows[:16], strict=True)]
+    assert sum(same) >= 12, "two rows were held out"
+    gencli("encode", "run", "t.csv:all", "--limit", "3", "-o", "c.npz")
+    back = gencli("sample", "run", "--latents", "c.npz", "--given", "rows.csv", "-f", "txt")
+    assert back.stdout.decode().splitlines() == ["none none", "none one", "none two"]
+    gencli("export", "run", "-o", "m.pt2")
+    program = torch.export.load(tmp_path / "m.pt2").module()
+    model = runs.load_model(tmp_path / "run")[0]
+    condition = torch.tensor([[3.0, 0.0], [1.0, 2.0]])
+    token = torch.full((2, model.spec.length), TextSpec.END)
+    with torch.no_grad():
+        logits = model.logits_given(token, Batch(condition))
+        assert torch.allclose(program(condition=condition, token=token), logits, atol=1e-5)

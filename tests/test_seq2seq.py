@@ -60,7 +60,7 @@ def of_kind(condition: str) -> Batch:
 @torch.no_grad()
 def next_logits(model: Seq2Seq, tokens: list[int], condition: Batch) -> torch.Tensor:
     """(V,) after these tokens, from one pass over all of them."""
-    return model(torch.tensor([[END, *tokens]]), condition)[0, -1]
+    return model.logits_given(torch.tensor([[END, *tokens]]), condition)[0, -1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,8 +71,8 @@ def next_logits(model: Seq2Seq, tokens: list[int], condition: Batch) -> torch.Te
 def test_logits_step_by_step_are_those_of_the_whole_text(net):
     model, condition = model_of(net), sources("ab", "a")
     tokens = torch.tensor([[END, 2, 3, 3], [END, 3, 2, 2]])
-    whole = model(tokens, condition)
-    read, advance = model._reader(condition)
+    whole = model.logits_given(tokens, condition)
+    read, advance = model._reads(condition)
     logits, state = read(tokens[:, :2])
     assert torch.allclose(logits, whole[:, 1], rtol=0, atol=1e-12)
     for t in (2, 3):
@@ -80,8 +80,8 @@ def test_logits_step_by_step_are_those_of_the_whole_text(net):
         assert torch.allclose(logits, whole[:, t], rtol=0, atol=1e-12)
     changed = tokens.clone()
     changed[:, 3] = 0
-    assert torch.equal(model(changed, condition)[:, :3], whole[:, :3]), "a token changes nothing before it"
-    assert not torch.equal(model(tokens, sources("bb", "a"))[0], whole[0]), "the source matters"
+    assert torch.equal(model.logits_given(changed, condition)[:, :3], whole[:, :3]), "a token changes nothing before it"
+    assert not torch.equal(model.logits_given(tokens, sources("bb", "a"))[0], whole[0]), "the source matters"
 
 
 @pytest.mark.parametrize("net", NETS)

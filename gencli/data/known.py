@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gencli.data import arrays, folders, moving_digits
+from gencli.data import arrays, folders, moving_digits, scenes
 from gencli.errors import DataError
 from gencli.examples import Examples, Request, Splits
 
@@ -87,6 +87,8 @@ KNOWN: dict[str, Known] = {
                            _embedded("spoken-digits")),
     "moving-digits": Known("4,000 + 1,000 films of two moving digits, 64x64 grey, 20 frames (Moving MNIST; made here)",
                            lambda root, request: moving_digits.read(_path("digits"), request)),
+    "scenes": Known("20,000 + 1,000 captions of pictures of digits and letters, 48x48 RGB, to be made from these (made "
+                    "here)", lambda root, request: scenes.read(_path("digits"), request)),
     "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",
                    _idx("MNIST", "mnist", "mnist/MNIST"), "MNIST"),
     "fashion-mnist": Known("60,000 + 10,000 articles of clothing, 28x28 grey, 10 classes",

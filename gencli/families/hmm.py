@@ -577,11 +577,11 @@ class TextHMM(AutoregressiveText, HMM):
         there = _there(batch)
         return self._path(self.emission.log_prob(batch.x), there).double().where(there, torch.nan)
 
-    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
-               top_p: float = 1.0, path: bool = False) -> Batch:
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None, *, temperature: float = 1.0,
+               top_k: int = 0, top_p: float = 1.0, path: bool = False) -> Batch:
         """As every language model; with `path` the likeliest token of each state of paths (B, T)."""
         if not path:
-            return super().decode(code, rng, temperature=temperature, top_k=top_k, top_p=top_p)
+            return super().decode(code, rng, given, temperature=temperature, top_k=top_k, top_p=top_p)
         share, there = _one_hot(code, self.config.states)
         x = (share @ self.emission.chances).argmax(-1)
         return Batch(x.where(there, 0), lengths=there.sum(1))

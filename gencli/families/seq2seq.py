@@ -7,11 +7,11 @@
   arXiv:1508.04025. Departure: what was attended to is not fed into the next step, so that all steps of a text are
   computed at once.
 
-A source becomes a row of positions: the tokens of a text, the steps of a series, the places of a small convolutional
-network over a picture (Xu et al. 2015, arXiv:1502.03044), or one for all columns of a row. The encoder reads them, and
-the decoder attends to them at every token. The embedding of a token is its row of the output matrix too (Press & Wolf
-2017, arXiv:1608.05859); the loss is smoothed (Szegedy et al. 2016, arXiv:1512.00567). Dropout is "variational" as in
-Gal & Ghahramani 2016, arXiv:1512.05287: one mask for all positions.
+A source becomes a row of positions (`gencli.layers.sources`): the tokens of a text, the steps of a series, the places
+of a convolutional network over a picture (Xu et al. 2015, arXiv:1502.03044), or one for all columns of a row. The
+encoder reads them, and the decoder attends to them at every token. The embedding of a token is its row of the output
+matrix too (Press & Wolf 2017, arXiv:1608.05859); the loss is smoothed (Szegedy et al. 2016, arXiv:1512.00567). Dropout
+is "variational" as in Gal & Ghahramani 2016, arXiv:1512.05287: one mask for all positions.
 
 The likeliest text is searched for with a beam, by log p(y|x) over Wu's length penalty (Wu et al. 2016,
 arXiv:1609.08144).
@@ -19,10 +19,9 @@ arXiv:1609.08144).
 Shapes: B batch, S positions of a source, T tokens of a target, W width, H heads, V vocabulary, K beams.
 """
 
-import itertools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,19 +29,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.kinds.image import ImageSpec
-from gencli.kinds.series import SeriesSpec
 from gencli.kinds.text import TextSpec
-from gencli.kinds.vector import VectorSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, variational_dropout
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Spec
+from gencli.layers.autoregressive import (
+    Advance,
+    AutoregressiveText,
+    Read,
+    after_end,
+    cut,
+    inside,
+    prompt_of,
+    variational_dropout,
+)
+from gencli.layers.sources import SOURCES, graph_given, sources_of, token_embedding
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss
 from gencli.rng import Rng
-from gencli.view import view_of
 
 Drop = Callable[[Tensor], Tensor]
 
 _PIECE = 2**25  # logits in memory at once while texts are scored or encoded
-_PLACES = 16  # of a picture at most, in each direction
 _BEAM = 5
 _AT_ONCE = 16  # sources that a beam is searched for at once: one that comes alone is computed as so many
 
@@ -94,20 +98,19 @@ class Seq2Seq(AutoregressiveText):
 
     def __init__(self, config: Seq2SeqConfig, spec: TextSpec):
         super().__init__(config, spec)
-        source = _SOURCES.get(type(spec.condition))
-        if source is None:
+        if type(spec.condition) not in SOURCES:
             raise UsageError("seq2seq makes texts from texts, pictures, series or rows of a table, and this data has "
                              "no such sources; give pairs: two aligned text files, or --source COLUMN --target COLUMN")
         if not spec.lines:
             raise UsageError("seq2seq makes texts that end, and these are passages of a document; leave --no-lines out")
-        self.source = source(spec.condition, config.width)
+        self.source = SOURCES[type(spec.condition)](spec.condition, config.width)
         self.encoder: _Encoder | _RecurrentEncoder
         self.decoder: _Decoder | _RecurrentDecoder
         if config.net == "transformer":
             self.encoder, self.decoder = _Encoder(config), _Decoder(config)
         else:
             self.encoder, self.decoder = _RecurrentEncoder(config), _RecurrentDecoder(config)
-        self.embedding = _embedding(len(spec.vocabulary), config.width)
+        self.embedding = token_embedding(len(spec.vocabulary), config.width)
         self.bias = nn.Parameter(torch.zeros(len(spec.vocabulary)))
 
     # --- the network
@@ -129,7 +132,7 @@ class Seq2Seq(AutoregressiveText):
         """(..., W) -> logits of the next token (..., V)."""
         return F.linear(known, self.embedding.weight, self.bias)
 
-    def forward(self, tokens: Tensor, condition: Batch) -> Tensor:
+    def logits_given(self, tokens: Tensor, condition: Batch) -> Tensor:
         """Tokens (B, T), the first of them `<end>`, and sources -> logits of the next tokens (B, T, V)."""
         return self.logits(self._read(tokens, self.remember(condition)))
 
@@ -138,7 +141,7 @@ class Seq2Seq(AutoregressiveText):
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean smoothed negative log likelihood in nats per token; `nll` is without the smoothing."""
         drop = self._dropout(rng)
-        known = self._read(after_end(batch.x, self.spec.END), self.remember(_source(batch), drop), drop)
+        known = self._read(after_end(batch.x, self.spec.END), self.remember(sources_of(batch), drop), drop)
         there = inside(batch.x, batch.lengths)
         log_p = torch.log_softmax(self.logits(known[there]).float(), dim=-1)
         nll = F.nll_loss(log_p, batch.x[there])
@@ -159,7 +162,7 @@ class Seq2Seq(AutoregressiveText):
         """(B, T) float64, of each token what `measure` says of its logits (N, V), itself (N,) and its place (N, 2);
         NaN past the end of a text."""
         there = inside(batch.x, batch.lengths)
-        known = self._read(after_end(batch.x, self.spec.END), self.remember(_source(batch)))[there]
+        known = self._read(after_end(batch.x, self.spec.END), self.remember(sources_of(batch)))[there]
         parts = [part.split(max(1, _PIECE // len(self.spec.vocabulary)))
                  for part in (known, batch.x[there], there.nonzero())]
         values = [measure(self.logits(known), tokens, places) for known, tokens, places in zip(*parts, strict=True)]
@@ -175,23 +178,14 @@ class Seq2Seq(AutoregressiveText):
         `rng` draws the position inside each token's interval.
         """
         if code == "state":
-            return _mean(self.remember(_source(batch)))
+            return _mean(self.remember(sources_of(batch)))
         place = rng.uniform(batch.x.shape[1], dtype=torch.float64)
         return self._precise()._tokenwise(batch, lambda logits, tokens, places: self.distribution.to_noise(
             logits, tokens, place[places[:, 0], places[:, 1]]))
 
-    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None, *,  # type: ignore[override]
-               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
-        """Noise codes (B, T) -> texts (B, T) with lengths, made from the sources in `given`.
-
-        A text ends at NaN and after `<end>`. Options and errors are those of `AutoregressiveText.decode`; without
-        sources a UsageError.
-        """
-        return self._write(self._precise()._reader(_source(given)), code, _prompt(given), temperature, top_k, top_p)
-
     def sample(self, rng: Rng, given: Given | None = None, *,  # type: ignore[override]
                length: int | None = None, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0,
-               beam: int | None = None, length_penalty: float = 0.6) -> Batch:
+               beam: int | None = None, length_penalty: float = 0.6, stop: str = "") -> Batch:
         """A text for each source: the likeliest that a beam search finds, or with a temperature a draw.
 
         Args:
@@ -201,27 +195,32 @@ class Seq2Seq(AutoregressiveText):
             top_p: draw from the likeliest tokens that together have this probability; 1: from all.
             beam: texts that the search keeps at a time, 5 by default; 1: the likeliest token at every step.
             length_penalty: how much longer texts are preferred; 0: not, 1: by the mean of their tokens.
+            stop: a text also ends before these words, where they follow the prompt; "": it does not.
 
         Raises:
             UsageError: an option is out of its range, or is for the other way; there are no sources.
         """
-        prompt = _prompt(given)
+        prompt = prompt_of(given)
         if temperature != 0:
             if beam is not None:
                 raise UsageError(f"beam={beam} searches for the likeliest text, and temperature={temperature} draws "
                                  "one; leave one of them out")
             code = self.prior(rng, length=length)
-            return self._write(self._precise()._reader(_source(given)), code, prompt, temperature, top_k, top_p)
+            return self._write(self._reader(given), code, prompt, temperature, top_k, top_p)
         beam = _BEAM if beam is None else beam
         if beam < 1 or not length_penalty >= 0 or top_k or top_p != 1:
             raise UsageError(f"beam={beam}, length_penalty={length_penalty}, top_k={top_k}, top_p={top_p}; expected a "
                              "beam of 1 or more and a penalty of 0 or more; top_k and top_p go with temperature=1")
-        return self._search(_source(given), prompt.to(self.device), self._length(length), beam, length_penalty)
+        made = self._search(sources_of(given), prompt.to(self.device), self._length(length), beam, length_penalty)
+        return cut(made, len(prompt), self.spec, stop)
 
     def at_once(self, *, temperature: float | None = None, **_: object) -> int:
         return self.block if temperature else _AT_ONCE
 
-    def _reader(self, condition: Batch, copies: int = 1) -> tuple[Read, Advance]:
+    def _reader(self, given: Given | None) -> tuple[Read, Advance]:
+        return self._precise()._reads(sources_of(given))
+
+    def _reads(self, condition: Batch, copies: int = 1) -> tuple[Read, Advance]:
         """How texts of these sources are read, `copies` of each source after one another: (B * copies, ...)."""
         keys = self.decoder.keys(self.remember(condition)).repeat(copies)
 
@@ -243,7 +242,7 @@ class Seq2Seq(AutoregressiveText):
         fewer than K others are better; the search is over when none that goes on can become better than the best.
         """
         count, end, device = len(condition), self.spec.END, self.device
-        read, advance = self._reader(condition, beam)
+        read, advance = self._reads(condition, beam)
 
         def quality(score: Tensor, lengths: Tensor | int, which: Tensor) -> Tensor:
             penalty = ((5 + torch.as_tensor(lengths, device=device)) / 6) ** length_penalty
@@ -278,138 +277,7 @@ class Seq2Seq(AutoregressiveText):
     # --- export
 
     def graph(self) -> Graph:
-        """Sources and the tokens of a text, of which the first is `<end>` -> logits of the token after each.
-
-        A text is as long as the longest, and positions after its own tokens may hold anything: no logits before them
-        depend on these.
-        """
-        source = self.source.example()
-        assert isinstance(self.spec.condition, Spec)
-        inputs = {"condition": source.x, "token": torch.full((2, self.spec.length), self.spec.END)}
-        if source.lengths is not None:
-            inputs["lengths"] = source.lengths
-        return Graph(_Logits(self), inputs, ["logits"])
-
-
-class _Logits(nn.Module):
-    """The logits of texts, as a module of its own, for export."""
-
-    def __init__(self, model: Seq2Seq):
-        super().__init__()
-        self.model = model
-
-    def forward(self, condition: Tensor, token: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.model(token, Batch(condition, lengths=lengths))
-
-
-def _source(pairs: Given | Batch | None) -> Batch:
-    """The sources of targets."""
-    if pairs is None or pairs.condition is None:
-        raise UsageError("seq2seq makes texts from sources; name them with --given")
-    return pairs.condition
-
-
-def _prompt(given: Given | None) -> Tensor:
-    """What texts begin with, (P,)."""
-    return torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sources as positions: of unit scale, so that the places that an encoder adds to them do not drown them
-
-
-class _TextSource(nn.Module):
-    """The tokens of a text: B sources -> (B, S, W), and which are there, (B, S) bool."""
-
-    def __init__(self, spec: TextSpec, width: int):
-        super().__init__()
-        self.spec = spec
-        self.embedding = _embedding(len(spec.vocabulary), width)
-
-    def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
-        x = self.embedding(source.x)
-        return x * math.sqrt(x.shape[-1]), inside(source.x, source.lengths)
-
-    def example(self) -> Batch:
-        """Two sources, as long as the longest."""
-        return Batch(torch.full((2, self.spec.length), self.spec.END), lengths=torch.full((2,), self.spec.length))
-
-
-class _SeriesSource(nn.Module):
-    """The steps of a series, standardised, and which values are missing."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, spec: SeriesSpec, width: int):
-        super().__init__()
-        self.spec = spec
-        self.register_buffer("mean", torch.tensor(spec.mean), persistent=False)  # the spec has them
-        self.register_buffer("scale", torch.tensor(spec.scale), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(2 * len(spec.columns), width), nn.LayerNorm(width))
-
-    def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
-        values = (source.x.to(self.mean.dtype) - self.mean) / self.scale
-        x = torch.cat([values.nan_to_num(nan=0.0), values.isnan().to(values.dtype)], dim=-1)
-        return self.layers(x), inside(source.x[..., 0], source.lengths)
-
-    def example(self) -> Batch:
-        return Batch(torch.zeros(2, *self.spec.shape), lengths=torch.full((2,), self.spec.length))
-
-
-class _PictureSource(nn.Module):
-    """The places of a picture that is halved by strided convolutions until it has at most 16 x 16, at least once."""
-
-    def __init__(self, spec: ImageSpec, width: int):
-        super().__init__()
-        self.spec = spec
-        halvings = max(1, math.ceil(math.log2(max(spec.height, spec.width) / _PLACES)))
-        maps = [spec.channels, *(max(8, width // 2 ** (halvings - i)) for i in range(1, halvings)), width]
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1)
-                                    for a, b in itertools.pairwise(maps))
-        self.refine = nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.LayerNorm(width)
-        height, size = (math.ceil(side / 2**halvings) for side in (spec.height, spec.width))
-        self.place = nn.Parameter(torch.randn(height * size, width) * 0.02)
-
-    def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
-        x = 2 * source.x.to(self.place.dtype) - 1
-        for layer in self.layers:
-            x = F.silu(layer(x))
-        x = self.norm((x + F.silu(self.refine(x))).flatten(2).mT) + self.place
-        return x, torch.ones_like(x[..., 0], dtype=torch.bool)
-
-    def example(self) -> Batch:
-        return Batch(torch.zeros(2, *self.spec.shape))
-
-
-class _RowSource(nn.Module):
-    """All columns of a row as one position."""
-
-    def __init__(self, spec: VectorSpec, width: int):
-        super().__init__()
-        self.spec, self.view = spec, view_of(spec)
-        self.layers = nn.Sequential(nn.Linear(self.view.size, width), nn.SiLU(), nn.Linear(width, width),
-                                    nn.LayerNorm(width))
-
-    def forward(self, source: Batch) -> tuple[Tensor, Tensor]:
-        rows, _ = self.view(source, None)
-        x = self.layers(rows.to(self.layers[0].weight.dtype))[:, None]
-        return x, torch.ones_like(x[..., 0], dtype=torch.bool)
-
-    def example(self) -> Batch:
-        return Batch(torch.zeros(2, *self.spec.shape))
-
-
-_SOURCES: dict[type, Any] = {TextSpec: _TextSource, SeriesSpec: _SeriesSource, ImageSpec: _PictureSource,
-                             VectorSpec: _RowSource}
-
-
-def _embedding(count: int, width: int) -> nn.Embedding:
-    """Rows of length 1 about, so that they serve as the output matrix; as input they are multiplied by sqrt(W)."""
-    embedding = nn.Embedding(count, width)
-    nn.init.normal_(embedding.weight, std=width**-0.5)
-    return embedding
+        return graph_given(self, self.source.example())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from __future__ import annotations
 import codecs
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -249,7 +250,11 @@ class Lines(_TextExamples, ListedExamples[str]):
         examples = torch.nn.functional.pad(examples, (0, spec.length - examples.shape[1]))
         protocol = {"lines": spec.lines, **({"cut": cut} if cut else {})}
         amounts = _amounts(examples, lengths, spec, unknown)
-        return lines._fitted(spec, examples, lengths, len(unknown), amounts, protocol)
+        data = lines._fitted(spec, examples, lengths, len(unknown), amounts, protocol)
+        faults = ([UNKNOWN in row[:room] for row in rows], [len(row) > room for row in rows])  # in the order of notes
+        firsts = [fault.index(True) + 1 for fault in faults if any(fault)]
+        return replace(data, notes=tuple(f"{note}; the first: text {first}"
+                                         for note, first in zip(data.notes, firsts, strict=True)))
 
 
 def _large(sources: Sequence[Source]) -> list[Path]:

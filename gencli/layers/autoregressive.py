@@ -69,6 +69,10 @@ class AutoregressiveText(Model):
         """How a text is read: the beginning in one call, then token by token. Logits are float64."""
         raise NotImplementedError
 
+    def _reader(self, given: Given | None) -> tuple[Read, Advance]:
+        """How texts are read that are made from what is given. Default: from nothing."""
+        return self.reader()
+
     def _precise(self) -> Self:
         """This model in float64, where rounding is too small to change a token."""
         return self.clone().double().eval()
@@ -89,9 +93,13 @@ class AutoregressiveText(Model):
     @torch.no_grad()
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Texts -> noise codes (B, T), float64, NaN past the end of a text. `rng` draws the place in each interval."""
+        return self._encode(batch, rng, self.next_logits(batch.x))
+
+    def _encode(self, batch: Batch, rng: Rng, logits: Iterator[tuple[slice, Tensor]]) -> Tensor:
+        """Noise codes (B, T) from what `next_logits` gives, in float64."""
         z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the place in the interval, then the noise
-        for piece, logits in self.next_logits(batch.x):
-            z[:, piece] = self.distribution.to_noise(logits, batch.x[:, piece], z[:, piece])
+        for piece, part in logits:
+            z[:, piece] = self.distribution.to_noise(part, batch.x[:, piece], z[:, piece])
         return z.where(inside(batch.x, batch.lengths), math.nan)
 
     def scores(self, batch: Batch, rng: Rng, *_: Any, **options: Any) -> dict[str, Score]:
@@ -111,8 +119,8 @@ class AutoregressiveText(Model):
             raise UsageError(f"length is {length}; expected 1 or more tokens")
         return length
 
-    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_k: int = 0,
-               top_p: float = 1.0) -> Batch:
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None, *,  # type: ignore[override]
+               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
         """Noise codes (B, T) -> texts (B, T) with lengths. A text ends at NaN and, in lines, after `<end>`.
 
         Args:
@@ -125,7 +133,7 @@ class AutoregressiveText(Model):
             UsageError: an option is out of its range.
             DataError: the code is not (B, T).
         """
-        return self._write(self.reader(), code, torch.empty(0, dtype=torch.int64), temperature, top_k, top_p)
+        return self._write(self._reader(given), code, prompt_of(given), temperature, top_k, top_p)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
                top_k: int = 0, top_p: float = 1.0, stop: str = "") -> Batch:
@@ -136,8 +144,8 @@ class AutoregressiveText(Model):
         Args:
             stop: a text also ends before these words, where they follow the prompt; "": it does not.
         """
-        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-        return self._write(self.reader(), self.prior(rng, length=length), prompt, temperature, top_k, top_p, stop)
+        return self._write(self._reader(given), self.prior(rng, length=length), prompt_of(given), temperature, top_k,
+                           top_p, stop)
 
     @torch.no_grad()
     def _write(self, reader: tuple[Read, Advance], code: Tensor, prompt: Tensor, temperature: float, top_k: int,
@@ -172,13 +180,12 @@ class AutoregressiveText(Model):
                 if active[i] and each.after(int(token[i])):
                     active[i] = False
             logits, state = advance(token, state)
-        for i, each in enumerate(stops):
-            if each.found:
-                kept = torch.tensor(each.before(), dtype=x.dtype, device=x.device)
-                x[i, len(prompt) :] = 0
-                x[i, len(prompt) : len(prompt) + len(kept)] = kept
-                lengths[i] = len(prompt) + len(kept)
-        return Batch(x, lengths=lengths)
+        return cut(Batch(x, lengths=lengths), len(prompt), self.spec, stop)
+
+
+def prompt_of(given: Given | None) -> Tensor:
+    """What texts begin with, (P,)."""
+    return torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
 
 
 class OneStep(nn.Module):
@@ -200,7 +207,6 @@ class _Stop:
         self._tokenizer, self._words = spec.tokenizer, words.encode()
         self._tokens: list[int] = []
         self._read = b""
-        self.found = False
 
     def after(self, token: int) -> bool:
         """Whether the words are there after this token."""
@@ -208,8 +214,7 @@ class _Stop:
         start = max(0, len(self._read) - len(self._words))
         self._tokens.append(token)
         self._read += piece
-        self.found = self._words in self._read[start:]
-        return self.found
+        return self._words in self._read[start:]
 
     def before(self) -> list[int]:
         """The tokens before the words. Of a token that they begin inside of, what the vocabulary has of its rest."""
@@ -223,3 +228,17 @@ class _Stop:
             tokens.append(token)
             place -= len(piece)
         return tokens
+
+
+def cut(texts: Batch, start: int, spec: TextSpec, words: str) -> Batch:
+    """Texts (B, T) up to these words, where they follow the first `start` tokens; whole if there are no words."""
+    assert texts.lengths is not None
+    x, lengths = texts.x, texts.lengths
+    for i, piece in enumerate(texts.pieces() if words else ()):
+        read = _Stop(spec, words)
+        if any(map(read.after, piece[start:].tolist())):
+            kept = torch.tensor(read.before(), dtype=x.dtype, device=x.device)
+            x[i, start:] = 0
+            x[i, start : start + len(kept)] = kept
+            lengths[i] = start + len(kept)
+    return texts
