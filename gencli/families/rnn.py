@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import (
     Advance,
-    AutoregressiveText,
     OneStep,
     Read,
+    TrainedByWindows,
     after_end,
     inside,
     variational_dropout,
@@ -44,7 +44,7 @@ class RNNConfig(FamilyConfig):
     window: int = Field(128, ge=1, description="Tokens a training step reads of a document; gradients go no further.")
 
 
-class RNN(AutoregressiveText):
+class RNN(TrainedByWindows):
     """Recurrent language model: p(x) = prod p(x_t | state after `<end>`, x_1 .. x_(t-1)). Exact likelihood.
 
     The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, with h and c side by side.
@@ -53,7 +53,6 @@ class RNN(AutoregressiveText):
     """
 
     Config = RNNConfig
-    reads = "stream"
     defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.0}
 
@@ -70,7 +69,6 @@ class RNN(AutoregressiveText):
         if config.cell == "lstm":
             for layer in self.recurrent:  # gates in the order of torch: input, forget, cell, output
                 nn.init.ones_(layer.get_parameter("bias_ih_l0").data[config.width : 2 * config.width])
-        self._carried: Tensor | None = None  # state after the last window of a document, without gradient
 
     def _read(self, tokens: Tensor, state: Tensor | None = None,
               drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[list[Tensor], Tensor]:
@@ -114,32 +112,16 @@ class RNN(AutoregressiveText):
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per token.
-
-        A fresh batch starts with `<end>` and the zero state, as every text does; another begins with the token and the
-        state with which the previous one ended.
-        """
-        if batch.fresh:
-            tokens, targets, state = after_end(batch.x, self.spec.END), batch.x, None
-        else:
-            tokens, targets, state = batch.x[:, :-1], batch.x[:, 1:], self._carried
+        """Mean negative log likelihood in nats per token."""
+        tokens, targets, there, state = self._window(batch)
         outputs, state = self._read(tokens, state, lambda x: self._dropout(x, rng))
         if not self.spec.lines:
             self._carried = state.detach().to(self.head.weight.dtype)  # bf16 under autocast
         nll = F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), targets, reduction="none")  # (B, T)
-        if batch.fresh and batch.lengths is not None:
-            nll = nll[inside(batch.x, batch.lengths)]
-        return Loss(nll.mean())
+        return Loss(nll[there].mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {} if self._carried is None else {"carried": self._carried}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        carried = state.get("carried")
-        self._carried = None if carried is None else carried.to(self.device)
 
     # --- score
 
