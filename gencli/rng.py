@@ -32,6 +32,17 @@ def generator(*names: int | str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device=device).manual_seed(derive_seed(*names))
 
 
+def seed_layers(device: torch.device, *names: int | str) -> None:
+    """Seed, by names, the generators that torch's own layers draw from: of the processor, and of the device.
+
+    `torch.manual_seed` seeds those of every kind of device, and takes as long as a step of a small model.
+    """
+    seed = derive_seed(*names)
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class Rng(Protocol):
     """A source of noise for a batch of B examples."""
 

@@ -109,14 +109,19 @@ class Card(BaseModel):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The options with which the training data was read, as far as they apply to its kinds."""
+        """The options with which the training data was read, as far as they apply to its kinds and to other data."""
+        return {name: value for name, value in self.own_reading.items() if name != "labels"}
+
+    @property
+    def own_reading(self) -> dict[str, Any]:
+        """`reading`, and the file of the labels of the training data if they came in one."""
         names = {name for settings in self._settings for name in settings.model_fields}
         return {name: value for name, value in self.data_settings.items() if name in names}
 
     @model_validator(mode="after")
     def _reading_can_be_followed(self) -> "Card":
         for settings in self._settings:
-            settings(**{name: value for name, value in self.reading.items()
+            settings(**{name: value for name, value in self.own_reading.items()
                         if name in settings.model_fields and value is not None})
         return self
 

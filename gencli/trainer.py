@@ -25,7 +25,7 @@ from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
 from gencli.optimisers import make_optimiser
-from gencli.rng import derive_seed
+from gencli.rng import seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
 from gencli.settings import TrainSettings
@@ -180,7 +180,7 @@ class Trainer:
                 self.hooks.warn(f"{self.total} steps leave none for phase {phase.name!r}; give more --steps")
         state.optimisers = {player.name: make_optimiser(player, self.settings) for player in phase.players}
         if phase.begin and not again:
-            torch.manual_seed(derive_seed(self.settings.seed, "begin", phase.name))
+            seed_layers(self.device, self.settings.seed, "begin", phase.name)
             with torch.no_grad():
                 phase.begin()
         state.start_average(self.settings)
@@ -203,7 +203,7 @@ class Trainer:
         state, players = self.state, self.phase.players
         step, step_of_phase = state.step, state.step - state.phase_start
         batch, rng = self.order[step]
-        torch.manual_seed(derive_seed(self.settings.seed, "global", step, self.processes.rank))  # of layers of torch
+        seed_layers(self.device, self.settings.seed, "global", step, self.processes.rank)
         self.model.step = step
         values: dict[str, Any] = {}
         for player in players:

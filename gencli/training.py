@@ -46,7 +46,7 @@ from gencli.stopping import stop_requests
 from gencli.streams import open_writer
 from gencli.trainer import Hooks, Outcome, Trainer
 
-_WHICH = {"classes", "without", "labels"}  # options that say which examples are read
+_WHICH = {"classes", "without"}  # options that say which examples are read
 _HINT = "start over with overwrite (--overwrite)"
 
 
@@ -267,7 +267,7 @@ def _plural(examples: Dataset) -> str:
 
 def _reading(values: dict[str, Any], general: DataSettings, examples: Dataset) -> dict[str, Any]:
     """The options with which data was read, defaults included: the general ones, and those of its kinds."""
-    reading = general.model_dump(exclude={"labels"})  # which belong to this data, and no other
+    reading = general.model_dump()
     for spec in (examples.spec.condition, examples.spec):
         if spec is not None:
             own = registry.kind_of(spec).Settings

@@ -8,6 +8,7 @@ import torch
 
 from gencli.data import load
 from gencli.errors import DataError, UsageError
+from gencli.runs import read_card
 
 X = np.random.default_rng(0).normal(size=(6, 2))
 
@@ -61,6 +62,25 @@ def test_labels_by_option(gencli, tmp_path, content):
         classes(tmp_path / "things.idx", labels=str(tmp_path / "about"))
     with pytest.raises(UsageError, match="names its splits"):
         load("digits", {"labels": str(tmp_path / "about")})
+
+
+def test_the_labels_of_training_are_those_of_its_data(gencli, tmp_path):
+    for name, count in (("x", 30), ("other", 8)):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).normal(size=(count, 2)))
+    (tmp_path / "y.txt").write_text("a\nb\n" * 15)
+    gencli("train", "naive-bayes", "x.npy", "--labels", "y.txt", "-o", "run", "-q")
+    assert "labels" not in read_card(tmp_path / "run").reading
+    found = gencli("evaluate", "run", "x.npy:test", "--metrics", "likelihood")
+    assert "class_nll" in found.stdout.decode() and "x.npy:test: --labels y.txt, as in training" in found.stderr
+    found = gencli("evaluate", "run", "x.npy", "--metrics", "likelihood")
+    assert "x.npy is the data that the model was trained on" in found.stderr
+    found = gencli("evaluate", "run", "other.npy", "--metrics", "likelihood")
+    assert "trained with --labels y.txt, so give the file of these" in found.stderr
+    assert "class_nll" not in found.stdout.decode()
+    gencli("train", "naive-bayes", "x.npy", "-o", "run", "-q", "--resume")
+    (tmp_path / "y.txt").unlink()
+    found = gencli("evaluate", "run", "x.npy:test", "--metrics", "likelihood")
+    assert "class_nll" not in found.stdout.decode() and "x.npy:test is read without labels" in found.stderr
 
 
 def test_labels_lie_beside_under_names_like_those_of_mnist(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from gencli.rng import ExampleStreams, StepStream, derive_seed, generator, philox
+from gencli.rng import ExampleStreams, StepStream, derive_seed, generator, philox, seed_layers
 
 MAX = 0xFFFFFFFF
 
@@ -56,3 +56,10 @@ def test_derived_seeds_are_stable():
     assert derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
     assert 0 <= derive_seed("x") < 2**63
     assert derive_seed(0, "order", 0) == 1370560536841482319  # runs made today must resume tomorrow
+
+
+def test_layers_are_seeded_as_by_torch():
+    seed_layers(torch.device("cpu"), 3, "step")
+    ours = torch.rand(5), torch.nn.functional.dropout(torch.ones(20))
+    torch.manual_seed(derive_seed(3, "step"))
+    assert torch.equal(ours[0], torch.rand(5)) and torch.equal(ours[1], torch.nn.functional.dropout(torch.ones(20)))

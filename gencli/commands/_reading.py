@@ -1,5 +1,6 @@
 """Reading data for a trained model: as it was read in training, unless options say otherwise."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
-from gencli.data import extent, load, require_unchanged
+from gencli.data import extent, load, require_unchanged, same_source
 from gencli.dataset import Dataset
 from gencli.errors import DataError, StoppedError, UsageError
 from gencli.model import Batch, Spec
@@ -38,12 +39,33 @@ def reading_of(card: Card | None, settings: dict[str, Any], other_classes: bool 
 def load_for(card: Card | None, source: str, settings: dict[str, Any], console: Console,
              split: Literal["train", "test", "all"], like: Spec | None = None, other_classes: bool = False,
              **arguments: Any) -> Dataset:
-    """Data that fits a model, or `like`; `split` where `source` names none. `other_classes`: as in `data.load`."""
+    """Data that fits a model, or `like`; `split` where `source` names none. `other_classes`: as in `data.load`.
+
+    The labels that training read from a file are those of its data, and of no other.
+    """
     like = like or (card.spec if card else None)
     # What the user says about pairs here must fit; what the training says need not.
     trained = not any(name in settings for name in _OF_PAIRS)
-    return load(source, reading_of(card, settings, other_classes), split=split, like=like, trained=trained,
-                notify=console.note, detail=console.detail, other_classes=other_classes, **arguments)
+    reading = reading_of(card, settings, other_classes)
+    file = card.own_reading.get("labels") if card and not reading.get("labels") else None
+    if card and file and same_source(source, card.data) and card.extent and extent(source) == tuple(card.extent):
+        with suppress(DataError):  # it is there no longer
+            require_unchanged(file, None)
+            reading["labels"] = file
+            console.note(f"{source}: --labels {file}, as in training")
+    data = load(source, reading, split=split, like=like, trained=trained, notify=console.note, detail=console.detail,
+                other_classes=other_classes, **arguments)
+    if file and data.labels is None and data.tasks is None:
+        console.note(f"{source} is read without labels; the model was trained with --labels {file}, so give the file "
+                     f"of these with --labels if they are to count")
+    return data
+
+
+def _own_reading(card: Card) -> dict[str, Any]:
+    """How the training data was read, its labels included; DataError if their file is not to be opened unasked."""
+    if file := card.own_reading.get("labels"):
+        require_unchanged(file, None)
+    return card.own_reading
 
 
 def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | None:
@@ -53,8 +75,8 @@ def training_of(card: Card, console: Console, **arguments: Any) -> Dataset | Non
     the data had; and it is used only if it is the data of the fingerprint. Whatever goes wrong is no error.
     """
     def read(limit: int | None) -> Dataset:
-        return load(card.data, card.reading, split="train", like=card.spec, trained=True, skip_bad=True, limit=limit,
-                    notify=console.note, detail=console.detail, **arguments)
+        return load(card.data, _own_reading(card), split="train", like=card.spec, trained=True, skip_bad=True,
+                    limit=limit, notify=console.note, detail=console.detail, **arguments)
 
     try:
         require_unchanged(card.data, card.extent)
@@ -80,8 +102,11 @@ def warn_of_training(card: Card, source: str, console: Console, **arguments: Any
     if not card.extent or extent(source) != tuple(card.extent):
         return
     for limit in (None, card.examples):
-        data = load(f"{source}:train", card.reading, like=card.spec, trained=True, skip_bad=True, limit=limit,
-                    **arguments)
+        try:
+            data = load(f"{source}:train", _own_reading(card), like=card.spec, trained=True, skip_bad=True, limit=limit,
+                        **arguments)
+        except DataError:  # it does not go with the labels of the training
+            return
         if data.fingerprint == card.fingerprint:
             console.warn(f"{source} is the data that the model was trained on: {len(data)} of its examples are what it "
                          f"has seen; {source}:test is the part held out")

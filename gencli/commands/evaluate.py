@@ -139,7 +139,8 @@ def evaluate(
             wants_training = "training" in wanted and (drawn or names)
             trained_on: Dataset | None = None
             if training:
-                trained_on = load_for(card, training, settings, console, "train", examples.spec, **reading)
+                others = {name: value for name, value in settings.items() if name != "labels"}  # those of DATA
+                trained_on = load_for(card, training, others, console, "train", examples.spec, **reading)
                 if card and trained_on.fingerprint != card.fingerprint:
                     console.note(f"{training} is not what the model was trained on")
             elif card and wants_training:

@@ -32,7 +32,7 @@ from gencli.messages import Heard, hearing
 from gencli.settings import DataSettings, validated
 from gencli.spec import Spec
 
-__all__ = ["Contiguous", "Dataset", "Shuffled", "extent", "known", "load", "require_unchanged"]
+__all__ = ["Contiguous", "Dataset", "Shuffled", "extent", "known", "load", "require_unchanged", "same_source"]
 
 Split = Literal["train", "valid", "test", "all"]
 
@@ -191,6 +191,11 @@ def extent(source: str) -> tuple[int, int] | None:
         return None if name in KNOWN or name == "-" else _size(name, 5 * _MOST_FILES)
     except DataError:
         return None
+
+
+def same_source(source: str, other: str) -> bool:
+    """Whether both name the same data, whichever splits of it."""
+    return _parse(source)[0] == _parse(other)[0]
 
 
 def require_unchanged(source: str, expected: tuple[int, int] | None) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside
+from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, TrainedByWindows, after_end, inside
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Score
 from gencli.rng import Rng
 
@@ -45,7 +45,7 @@ class MLPLMConfig(FamilyConfig):
     mix_weight: float = Field(0.5, ge=0, le=1, description="Weight of the run of --mix in the mixture.")
 
 
-class MLPLM(AutoregressiveText):
+class MLPLM(TrainedByWindows):
     """Feed-forward language model: p(x) = prod p(x_t | the `context` tokens before it). Exact likelihood.
 
     The state is (B, context) int64: 1 + token for each of the last tokens, 0 before the beginning (and for blanks). In
@@ -55,7 +55,6 @@ class MLPLM(AutoregressiveText):
     """
 
     Config = MLPLMConfig
-    reads = "stream"
     defaults = {"lr": 3e-3, "batch_size": 64, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.999}
 
@@ -73,7 +72,6 @@ class MLPLM(AutoregressiveText):
             nn.init.zeros_(self.direct.weight)
         self.mixed: AutoregressiveText | None = None
         self._counts = torch.ones(vocabulary, dtype=torch.float64)  # one more than seen, so that none is impossible
-        self._carried: Tensor | None = None  # state after the last window of a document
 
     def mix(self, other: Model) -> None:
         if not isinstance(other, AutoregressiveText):
@@ -140,19 +138,11 @@ class MLPLM(AutoregressiveText):
         return True
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per token, without what is mixed in.
-
-        A fresh batch starts with `<end>`, as every text does; another begins with the token and the state with which
-        the previous one ended.
-        """
-        if batch.fresh:
-            tokens, targets, state = after_end(batch.x, self.spec.END), batch.x, None
-        else:
-            tokens, targets, state = batch.x[:, :-1], batch.x[:, 1:], self._carried
+        """Mean negative log likelihood in nats per token, without what is mixed in."""
+        tokens, targets, there, state = self._window(batch)
         windows, after = self._windows(tokens, state)
         if not self.spec.lines:
             self._carried = after.clone()  # not the whole of which it is a view
-        there = inside(targets, batch.lengths if batch.fresh else None)
         states = windows[there]
         if self.training and self.config.blanks:
             states = states * (rng.uniform(*windows.shape[1:]) > self.config.blanks)[there]
@@ -169,13 +159,6 @@ class MLPLM(AutoregressiveText):
             return 1.0
         share = 1 - self.config.dropout
         return ((rng.uniform(self.config.width) < share) / share)[row]
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {} if self._carried is None else {"carried": self._carried}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        carried = state.get("carried")
-        self._carried = None if carried is None else carried.to(self.device)
 
     # --- score; sample, encode and decode by noise codes
 

@@ -25,9 +25,9 @@ from gencli.errors import UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import (
     Advance,
-    AutoregressiveText,
     OneStep,
     Read,
+    TrainedByWindows,
     after_end,
     inside,
     variational_dropout,
@@ -49,7 +49,7 @@ class RNNConfig(FamilyConfig):
     window: int = Field(128, ge=1, description="Tokens a training step reads of a document; gradients go no further.")
 
 
-class RNN(AutoregressiveText):
+class RNN(TrainedByWindows):
     """Recurrent language model: p(x) = prod p(x_t | state after `<end>`, x_1 .. x_(t-1)). Exact likelihood.
 
     The state is one tensor (B, layers, S): S = width, or 2 * width for the LSTM, with h and c side by side. Where texts
@@ -63,7 +63,6 @@ class RNN(AutoregressiveText):
 
     Config = RNNConfig
     conditions = frozenset({"text", "image", "series", "vector"})
-    reads = "stream"
     defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.0}
 
@@ -87,7 +86,6 @@ class RNN(AutoregressiveText):
             self.source = SOURCES[type(spec.condition)](spec.condition, embedding)
             self.summary = nn.GRU(embedding, config.width, batch_first=True)
             self.context = nn.Linear(config.width, embedding)
-        self._carried: Tensor | None = None  # state after the last window of a document, without gradient
 
     def _beginning(self, pairs: Batch | Given | None, count: int) -> Tensor:
         """The state before B texts: zero, and what is known of their sources."""
@@ -159,34 +157,18 @@ class RNN(AutoregressiveText):
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per token.
-
-        A fresh batch starts with `<end>` and the zero state, as every text does; another begins with the token and the
-        state with which the previous one ended.
-        """
-        if batch.fresh:
-            tokens, targets, state = after_end(batch.x, self.spec.END), batch.x, None
-        else:
-            tokens, targets, state = batch.x[:, :-1], batch.x[:, 1:], self._carried
+        """Mean negative log likelihood in nats per token."""
+        tokens, targets, there, state = self._window(batch)
         if state is None:
             state = self._beginning(batch, len(batch))
         outputs, state = self._read(tokens, state, lambda x: self._dropout(x, rng))
         if not self.spec.lines:
             self._carried = state.detach().to(self.head.weight.dtype)  # bf16 under autocast
         nll = F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), targets, reduction="none")  # (B, T)
-        if batch.fresh and batch.lengths is not None:
-            nll = nll[inside(batch.x, batch.lengths)]
-        return Loss(nll.mean())
+        return Loss(nll[there].mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
-
-    def training_state(self) -> dict[str, Tensor]:
-        return {} if self._carried is None else {"carried": self._carried}
-
-    def load_training_state(self, state: dict[str, Tensor]) -> None:
-        carried = state.get("carried")
-        self._carried = None if carried is None else carried.to(self.device)
 
     # --- score
 

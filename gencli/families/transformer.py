@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, after_end, inside, variational_dropout
+from gencli.layers.autoregressive import Advance, Read, TrainedByWindows, after_end, inside, variational_dropout
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Phase, Player
 from gencli.muon import Muon
 from gencli.rng import Rng
@@ -95,7 +95,7 @@ class Block(nn.Module):
         """(B, T, D) -> queries, keys and values (B, T, heads, D / heads), the first two normed and rotated."""
         projected = F.linear(_norm(x), self.query_key_value.flatten(0, 1) * self.attention_gain)
         q_and_k, v = projected.unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=2)
-        q, k = _rotate(_norm(q_and_k), rotation).unbind(2)
+        q, k = _norm_and_rotate(q_and_k, rotation).unbind(2)
         return q * self.sharpness[:, None].to(q.dtype), k, v[:, :, 0]
 
     def feed(self, x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Block(nn.Module):
         return F.linear(_squared_relu(F.linear(_norm(x), self.up * self.feed_gain)), self.down)
 
 
-class Transformer(AutoregressiveText):
+class Transformer(TrainedByWindows):
     """Transformer language model: p(x) = prod p(x_t | `<end>`, x_1 .. x_(t-1)). Exact likelihood.
 
     The state is (B, P, layers, 2, width): keys and values of the last P < window positions. `place` is the number of
@@ -113,7 +113,6 @@ class Transformer(AutoregressiveText):
     """
 
     Config = TransformerConfig
-    reads = "stream"
     defaults = {"lr": 6e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 50,
                 "weight_decay": 0.1, "ema": 0.0}
 
@@ -127,15 +126,14 @@ class Transformer(AutoregressiveText):
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(self.layers)))
         self.gain = nn.Parameter(torch.ones(self.width))
-        self._carried: Tensor | None = None  # state after the last window of a document, without gradient
         self._place = 0  # of the next token of the document
 
     # --- the network
 
-    def _network(self, tokens: Tensor, state: Tensor, place: Tensor, mask: Tensor | None,
+    def _network(self, tokens: Tensor, state: Tensor, place: Tensor, mask: Tensor | None, kept: int,
                  drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) after a state (B, P, layers, 2, width) -> what the last layer gives (B, T, width), and keys and
-        values of all positions (B, P + T, layers, 2, width), without gradient.
+        values of the last positions (B, kept, layers, 2, width), without gradient.
 
         Args:
             place: of each token in its text, (T,) or (B, T).
@@ -149,10 +147,10 @@ class Transformer(AutoregressiveText):
             if state.shape[1]:
                 k, v = (torch.cat([old.unflatten(-1, new.shape[2:]).to(new.dtype), new], dim=1)
                         for old, new in zip(cached.unbind(2), (k, v), strict=True))
-            memory.append(torch.stack([k, v], dim=2).detach().flatten(-2))
+            memory += [part.detach()[:, part.shape[1] - kept :].flatten(-2) for part in (k, v)]
             x = x + drop(F.linear(_attend(q, k, v, mask), block.output))
             x = x + drop(block.feed(x))
-        return _norm(x), torch.stack(memory, dim=2)
+        return _norm(x), torch.stack(memory, dim=2).unflatten(2, (self.layers, 2))
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return _norm(self.embedding(tokens))
@@ -181,8 +179,7 @@ class Transformer(AutoregressiveText):
         if before or now > window:
             distance = position[before:, None] - position
             mask = _mask((distance >= 0) & (distance < window), self.embedding.weight.dtype)
-        x, memory = self._network(tokens, state, place + position[:now], mask, drop)
-        return x, memory[:, max(0, before + now - (window - 1)) :]
+        return self._network(tokens, state, place + position[:now], mask, min(before + now, window - 1), drop)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None, place: int = 0) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) and the state before them (None: there is none) -> logits of the next tokens (B, T, V), state
@@ -202,37 +199,25 @@ class Transformer(AutoregressiveText):
         return Muon(matrices, [p for p in parameters if id(p) not in chosen], lr, weight_decay)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per token.
-
-        A fresh batch starts with `<end>` and nothing before it, as every text does; another begins with the token and
-        the state with which the previous one ended.
-        """
-        if batch.fresh:
-            longest = batch.x.shape[1] if batch.lengths is None else int(batch.lengths.max())
-            targets, state, place = batch.x[:, :longest], None, 0
-            tokens = after_end(targets, self.spec.END)
-        else:
-            tokens, targets, state, place = batch.x[:, :-1], batch.x[:, 1:], self._carried, self._place
+        """Mean negative log likelihood in nats per token."""
+        tokens, targets, there, state = self._window(batch)
+        place = 0 if batch.fresh else self._place
         x, state = self._read(tokens, state, place, lambda x: self._dropout(x, rng))
         if not self.spec.lines:
             self._carried, self._place = state.to(self.embedding.weight.dtype), place + tokens.shape[1]
         nll = -self.distribution.log_prob(self._logits(x), targets)  # (B, T)
-        if batch.fresh and batch.lengths is not None:
-            nll = nll[inside(targets, batch.lengths)]
-        return Loss(nll.mean())
+        return Loss(nll[there].mean())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
 
     def training_state(self) -> dict[str, Tensor]:
-        if self._carried is None:
-            return {}
-        return {"carried": self._carried, "place": torch.full((len(self._carried),), self._place)}
+        state = super().training_state()
+        return state | {"place": torch.full((len(state["carried"]),), self._place)} if state else {}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        carried = state.get("carried")
-        self._carried = None if carried is None else carried.to(self.device)
-        self._place = 0 if carried is None else int(state["place"][0])
+        super().load_training_state(state)
+        self._place = int(state["place"][0]) if state else 0
 
     # --- score
 
@@ -311,11 +296,14 @@ def _mask(attended: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(attended.shape, dtype=dtype, device=attended.device).masked_fill(~attended, -math.inf)
 
 
-def _rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """(B, T, ..., heads, D) -> the same, the pairs of dimensions (i, i + D / 2) turned by the angles of `_rotation`."""
+def _norm_and_rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """(B, T, ..., heads, D) -> its norm, the pairs of dimensions (i, i + D / 2) turned by the angles of `_rotation`."""
     cos, sin = rotation.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([b, a], dim=-1), sin)
+    return _NormAndRotate.apply(x, cos, sin) if x.requires_grad else _rotate(x * _scale(x), cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -350,6 +338,23 @@ class _Norm(torch.autograd.Function):
         y, scale = ctx.saved_tensors
         along = (gradient * y).mean(-1, keepdim=True)
         return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+class _NormAndRotate(torch.autograd.Function):
+    """The gradient of a norm turns with what is normed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        scale = _scale(x)
+        y = _rotate(x, cos, sin).mul_(scale)
+        ctx.save_for_backward(y, scale, cos, sin)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        y, scale, cos, sin = ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)
+        return _rotate(torch.addcmul(gradient, y, along, value=-1), cos, -sin).mul_(scale), None, None
 
 
 def _squared_relu(x: Tensor) -> Tensor:
@@ -420,5 +425,5 @@ class _Step(nn.Module):
         distance = slots - torch.arange(slots + 1, device=token.device)
         attended = (distance < self.model.config.window) & (distance <= count)  # (B, slots + 1)
         mask = _mask(attended, state.dtype)[:, None, None]
-        x, memory = self.model._network(token, state, count, mask)
-        return self.model._logits(x[:, 0]), memory[:, 1:], count + 1
+        x, memory = self.model._network(token, state, count, mask, slots)
+        return self.model._logits(x[:, 0]), memory, count + 1

@@ -8,7 +8,7 @@ determine each other. Logits are float64 here, so that rounding changes no token
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -186,6 +186,39 @@ class AutoregressiveText(Model):
 def prompt_of(given: Given | None) -> Tensor:
     """What texts begin with, (P,)."""
     return torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
+
+
+class Window(NamedTuple):
+    """What a training step reads: tokens (B, T), those that follow them, where there are any (B, T), and the state
+    before (None: nothing is before)."""
+
+    tokens: Tensor
+    targets: Tensor
+    there: Tensor
+    state: Tensor | None
+
+
+class TrainedByWindows(AutoregressiveText):
+    """A text model that reads a document window by window in training, and carries its state from each to the next,
+    there without gradient."""
+
+    reads = "stream"
+    _carried: Tensor | None = None  # state after the last window of a document
+
+    def _window(self, batch: Batch) -> Window:
+        """A fresh batch starts with `<end>` and nothing before it, as every text does; another begins with the token
+        and the state with which the previous one ended."""
+        if not batch.fresh:
+            return Window(batch.x[:, :-1], batch.x[:, 1:], inside(batch.x[:, 1:], None), self._carried)
+        targets = batch.x if batch.lengths is None else batch.x[:, : int(batch.lengths.max())]
+        return Window(after_end(targets, self.spec.END), targets, inside(targets, batch.lengths), None)
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {} if self._carried is None else {"carried": self._carried}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        carried = state.get("carried")
+        self._carried = None if carried is None else carried.to(self.device)
 
 
 class OneStep(nn.Module):
