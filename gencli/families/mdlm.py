@@ -1,0 +1,400 @@
+"""Masked diffusion language models: a network of attention in both directions gives the tokens that are masked.
+
+Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Models", arXiv:2406.07524; Shi et al. 2024,
+"Simplified and Generalized Masked Diffusion for Discrete Data" (MD4), arXiv:2406.04329. Noise turns tokens into masks,
+each at a uniform time of its own (the log-linear schedule); a text is made by turning them back, in any order. The
+network needs no time: the number of masks says it (Ou et al. 2024, arXiv:2406.03736). It is that of `transformer`
+(`gencli.layers.attention`), but a token attends to half a window on each side, so that texts may have any length.
+
+The bound of the diffusion is that of a random order (Hoogeboom et al. 2021, arXiv:2110.02037). With k of n tokens
+masked, all choices of k alike,
+
+    -log p(x) <= sum over k = 1..n of 1/k E sum over masked i of -log p(x_i | what is not masked),
+
+and what is on the right is trained: each text of a batch has a share of masks of its own, spread evenly over all of
+them. Scores take the mean over `samples` masks, spread likewise; or, with `orders`, whole orders one token a step:
+p(x) of the sampler, in which tokens come one by one in a random order, is the mean over all orders.
+
+Lines have a length first, with the shares of the training data, and then tokens given that; passages have theirs.
+
+A code is the noise of each token given those that are known when it is its turn (`gencli.layers.distributions`), and
+the noise that makes the order: text and order, and code, determine each other.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import DataError, UsageError
+from gencli.kinds.text import TextSpec
+from gencli.layers.attention import AttentionConfig, Block, attend_around, muon, norm, rotation
+from gencli.layers.autoregressive import inside, variational_dropout
+from gencli.layers.distributions import Categorical
+from gencli.model import Batch, Given, Graph, Loss, Model, Phase, Player, Score
+from gencli.muon import Muon
+from gencli.rng import Rng
+
+_PIECE = 2**15  # tokens that the network reads at once in scoring
+_USUAL = 256  # tokens of a passage that is made, where the user says nothing
+
+Order = Literal["random", "confident"]
+
+
+class MDLMConfig(AttentionConfig):
+    window: int = Field(128, ge=2, description="Tokens around it that a layer attends to, half of them on each side, "
+                                               "and that a training step reads of a document.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Share of embeddings and of what layers add that is dropped "
+                                                        "in training.")
+
+
+class MDLM(Model):
+    """Masked diffusion language model. Of the likelihood it has a bound.
+
+    Codes are (B, T, 2), float64: the noise of each token and that of its turn.
+    """
+
+    Config = MDLMConfig
+    kinds = frozenset({"text"})
+    reads = "stream"
+    defaults = {"lr": 6e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 50,
+                "weight_decay": 0.1, "ema": 0.0}
+    block = 16
+    likelihood = "bound"
+    lossless = True
+    config: MDLMConfig
+    spec: TextSpec
+    lengths: Tensor
+
+    def __init__(self, config: MDLMConfig, spec: TextSpec):
+        super().__init__(config, spec)
+        self.width, layers, self.heads = config.dimensions
+        self.mask = len(spec.vocabulary)  # the number that stands for a masked token
+        self.distribution = Categorical(len(spec.vocabulary))
+        self.embedding = nn.Embedding(self.mask + 1, self.width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(layers)))
+        self.gain = nn.Parameter(torch.ones(self.width))
+        # Of lines, one more than were seen of each number of tokens 1..length.
+        self.register_buffer("lengths", torch.ones(spec.length if spec.lines else 0, dtype=torch.float64))
+        self._scored: dict[str, int] = {}  # how the last log_prob was computed
+
+    # --- the network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T), V where one is masked and -1 where there is none -> logits of all (B, T, V)."""
+        return self._logits(self._read(tokens, tokens >= 0))
+
+    def _read(self, tokens: Tensor, there: Tensor | None = None,
+              drop: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+        """Tokens (B, T), which are `there` or not (None: all are) -> what the last layer gives (B, T, width)."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        turned = rotation(place, self.width // self.heads, self.embedding.weight.dtype)
+        x = drop(norm(self.embedding(tokens.clamp(min=0))))
+        for block in self.blocks:
+            means = attend_around(*block.project(x, turned), self.config.window // 2, there)
+            x = x + drop(F.linear(means, block.output))
+            x = x + drop(block.feed(x))
+        return norm(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """What the last layer gives (..., width) -> logits (..., V); no text has an `<end>` inside."""
+        logits = F.linear(x, self.embedding.weight[: self.mask] * self.gain)
+        end = torch.arange(self.mask, device=x.device) == self.spec.END
+        return logits.masked_fill(end, -math.inf)
+
+    def _free(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, T) bool: the tokens that are masked and predicted. The `<end>` of a line follows from its length."""
+        there = inside(tokens, lengths)
+        return there & (tokens != self.spec.END) if self.spec.lines else there
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        train = Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self._optimiser)])
+        if not self.spec.lines:
+            return [train]
+        return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), train]
+
+    def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
+        return muon(self.blocks, parameters, lr, weight_decay)
+
+    def _count(self, batch: Batch) -> None:
+        assert batch.lengths is not None
+        self.lengths += torch.bincount(batch.lengths - 1, minlength=len(self.lengths))
+
+    def loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The bound in nats per token, by one choice of masks for each text; without the lengths of lines."""
+        longest = batch.x.shape[1] if batch.lengths is None else int(batch.lengths.max())
+        tokens = batch.x[:, :longest if self.spec.lines else self.config.window]
+        free = self._free(tokens, batch.lengths)
+        # One random number for the batch, and the others at even distances: each is uniform, and together they are
+        # spread more evenly than B that are independent (Kingma et al. 2021, arXiv:2107.00630, appendix I).
+        u = (rng.uniform()[0] + torch.arange(len(tokens), device=tokens.device) / len(tokens)) % 1
+        hidden, count, masked = _masks(free, u, rng.uniform(tokens.shape[1]))
+        there = None if bool(free.all()) else inside(tokens, batch.lengths)
+        x = self._read(tokens.masked_fill(hidden, self.mask), there, lambda x: self._dropout(x, rng))
+        nats = F.cross_entropy(self._logits(x[hidden]).float(), tokens[hidden], reduction="none")
+        weight = (count / masked.clamp(min=1))[:, None].expand_as(hidden)[hidden]
+        return Loss((nats * weight).sum() / count.sum())
+
+    def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
+        return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
+
+    # --- score
+
+    @torch.no_grad()
+    def log_prob(self, batch: Batch, rng: Rng, *, samples: int = 16, orders: int = 0) -> Tensor:
+        """A bound of log p(x) of every text, in nats, (B,) float64; of a line with that of its length.
+
+        Args:
+            samples: masks over which the bound of the diffusion is averaged, one from each of as many equal parts of
+                their number.
+            orders: take log of the mean of p(x | order) over so many random orders instead (Burda et al. 2016,
+                arXiv:1509.00519), which is exact in the limit. For short texts: each order takes as many passes of
+                the network as there are tokens.
+
+        Raises:
+            UsageError: an option is out of its range, or a line is longer than any that the model knows.
+        """
+        if samples < 1 or orders < 0:
+            raise UsageError(f"samples={samples}, orders={orders}; expected samples of 1 or more, orders of 0 or more")
+        self._scored = {"orders": orders} if orders else {"samples": samples}
+        free = self._free(batch.x, batch.lengths)
+        if orders:
+            nats = torch.stack([self._by_order(batch, free, rng) for _ in range(orders)])
+            total = torch.logsumexp(-nats, dim=0) - math.log(orders)
+        else:
+            start, total = rng.uniform(), torch.zeros(len(free), dtype=torch.float64, device=free.device)
+            for i in range(samples):
+                hidden, count, masked = _masks(free, (start + i) / samples, rng.uniform(free.shape[1]))
+                total -= self._nats(batch, hidden, hidden) * count / masked.clamp(min=1) / samples
+        return total + self._log_length(batch) if self.spec.lines else total
+
+    def _nats(self, batch: Batch, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """-log p of the tokens that are `wanted` given those that are not `hidden`, both (B, T) bool; (B,) float64."""
+        there = inside(batch.x, batch.lengths)
+        total = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
+        for rows in torch.arange(len(hidden), device=hidden.device).split(max(1, _PIECE // hidden.shape[1])):
+            own = wanted[rows]
+            x = self._read(batch.x[rows].masked_fill(hidden[rows], self.mask), there[rows])
+            nats = -self.distribution.log_prob(self._logits(x[own]), batch.x[rows][own]).double()
+            total[rows] = torch.zeros_like(own, dtype=torch.float64).masked_scatter(own, nats).sum(1)
+        return total
+
+    def _by_order(self, batch: Batch, free: Tensor, rng: Rng) -> Tensor:
+        """-log p(x | order) of a random order of each text, (B,) float64."""
+        rank = _rank(rng.uniform(free.shape[1]), free)
+        steps = [self._nats(batch, free & (rank >= i), free & (rank == i)) for i in range(int(free.sum(1).max()))]
+        return torch.stack(steps).sum(0) if steps else torch.zeros(len(free), dtype=torch.float64, device=free.device)
+
+    def _log_length(self, batch: Batch) -> Tensor:
+        """log P of the number of tokens of lines (B,)."""
+        count = inside(batch.x, batch.lengths).sum(1)
+        if (longest := int(count.max())) > len(self.lengths):
+            raise UsageError(f"a line has {longest} tokens, its end included, and the longest that the model knows has "
+                             f"{len(self.lengths)}; leave --length out")
+        return (self.lengths / self.lengths.sum()).log()[count - 1]
+
+    def scores(self, batch: Batch, rng: Rng, *_: Any, samples: int = 16, orders: int = 0) -> dict[str, Score]:
+        """`nll`: the bound of every text, weighted by its tokens, so that the mean is in nats per token."""
+        tokens = inside(batch.x, batch.lengths).sum(1)
+        nats = -self.log_prob(batch, rng, samples=samples, orders=orders)
+        return {"nll": Score(nats, "nats/token", "bound", weight=tokens, protocol=self.score_protocol())}
+
+    def score_protocol(self) -> dict[str, Any]:
+        return {**super().score_protocol(), **self._scored}
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
+        """Noise codes (B, T, 2), float64, NaN past the end of a line.
+
+        Default length: of passages 256 tokens at most; of lines drawn.
+        """
+        return self._prior(rng, length, 0)
+
+    def _prior(self, rng: Rng, length: int | None, before: int) -> Tensor:
+        """The same, of lines that have so many tokens before what is made, and an `<end>` that counts as made."""
+        if length is not None and length < 1:
+            raise UsageError(f"length is {length}; expected 1 or more tokens")
+        if not self.spec.lines:
+            return rng.normal(length or min(self.spec.length, _USUAL), 2, dtype=torch.float64)
+        most = (length or max(0, self.spec.length - 1 - before)) + 1
+        z = rng.normal(most, 2, dtype=torch.float64)
+        if length is not None or most == 1:
+            return z
+        share = self.lengths[before:].cumsum(0)
+        count = 1 + torch.searchsorted(share, rng.uniform(dtype=torch.float64) * share[-1])
+        past = torch.arange(most, device=z.device) >= count[:, None]
+        return z.masked_fill(past[..., None], math.nan)
+
+    def at_once(self, **options: Any) -> int:
+        return 4 * self.block if self.spec.lines else 4
+
+    def _start(self, rng: Rng, given: Given | None, length: int | None) -> tuple[Tensor, Tensor]:
+        """A code (B, T, 2) and the texts that it is to make (B, T), with masks."""
+        if given is not None and given.known is not None and given.mask is not None:
+            known = given.known.expand(len(rng), -1)
+            code = rng.normal(known.shape[1], 2, dtype=torch.float64)
+            return code, known.masked_fill(~given.mask, self.mask)
+        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
+        code = self._prior(rng, length, len(prompt))
+        return F.pad(code, (0, 0, len(prompt), 0)), self._blank(code, prompt)
+
+    def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, steps: int = 128,
+               order: Order = "random", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
+        """Texts of `length` tokens, after the prompt if one is given; or what is given with its gaps filled.
+
+        The other options are those of `decode`. Raises UsageError where one is out of its range.
+        """
+        code, tokens = self._start(rng, given, length)
+        return _last(self._walk(code, tokens, steps, order, temperature, top_k, top_p))
+
+    def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
+             length: int | None = None, steps: int = 128, order: Order = "random", temperature: float = 1.0,
+             top_k: int = 0, top_p: float = 1.0) -> list[Batch]:
+        """Texts as they come out of their masks, which show as `<unk>`; the options are those of `sample`."""
+        code, tokens = self._start(rng, given, length) if code is None else (code, self._blank(code))
+        states = list(self._walk(code, tokens, steps, order, temperature, top_k, top_p))
+        return [states[i] for i in torch.linspace(0, len(states) - 1, frames).round().long().tolist()]
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, rng: Rng, *, steps: int = 128, order: Order = "random") -> Tensor:
+        """Texts -> codes (B, T, 2), float64, NaN past the end of a text.
+
+        `rng` draws the order and the place in each interval. With the same `steps` and `order`, `decode` gives the
+        text back.
+        """
+        z = rng.normal(batch.x.shape[1], 2, dtype=torch.float64)
+        free, there = self._free(batch.x, batch.lengths), inside(batch.x, batch.lengths)
+        tokens = batch.x.masked_fill(free, self.mask).masked_fill(~there, -1)
+        place = torch.special.ndtr(z[..., 0])
+        for now, logits in self._turns(tokens, z[..., 1], steps, order):
+            z[..., 0][now] = self.distribution.to_noise(logits, batch.x[now], place[now])
+            tokens[now] = batch.x[now]
+        return z.masked_fill(~there[..., None], math.nan)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 128, order: Order = "random",
+               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
+        """Codes (B, T, 2) -> texts (B, T) with lengths. A text ends at NaN.
+
+        Args:
+            steps: in which the tokens come, at most; the fewer, the more come at once without regard to each other.
+            order: random, or each time where the network is most sure of a token, which is less so while much is masked
+                (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: draw from the K likeliest tokens only; 0: from all.
+            top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2019,
+                arXiv:1904.09751); 1: from all.
+
+        Raises:
+            UsageError: an option is out of its range.
+            DataError: the code is not (B, T, 2).
+        """
+        if code.ndim != 3 or code.shape[2] != 2:
+            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens, 2), as encode gives it")
+        code = code.to(self.device)
+        return _last(self._walk(code, self._blank(code), steps, order, temperature, top_k, top_p))
+
+    def _blank(self, code: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """What the texts of a code begin with: the prompt (P,), masks, and where lines end an `<end>`; (B, P + T)."""
+        there = ~code[..., 0].isnan()
+        tokens = torch.full_like(there, self.mask, dtype=torch.int64)
+        if self.spec.lines:
+            tokens.scatter_(1, (there.sum(1, keepdim=True) - 1).clamp(min=0), self.spec.END)
+        tokens = tokens.masked_fill(~there, -1)
+        if prompt is None:
+            return tokens
+        return torch.cat([prompt.to(tokens.device).expand(len(tokens), -1), tokens], dim=1)
+
+    @torch.no_grad()
+    def _walk(self, code: Tensor, tokens: Tensor, steps: int, order: Order, temperature: float, top_k: int,
+              top_p: float) -> Iterator[Batch]:
+        """Texts (B, T) with masks, then after each step with fewer, by the noise of a code (B, T, 2)."""
+        if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
+            raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
+                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
+        if temperature == 0:
+            temperature, top_k = 1.0, 1
+        u = torch.special.ndtr(code[..., 0].double()).clamp(max=1 - 1e-15)
+        tokens = tokens.clone()
+        yield self._batch(tokens)
+        for now, logits in self._turns(tokens, code[..., 1].double(), steps, order):
+            tokens[now] = self.distribution.from_uniform(logits, u[now], temperature, top_k, top_p)
+            yield self._batch(tokens)
+
+    def _batch(self, tokens: Tensor) -> Batch:
+        """Tokens with masks, and -1 past the end, as texts."""
+        there = tokens >= 0
+        return Batch(tokens.masked_fill(tokens == self.mask, self.spec.UNKNOWN).clamp(min=0), lengths=there.sum(1))
+
+    def _turns(self, tokens: Tensor, z: Tensor, steps: int, order: Order) -> Iterator[tuple[Tensor, Tensor]]:
+        """Step by step, which masked tokens (B, T) have their turn, and their logits (N, V), float64.
+
+        The caller puts them into `tokens` before it asks for the next. `z` (B, T) is the noise of the turns.
+        """
+        if steps < 1:
+            raise UsageError(f"steps={steps}; expected 1 or more")
+        if order not in ("random", "confident"):
+            raise UsageError(f"order={order}; expected random or confident")
+        net, there = self._precise(), tokens >= 0
+        free = tokens == self.mask
+        count = free.sum(1, keepdim=True)
+        turn = _rank(z, free) * count.clamp(max=steps) // count.clamp(min=1)
+        gumbel = -(-torch.special.log_ndtr(z)).log()
+        for i in range(int(count.clamp(max=steps).max())):
+            x = net._read(tokens, there)
+            now = free & (turn == i)
+            if order == "confident":
+                hidden = tokens == self.mask
+                surest = net._logits(x).softmax(-1).amax(-1).log() + gumbel * hidden.sum(1, keepdim=True) / count
+                now = hidden & (_rank(-surest, hidden) < now.sum(1, keepdim=True))
+            yield now, net._logits(x[now])
+
+    def _precise(self) -> Self:
+        """This model in float64, where rounding is too small to change a token."""
+        return self.clone().double().eval()
+
+    def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
+        """A path of codes as `Model.interpolate` has it; the number of tokens goes from the one to the other."""
+        path = super().interpolate(a, b, frames)
+        ends = torch.tensor([(~code[:, 0].isnan()).sum() for code in (a, b)], dtype=torch.float64)
+        share = torch.linspace(0, 1, frames, dtype=torch.float64)
+        count = ((1 - share) * ends[0] + share * ends[1]).round().to(path.device)
+        past = torch.arange(path.shape[1], device=path.device) >= count[:, None]
+        return path.masked_fill(past[..., None], math.nan)
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """Tokens (B, T), V where one is masked and -1 past the end -> logits of all (B, T, V)."""
+        length = self.spec.length if self.spec.lines else min(self.spec.length, self.config.window)
+        return Graph(self, {"tokens": torch.full((2, length), self.mask, device=self.device)}, ["logits"])
+
+
+def _last(states: Iterable[Batch]) -> Batch:
+    for state in states:
+        last = state
+    return last
+
+
+def _rank(values: Tensor, among: Tensor) -> Tensor:
+    """The rank of values (B, T) among those of each text, 0 for the smallest; the others come after them."""
+    return values.where(among, math.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
+
+
+def _masks(free: Tensor, u: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of the tokens that may be masked (B, T) are, (B, T) bool; how many may, and how many are, (B,).
+
+    Args:
+        u: (B,) in [0, 1), which says how many.
+        noise: (B, T), which says which.
+    """
+    count = free.sum(1)
+    masked = torch.minimum(1 + (u * count).long(), count)
+    return free & (_rank(noise, free) < masked[:, None]), count, masked
