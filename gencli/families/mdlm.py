@@ -164,15 +164,16 @@ class MDLM(Model):
         if samples < 1 or orders < 0:
             raise UsageError(f"samples={samples}, orders={orders}; expected samples of 1 or more, orders of 0 or more")
         self._scored = {"orders": orders} if orders else {"samples": samples}
-        free = self._free(batch.x, batch.lengths)
+        each = orders or samples
+        rows, noise = batch[torch.arange(len(batch)).repeat_interleave(each)], rng.uniform(each, batch.x.shape[1])
+        free, noise = self._free(rows.x, rows.lengths), noise.flatten(0, 1)
         if orders:
-            nats = torch.stack([self._by_order(batch, free, rng) for _ in range(orders)])
-            total = torch.logsumexp(-nats, dim=0) - math.log(orders)
+            nats = self._by_order(rows, free, _rank(noise, free)).view(-1, each)
+            total = torch.logsumexp(-nats, dim=1) - math.log(each)
         else:
-            start, total = rng.uniform(), torch.zeros(len(free), dtype=torch.float64, device=free.device)
-            for i in range(samples):
-                hidden, count, masked = _masks(free, (start + i) / samples, rng.uniform(free.shape[1]))
-                total -= self._nats(batch, hidden, hidden) * count / masked.clamp(min=1) / samples
+            u = (rng.uniform()[:, None] + torch.arange(each, device=free.device)) / each
+            hidden, count, masked = _masks(free, u.flatten(), noise)
+            total = -(self._nats(rows, hidden, hidden) * count / masked.clamp(min=1)).view(-1, each).mean(1)
         return total + self._log_length(batch) if self.spec.lines else total
 
     def _nats(self, batch: Batch, hidden: Tensor, wanted: Tensor) -> Tensor:
@@ -186,11 +187,11 @@ class MDLM(Model):
             total[rows] = torch.zeros_like(own, dtype=torch.float64).masked_scatter(own, nats).sum(1)
         return total
 
-    def _by_order(self, batch: Batch, free: Tensor, rng: Rng) -> Tensor:
-        """-log p(x | order) of a random order of each text, (B,) float64."""
-        rank = _rank(rng.uniform(free.shape[1]), free)
-        steps = [self._nats(batch, free & (rank >= i), free & (rank == i)) for i in range(int(free.sum(1).max()))]
-        return torch.stack(steps).sum(0) if steps else torch.zeros(len(free), dtype=torch.float64, device=free.device)
+    def _by_order(self, batch: Batch, free: Tensor, rank: Tensor) -> Tensor:
+        """-log p(x | order) of an order of each text, given by the ranks of its tokens (B, T); (B,) float64."""
+        steps = range(int(free.sum(1).max()))
+        nats = [self._nats(batch, free & (rank >= i), free & (rank == i)) for i in steps]
+        return torch.stack(nats).sum(0) if nats else rank.new_zeros(len(rank), dtype=torch.float64)
 
     def _log_length(self, batch: Batch) -> Tensor:
         """log P of the number of tokens of lines (B,)."""
@@ -239,6 +240,8 @@ class MDLM(Model):
     def _start(self, rng: Rng, given: Given | None, length: int | None) -> tuple[Tensor, Tensor]:
         """A code (B, T, 2) and the texts that it is to make (B, T), with masks."""
         if given is not None and given.known is not None and given.mask is not None:
+            if length is not None or given.prompt is not None:
+                raise UsageError("--complete says how long a text is and how it begins; leave length and --prompt out")
             known = given.known.expand(len(rng), -1)
             code = rng.normal(known.shape[1], 2, dtype=torch.float64)
             return code, known.masked_fill(~given.mask, self.mask)
