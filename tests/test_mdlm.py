@@ -2,6 +2,7 @@
 """
 
 import itertools
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from scipy.stats import chisquare, kstest
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
-from gencli.families.mdlm import MDLM, MDLMConfig
+from gencli.families.mdlm import MDLM, MDLMConfig, _Way
 from gencli.kinds.text import TextSpec
 from gencli.layers.attention import attend_around
 from gencli.model import Batch, Given
@@ -168,7 +169,7 @@ def chain(x: torch.Tensor) -> torch.Tensor:
 class Table(MDLM):
     """A model whose network is the exact posterior of the chain, by enumeration."""
 
-    def _read(self, tokens, there=None, drop=None):
+    def _read(self, tokens, there=None, labels=None, drop=None):
         p = torch.stack([chain(x) for x in STRINGS])
         strings = torch.stack(STRINGS)
         agree = ((tokens[:, None] == strings) | (tokens[:, None] == self.mask)).all(2).double()  # (B, 27)
@@ -203,7 +204,7 @@ def test_gaps_are_filled_by_the_conditional_distribution():
 def test_a_confident_order_begins_where_the_network_is_surest():
     made = model(cls=Table)
     code = torch.zeros(1, 3, 2, dtype=torch.float64)  # equal noise of all turns
-    first = next(made._turns(torch.tensor([[made.mask, 3, made.mask]]), code[..., 1], 2, "confident"))[0]
+    first = next(made._turns(torch.tensor([[made.mask, 3, made.mask]]), code[..., 1], None, _Way(2, "confident")))[0]
     p = made._read(torch.tensor([[made.mask, 3, made.mask]]))[0].softmax(1).amax(1)
     assert first[0].tolist() == [bool(p[0] > p[2]), False, bool(p[2] > p[0])]
 
@@ -295,6 +296,38 @@ def test_a_film_shows_texts_as_they_come_out_of_their_masks():
     assert [int((state.x[0] == 0).sum()) >= at_least for state, at_least in zip(states, (9, 6, 3, 0), strict=True)]
     assert (states[0].x == 0).all()
     assert torch.equal(states[-1].x, made.sample(streams(3), steps=9).x)
+
+
+# --- classes
+
+
+def test_classes_and_guidance(gencli, tmp_path):
+    texts = {"yes": ["aab", "abaa"], "no": ["ccd", "dccc"]}
+    rows = [json.dumps({"text": text, "class": name}) for name, own in texts.items() for text in own * 25]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    gencli("train", "mdlm", "rows.jsonl", "-o", "run", "--conditional", "--width", "16", "--layers", "1",
+           "--heads", "1", "--steps", "80", "--dropout", "0", "--warmup", "5", "--lr", "0.03", "-q")
+
+    def written(*words):
+        return gencli(*words, "-f", "txt").stdout.decode().split()
+
+    for name, letters in (("yes", "ab"), ("no", "cd")):
+        drawn = "".join(written("sample", "run", "-n", "20", "--label", name))
+        assert sum(drawn.count(letter) for letter in letters) > 0.9 * len(drawn)
+    gaps = ["--complete", "____", "--each", "9", "--set", "guidance=3"]
+    assert set("".join(written("sample", "run", "--label", "no", *gaps))) <= set("cd")
+    gencli("encode", "run", "rows.jsonl:test", "-o", "codes.npz")
+    again = written("sample", "run", "--latents", "codes.npz")
+    assert len(again) == 10 and set(again) <= {text for own in texts.values() for text in own}
+    path = written("interpolate", "run", "rows.jsonl:all#0", "rows.jsonl:all#99", "--frames", "4")
+    assert path[0] == "aab" and path[3] == "dccc"
+
+
+def test_classes_where_there_are_none():
+    with pytest.raises(UsageError, match="needs labelled data"):
+        model(conditional=True)
+    with pytest.raises(UsageError, match="train one with --conditional"):
+        model().sample(streams(2), guidance=2.0)
 
 
 # --- the command line

@@ -23,6 +23,7 @@ the noise that makes the order: text and order, and code, determine each other.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -50,12 +51,43 @@ class MDLMConfig(AttentionConfig):
                                                "and that a training step reads of a document.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of embeddings and of what layers add that is dropped "
                                                         "in training.")
+    conditional: bool = Field(False, description="Learn the texts of each class; the data must be labelled.")
+    unlabelled: float = Field(0.1, ge=0, lt=1, description="Share of the texts whose class is hidden in training, for "
+                                                           "guidance.")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How texts are made: the options of `MDLM.decode`.
+
+    Raises:
+        UsageError: one is out of its range.
+    """
+
+    steps: int
+    order: Order
+    guidance: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.order not in ("random", "confident"):
+            raise UsageError(f"steps={self.steps}, order={self.order}; expected steps of 1 or more, and an order that "
+                             f"is random or confident")
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise UsageError(f"temperature={self.temperature}, top_k={self.top_k}, top_p={self.top_p}; "
+                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
 
 
 class MDLM(Model):
     """Masked diffusion language model. Of the likelihood it has a bound.
 
-    Codes are (B, T, 2), float64: the noise of each token and that of its turn.
+    Codes are (B, T, 2), float64: the noise of each token and that of its turn; of a conditional model (B, T, 3), with
+    the number of the class, K where it is not known.
+
+    Raises:
+        UsageError: a conditional model of data without classes.
     """
 
     Config = MDLMConfig
@@ -72,11 +104,18 @@ class MDLM(Model):
 
     def __init__(self, config: MDLMConfig, spec: TextSpec):
         super().__init__(config, spec)
+        if config.conditional and not spec.classes:
+            raise UsageError("a conditional mdlm needs labelled data, and this data has none or a single class; leave "
+                             "--conditional out or give texts with classes")
         self.width, layers, self.heads = config.dimensions
+        self.classes = len(spec.classes) if config.conditional else 0
         self.mask = len(spec.vocabulary)  # the number that stands for a masked token
         self.distribution = Categorical(len(spec.vocabulary))
         self.embedding = nn.Embedding(self.mask + 1, self.width)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        if self.classes:  # the last is for one that is not known
+            self.class_embedding = nn.Embedding(self.classes + 1, self.width)
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
         self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(layers)))
         self.gain = nn.Parameter(torch.ones(self.width))
         # Of lines, one more than were seen of each number of tokens 1..length.
@@ -85,16 +124,23 @@ class MDLM(Model):
 
     # --- the network
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T), V where one is masked and -1 where there is none -> logits of all (B, T, V)."""
-        return self._logits(self._read(tokens, tokens >= 0))
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Tokens (B, T), V where one is masked and -1 where there is none -> logits of all (B, T, V).
 
-    def _read(self, tokens: Tensor, there: Tensor | None = None,
+        `labels` (B,) are the classes, of a conditional model; K, or None for all, where they are not known.
+        """
+        return self._logits(self._read(tokens, tokens >= 0, labels))
+
+    def _read(self, tokens: Tensor, there: Tensor | None = None, labels: Tensor | None = None,
               drop: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
         """Tokens (B, T), which are `there` or not (None: all are) -> what the last layer gives (B, T, width)."""
         place = torch.arange(tokens.shape[1], device=tokens.device)
         turned = rotation(place, self.width // self.heads, self.embedding.weight.dtype)
-        x = drop(norm(self.embedding(tokens.clamp(min=0))))
+        x = self.embedding(tokens.clamp(min=0))
+        if self.classes:
+            labels = torch.full_like(tokens[:, 0], self.classes) if labels is None else labels
+            x = x + self.class_embedding(labels)[:, None]
+        x = drop(norm(x))
         for block in self.blocks:
             means = attend_around(*block.project(x, turned), self.config.window // 2, there)
             x = x + drop(F.linear(means, block.output))
@@ -137,10 +183,16 @@ class MDLM(Model):
         u = (rng.uniform()[0] + torch.arange(len(tokens), device=tokens.device) / len(tokens)) % 1
         hidden, count, masked = _masks(free, u, rng.uniform(tokens.shape[1]))
         there = None if bool(free.all()) else inside(tokens, batch.lengths)
-        x = self._read(tokens.masked_fill(hidden, self.mask), there, lambda x: self._dropout(x, rng))
+        labels = self._labels(batch)
+        if labels is not None and self.training:
+            labels = labels.where(rng.uniform() >= self.config.unlabelled, self.classes)
+        x = self._read(tokens.masked_fill(hidden, self.mask), there, labels, lambda x: self._dropout(x, rng))
         nats = F.cross_entropy(self._logits(x[hidden]).float(), tokens[hidden], reduction="none")
         weight = (count / masked.clamp(min=1))[:, None].expand_as(hidden)[hidden]
         return Loss((nats * weight).sum() / count.sum())
+
+    def _labels(self, given: Batch | Given) -> Tensor | None:
+        return given.labels if self.classes else None
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)
@@ -178,11 +230,12 @@ class MDLM(Model):
 
     def _nats(self, batch: Batch, hidden: Tensor, wanted: Tensor) -> Tensor:
         """-log p of the tokens that are `wanted` given those that are not `hidden`, both (B, T) bool; (B,) float64."""
-        there = inside(batch.x, batch.lengths)
+        there, labels = inside(batch.x, batch.lengths), self._labels(batch)
         total = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
         for rows in torch.arange(len(hidden), device=hidden.device).split(max(1, _PIECE // hidden.shape[1])):
             own = wanted[rows]
-            x = self._read(batch.x[rows].masked_fill(hidden[rows], self.mask), there[rows])
+            tokens = batch.x[rows].masked_fill(hidden[rows], self.mask)
+            x = self._read(tokens, there[rows], None if labels is None else labels[rows])
             nats = -self.distribution.log_prob(self._logits(x[own]), batch.x[rows][own]).double()
             total[rows] = torch.zeros_like(own, dtype=torch.float64).masked_scatter(own, nats).sum(1)
         return total
@@ -213,14 +266,14 @@ class MDLM(Model):
     # --- sample, encode, decode
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
-        """Noise codes (B, T, 2), float64, NaN past the end of a line.
+        """Noise codes (B, T, 2), float64, NaN past the end of a line; of a conditional model of random classes.
 
         Default length: of passages 256 tokens at most; of lines drawn.
         """
-        return self._prior(rng, length, 0)
+        return self._coded(self._noise(rng, length, 0), rng.integers(self.classes) if self.classes else None)
 
-    def _prior(self, rng: Rng, length: int | None, before: int) -> Tensor:
-        """The same, of lines that have so many tokens before what is made, and an `<end>` that counts as made."""
+    def _noise(self, rng: Rng, length: int | None, before: int) -> Tensor:
+        """(B, T, 2); of lines that have so many tokens before what is made, and an `<end>` that counts as made."""
         if length is not None and length < 1:
             raise UsageError(f"length is {length}; expected 1 or more tokens")
         if not self.spec.lines:
@@ -234,36 +287,32 @@ class MDLM(Model):
         past = torch.arange(most, device=z.device) >= count[:, None]
         return z.masked_fill(past[..., None], math.nan)
 
+    def _coded(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Noise (B, T, 2) with the classes (B,), of a conditional model: a code."""
+        if labels is None:
+            return noise
+        column = labels.to(noise)[:, None, None].expand(-1, noise.shape[1], 1)
+        return torch.cat([noise, column.masked_fill(noise[..., :1].isnan(), math.nan)], dim=2)
+
     def at_once(self, **options: Any) -> int:
         return 4 * self.block if self.spec.lines else 4
 
-    def _start(self, rng: Rng, given: Given | None, length: int | None) -> tuple[Tensor, Tensor]:
-        """A code (B, T, 2) and the texts that it is to make (B, T), with masks."""
-        if given is not None and given.known is not None and given.mask is not None:
-            if length is not None or given.prompt is not None:
-                raise UsageError("--complete says how long a text is and how it begins; leave length and --prompt out")
-            known = given.known.expand(len(rng), -1)
-            code = rng.normal(known.shape[1], 2, dtype=torch.float64)
-            return code, known.masked_fill(~given.mask, self.mask)
-        prompt = torch.empty(0, dtype=torch.int64) if given is None or given.prompt is None else given.prompt
-        code = self._prior(rng, length, len(prompt))
-        return F.pad(code, (0, 0, len(prompt), 0)), self._blank(code, prompt)
-
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, steps: int = 128,
-               order: Order = "random", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
+               order: Order = "random", guidance: float = 1.0, temperature: float = 1.0, top_k: int = 0,
+               top_p: float = 1.0) -> Batch:
         """Texts of `length` tokens, after the prompt if one is given; or what is given with its gaps filled.
 
         The other options are those of `decode`. Raises UsageError where one is out of its range.
         """
-        code, tokens = self._start(rng, given, length)
-        return _last(self._walk(code, tokens, steps, order, temperature, top_k, top_p))
+        start = self._start(rng, given, length)
+        return _last(self._walk(*start, _Way(steps, order, guidance, temperature, top_k, top_p)))
 
     def film(self, rng: Rng, frames: int, given: Given | None = None, code: Tensor | None = None, *,
-             length: int | None = None, steps: int = 128, order: Order = "random", temperature: float = 1.0,
-             top_k: int = 0, top_p: float = 1.0) -> list[Batch]:
+             length: int | None = None, steps: int = 128, order: Order = "random", guidance: float = 1.0,
+             temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[Batch]:
         """Texts as they come out of their masks, which show as `<unk>`; the options are those of `sample`."""
-        code, tokens = self._start(rng, given, length) if code is None else (code, self._blank(code))
-        states = list(self._walk(code, tokens, steps, order, temperature, top_k, top_p))
+        start = self._start(rng, given, length) if code is None else (code, self._blank(code))
+        states = list(self._walk(*start, _Way(steps, order, guidance, temperature, top_k, top_p)))
         return [states[i] for i in torch.linspace(0, len(states) - 1, frames).round().long().tolist()]
 
     @torch.no_grad()
@@ -277,19 +326,24 @@ class MDLM(Model):
         free, there = self._free(batch.x, batch.lengths), inside(batch.x, batch.lengths)
         tokens = batch.x.masked_fill(free, self.mask).masked_fill(~there, -1)
         place = torch.special.ndtr(z[..., 0])
-        for now, logits in self._turns(tokens, z[..., 1], steps, order):
+        for now, logits in self._turns(tokens, z[..., 1], self._labels(batch), _Way(steps, order)):
             z[..., 0][now] = self.distribution.to_noise(logits, batch.x[now], place[now])
             tokens[now] = batch.x[now]
-        return z.masked_fill(~there[..., None], math.nan)
+        labels = self._labels(batch)
+        if self.classes and labels is None:
+            labels = torch.full_like(tokens[:, 0], self.classes)
+        return self._coded(z.masked_fill(~there[..., None], math.nan), labels)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, steps: int = 128, order: Order = "random",
-               temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
+               guidance: float = 1.0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Batch:
         """Codes (B, T, 2) -> texts (B, T) with lengths. A text ends at NaN.
 
         Args:
             steps: in which the tokens come, at most; the fewer, the more come at once without regard to each other.
             order: random, or each time where the network is most sure of a token, which is less so while much is masked
                 (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
+            guidance: w takes logits + (w - 1) (logits - those without the class) of a conditional model (Ho & Salimans
+                2022, arXiv:2207.12598).
             temperature: divides the logits; 0 takes the likeliest token.
             top_k: draw from the K likeliest tokens only; 0: from all.
             top_p: draw from the likeliest tokens that together have this probability (Holtzman et al. 2019,
@@ -297,16 +351,34 @@ class MDLM(Model):
 
         Raises:
             UsageError: an option is out of its range.
-            DataError: the code is not (B, T, 2).
+            DataError: the code is not (B, T, 2), or (B, T, 3) of a conditional model.
         """
-        if code.ndim != 3 or code.shape[2] != 2:
-            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens, 2), as encode gives it")
+        numbers = 3 if self.classes else 2
+        if code.ndim != 3 or code.shape[2] != numbers:
+            raise DataError(f"a code of shape {tuple(code.shape)}; expected (texts, tokens, {numbers}), as encode "
+                            f"gives it")
         code = code.to(self.device)
-        return _last(self._walk(code, self._blank(code), steps, order, temperature, top_k, top_p))
+        return _last(self._walk(code, self._blank(code), _Way(steps, order, guidance, temperature, top_k, top_p)))
 
-    def _blank(self, code: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """What the texts of a code begin with: the prompt (P,), masks, and where lines end an `<end>`; (B, P + T)."""
-        there = ~code[..., 0].isnan()
+    def _start(self, rng: Rng, given: Given | None, length: int | None) -> tuple[Tensor, Tensor]:
+        """A code (B, T, 2) and the texts that it is to make (B, T), with masks."""
+        given = given or Given()
+        if given.known is not None and given.mask is not None:
+            if length is not None or given.prompt is not None:
+                raise UsageError("--complete says how long a text is and how it begins; leave length and --prompt out")
+            tokens = given.known.expand(len(rng), -1).masked_fill(~given.mask, self.mask)
+            noise = rng.normal(tokens.shape[1], 2, dtype=torch.float64)
+        else:
+            prompt = torch.empty(0, dtype=torch.int64) if given.prompt is None else given.prompt
+            noise = self._noise(rng, length, len(prompt))
+            noise, tokens = F.pad(noise, (0, 0, len(prompt), 0)), self._blank(noise, prompt)
+        drawn = rng.integers(self.classes) if self.classes else None
+        labels = self._labels(given)
+        return self._coded(noise, drawn if labels is None else labels), tokens
+
+    def _blank(self, noise: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """What the texts of noise begin with: the prompt (P,), masks, and where lines end an `<end>`; (B, P + T)."""
+        there = ~noise[..., 0].isnan()
         tokens = torch.full_like(there, self.mask, dtype=torch.int64)
         if self.spec.lines:
             tokens.scatter_(1, (there.sum(1, keepdim=True) - 1).clamp(min=0), self.spec.END)
@@ -316,47 +388,46 @@ class MDLM(Model):
         return torch.cat([prompt.to(tokens.device).expand(len(tokens), -1), tokens], dim=1)
 
     @torch.no_grad()
-    def _walk(self, code: Tensor, tokens: Tensor, steps: int, order: Order, temperature: float, top_k: int,
-              top_p: float) -> Iterator[Batch]:
+    def _walk(self, code: Tensor, tokens: Tensor, way: _Way) -> Iterator[Batch]:
         """Texts (B, T) with masks, then after each step with fewer, by the noise of a code (B, T, 2)."""
-        if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1):
-            raise UsageError(f"temperature={temperature}, top_k={top_k}, top_p={top_p}; "
-                             "expected temperature and top_k of 0 or more, and top_p above 0 and at most 1")
-        if temperature == 0:
-            temperature, top_k = 1.0, 1
+        temperature, top_k = (way.temperature, way.top_k) if way.temperature else (1.0, 1)
         u = torch.special.ndtr(code[..., 0].double()).clamp(max=1 - 1e-15)
+        labels = code[:, 0, 2].nan_to_num().round().long().clamp(0, self.classes) if self.classes else None
         tokens = tokens.clone()
-        yield self._batch(tokens)
-        for now, logits in self._turns(tokens, code[..., 1].double(), steps, order):
-            tokens[now] = self.distribution.from_uniform(logits, u[now], temperature, top_k, top_p)
-            yield self._batch(tokens)
+        yield self._batch(tokens, labels)
+        for now, logits in self._turns(tokens, code[..., 1].double(), labels, way):
+            tokens[now] = self.distribution.from_uniform(logits, u[now], temperature, top_k, way.top_p)
+            yield self._batch(tokens, labels)
 
-    def _batch(self, tokens: Tensor) -> Batch:
+    def _batch(self, tokens: Tensor, labels: Tensor | None) -> Batch:
         """Tokens with masks, and -1 past the end, as texts."""
         there = tokens >= 0
-        return Batch(tokens.masked_fill(tokens == self.mask, self.spec.UNKNOWN).clamp(min=0), lengths=there.sum(1))
+        known = labels if labels is not None and bool((labels < self.classes).all()) else None
+        x = tokens.masked_fill(tokens == self.mask, self.spec.UNKNOWN).clamp(min=0)
+        return Batch(x, labels=known, lengths=there.sum(1))
 
-    def _turns(self, tokens: Tensor, z: Tensor, steps: int, order: Order) -> Iterator[tuple[Tensor, Tensor]]:
+    def _turns(self, tokens: Tensor, z: Tensor, labels: Tensor | None,
+               way: _Way) -> Iterator[tuple[Tensor, Tensor]]:
         """Step by step, which masked tokens (B, T) have their turn, and their logits (N, V), float64.
 
         The caller puts them into `tokens` before it asks for the next. `z` (B, T) is the noise of the turns.
         """
-        if steps < 1:
-            raise UsageError(f"steps={steps}; expected 1 or more")
-        if order not in ("random", "confident"):
-            raise UsageError(f"order={order}; expected random or confident")
+        if way.guidance != 1 and labels is None:
+            raise UsageError(f"guidance={way.guidance} is for models of classes; train one with --conditional")
         net, there = self._precise(), tokens >= 0
         free = tokens == self.mask
         count = free.sum(1, keepdim=True)
-        turn = _rank(z, free) * count.clamp(max=steps) // count.clamp(min=1)
+        turn = _rank(z, free) * count.clamp(max=way.steps) // count.clamp(min=1)
         gumbel = -(-torch.special.log_ndtr(z)).log()
-        for i in range(int(count.clamp(max=steps).max())):
-            x = net._read(tokens, there)
+        for i in range(int(count.clamp(max=way.steps).max())):
+            x = net._read(tokens, there, labels)
+            if way.guidance != 1:  # logits are linear in it
+                x = x + (way.guidance - 1) * (x - net._read(tokens, there))
             now = free & (turn == i)
-            if order == "confident":
+            if way.order == "confident":
                 hidden = tokens == self.mask
-                surest = net._logits(x).softmax(-1).amax(-1).log() + gumbel * hidden.sum(1, keepdim=True) / count
-                now = hidden & (_rank(-surest, hidden) < now.sum(1, keepdim=True))
+                sure = net._logits(x).softmax(-1).amax(-1).log() + gumbel * hidden.sum(1, keepdim=True) / count
+                now = hidden & (_rank(-sure, hidden) < now.sum(1, keepdim=True))
             yield now, net._logits(x[now])
 
     def _precise(self) -> Self:
@@ -370,14 +441,23 @@ class MDLM(Model):
         share = torch.linspace(0, 1, frames, dtype=torch.float64)
         count = ((1 - share) * ends[0] + share * ends[1]).round().to(path.device)
         past = torch.arange(path.shape[1], device=path.device) >= count[:, None]
+        if self.classes:  # half of the path is of either class
+            nearer = torch.where(share.to(path.device) < 0.5, a[0, 2], b[0, 2])
+            path[..., 2] = nearer[:, None]
         return path.masked_fill(past[..., None], math.nan)
 
     # --- export
 
     def graph(self) -> Graph:
-        """Tokens (B, T), V where one is masked and -1 past the end -> logits of all (B, T, V)."""
+        """Tokens (B, T), V where one is masked and -1 past the end -> logits of all (B, T, V).
+
+        A conditional model also takes labels (B,), K where one is not known.
+        """
         length = self.spec.length if self.spec.lines else min(self.spec.length, self.config.window)
-        return Graph(self, {"tokens": torch.full((2, length), self.mask, device=self.device)}, ["logits"])
+        inputs = {"tokens": torch.full((2, length), self.mask, device=self.device)}
+        if self.classes:
+            inputs["labels"] = torch.arange(2, device=self.device)
+        return Graph(self, inputs, ["logits"])
 
 
 def _last(states: Iterable[Batch]) -> Batch:
