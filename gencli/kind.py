@@ -89,7 +89,8 @@ class Partial:
     """Of what examples are to keep, for `sample`.
 
     Attributes:
-        known: one example (*example), or N of them that are completed one by one (N, *example).
+        known: one example (*example), or N of them that are completed one by one (N, *example); of texts (N, T), -1
+            past the end of a short one.
         mask: of the same shape, true where a value is kept.
         labels: (N,) the classes of the N, where they have some.
         notes: sentences for the user.

@@ -101,6 +101,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("aae", "vector"): ["--latent", "2", "--width", "8", "--critic-width", "4"],
     ("rnn", "text"): ["--width", "8", "--window", "8", "--length", "32"],
     ("transformer", "text"): ["--width", "8", "--layers", "2", "--heads", "2", "--window", "8", "--length", "32"],
+    ("mdlm", "text"): ["--width", "8", "--layers", "2", "--heads", "2", "--window", "8", "--length", "32"],
     ("ngram", "text"): ["--order", "3", "--length", "32"],
     ("mlp-lm", "text"): ["--context", "3", "--embedding", "4", "--width", "8", "--window", "8", "--length", "32"],
     ("hmm", "text"): ["--states", "3", "--length", "32"],

@@ -33,11 +33,12 @@ def sample(
     stop: Annotated[str | None, typer.Option("--stop", metavar="TEXT", help="End a text where TEXT would follow; short "
                                              "for --set stop=TEXT.")] = None,
     complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", help="Draw the missing cells of these "
-                                                 "rows; or keep a part of this picture, by --keep-rows or --mask, and "
-                                                 "draw the rest.")] = None,
+                                                 "rows, or the gaps of a text: 'to _____ or not'; or keep a part of "
+                                                 "this picture, by --keep-rows or --mask, and draw the rest.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
-    mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE", help="Keep what is white in this "
-                                                                               "picture.")] = None,
+    mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE|MARK", help="Keep what is white in this "
+                                             "picture; or what stands for each token of a gap in a text, instead of "
+                                             "_.")] = None,
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What the samples are made from, e.g. "
                                               "label maps, or speech for a vocoder, one sample for each; of texts - "
                                               "reads lines from stdin as they come; or of rows what all have: "

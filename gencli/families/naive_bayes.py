@@ -612,6 +612,8 @@ class OfTexts(AutoregressiveText, NaiveBayes):  # type: ignore[misc]
 
     @wraps(AutoregressiveText.sample)
     def sample(self, rng: Rng, given: Given | None = None, **options: Any) -> Batch:  # type: ignore[override]
+        if given is not None and given.known is not None:
+            raise UsageError("--complete: naive Bayes fills no gaps of texts; give the beginning of one with --prompt")
         labels = None if given is None else given.labels
         model = copy.copy(self)  # shallow: the same parameters
         model._class = None if labels is None else _of_class(labels, self.classes)

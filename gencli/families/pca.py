@@ -509,6 +509,8 @@ class LSI(PCA):
 
     def sample(self, rng: Rng, given: Given | None = None, *, terms: int = 10) -> Batch:  # type: ignore[override]
         """What codes drawn from the prior decode to: so many n-grams."""
+        if given is not None and given.known is not None:
+            raise UsageError("--complete: principal components of texts fill no gaps")
         return self.decode(self.prior(rng), terms=terms)
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, terms: int = 10) -> Batch:  # type: ignore[override]

@@ -16,91 +16,30 @@ The weights of the layers are trained by Muon, embeddings and gains by Adam. Dro
 positions of a window (Gal & Ghahramani 2016, arXiv:1512.05287), on the embeddings and on what every layer adds.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
+from gencli.layers.attention import AttentionConfig, Block, attend, bias, muon, norm, rotation
 from gencli.layers.autoregressive import Advance, Read, TrainedByWindows, after_end, inside, variational_dropout
-from gencli.model import Batch, FamilyConfig, Graph, Loss, Phase, Player
+from gencli.model import Batch, Graph, Loss, Phase, Player
 from gencli.muon import Muon
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once while a long text is scored or encoded.
 _PIECE = 2**18
-_BASE = 10_000  # of the wavelengths of rotary positions
 
 
-class Size(NamedTuple):
-    width: int
-    layers: int
-    heads: int
-
-
-SIZES = {"small": Size(128, 4, 2), "base": Size(256, 6, 4), "large": Size(512, 8, 8)}
-
-
-class TransformerConfig(FamilyConfig):
-    size: Literal["small", "base", "large"] = Field(
-        "small", description="Width, layers and heads together: 128, 4, 2 or 256, 6, 4 or 512, 8, 8.")
-    width: int | None = Field(None, ge=2, description="Dimensions of a token in the network; default by --size.")
-    layers: int | None = Field(None, ge=1, description="Layers, of attention and a feed-forward network each; default "
-                                                       "by --size.")
-    heads: int | None = Field(None, ge=1, description="Heads of attention of each layer; default by --size.")
+class TransformerConfig(AttentionConfig):
     window: int = Field(128, ge=1, description="Tokens that a layer attends to, the current one included, and that a "
                                                "training step reads of a document.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of embeddings and of what layers add that is dropped "
                                                         "in training.")
-
-    @property
-    def dimensions(self) -> Size:
-        """Width, layers and heads, as given or of the size."""
-        return Size(*(getattr(self, name) or value for name, value in SIZES[self.size]._asdict().items()))
-
-    @model_validator(mode="after")
-    def _heads_are_pairs(self) -> "TransformerConfig":
-        width, _, heads = self.dimensions
-        if width % (2 * heads):
-            raise ValueError(f"--width {width} cannot be shared by {heads} heads of an even number of dimensions each; "
-                             f"expected a multiple of {2 * heads}")
-        return self
-
-
-class Block(nn.Module):
-    """A layer: x + attention(norm(x)), then that + feed-forward(norm(that)). At the start it adds nothing.
-
-    The gains of a norm are applied to the weights that follow it, which are fewer than the numbers that it norms.
-    """
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.attention_gain, self.feed_gain = (nn.Parameter(torch.ones(width)) for _ in range(2))
-        self.query_key_value = nn.Parameter(torch.randn(3, width, width) * width**-0.5)
-        self.sharpness = nn.Parameter(torch.ones(heads))
-        self.output = nn.Parameter(torch.zeros(width, width))
-        self.up = nn.Parameter(torch.randn(4 * width, width) * width**-0.5)
-        self.down = nn.Parameter(torch.zeros(width, 4 * width))
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return [self.query_key_value, self.output, self.up, self.down]
-
-    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D) -> queries, keys and values (B, T, heads, D / heads), the first two normed and rotated."""
-        projected = F.linear(_norm(x), self.query_key_value.flatten(0, 1) * self.attention_gain)
-        q_and_k, v = projected.unflatten(-1, (3, self.heads, -1)).split([2, 1], dim=2)
-        q, k = _norm_and_rotate(q_and_k, rotation).unbind(2)
-        return q * self.sharpness[:, None].to(q.dtype), k, v[:, :, 0]
-
-    def feed(self, x: Tensor) -> Tensor:
-        """What the feed-forward network adds to (B, T, D)."""
-        return F.linear(_squared_relu(F.linear(_norm(x), self.up * self.feed_gain)), self.down)
 
 
 class Transformer(TrainedByWindows):
@@ -148,24 +87,18 @@ class Transformer(TrainedByWindows):
                 k, v = (torch.cat([old.unflatten(-1, new.shape[2:]).to(new.dtype), new], dim=1)
                         for old, new in zip(cached.unbind(2), (k, v), strict=True))
             memory += [part.detach()[:, part.shape[1] - kept :].flatten(-2) for part in (k, v)]
-            x = x + drop(F.linear(_attend(q, k, v, mask), block.output))
+            x = x + drop(F.linear(attend(q, k, v, mask), block.output))
             x = x + drop(block.feed(x))
-        return _norm(x), torch.stack(memory, dim=2).unflatten(2, (self.layers, 2))
+        return norm(x), torch.stack(memory, dim=2).unflatten(2, (self.layers, 2))
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        return _norm(self.embedding(tokens))
+        return norm(self.embedding(tokens))
 
     def _logits(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embedding.weight * self.gain)
 
     def _rotation(self, place: Tensor) -> Tensor:
-        """Places (..., T) -> cosines, and sines with their signs, of the angles by which `_rotate` turns a head,
-        (2, ..., T, 1, 1, width / heads)."""
-        half = self.width // self.heads // 2
-        exact = torch.float32 if place.device.type == "mps" else torch.float64  # so that a text may be of any length
-        angle = place[..., None, None, None] * _BASE ** -(torch.arange(half, dtype=exact, device=place.device) / half)
-        return torch.stack([torch.cat([angle.cos()] * 2, dim=-1), torch.cat([-angle.sin(), angle.sin()], dim=-1)]
-                           ).to(self.embedding.weight.dtype)
+        return rotation(place, self.width // self.heads, self.embedding.weight.dtype)
 
     def _read(self, tokens: Tensor, state: Tensor | None = None, place: int = 0,
               drop: Callable[[Tensor], Tensor] = lambda x: x) -> tuple[Tensor, Tensor]:
@@ -178,7 +111,7 @@ class Transformer(TrainedByWindows):
         position = torch.arange(before + now, device=tokens.device)
         if before or now > window:
             distance = position[before:, None] - position
-            mask = _mask((distance >= 0) & (distance < window), self.embedding.weight.dtype)
+            mask = bias((distance >= 0) & (distance < window), self.embedding.weight.dtype)
         return self._network(tokens, state, place + position[:now], mask, min(before + now, window - 1), drop)
 
     def forward(self, tokens: Tensor, state: Tensor | None = None, place: int = 0) -> tuple[Tensor, Tensor]:
@@ -193,10 +126,7 @@ class Transformer(TrainedByWindows):
         return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self._optimiser)])]
 
     def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
-        """Muon for the matrices of the layers, Adam without decay for the embeddings and gains."""
-        matrices = [matrix for block in self.blocks for matrix in block.matrices]
-        chosen = set(map(id, matrices))
-        return Muon(matrices, [p for p in parameters if id(p) not in chosen], lr, weight_decay)
+        return muon(self.blocks, parameters, lr, weight_decay)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per token."""
@@ -291,89 +221,6 @@ class Transformer(TrainedByWindows):
                      ["logits", "next_state", "next_count"])
 
 
-def _mask(attended: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a position is attended to, else -inf."""
-    return torch.zeros(attended.shape, dtype=dtype, device=attended.device).masked_fill(~attended, -math.inf)
-
-
-def _norm_and_rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """(B, T, ..., heads, D) -> its norm, the pairs of dimensions (i, i + D / 2) turned by the angles of `_rotation`."""
-    cos, sin = rotation.to(x.dtype)
-    return _NormAndRotate.apply(x, cos, sin) if x.requires_grad else _rotate(x * _scale(x), cos, sin)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Queries (B, T, heads, D), keys and values (B, S, heads, D) -> the mean of the values (B, T, heads * D)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = mask if mask is None else mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2).flatten(2)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """(..., D) -> x / its root mean square."""
-    return _Norm.apply(x) if x.requires_grad else x * _scale(x)
-
-
-def _scale(x: Tensor) -> Tensor:
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-    return (square + 1e-6).rsqrt()  # the same in every precision, or codes in float64 would be those of another model
-
-
-class _Norm(torch.autograd.Function):
-    """It makes as few passes over memory as possible, since a small network is bound by them; so does the next one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = _scale(x)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        y, scale = ctx.saved_tensors
-        along = (gradient * y).mean(-1, keepdim=True)
-        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
-
-
-class _NormAndRotate(torch.autograd.Function):
-    """The gradient of a norm turns with what is normed."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        scale = _scale(x)
-        y = _rotate(x, cos, sin).mul_(scale)
-        ctx.save_for_backward(y, scale, cos, sin)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        y, scale, cos, sin = ctx.saved_tensors
-        along = (gradient * y).mean(-1, keepdim=True)
-        return _rotate(torch.addcmul(gradient, y, along, value=-1), cos, -sin).mul_(scale), None, None
-
-
-def _squared_relu(x: Tensor) -> Tensor:
-    return _SquaredReLU.apply(x) if x.requires_grad else F.relu(x).square()
-
-
-class _SquaredReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        positive = F.relu(x)
-        ctx.save_for_backward(positive)
-        return positive * positive
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2)
-
-
 class _Cache:
     """Writes texts token by token. Keys and values lie in a memory with room for more, so that a token is appended in
     place and what is attended to is one slice; it is moved to the front when the room is used up.
@@ -411,7 +258,7 @@ class _Cache:
             x = x + F.linear(attention.transpose(1, 2).flatten(2), block.output)
             x = x + block.feed(x)
         self.end, self.place = self.end + 1, self.place + 1
-        return model._logits(_norm(x[:, 0])), self.memory
+        return model._logits(norm(x[:, 0])), self.memory
 
 
 class _Step(nn.Module):
@@ -424,6 +271,6 @@ class _Step(nn.Module):
         slots = state.shape[1]
         distance = slots - torch.arange(slots + 1, device=token.device)
         attended = (distance < self.model.config.window) & (distance <= count)  # (B, slots + 1)
-        mask = _mask(attended, state.dtype)[:, None, None]
+        mask = bias(attended, state.dtype)[:, None, None]
         x, memory = self.model._network(token, state, count, mask, slots)
         return self.model._logits(x[:, 0]), memory, count + 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from gencli.examples import (
     unpacked_name,
 )
 from gencli.format import Format, Rows
-from gencli.kind import Kind, Rate, Shown, Tile
+from gencli.kind import Kind, Partial, Rate, Shown, Tile
 from gencli.lazy import Lazy
 from gencli.limits import PACKED
 from gencli.long_texts import (
@@ -61,6 +62,7 @@ else:
     pl, torch = Lazy("polars"), Lazy("torch")
 
 PASSAGE = 2048  # tokens of a passage of a document where the user says nothing
+GAP = "_"  # stands for a token that is to be drawn
 SEPARATOR = "-----"  # the line between two texts of more than one line
 _CHARACTERS = 800  # of a text that are shown
 
@@ -566,3 +568,45 @@ class Texts(Kind):
         if spec.lines and count >= spec.length:
             lost.append(f"it has {count} tokens, and the longest line that the model knows has {spec.length - 1}")
         return "; ".join(lost) or None
+
+    def partial(self, source: str, spec: Any, keep_rows: int | None, mask: str | None,
+                read: Callable[[Any], Dataset]) -> Partial:
+        """Texts with gaps, (N, T), -1 past the end of a short one: each mark `_`, or `mask`, is a token to be drawn.
+
+        Args:
+            source: the text, the name of a file with it, or - for stdin; of a model of lines each line is one.
+
+        Raises:
+            UsageError: an option for pictures, or no gap.
+            DataError: a file that is no text.
+        """
+        mark = mask or GAP
+        if keep_rows is not None:
+            raise UsageError(f"--keep-rows is for pictures; in a text {GAP} stands for a token that is to be drawn")
+        named = source == "-" or os.path.exists(source)
+        text = decode(_content(source), "stdin" if source == "-" else source).removesuffix("\n") if named else source
+        text = _Cleaner().text(text)
+        texts = [line for line in text.split("\n") if line] if spec.lines else [text]
+        if mark not in text:
+            what = f"{source} has" if named else f"{shorten([repr(source)])} names no file, and as a text it has"
+            raise UsageError(f"--complete: {what} no {mark!r}, which stands for a token that is to be drawn: write one "
+                             f"for each, or name another mark with --mask")
+        tokens = spec.tokenizer
+        rows, masks, lost = [], [], []
+        for each in texts:
+            first, *others = [tokens.encode(part) for part in each.split(mark)]
+            row, kept = first, [True] * len(first)
+            for part in others:
+                row, kept = [*row, UNKNOWN, *part], [*kept, False, *[True] * len(part)]
+            lost += [part for known in each.split(mark) for part in tokens.unknown(known)]
+            rows.append(torch.tensor(row + [END] * spec.lines))
+            masks.append(torch.tensor(kept + [True] * spec.lines))
+        known, lengths = stack_padded(rows)
+        past = torch.arange(known.shape[1]) >= lengths[:, None]
+        notes = [f"{source}: {len(lost)} {spec.unit} are unknown to the model: "
+                 f"{shorten([repr(part) for part in dict.fromkeys(lost)])}"] if lost else []
+        return Partial(known.masked_fill(past, -1), stack_padded(masks)[0] | past, notes=tuple(notes))
+
+
+def _content(source: str) -> bytes:
+    return sys.stdin.buffer.read() if source == "-" else bytes_of(Path(source))
