@@ -131,6 +131,19 @@ def test_without_critics_it_is_the_plain_autoencoder_to_the_last_bit(dropout):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_what_is_asked_of_codes_has_its_weight():
+    x, labels = blobs(50)
+    model = train(aae(BLOBS, labelled=2, adversarial=3.0), x, 0, labels)
+    loss = model.autoencoder_loss(Batch(x[:8]), noise(8))
+    assert {"reconstruction", "generator", "labelled"} <= set(loss.parts)
+    assert loss.total == loss.parts["reconstruction"] + 3 * (loss.parts["generator"] + loss.parts["labelled"])
+    with torch.no_grad():
+        codes = model.encode(Batch(x[:8]), streams(8))
+        scores = [model.critics["code"](codes), model.critics["label"](codes[:, 2:])]
+    expected = sum(np.log1p(np.exp(-score.double().numpy())).mean() for score in scores)
+    assert loss.parts["generator"].item() == pytest.approx(expected, rel=1e-5), "-log of what critics believe"
+
+
 def test_critics_change_no_weight_at_the_start():
     for mine, plain in zip(aae(PICTURE).encoder.parameters(), aae(PICTURE, adversarial=0).encoder.parameters(),
                            strict=True):
@@ -286,6 +299,7 @@ def test_without_a_code_of_the_class_nothing_is_classified(small_run, small_data
     (SQUARE, {"latent": 1, "prior": "mixture"}, "--latent 2"),
     (SQUARE, {"net": "conv"}, "--net mlp"),
     (BLOBS, {"vat": 1.0}, "--labelled N"),
+    (BLOBS, {"labelled": 2, "adversarial": 0}, "above 0"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line(spec, config, says):
     with pytest.raises((UsageError, ValueError), match=says) as raised:

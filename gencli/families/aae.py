@@ -1,16 +1,18 @@
 """Adversarial autoencoder: an autoencoder whose codes a critic cannot tell from draws of a chosen prior.
 
-Makhzani et al. 2015, "Adversarial Autoencoders", arXiv:1511.05644. In each step the autoencoder reconstructs, a critic
-learns to tell codes from draws of the prior, and the encoder, as the generator of codes, learns to deceive it. With
-`labelled` examples a code has a second part, a categorical code of the class: a critic of its own makes it uniform over
-one-hot vectors, cross-entropy ties it to the classes of the labelled examples (section 5, semi-supervised), and the
-critic of codes sees both parts, so that the rest of the code, the style, becomes independent of it.
+Makhzani et al. 2015, "Adversarial Autoencoders", arXiv:1511.05644. In each step the autoencoder learns to reconstruct
+and, as the generator of codes, to deceive a critic, which learns to tell codes from draws of the prior. With `labelled`
+examples a code has a second part, a categorical code of the class: a critic of its own makes it uniform over one-hot
+vectors, cross-entropy ties it to the classes of the labelled examples (section 5, semi-supervised), and the critic of
+codes sees both parts, so that the rest of the code, the style, becomes independent of it.
 
-Departures from the paper: Adam instead of SGD with momentum, priors of about unit scale, a critic of codes that sees
-the class too (of z alone it leaves the class in z, and the decoder does not look for it elsewhere), noise (dropout
-of inputs) where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those
-of clean examples, and on request virtual adversarial training (`vat`): within a distance of an example its class is
-to be the same, without which a net learns a hundred labelled examples by heart.
+Departures from the paper: Adam instead of SGD with momentum; one step for all that the encoder learns, as in Tolstikhin
+et al. 2018, "Wasserstein Auto-Encoders", arXiv:1711.01558, since Adam's steps are as long for a gradient that is mostly
+noise, and steps for each loss in turn undo each other; priors of about unit scale; a critic of codes that sees the
+class too (of z alone it leaves the class in z, and the decoder does not look for it elsewhere); noise (dropout of
+inputs) where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those of
+clean examples; and on request virtual adversarial training (`vat`): within a distance of an example its class is to be
+the same, without which a net learns a hundred labelled examples by heart.
 
 Shapes: B batch, Z latent dimensions, K classes of the code (0 without labels), D numbers of an example.
 """
@@ -39,7 +41,7 @@ MODES = 10  # of the mixture
 RING, ALONG, ACROSS = 2.0, 0.5, 0.15  # radius of its modes, their deviations along the radius and across
 TURNS, ROLL, THICKNESS = 2, 3.0, 0.05  # of the swiss roll: turns, largest radius, deviation of the noise
 
-_BETAS = (0.5, 0.999)  # of Adam, for critics and generator
+_BETAS = (0.5, 0.999)  # of Adam, where there are critics
 _LITTLE = 0.1  # of the way to where classes are to be the same, from which it is looked for
 _FEWEST = 100  # codes that a critic can be trained on
 
@@ -61,8 +63,9 @@ class AAEConfig(FamilyConfig):
     prior: Prior = Field("gaussian", description=f"What codes are distributed as: standard normal, or in the first two "
                                                  f"dimensions a mixture of {MODES} Gaussians on a ring or a swiss roll "
                                                  f"(the others standard normal).")
-    adversarial: float = Field(1.0, ge=0, description="Learning rate of critics and generator relative to that of the "
-                                                      "autoencoder; 0: a plain autoencoder.")
+    adversarial: float = Field(10.0, ge=0, description="Weight of what is asked of codes, by the critics and for the "
+                                                       "labelled examples, beside the squared error; 0: a plain "
+                                                       "autoencoder.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the inputs that are dropped where the autoencoder "
                                                         "learns to reconstruct.")
     labelled: int = Field(0, ge=0, description="Labelled examples that a code of the class is learned from, as many of "
@@ -100,6 +103,9 @@ class AAE(Model):
         if config.labelled and config.labelled % self.classes:
             raise UsageError(f"--labelled {config.labelled} cannot be as many of each of {self.classes} classes; give "
                              f"a multiple of {self.classes}")
+        if config.labelled and not config.adversarial:
+            raise UsageError(f"--labelled {config.labelled} with --adversarial 0: a plain autoencoder learns no "
+                             f"classes; give a weight above 0")
         if config.vat and not config.labelled:
             raise UsageError(f"--vat {config.vat:g} keeps the class of an example the same around it, and this model "
                              f"learns no classes; give --labelled N as well")
@@ -141,20 +147,13 @@ class AAE(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """The choice of the labelled examples, if any, in a pass over the data; then all players in each step.
-
-        What the encoder learns of classes and as the generator is one loss. With an optimiser for each, Adam's steps
-        would be as long for the labelled examples when they are learned by heart as in the beginning.
-        """
-        rate, encoder, config = self.config.adversarial, list(self.encoder.parameters()), self.config
-        players = [Player("autoencoder", [*encoder, *self.decoder.parameters()], self.reconstruction_loss)]
-        if rate:
-            players.append(Player("critic", list(self.critics.parameters()), self.critic_loss, betas=_BETAS,
-                                  lr_scale=rate))
-        if config.labelled:
-            players.append(Player("encoder", encoder, self.encoder_loss, betas=_BETAS))
-        elif rate:
-            players.append(Player("generator", encoder, self.generator_loss, betas=_BETAS, lr_scale=rate))
+        """The choice of the labelled examples, if any, in a pass over the data; then both players in each step."""
+        config = self.config
+        both = [*self.encoder.parameters(), *self.decoder.parameters()]
+        players = [Player("autoencoder", both, self.reconstruction_loss)]
+        if config.adversarial:
+            players = [Player("autoencoder", both, self.autoencoder_loss, betas=_BETAS),
+                       Player("critic", list(self.critics.parameters()), self.critic_loss, betas=_BETAS)]
         if not config.labelled:
             return [Phase("train", players)]
         chosen = {label: Subsample(config.labelled // self.classes) for label in range(self.classes)}
@@ -190,6 +189,16 @@ class AAE(Model):
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         self._pool = state
 
+    def autoencoder_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The squared error, halved, and `adversarial` times what is asked of codes."""
+        reconstruction, generator = self.reconstruction_loss(batch, rng).total, self.generator_loss(batch, rng).total
+        parts = {"reconstruction": reconstruction, "generator": generator}
+        asked = generator
+        if self.classes:
+            classes = self.class_loss(batch, rng)
+            asked, parts = asked + classes.total, parts | classes.parts
+        return Loss(reconstruction + self.config.adversarial * asked, **parts)
+
     def reconstruction_loss(self, batch: Batch, rng: Rng) -> Loss:
         """The squared error of an example, halved: -log N(x; decoded, 1) but for a constant."""
         x = self._numbers(batch, rng)
@@ -214,14 +223,6 @@ class AAE(Model):
         codes = self._judged(self._code_of(batch, rng))
         scores = [critic(code).float() for critic, code in zip(self.critics.values(), codes, strict=False)]
         return Loss(torch.stack([F.softplus(-score).mean() for score in scores]).sum())
-
-    def encoder_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """The losses of the generator, times `adversarial`, and of the classes."""
-        classes = self.class_loss(batch, rng)
-        if not self.config.adversarial:
-            return classes
-        generator = self.generator_loss(batch, rng).total
-        return Loss(classes.total + self.config.adversarial * generator, generator=generator, **classes.parts)
 
     def class_loss(self, batch: Batch, rng: Rng) -> Loss:
         """Cross-entropy of as many labelled examples as a batch has and, on request, `vat` of the batch; in nats."""
