@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy import special, stats
 from torch import nn
 
 from gencli import runs
@@ -129,6 +129,19 @@ def test_without_critics_it_is_the_plain_autoencoder_to_the_last_bit(dropout):
         (0.5 * (torch.sigmoid(decoder(encoder(seen))) - x.flatten(1)).square().sum(1).mean()).backward()
         plain.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_is_asked_of_codes_has_its_weight():
+    x, labels = blobs(50)
+    model = train(aae(BLOBS, labelled=2, adversarial=3.0), x, 0, labels)
+    loss = model.autoencoder_loss(Batch(x[:8]), noise(8))
+    assert {"reconstruction", "generator", "labelled"} <= set(loss.parts)
+    assert loss.total == loss.parts["reconstruction"] + 3 * (loss.parts["generator"] + loss.parts["labelled"])
+    with torch.no_grad():
+        codes = model.encode(Batch(x[:8]), streams(8))
+        scores = [model.critics["code"](codes), model.critics["label"](codes[:, 2:])]
+    expected = sum(np.log1p(np.exp(-score.double().numpy())).mean() for score in scores)
+    assert loss.parts["generator"].item() == pytest.approx(expected, rel=1e-5), "-log of what critics believe"
 
 
 def test_critics_change_no_weight_at_the_start():
@@ -285,6 +298,8 @@ def test_without_a_code_of_the_class_nothing_is_classified(small_run, small_data
     (PICTURE, {"labelled": 100}, "multiple of 3"),
     (SQUARE, {"latent": 1, "prior": "mixture"}, "--latent 2"),
     (SQUARE, {"net": "conv"}, "--net mlp"),
+    (BLOBS, {"vat": 1.0}, "--labelled N"),
+    (BLOBS, {"labelled": 2, "adversarial": 0}, "above 0"),
 ])
 def test_what_does_not_fit_is_refused_in_one_line(spec, config, says):
     with pytest.raises((UsageError, ValueError), match=says) as raised:
@@ -306,3 +321,19 @@ def test_cross_entropy_is_torch_s():
     drawn = torch.randint(2, (8,), generator=generator(0))
     logits = model.classify(Batch(model.training_state()["x"][drawn]))
     assert loss.total.item() == pytest.approx(F.nll_loss(logits, drawn).item(), rel=1e-5)
+
+
+def test_the_worst_place_at_a_distance_is_that_of_a_linear_classifier():
+    model, x = aae(BLOBS, labelled=2, latent=1, vat=0.7), torch.randn(40, 2, generator=generator(0, "vat"))
+    model.encoder = nn.Linear(2, 3)  # z and the logits of the classes
+    with torch.no_grad():
+        apart = model.encoder.weight[2] - model.encoder.weight[1]
+        start = F.normalize(noise(40).normal(2), dim=1) @ apart  # the way from x that is tried
+        odds = x @ apart + model.encoder.bias[2] - model.encoder.bias[1]
+        p, q = (np.array([special.expit(-o), special.expit(o)])
+                for o in (odds.numpy(), (odds + 0.7 * start.sign() * apart.norm()).numpy()))
+    expected = pytest.approx(special.rel_entr(p, q).sum(0).mean(), rel=1e-3)
+    assert model._change(x, noise(40)).item() == expected
+    model._pool = {"x": x[:1], "labels": torch.tensor([1])}
+    loss = model.class_loss(Batch(x[:1].expand(40, 2)), noise(40))
+    assert loss.total.item() == pytest.approx(loss.parts["vat"].item() + float(np.logaddexp(0, -odds[0])), rel=1e-5)

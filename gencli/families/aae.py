@@ -1,15 +1,18 @@
 """Adversarial autoencoder: an autoencoder whose codes a critic cannot tell from draws of a chosen prior.
 
-Makhzani et al. 2015, "Adversarial Autoencoders", arXiv:1511.05644. In each step the autoencoder reconstructs, a critic
-learns to tell codes from draws of the prior, and the encoder, as the generator of codes, learns to deceive it. With
-`labelled` examples a code has a second part, a categorical code of the class: a critic of its own makes it uniform over
-one-hot vectors, cross-entropy ties it to the classes of the labelled examples (section 5, semi-supervised), and the
-critic of codes sees both parts, so that the rest of the code, the style, becomes independent of it.
+Makhzani et al. 2015, "Adversarial Autoencoders", arXiv:1511.05644. In each step the autoencoder learns to reconstruct
+and, as the generator of codes, to deceive a critic, which learns to tell codes from draws of the prior. With `labelled`
+examples a code has a second part, a categorical code of the class: a critic of its own makes it uniform over one-hot
+vectors, cross-entropy ties it to the classes of the labelled examples (section 5, semi-supervised), and the critic of
+codes sees both parts, so that the rest of the code, the style, becomes independent of it.
 
-Departures from the paper: Adam instead of SGD with momentum, priors of about unit scale, a critic of codes that sees
-the class too (of z alone it leaves the class in z, and the decoder does not look for it elsewhere), and noise (dropout
-of inputs) where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those
-of clean examples.
+Departures from the paper: Adam instead of SGD with momentum; one step for all that the encoder learns, as in Tolstikhin
+et al. 2018, "Wasserstein Auto-Encoders", arXiv:1711.01558, since Adam's steps are as long for a gradient that is mostly
+noise, and steps for each loss in turn undo each other; priors of about unit scale; a critic of codes that sees the
+class too (of z alone it leaves the class in z, and the decoder does not look for it elsewhere); noise (dropout of
+inputs) where the autoencoder reconstructs and learns classes only, so that the codes that match the prior are those of
+clean examples; and on request virtual adversarial training (`vat`): within a distance of an example its class is to be
+the same, without which a net learns a hundred labelled examples by heart.
 
 Shapes: B batch, Z latent dimensions, K classes of the code (0 without labels), D numbers of an example.
 """
@@ -38,7 +41,8 @@ MODES = 10  # of the mixture
 RING, ALONG, ACROSS = 2.0, 0.5, 0.15  # radius of its modes, their deviations along the radius and across
 TURNS, ROLL, THICKNESS = 2, 3.0, 0.05  # of the swiss roll: turns, largest radius, deviation of the noise
 
-_BETAS = (0.5, 0.999)  # of Adam, for critics and generator
+_BETAS = (0.5, 0.999)  # of Adam, where there are critics
+_LITTLE = 0.1  # of the way to where classes are to be the same, from which it is looked for
 _FEWEST = 100  # codes that a critic can be trained on
 
 Prior = Literal["gaussian", "mixture", "swiss-roll"]
@@ -59,12 +63,16 @@ class AAEConfig(FamilyConfig):
     prior: Prior = Field("gaussian", description=f"What codes are distributed as: standard normal, or in the first two "
                                                  f"dimensions a mixture of {MODES} Gaussians on a ring or a swiss roll "
                                                  f"(the others standard normal).")
-    adversarial: float = Field(1.0, ge=0, description="Learning rate of critics and generator relative to that of the "
-                                                      "autoencoder; 0: a plain autoencoder.")
+    adversarial: float = Field(10.0, ge=0, description="Weight of what is asked of codes, by the critics and for the "
+                                                       "labelled examples, beside the squared error; 0: a plain "
+                                                       "autoencoder.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the inputs that are dropped where the autoencoder "
                                                         "learns to reconstruct.")
     labelled: int = Field(0, ge=0, description="Labelled examples that a code of the class is learned from, as many of "
                                                "each class; the others count as unlabelled. 0: no such code.")
+    vat: float = Field(0.0, ge=0, description="With --labelled: distance from any example within which its class is to "
+                                              "stay the same (virtual adversarial training); pictures of MNIST: 2. "
+                                              "0: without.")
 
 
 class AAE(Model):
@@ -75,7 +83,7 @@ class AAE(Model):
 
     Raises:
         UsageError: labelled examples are asked for of data without classes, or not as many of each class; a prior in
-            the plane for a code of one dimension.
+            the plane for a code of one dimension; `vat` without a code of the class.
     """
 
     Config = AAEConfig
@@ -95,6 +103,12 @@ class AAE(Model):
         if config.labelled and config.labelled % self.classes:
             raise UsageError(f"--labelled {config.labelled} cannot be as many of each of {self.classes} classes; give "
                              f"a multiple of {self.classes}")
+        if config.labelled and not config.adversarial:
+            raise UsageError(f"--labelled {config.labelled} with --adversarial 0: a plain autoencoder learns no "
+                             f"classes; give a weight above 0")
+        if config.vat and not config.labelled:
+            raise UsageError(f"--vat {config.vat:g} keeps the class of an example the same around it, and this model "
+                             f"learns no classes; give --labelled N as well")
         self.lacks = frozenset() if self.classes else frozenset({"classify"})
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         size = self.view.size if self.view else spec.size
@@ -133,13 +147,13 @@ class AAE(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """The choice of the labelled examples, if any, in a pass over the data; then all players in each step."""
-        rate, encoder, config = self.config.adversarial, list(self.encoder.parameters()), self.config
-        players = [Player("autoencoder", [*encoder, *self.decoder.parameters()], self.reconstruction_loss)]
-        if rate:
-            players += [
-                Player("critic", list(self.critics.parameters()), self.critic_loss, betas=_BETAS, lr_scale=rate),
-                Player("generator", encoder, self.generator_loss, betas=_BETAS, lr_scale=rate)]
+        """The choice of the labelled examples, if any, in a pass over the data; then both players in each step."""
+        config = self.config
+        both = [*self.encoder.parameters(), *self.decoder.parameters()]
+        players = [Player("autoencoder", both, self.reconstruction_loss)]
+        if config.adversarial:
+            players = [Player("autoencoder", both, self.autoencoder_loss, betas=_BETAS),
+                       Player("critic", list(self.critics.parameters()), self.critic_loss, betas=_BETAS)]
         if not config.labelled:
             return [Phase("train", players)]
         chosen = {label: Subsample(config.labelled // self.classes) for label in range(self.classes)}
@@ -167,13 +181,23 @@ class AAE(Model):
             return False
 
         return [Phase("labelled", accumulate=accumulate, finish=finish, begin=begin, share=0),
-                Phase("train", [*players, Player("classes", encoder, self.class_loss)])]
+                Phase("train", players)]
 
     def training_state(self) -> dict[str, Tensor]:
         return self._pool
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         self._pool = state
+
+    def autoencoder_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """The squared error, halved, and `adversarial` times what is asked of codes."""
+        reconstruction, generator = self.reconstruction_loss(batch, rng).total, self.generator_loss(batch, rng).total
+        parts = {"reconstruction": reconstruction, "generator": generator}
+        asked = generator
+        if self.classes:
+            classes = self.class_loss(batch, rng)
+            asked, parts = asked + classes.total, parts | classes.parts
+        return Loss(reconstruction + self.config.adversarial * asked, **parts)
 
     def reconstruction_loss(self, batch: Batch, rng: Rng) -> Loss:
         """The squared error of an example, halved: -log N(x; decoded, 1) but for a constant."""
@@ -201,11 +225,33 @@ class AAE(Model):
         return Loss(torch.stack([F.softplus(-score).mean() for score in scores]).sum())
 
     def class_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Cross-entropy of as many labelled examples as a batch has, in nats."""
+        """Cross-entropy of as many labelled examples as a batch has and, on request, `vat` of the batch; in nats."""
         drawn = rng.integers(len(self._pool["labels"]))
         x, labels = self._numbers(Batch(self._pool["x"][drawn]), rng), self._pool["labels"][drawn]
         logits = self._encoded(self._dropped(x, rng), None)[1]
-        return Loss(F.cross_entropy(logits, labels), accuracy=(logits.argmax(1) == labels).float().mean())
+        known, accuracy = F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+        if not self.config.vat:
+            return Loss(known, labelled=known, accuracy=accuracy)
+        change = self._change(self._numbers(batch, rng), rng)
+        return Loss(known + change, labelled=known, accuracy=accuracy, vat=change)
+
+    def _change(self, x: Tensor, rng: Rng) -> Tensor:
+        """KL(classes of x || those of the worst place at the distance `vat`) of examples (B, ...), their mean in nats.
+
+        Virtual adversarial training (Miyato et al. 2018, arXiv:1704.03976). The worst direction is that in which the
+        divergence grows fastest a little way from x, in a random direction: one iteration of the power method.
+        """
+        with torch.autocast(x.device.type, enabled=False):  # differences of classes are small
+            with torch.no_grad():
+                classes = self._encoded(x, None)[1].log_softmax(1)
+
+            def divergence(step: Tensor) -> Tensor:
+                moved = self._encoded(x + step.view_as(x), None)[1].log_softmax(1)
+                return F.kl_div(moved, classes, reduction="batchmean", log_target=True)
+
+            step = (_LITTLE * self.config.vat * F.normalize(rng.normal(x[0].numel()), dim=1)).requires_grad_()
+            direction, = torch.autograd.grad(divergence(step), step)
+            return divergence(self.config.vat * F.normalize(direction, dim=1, eps=1e-30))
 
     def _code_of(self, batch: Batch, rng: Rng) -> Tensor:
         """Codes as critics see them, (B, Z + K)."""
