@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,14 +71,30 @@ def gencli(tmp_path, monkeypatch):
     return run
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[list[str]]:
+    """The command of a Python that has imported torch already; see forkserver.py."""
+    if not hasattr(os, "pidfd_open"):
+        yield [sys.executable]
+        return
+    program = str(Path(__file__).parent / "forkserver.py")
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"{folder}/socket"
+        server = subprocess.Popen([sys.executable, "-EP", program, "serve", address], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert server.stdout.readline() == b"ready\n"
+        yield [sys.executable, "-ESP", program, "ask", address]
+        server.communicate()
+
+
 @pytest.fixture
-def gencli_process(tmp_path):
+def gencli_process(tmp_path, python):
     """Run the command line in a process of its own, in `tmp_path`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
 
-    def start(*args: str, **more: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "gencli", *args], cwd=tmp_path, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, **more})
+    def start(*args: str) -> subprocess.Popen:
+        return subprocess.Popen([*python, "-m", "gencli", *args], cwd=tmp_path, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
 
     return start
 

@@ -421,11 +421,11 @@ def test_streams_that_are_closed(command, code, said, small_run, tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_streams_that_are_not_utf8(encoding, small_run, small_data, tmp_path):
+def test_streams_that_are_not_utf8(encoding, small_run, small_data, tmp_path, python):
     (tmp_path / "größe-б.npz").write_bytes(small_data["vector"].read_bytes())
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     run = str(small_run("vae", "vector"))
-    command = [sys.executable, "-m", "gencli", "evaluate", run, "größe-б.npz", "--draw", "0"]
+    command = [*python, "-m", "gencli", "evaluate", run, "größe-б.npz", "--draw", "0"]
     table, document = (subprocess.run([*command, *more], capture_output=True, cwd=tmp_path, env=environment)
                        for more in ((), ("--json",)))
     assert table.returncode == document.returncode == 0, table.stderr

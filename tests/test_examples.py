@@ -21,22 +21,29 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """A `gencli` on the PATH that is the one under test, few steps, a tiny network, no other settings."""
-    program = folder / "bin" / "gencli"
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gencli "$@"\n')
-    program.chmod(0o755)
+@pytest.fixture(scope="module", autouse=True)
+def program(python, tmp_path_factory):
+    """A `gencli` on the PATH that is the one under test."""
+    path = tmp_path_factory.mktemp("bin") / "gencli"
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(python)} -m gencli "$@"\n')
+    path.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+        yield
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Few steps, a tiny network, no other settings."""
     inherited = {name: value for name, value in os.environ.items()
                  if not name.startswith("GENCLI_") or name in ("GENCLI_CACHE", "GENCLI_PLUGINS")}
     path = os.pathsep.join([more.pop("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep)
-    return {**inherited, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": path,
-            "OMP_NUM_THREADS": "1", "STEPS": "8", "GENCLI_NET": "mlp", "GENCLI_WIDTH": "16", **more}
+    return {**inherited, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "STEPS": "8", "GENCLI_NET": "mlp",
+            "GENCLI_WIDTH": "16", **more}
 
 
 def run(folder: Path, *command: str, code: int = 0, **more: str) -> subprocess.CompletedProcess:
     """A command in `folder`; fails if it ends with another exit code."""
-    done = subprocess.run(command, cwd=folder, env=environment(folder, **more), stdin=subprocess.DEVNULL,
+    done = subprocess.run(command, cwd=folder, env=environment(**more), stdin=subprocess.DEVNULL,
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return done

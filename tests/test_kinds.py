@@ -611,7 +611,7 @@ def environment(site: Path) -> dict[str, str]:
             "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
 
 
-def together(folder: Path, site: Path, *commands: list[str]) -> list[subprocess.CompletedProcess]:
+def together(python: list[str], folder: Path, site: Path, *commands: list[str]) -> list[subprocess.CompletedProcess]:
     """What command lines do one after the other, in a process in which the plugin is installed."""
     code = """
 import io, json, sys
@@ -626,18 +626,18 @@ for args in json.load(sys.stdin):
     done.append([args, code, out.buffer.getvalue().decode("latin-1"), err.getvalue()])
 json.dump(done, sys.stdout)
 """
-    process = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment(site), capture_output=True,
+    process = subprocess.run([*python, "-c", code], cwd=folder, env=environment(site), capture_output=True,
                              input=json.dumps(commands), text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return [subprocess.CompletedProcess(*done) for done in json.loads(process.stdout)]
 
 
 @pytest.fixture(scope="module")
-def trained(site, melodies, tmp_path_factory) -> Path:
+def trained(python, site, melodies, tmp_path_factory) -> Path:
     """A folder with `melodies` and a `run` trained on them."""
     folder = tmp_path_factory.mktemp("stranger")
     shutil.copytree(melodies, folder / "melodies")
-    (done,) = together(folder, site, ["train", "markov", "melodies", "-o", "run", "-q", "--transpose", "1"])
+    (done,) = together(python, folder, site, ["train", "markov", "melodies", "-o", "run", "-q", "--transpose", "1"])
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -669,8 +669,8 @@ def test_the_chain_is_a_distribution(melodies):
     assert np.allclose(start.log().numpy(), wanted, atol=1e-12)
 
 
-def test_a_strangers_steps(trained, site):
-    done = together(trained, site,
+def test_a_strangers_steps(python, trained, site):
+    done = together(python, trained, site,
         ["families", "--json"],
         ["sample", "run", "-n", "6", "--seed", "3", "-o", "samples.mel"],
         ["encode", "run", "melodies", "--limit", "4", "-o", "codes.npz"],
@@ -702,29 +702,31 @@ def test_a_strangers_steps(trained, site):
     assert "markov" in (trained / "card.md").read_text() and (trained / "model.pt2").stat().st_size
 
 
-def process(folder: Path, site: Path, *args: str, stdin: bytes = b"", **more: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "gencli", *args], cwd=folder, input=stdin, capture_output=True,
+def process(python: list[str], folder: Path, site: Path, *args: str, stdin: bytes = b"",
+            **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*python, "-m", "gencli", *args], cwd=folder, input=stdin, capture_output=True,
                           env={**environment(site), **more}, timeout=300)
 
 
-def test_a_pipe_of_the_plugin(trained, site):
-    pipe = process(trained, site, "sample", "run", "-n", "40").stdout
-    done = process(trained, site, "evaluate", "melodies", "--samples", "-", "--json", stdin=pipe)
+def test_a_pipe_of_the_plugin(python, trained, site):
+    pipe = process(python, trained, site, "sample", "run", "-n", "40").stdout
+    done = process(python, trained, site, "evaluate", "melodies", "--samples", "-", "--json", stdin=pipe)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["samples"]["n"] == 40
     assert "frechet_distance" in {metric["name"] for metric in document["metrics"]}
     # Without the plugin nobody knows what is in the stream, or what the model is.
     for args, code in ((["sample", "run"], 4), (["evaluate", "digits", "--samples", "-"], 3)):
-        done = process(trained, site, *args, stdin=pipe, GENCLI_PLUGINS="0")
+        done = process(python, trained, site, *args, stdin=pipe, GENCLI_PLUGINS="0")
         message = done.stderr.decode().strip()
         assert done.returncode == code and "\n" not in message and ("'melody'" in message or "'markov'" in message)
 
 
-def test_the_plugin_leaves_other_data_alone(trained, site):
+def test_the_plugin_leaves_other_data_alone(python, trained, site):
     np.save(trained / "pictures.npy", np.zeros((4, 3, 5), np.uint8))
-    option, family = together(trained, site, ["train", "gaussian", "pictures.npy", "-o", "x", "--transpose", "2"],
-                              ["train", "gaussian", "melodies", "-o", "x"])
+    option, family = together(python, trained, site,
+        ["train", "gaussian", "pictures.npy", "-o", "x", "--transpose", "2"],
+        ["train", "gaussian", "melodies", "-o", "x"])
     assert option.returncode == 2
     assert "--transpose is an option for melodies; pictures.npy holds pictures" in option.stderr
     assert family.returncode in (2, 3) and "melod" in family.stderr and family.stderr.count("\n") == 1

@@ -45,7 +45,7 @@ def in_terminal(command: list[str], columns: int, **environment: str) -> str:
     inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
     env = {**inherited, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1",
            "PYTHONPATH": str(Path(__file__).parent.parent), **environment}
-    process = subprocess.Popen([sys.executable, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
     os.close(theirs)
     written = b""
     try:
@@ -85,7 +85,7 @@ def screens(written: str) -> list[list[str]]:
 def in_terminals() -> dict[str, str]:
     """What the work writes to each of the terminals."""
     with ThreadPoolExecutor() as pool:
-        written = {name: pool.submit(in_terminal, ["-c", WORK], columns, **environment)
+        written = {name: pool.submit(in_terminal, [sys.executable, "-c", WORK], columns, **environment)
                    for name, (columns, environment) in TERMINALS.items()}
     return {name: future.result() for name, future in written.items()}
 
@@ -112,10 +112,10 @@ def test_a_bar_in_terminals(terminal, in_terminals):
     assert any("gradient 0.5" in bar for bar in bars) == (width >= 120)
 
 
-def test_text_on_a_terminal_is_not_glued_to_the_bar(small_run):
-    command = ["-m", "gencli", "sample", str(small_run("ngram", "text")), "-n", "3"]
+def test_text_on_a_terminal_is_not_glued_to_the_bar(small_run, python):
+    command = [*python, "-m", "gencli", "sample", str(small_run("ngram", "text")), "-n", "3"]
     shown = screens(in_terminal(command, 80))[-1]
-    plain = subprocess.run([sys.executable, *command, "-q", "-f", "txt", "-o", "-"], capture_output=True, check=True,
+    plain = subprocess.run([*command, "-q", "-f", "txt", "-o", "-"], capture_output=True, check=True,
                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert [line for line in shown if line] == [line for line in plain.stdout.split("\n") if line]
 

@@ -23,10 +23,16 @@ def args(small_data, family="vae", kind="vector", *more: str) -> list[str]:
             "--log-every", "2", *SMALL[family, kind], *more]
 
 
-def torchrun(folder: Path, processes: int, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                           str(processes), "-m", "gencli", *words, "--device", "cpu"], cwd=folder, capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+@pytest.fixture
+def torchrun(python, tmp_path):
+    """Run the command line in several processes, in `tmp_path`."""
+    def run(processes: int, *words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                               str(processes), "--no-python", *python, "-m", "gencli", *words, "--device", "cpu"],
+                              cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+
+    return run
 
 
 def stopped_at(step: int, monkeypatch, gencli, *words: str) -> None:
@@ -76,18 +82,18 @@ def test_more_steps_are_other_bits_where_the_learning_rate_follows_them(small_da
 
 
 @pytest.mark.parametrize(("family", "kind", "first", "then"), [("rbm", "vector", 2, 1), ("rnn", "text", 1, 2)])
-def test_a_carried_state_of_other_processes_is_refused(family, kind, first, then, small_data, tmp_path):
+def test_a_carried_state_of_other_processes_is_refused(family, kind, first, then, small_data, torchrun):
     words = args(small_data, family, kind, "-q")
-    assert torchrun(tmp_path, first, *words, "--steps", "4").returncode == 0
-    done = torchrun(tmp_path, then, *words, "--steps", "8", "--resume")
+    assert torchrun(first, *words, "--steps", "4").returncode == 0
+    done = torchrun(then, *words, "--steps", "8", "--resume")
     assert done.returncode and f"by {first} processes" in done.stderr and "--overwrite" in done.stderr
     assert "internal error" not in done.stderr
-    assert torchrun(tmp_path, first, *words, "--steps", "8", "--resume").returncode == 0
+    assert torchrun(first, *words, "--steps", "8", "--resume").returncode == 0
 
 
-def test_other_processes_are_told_where_nothing_is_carried(small_data, tmp_path):
-    assert torchrun(tmp_path, 2, *args(small_data), "--steps", "4").returncode == 0
-    done = torchrun(tmp_path, 1, *args(small_data), "--steps", "8", "--resume")
+def test_other_processes_are_told_where_nothing_is_carried(small_data, torchrun):
+    assert torchrun(2, *args(small_data), "--steps", "4").returncode == 0
+    done = torchrun(1, *args(small_data), "--steps", "8", "--resume")
     assert done.returncode == 0 and "processes 1 (was 2)" in done.stderr
 
 
@@ -161,8 +167,8 @@ def test_a_text_without_a_token_to_predict(text, gencli, tmp_path):
     assert "at least 2" in gencli("train", "rnn", "text.txt", "-o", "run", code=3).stderr
 
 
-def test_fewer_examples_than_processes(small_data, tmp_path):
-    done = torchrun(tmp_path, 2, *args(small_data, "vae", "vector", "--steps", "2"), "--limit", "1")
+def test_fewer_examples_than_processes(small_data, torchrun):
+    done = torchrun(2, *args(small_data, "vae", "vector", "--steps", "2"), "--limit", "1")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert errors and all("2 processes need 2 examples" in line for line in errors)
     assert "nan" not in done.stderr and "internal error" not in done.stderr and "exitcode  : 3" in done.stderr

@@ -523,25 +523,30 @@ assert cached("x", {"of": 1}, make, note=lambda sentence: print(sentence))["a"].
 """
 
 
-def compute(tmp_path: Path, *args: str) -> subprocess.Popen:
+@pytest.fixture
+def compute(python, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([sys.executable, "-c", COMPUTE, *args], cwd=tmp_path, env=environment,
-                            stdout=subprocess.PIPE, text=True)
+
+    def start(*args: str) -> subprocess.Popen:
+        return subprocess.Popen([*python, "-c", COMPUTE, *args], cwd=tmp_path, env=environment,
+                                stdout=subprocess.PIPE, text=True)
+
+    return start
 
 
-def test_of_several_processes_one_computes_and_the_others_wait(shared, tmp_path):
-    processes = [compute(tmp_path) for _ in range(4)]
+def test_of_several_processes_one_computes_and_the_others_wait(shared, compute, tmp_path):
+    processes = [compute() for _ in range(4)]
     said = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4
     assert (tmp_path / "made").read_text() == "x" and sum("waiting for it" in text for text in said) <= 3
 
 
-def test_a_dead_holder_blocks_nobody(shared, tmp_path):
-    holder = compute(tmp_path, "hang")
+def test_a_dead_holder_blocks_nobody(shared, compute, tmp_path):
+    holder = compute("hang")
     deadline = time.monotonic() + 60
     while not (tmp_path / "made").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    waiting = compute(tmp_path)
+    waiting = compute()
     assert waiting.stdout is not None and "waiting for it" in waiting.stdout.readline()
     holder.kill()
     holder.communicate()
