@@ -302,6 +302,17 @@ def test_the_flow_gives_the_density_of_a_normal_and_of_a_mixture():
     assert torch.allclose(found, torch.tensor(p).log()[:, 0], atol=5e-3)
 
 
+def test_the_error_of_the_solver_is_told():
+    """It is about what the density misses with half the steps, and falls with the steps."""
+    normal = MultivariateNormal(torch.zeros(2), COVARIANCE)
+    x = normal.sample((40,))
+    model = knowing(model_of(), of_centred)
+    few, more = (model.scores(Batch(x), rng(40), by="ode", steps=steps) for steps in (16, 48))
+    missed = (-model.log_prob(Batch(x), rng(40), by="ode", steps=8) + normal.log_prob(x)).abs().mean()
+    assert few["solver_error"].values.mean() == pytest.approx(missed.item(), rel=0.5)
+    assert more["solver_error"].values.mean() < few["solver_error"].values.mean() / 3
+
+
 def test_the_trace_is_estimated_in_many_dimensions(monkeypatch):
     """Without bias: the mean of many estimates is the exact trace."""
     monkeypatch.setattr(diffusions, "_FEW", 1)
