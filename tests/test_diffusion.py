@@ -379,6 +379,11 @@ def test_the_numbers_of_a_step_are_known(spec, x):
     again = view.inverse(view(Batch(x, lengths=lengths), rng(1))[0])
     assert torch.allclose(again.x.float(), x, atol=0.02 if isinstance(spec, AudioSpec) else 1e-5)
     assert again.lengths.tolist() == [6]
+    if not isinstance(spec, SeriesSpec):  # whether a step is there is the last of its numbers
+        rows[0, steps[2, -1]] = -0.3
+        assert view.inverse(rows).lengths.tolist() == [6], "one that says no is not the end"
+        rows[0, steps[4:, -1]] = -0.5
+        assert view.inverse(rows).lengths.tolist() == [4]
 
 
 def test_guidance_is_the_difference_of_two_denoisers():
