@@ -293,9 +293,9 @@ class Padded(View):
         return torch.cat([rows, flags], 1), torch.where(there, weight, -density).sum(1) + volume
 
     def inverse(self, rows: Tensor) -> Batch:
-        """An example ends before the first step that is not there, but for the first step."""
+        """An example has the length, 1 or more, whose flags are nearest: one flag alone does not end it."""
         numbers, flags = rows.double().split([self.size - self.length, self.length], dim=1)
-        lengths = ((flags < 0).cumsum(1) == 0).sum(1).clamp(min=1)
+        lengths = flags.cumsum(1).argmax(1) + 1
         x = self.step.inverse(numbers.unflatten(1, (self.length, -1)).flatten(0, 1)).x.float()
         x = x.unflatten(0, (-1, self.length))
         there = torch.arange(self.length, device=x.device) < lengths[:, None]

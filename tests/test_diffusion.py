@@ -12,10 +12,14 @@ from torch.distributions import MultivariateNormal
 from gencli.errors import UsageError
 from gencli.families import diffusion as diffusions
 from gencli.families.diffusion import Diffusion, DiffusionConfig
+from gencli.kinds.audio import AudioSpec
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.series import SeriesSpec
+from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
+from gencli.view import view_of
 
 OBJECTIVES = ["edm", "ddpm", "v", "flow"]
 MEAN = torch.tensor([0.3, -0.5])  # 0 where densities are compared: noise of deviation 80 does not hide it wholly
@@ -302,6 +306,17 @@ def test_the_flow_gives_the_density_of_a_normal_and_of_a_mixture():
     assert torch.allclose(found, torch.tensor(p).log()[:, 0], atol=5e-3)
 
 
+def test_the_error_of_the_solver_is_told():
+    """It is about what the density misses with half the steps, and falls with the steps."""
+    normal = MultivariateNormal(torch.zeros(2), COVARIANCE)
+    x = normal.sample((40,))
+    model = knowing(model_of(), of_centred)
+    few, more = (model.scores(Batch(x), rng(40), by="ode", steps=steps) for steps in (16, 48))
+    missed = (-model.log_prob(Batch(x), rng(40), by="ode", steps=8) + normal.log_prob(x)).abs().mean()
+    assert few["solver_error"].values.mean() == pytest.approx(missed.item(), rel=0.5)
+    assert more["solver_error"].values.mean() < few["solver_error"].values.mean() / 3
+
+
 def test_the_trace_is_estimated_in_many_dimensions(monkeypatch):
     """Without bias: the mean of many estimates is the exact trace."""
     monkeypatch.setattr(diffusions, "_FEW", 1)
@@ -342,6 +357,33 @@ def test_pictures_of_any_size_and_number_of_channels(height, width, channels):
     model = model_of(ImageSpec(channels=channels, height=height, width=width, levels=256), depth=2)
     x = model.sample(rng(2), steps=2).x
     assert x.shape == (2, channels, height, width) and x.min() >= 0 and x.max() <= 1
+
+
+@pytest.mark.parametrize(("spec", "x"), [
+    (SeriesSpec(columns=("a", "b"), length=6, fixed=True, mean=(0.0, 1.0), scale=(1.0, 2.0), missing=("b",)),
+     torch.arange(12.0).view(1, 6, 2)),
+    (StrokesSpec(length=6, scale=2.0, integers=True), torch.ones(1, 6, 3)),
+    (AudioSpec(rate=8000, length=6), torch.linspace(-0.5, 0.5, 6)[None]),
+    (AudioSpec(rate=8000, length=6, levels=65536), torch.linspace(-0.5, 0.5, 6)[None])])
+def test_the_numbers_of_a_step_are_known(spec, x):
+    """What a step is changes its own numbers alone; all steps together have all; and an example comes back."""
+    view, lengths = view_of(spec), torch.tensor([6])
+    steps = view.steps()
+    assert sorted(steps.flatten().tolist()) == list(range(view.size)) and len(steps) == 6
+    rows, _ = view(Batch(x, lengths=lengths), None)
+    for t in range(6):
+        other = x.clone()
+        other[:, t] = 0.25 if isinstance(spec, AudioSpec) else 0
+        changed = (view(Batch(other, lengths=lengths), None)[0] != rows)[0]
+        assert changed.any() and set(changed.nonzero()[:, 0].tolist()) <= set(steps[t].tolist())
+    again = view.inverse(view(Batch(x, lengths=lengths), rng(1))[0])
+    assert torch.allclose(again.x.float(), x, atol=0.02 if isinstance(spec, AudioSpec) else 1e-5)
+    assert again.lengths.tolist() == [6]
+    if not isinstance(spec, SeriesSpec):  # whether a step is there is the last of its numbers
+        rows[0, steps[2, -1]] = -0.3
+        assert view.inverse(rows).lengths.tolist() == [6], "one that says no is not the end"
+        rows[0, steps[4:, -1]] = -0.5
+        assert view.inverse(rows).lengths.tolist() == [4]
 
 
 def test_guidance_is_the_difference_of_two_denoisers():

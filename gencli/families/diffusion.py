@@ -425,7 +425,7 @@ class Diffusion(Model):
             probes: random vectors that estimate the trace of a Jacobian.
         """
         if by == "ode":
-            return self._by_ode(batch, rng, steps, probes)
+            return self._by_ode(batch, rng, steps, probes)[0]
         y, weight = self._numbers(batch, rng)
         labels = batch.labels if self.classes else None
         denoise = self._denoiser(batch, labels, 1.0)
@@ -458,8 +458,8 @@ class Diffusion(Model):
         log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
         return (log_a + torch.log1p(-torch.exp(log_b - log_a).clamp(max=1 - 1e-12))).sum(1)
 
-    def _by_ode(self, batch: Batch, rng: Rng, steps: int, probes: int) -> Tensor:
-        labels = batch.labels if self.classes else None
+    def _by_ode(self, batch: Batch, rng: Rng, steps: int, probes: int) -> tuple[Tensor, Tensor]:
+        """log p(x) of B examples by so many steps, and by half as many, (B,) each."""
         if self.view:
             y, weight = self._numbers(batch, rng)
         else:
@@ -467,13 +467,12 @@ class Diffusion(Model):
             x = _flat(batch.x) + size * (rng.uniform(*self.shape) - 0.5)
             y, weight = (x - 0.5) / _GREY, self.size * math.log(size / _GREY) if self.levels else \
                 -self.size * math.log(_GREY)
-        denoise = self._denoiser(batch, labels, 1.0)
-        dimensions = y[0].numel()
-        if dimensions <= _FEW:
-            directions = [e.expand_as(y) for e in torch.eye(dimensions, device=y.device).view(-1, *self.shape)]
+        denoise = self._denoiser(batch, batch.labels if self.classes else None, 1.0)
+        if self.size <= _FEW:
+            directions = [e.expand_as(y) for e in torch.eye(self.size, device=y.device).view(-1, *self.shape)]
         else:
             directions = [2.0 * rng.integers(2, *self.shape).float() - 1 for _ in range(probes)]
-        share = 1 if dimensions <= _FEW else 1 / probes
+        share = 1 if self.size <= _FEW else 1 / probes
 
         def slope(y: Tensor, log_s: float) -> tuple[Tensor, Tensor]:
             """d/d log s of y, and of the logarithm of the density with the sign turned: the divergence."""
@@ -484,28 +483,38 @@ class Diffusion(Model):
                           for e in directions]
             return change.detach(), share * torch.stack(traces).double().sum(0)
 
-        total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-        places = torch.linspace(math.log(_SMALLEST), math.log(_LARGEST), steps + 1, dtype=torch.float64).tolist()
-        for a, b in itertools.pairwise(places):  # Runge-Kutta of fourth order
-            h = b - a
-            k1, d1 = slope(y, a)
-            k2, d2 = slope(y + 0.5 * h * k1, a + 0.5 * h)
-            k3, d3 = slope(y + 0.5 * h * k2, a + 0.5 * h)
-            k4, d4 = slope(y + h * k3, b)
-            y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-            total += h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-        z = y.flatten(1).double() / _LARGEST
-        return log_normal(z).sum(1) - self.size * math.log(_LARGEST) + total + weight
+        def density(y: Tensor, steps: int) -> Tensor:
+            total = torch.zeros(len(y), dtype=torch.float64, device=y.device)
+            places = torch.linspace(math.log(_SMALLEST), math.log(_LARGEST), steps + 1, dtype=torch.float64).tolist()
+            for a, b in itertools.pairwise(places):  # Runge-Kutta of fourth order
+                h = b - a
+                k1, d1 = slope(y, a)
+                k2, d2 = slope(y + 0.5 * h * k1, a + 0.5 * h)
+                k3, d3 = slope(y + 0.5 * h * k2, a + 0.5 * h)
+                k4, d4 = slope(y + h * k3, b)
+                y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+                total += h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+            z = y.flatten(1).double() / _LARGEST
+            return log_normal(z).sum(1) - self.size * math.log(_LARGEST) + total + weight
+
+        return density(y, steps), density(y, max(1, steps // 2))
 
     def scores(self, batch: Batch, rng: Rng, *, by: Literal["bound", "ode"] = "bound", noises: int = 16,
                steps: int = 64, probes: int = 1) -> dict[str, Score]:
-        """`nll`: the negative of `log_prob`, whose options these are."""
-        own = {"noises": noises} if by == "bound" else {
-            "steps": steps, **({"probes": probes} if self.size > _FEW else {}),
-            **({"dequantisation": "uniform"} if self.levels else {})}
-        nats = -self.log_prob(batch, rng, by=by, noises=noises, steps=steps, probes=probes)
-        return {"nll": Score(nats, "nats", "bound" if by == "bound" else "estimate",
-                             protocol={**self.score_protocol(), "by": by, **own})}
+        """`nll`: the negative of `log_prob`, whose options these are.
+
+        With `by=ode` also `solver_error`: how far that is from what half as many steps give.
+        """
+        if by == "bound":
+            nats = -self.log_prob(batch, rng, by=by, noises=noises)
+            return {"nll": Score(nats, "nats", "bound",
+                                 protocol={**self.score_protocol(), "by": by, "noises": noises})}
+        fine, coarse = self._by_ode(batch, rng, steps, probes)
+        protocol = {**self.score_protocol(), "by": by, "steps": steps,
+                    **({"probes": probes} if self.size > _FEW else {}),
+                    **({"dequantisation": "uniform"} if self.levels else {})}
+        return {"nll": Score(-fine, "nats", "estimate", protocol=protocol),
+                "solver_error": Score((fine - coarse).abs(), "nats", "estimate", protocol={"steps": steps})}
 
     def score_protocol(self) -> dict[str, Any]:
         return self.view.protocol() if self.view else super().score_protocol()

@@ -30,12 +30,15 @@ FAMILIES = {
     "gmm": ["gmm", "--components", "20"],
     "flow": ["flow"],
     "maf": ["flow", "--autoregressive"],
+    "diffusion": ["diffusion", "--objective", "vdm", "--lr", "2e-3"],
 }
 ZUKO = {
     "zuko": {"transforms": 3, "hidden_features": (64, 64)},
     "zuko-large": {"transforms": 5, "hidden_features": (128, 128)},
 }
-TOYS = ["--steps", "3000", "--batch-size", "1024", "--layers", "5", "--width", "128", "--bins", "32"]
+TOYS = ["--steps", "3000", "--batch-size", "1024"]
+FLOWS = ["--layers", "5", "--width", "128", "--bins", "32"]  # of toys
+SCORING = {"diffusion": ["--set", "by=ode"]}
 # A tenth of the training data says when to stop.
 TABLES = ["--steps", "4000", "--validation", "0.1", "--validate-every", "200", "--patience", "6"]
 
@@ -141,8 +144,8 @@ def measure(family: str, training: Path, test: Path, options: list[str]) -> tupl
     with tempfile.TemporaryDirectory() as run:
         given = [] if FAMILIES[family][0] in ("gaussian", "gmm") else options
         subprocess.run([*gencli, "train", *FAMILIES[family], training, "-o", f"{run}/run", "-q", *given], check=True)
-        done = subprocess.run([*gencli, "evaluate", f"{run}/run", test, "--draw", "0", "--reconstruct", "0", "--json"],
-                              check=True, capture_output=True)
+        done = subprocess.run([*gencli, "evaluate", f"{run}/run", test, "--draw", "0", "--reconstruct", "0", "--json",
+                               *SCORING.get(family, [])], check=True, capture_output=True)
     (nll,) = (metric for metric in json.loads(done.stdout)["metrics"] if metric["name"] == "nll")
     return nll["value"], nll["error"]
 
@@ -209,7 +212,8 @@ def main() -> None:
             if given.what == "toys":
                 print(f"{one:24} true entropy {truth[one]:.4f}", flush=True)
             for family in given.families.split(","):
-                options = [*(TOYS if given.what == "toys" else TABLES), *more]
+                flows = FLOWS if given.what == "toys" and FAMILIES.get(family, [""])[0] == "flow" else []
+                options = [*(TOYS if given.what == "toys" else TABLES), *flows, *more]
                 files = folder / f"{one}.npy", folder / f"{one}-test.npy"
                 if family in ZUKO:
                     value, error = measure_zuko(family, *files, given.seed)

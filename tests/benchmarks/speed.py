@@ -485,10 +485,10 @@ def diffusion(batch_size: int = 64, steps: int = 20, rounds: int = 3) -> None:
             self.time = nn.Sequential(nn.Linear(32, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width), nn.SiLU())
             self.stem = nn.Conv2d(patch**2, width, 3, padding=1)
             self.down = nn.ModuleList([Block(width, width), Block(2 * width, 2 * width)])
-            self.half = nn.ModuleList([nn.Conv2d(width, 2 * width, 2, 2), nn.Conv2d(2 * width, 2 * width, 2, 2)])
+            self.smaller = nn.ModuleList([nn.Conv2d(width, 2 * width, 2, 2), nn.Conv2d(2 * width, 2 * width, 2, 2)])
             self.middle = nn.ModuleList([Block(2 * width, 2 * width), Block(2 * width, 2 * width)])
             self.attention = Attention(2 * width)
-            self.double = nn.ModuleList([nn.ConvTranspose2d(2 * width, 2 * width, 2, 2),
+            self.larger = nn.ModuleList([nn.ConvTranspose2d(2 * width, 2 * width, 2, 2),
                                          nn.ConvTranspose2d(2 * width, width, 2, 2)])
             self.up = nn.ModuleList([Block(4 * width, 2 * width), Block(2 * width, width)])
             self.head = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, patch**2, 3, padding=1))
@@ -497,12 +497,12 @@ def diffusion(batch_size: int = 64, steps: int = 20, rounds: int = 3) -> None:
             angles = t[:, None] * 1000 * torch.exp(-torch.arange(16) * math.log(10_000) / 16)
             t = self.time(torch.cat([angles.sin(), angles.cos()], 1))
             h, skips = self.stem(F.pixel_unshuffle(F.pad(x, (2, 2, 2, 2)), self.patch)), []
-            for block, half in zip(self.down, self.half, strict=True):
+            for block, half in zip(self.down, self.smaller, strict=True):
                 h = block(h, t)
                 skips.append(h)
                 h = half(h)
             h = self.middle[1](self.attention(self.middle[0](h, t)), t)
-            for block, double in zip(self.up, self.double, strict=True):
+            for block, double in zip(self.up, self.larger, strict=True):
                 h = block(torch.cat([double(h), skips.pop()], 1), t)
             return F.pixel_shuffle(self.head(h), self.patch)[:, :, 2:-2, 2:-2]
 

@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 # The file, and how many rows are for training.
-TABLES = {"adult": ("adult.data", 29_305), "magic": ("magic04.data", 17_118)}
-FAMILIES = ("control", "gmm", "ardm")
+TABLES = {"adult": ("tabular_mixed/adult.data", 29_305), "magic": ("tabular_mixed/magic04.data", 17_118),
+          "phoneme": ("tabular/phoneme.csv", 4_863), "white": ("tabular/winequality-white.csv", 4_408)}
+FAMILIES = ("control", "gmm", "flow", "ardm", "diffusion")
 SHOWN = ("c2st_training", "c2st", "shape", "shape_independent", "trend", "trend_independent", "synthetic_auc",
          "real_auc", "nearest_training_ratio")
 
@@ -32,7 +33,7 @@ def gencli(*args: str | Path) -> bytes:
 def measure(family: str, table: str, options: list[str], device: str) -> None:
     """Train, draw and measure; a line of numbers on standard output."""
     file, rows = TABLES[table]
-    data = Path(os.environ["GENCLI_DATA"]) / "tabular_mixed" / file
+    data = Path(os.environ["GENCLI_DATA"]) / file
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         judged: list[str | Path] = ["--metrics", "c2st,quality,tstr,memorisation", "--json", "-q"]
