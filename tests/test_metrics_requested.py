@@ -1,5 +1,6 @@
 """Metrics that are asked for: each against a definition written out, a closed form, or another package."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -402,17 +403,17 @@ def test_copies_are_looked_for_in_parts_of_a_text_too_large_for_memory(tmp_path,
     from gencli import long_texts
     from gencli.metrics import text
 
-    (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in range(4000)))
-    options = {"unit": "words", "length": 4}
+    (tmp_path / "a.txt").write_text("".join(f"w{i:06d} " for i in range(4000)))
+    options = {"unit": "bytes", "length": 16}  # two words
     held = load(f"{tmp_path / 'a.txt'}:all", options)
     monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(long_texts, "LARGE", 0)
     large = load(f"{tmp_path / 'a.txt'}:all", options)
-    monkeypatch.setattr(text, "_READ", 64 * 4 * 3)
+    monkeypatch.setattr(text, "_READ", 64 * 16 * 3)
     assert text._part(held) is held
     part = text._part(large)
     places = [int(word[1:]) for words in text._words(part) for word in words]
     assert len(part) == 64 * 3 and places[0] == 0 and places[-1] == 3999 and places == sorted(places)
-    assert max(b - a for a, b in zip(places, places[1:], strict=False)) < 2 * 4000 / 64
-    samples = {2: {("w0", "w1"), ("w3998", "w3999"), ("w1", "w0")}}
-    assert text._occurring(part, samples) == {2: {("w0", "w1"), ("w3998", "w3999")}}
+    assert max(b - a for a, b in itertools.pairwise(places)) < 2 * 4000 / 64
+    samples = {2: {("w000000", "w000001"), ("w003998", "w003999"), ("w000001", "w000000")}}
+    assert text._occurring(part, samples) == {2: {("w000000", "w000001"), ("w003998", "w003999")}}
