@@ -385,7 +385,8 @@ def keys_in(column: Callable[[str], Sequence[Any]], used: Iterable[str | None] =
         if name not in used:
             keys = column(name)
             found = {*map(type, keys)}
-            if found & {str, int} and found <= {str, int, type(None)}:
+            plain = found & {str, int} and found <= {str, int, type(None)}
+            if plain and all(is_utf8(key) for key in keys if isinstance(key, str)):
                 return Keys(name, keys)
     return None
 

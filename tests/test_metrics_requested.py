@@ -1,5 +1,6 @@
 """Metrics that are asked for: each against a definition written out, a closed form, or another package."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
+from gencli.data import load
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
@@ -395,3 +397,23 @@ def test_sizes_of_pictures_do_not_matter_to_the_requested(short):
     data = Dataset("pictures", "test", spec, torch.rand(40, 1, 5, 4), fingerprint="pictures")
     found = by_name(["support", "parzen", "two_sample"], data, samples=replace(data, fingerprint=""), training=data)
     assert found["parzen_nll"].protocol["features"] == "pixels" and found["two_sample_accuracy"].value <= 1
+
+
+def test_copies_are_looked_for_in_parts_of_a_text_too_large_for_memory(tmp_path, monkeypatch):
+    from gencli import long_texts
+    from gencli.metrics import text
+
+    (tmp_path / "a.txt").write_text("".join(f"w{i:06d} " for i in range(4000)))
+    options = {"unit": "bytes", "length": 16}  # two words
+    held = load(f"{tmp_path / 'a.txt'}:all", options)
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(long_texts, "LARGE", 0)
+    large = load(f"{tmp_path / 'a.txt'}:all", options)
+    monkeypatch.setattr(text, "_READ", 64 * 16 * 3)
+    assert text._part(held) is held
+    part = text._part(large)
+    places = [int(word[1:]) for words in text._words(part) for word in words]
+    assert len(part) == 64 * 3 and places[0] == 0 and places[-1] == 3999 and places == sorted(places)
+    assert max(b - a for a, b in itertools.pairwise(places)) < 2 * 4000 / 64
+    samples = {2: {("w000000", "w000001"), ("w003998", "w003999"), ("w000001", "w000000")}}
+    assert text._occurring(part, samples) == {2: {("w000000", "w000001"), ("w003998", "w003999")}}

@@ -349,7 +349,7 @@ def test_lines_are_answered_as_they_come(reversal):
         def read1(self, size=-1):
             return self.readline()
 
-    pieces = _conditions._lines(card.spec.condition, Slow(b"ab\nbca\n"), Console(quiet=True))
+    pieces = _conditions.Lines(card.spec.condition, Slow(b"ab\nbca\n"), Console(quiet=True), ["text"])
     answers = inference.answer(model, pieces)
     assert card.spec.tokenizer.decode(next(answers).x[0].tolist()) == "ba"
     assert card.spec.tokenizer.decode(next(answers).x[0].tolist()) == "acb"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gencli import registry
 from gencli.console import Console
 from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.escape import is_utf8
 from gencli.spec import numbers_of
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Li
 
 def examples_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Dataset | None":
     """The lines of stdin as examples of a model; None where examples come otherwise, as above."""
+    settings = {name: value for name, value in settings.items() if value is not True}  # --lines: they are
     lines = None if card.spec.condition else _lines(card.spec, settings, console, card.reading.get(card.spec.kind))
     return None if lines is None else lines.together()
 
@@ -202,7 +204,7 @@ class Lines:
 
         self._count += 1
         where = f"line {self._count} of stdin"
-        text = decode(line, where)
+        text = decode(line.removesuffix(b"\r"), where)
         if self._name is None:
             self._name = self._name_in(text)
         record: dict[str, Any] = {}
@@ -210,9 +212,9 @@ class Lines:
             if not text.strip():
                 return None
             record = parse_record(line, where)
-            if not isinstance(record.get(self._name), str):
+            text = record.get(self._name, "")
+            if self._name not in record or not isinstance(text, str) or not is_utf8(text):
                 raise DataError(f"{where} has no text under {self._name!r}")
-            text = record[self._name]
         if self._warns and (lost := self._kind.lost(text, self._like)):
             self._console.warn(f"{where}: {lost}")
         keys = keys_in(lambda name: [record.get(name)], (self._name,))

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
+from gencli.escape import is_utf8
 from gencli.examples import (
     Examples,
     KindSettings,
@@ -476,7 +477,7 @@ class Texts(Kind):
 
         def text(numbered: Numbered) -> str:
             number, record = numbered
-            if not isinstance(record.get(key), str):
+            if not isinstance(record.get(key), str) or not is_utf8(record[key]):
                 raise DataError(f"{name}: line {number} has no text under {key!r}")
             return clean.text(record[key])
 
@@ -500,7 +501,7 @@ class Texts(Kind):
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
         lines = options.get("lines")
         if not spec.classes:  # else each text stands by itself, however texts come
-            lines = spec.lines or (False if lines is False else None)  # None: as the texts come
+            lines = spec.lines or lines  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
                 {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 

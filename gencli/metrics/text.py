@@ -20,7 +20,7 @@ from gencli.metrics.likelihood import collect
 
 Ngram = tuple[str, ...]
 
-_READ = 2**27  # tokens of a text too large for memory that are searched
+_READ, _STRETCHES = 2**27, 64  # tokens of a text too large for memory that are searched, and in how many stretches
 _WORD = re.compile(r"\w+|[^\w\s]")
 _ORDERS = (1, 2, 3, 4, 8)
 _GROUPS = 20  # that the jackknife leaves out in turn
@@ -38,12 +38,13 @@ def text(inputs: Inputs) -> Iterator[Found]:
     """
     assert inputs.samples is not None
     samples, reference = [*_words(inputs.samples)], [*_words(_part(inputs.examples))]
-    training, occurring = inputs.training, {}
+    training, occurring, searched = inputs.training, {}, {}
     if training is not None:
         part = _part(training)
         if len(part) < len(training):
-            inputs.notify(f"what samples have copied is looked for in {len(part):,} of {len(training):,} passages of "
-                          f"the training data, which are spread over all of it")
+            inputs.note(f"what samples have copied is looked for in {len(part):,} of {len(training):,} passages of "
+                        f"the training data, in stretches that are spread over all of it")
+            searched = {"training_passages": len(part)}
         occurring = _occurring(part, {n: {ngram for words in (*samples, *reference) for ngram in _ngrams(words, n)}
                                       for n in _ORDERS})
     for n in _ORDERS:
@@ -57,7 +58,7 @@ def text(inputs: Inputs) -> Iterator[Found]:
             new = [ngram for words in reference for ngram in _ngrams(words, n)]
             held_out = sum(ngram in trained for ngram in new) / len(new) if new else None
             copied = torch.tensor([sum(ngram in trained for ngram in ngrams) for ngrams in drawn])
-            yield mean(f"copied_{n}", copied, "", "exact", {**record, "held_out": held_out},
+            yield mean(f"copied_{n}", copied, "", "exact", {**record, "held_out": held_out, **searched},
                        torch.tensor([len(ngrams) for ngrams in drawn]))
 
 
@@ -87,11 +88,12 @@ def entropy(inputs: Inputs) -> Iterator[Found]:
 
 
 def _part(data: Dataset) -> Dataset:
-    """All of data that is in memory; of a larger text so many passages, evenly spread, as are read in a minute."""
+    """All of data that is in memory; of a larger text some stretches, evenly spread, which are read in a minute."""
     if not data.mapped or data.examples.numel() <= _READ:
         return data
-    count = max(1, _READ // data.examples.shape[1])
-    return data.take(torch.arange(count) * len(data) // count)
+    size = -(-_READ // (_STRETCHES * data.examples.shape[1]))  # passages of one
+    starts = torch.arange(_STRETCHES) * (len(data) - size) // (_STRETCHES - 1)
+    return data.take((starts[:, None] + torch.arange(size)).unique())
 
 
 def _occurring(data: Dataset, wanted: dict[int, set[Ngram]]) -> dict[int, set[Ngram]]:
