@@ -429,7 +429,7 @@ def test_a_text_ends_before_the_words_of_stop(net, way):
     """As whole texts cut there, searched for or drawn; words in the prompt do not count."""
     pair, cut = sources("ab", "b", "bba", "aab"), 0
     given = Given(condition=pair, prompt=torch.tensor([2]))
-    for seed in range(3):
+    for seed in range(5):
         model = model_of(net, spec=TEXT.model_copy(update={"length": 9}), seed=seed)
 
         def texts(model=model, **options):
@@ -440,4 +440,4 @@ def test_a_text_ends_before_the_words_of_stop(net, way):
         for stop in ("a", "b", "ab"):
             assert texts(stop=stop) == [text[0] + text[1:].split(stop)[0] for text in whole]
             cut += sum(stop in text[1:] for text in whole)
-    assert cut > 3
+    assert cut
