@@ -423,7 +423,7 @@ def test_the_group_is_for_texts_that_are_made_from_others(gencli, small_run, sma
     assert registry.metrics["translation"].default
 
 
-@pytest.mark.parametrize("way", [{}, {"beam": 1}, {"temperature": 1.0}])
+@pytest.mark.parametrize("way", [{"length_penalty": 4.0}, {"beam": 1}, {"temperature": 1.0}])
 @pytest.mark.parametrize("net", NETS)
 def test_a_text_ends_before_the_words_of_stop(net, way):
     """As whole texts cut there, searched for or drawn; words in the prompt do not count."""
