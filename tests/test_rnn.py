@@ -398,12 +398,12 @@ def test_it_learns_to_tell_sources_apart(kind):
     m = RNN(RNNConfig(width=16, embedding=16, dropout=0.0), spec).train()
     optimiser = torch.optim.Adam(m.parameters(), lr=0.01)
     batch = Batch(x, lengths=torch.full((4,), 3), condition=pair)
-    for _ in range(200):
+    for _ in range(150):
         optimiser.zero_grad()
         loss = m.loss(batch, noise()).total
         loss.backward()
         optimiser.step()
-        if loss < 0.25:
+        if loss < 0.05:  # over 12 tokens: less than ln 2 in all, so that every token is the likeliest
             break
     assert all(parameter.grad is not None for parameter in m.parameters())
     made = m.eval().sample(streams(4), Given(condition=pair), temperature=0.0)

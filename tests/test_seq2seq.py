@@ -16,6 +16,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.series import SeriesSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.sources import SOURCES
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -125,6 +126,19 @@ def test_all_texts_together_have_probability_one():
             batch = Batch(x, lengths=torch.tensor([x.shape[1]]), condition=condition)
             total += float(model.log_prob(batch, None).exp())
     assert math.isclose(total, 1, rel_tol=1e-5)
+
+
+def test_features_of_pictures_stay_apart_however_weights_drift():
+    """All weights larger by 1, as steps in one direction make them: without normalisation every place looks alike."""
+    torch.manual_seed(0)
+    source = SOURCES[ImageSpec](CONDITIONS["image"], 8).train()
+    for layer in source.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data.add_(1)
+    x, there = source(Batch(torch.rand(16, *CONDITIONS["image"].shape)))
+    assert there.all() and x.shape == (16, 5 * 3, 8), "20 x 11 pixels, halved twice"
+    assert torch.allclose((x - source.place).std((0, 1)), torch.tensor(1.0), atol=0.01)
+    assert SOURCES[ImageSpec](ImageSpec(channels=1, height=8, width=3), 8).place.shape == (24, 8)
 
 
 def test_attention_is_a_mean_over_what_the_mask_allows():
@@ -407,3 +421,23 @@ def test_the_group_is_for_texts_that_are_made_from_others(gencli, small_run, sma
     done = gencli("evaluate", run, data, "--metrics", "translation", code=2)
     assert "is for examples that are made from others" in done.stderr
     assert registry.metrics["translation"].default
+
+
+@pytest.mark.parametrize("way", [{"length_penalty": 4.0}, {"beam": 1}, {"temperature": 1.0}])
+@pytest.mark.parametrize("net", NETS)
+def test_a_text_ends_before_the_words_of_stop(net, way):
+    """As whole texts cut there, searched for or drawn; words in the prompt do not count."""
+    pair, cut = sources("ab", "b", "bba", "aab"), 0
+    given = Given(condition=pair, prompt=torch.tensor([2]))
+    for seed in range(5):
+        model = model_of(net, spec=TEXT.model_copy(update={"length": 9}), seed=seed)
+
+        def texts(model=model, **options):
+            made = model.sample(ExampleStreams(0, torch.arange(4)), given, **way, **options)
+            return [TEXT.tokenizer.decode(piece.tolist()) for piece in made.pieces()]
+
+        whole = texts()
+        for stop in ("a", "b", "ab"):
+            assert texts(stop=stop) == [text[0] + text[1:].split(stop)[0] for text in whole]
+            cut += sum(stop in text[1:] for text in whole)
+    assert cut

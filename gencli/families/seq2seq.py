@@ -206,7 +206,7 @@ class Seq2Seq(AutoregressiveText):
                 raise UsageError(f"beam={beam} searches for the likeliest text, and temperature={temperature} draws "
                                  "one; leave one of them out")
             code = self.prior(rng, length=length)
-            return self._write(self._reader(given), code, prompt, temperature, top_k, top_p)
+            return self._write(self._reader(given), code, prompt, temperature, top_k, top_p, stop)
         beam = _BEAM if beam is None else beam
         if beam < 1 or not length_penalty >= 0 or top_k or top_p != 1:
             raise UsageError(f"beam={beam}, length_penalty={length_penalty}, top_k={top_k}, top_p={top_p}; expected a "

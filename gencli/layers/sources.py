@@ -70,7 +70,7 @@ class _SeriesSource(nn.Module):
 
 
 class _PictureSource(nn.Module):
-    """The places of a picture, which is halved until it has at most 8 x 8 of them, at least once.
+    """The places of a picture, which is halved until it has at most 8 x 8 of them.
 
     At each size a strided convolution and a residual one. Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167)
     keeps each feature different from picture to picture: while a decoder learns the language, it has no use for
@@ -80,9 +80,9 @@ class _PictureSource(nn.Module):
     def __init__(self, spec: ImageSpec, width: int):
         super().__init__()
         self.spec = spec
-        halvings = max(1, math.ceil(math.log2(max(spec.height, spec.width) / _PLACES)))
+        halvings = max(0, math.ceil(math.log2(max(spec.height, spec.width) / _PLACES)))
         maps = [spec.channels, *(max(8, width // 2 ** (halvings - i)) for i in range(1, halvings)), width]
-        self.layers = nn.ModuleList(nn.Sequential(_convolution(a, b, 2), _Residual(b))
+        self.layers = nn.ModuleList(nn.Sequential(_convolution(a, b, 2 if halvings else 1), _Residual(b))
                                     for a, b in itertools.pairwise(maps))
         self.norm = nn.BatchNorm2d(width)
         height, size = (math.ceil(side / 2**halvings) for side in (spec.height, spec.width))
