@@ -370,7 +370,7 @@ def test_training_data_that_the_user_names(gencli, stranger, small_data, tmp_pat
 
 
 @pytest.mark.parametrize("options", [{"holdout": 7}, {"holdout": "x"}, {"pair": "up"}, {"size": -1}, {"kind": 3},
-                                     {"size": 3, "crop": 3}])
+                                     {"labels": 3}, {"size": 3, "crop": 3}])
 def test_reading_options_of_a_model_file_are_checked(options, gencli, stranger, small_data):
     done = measure(gencli, stranger(data_settings=options), small_data["image"], code=4)
     assert "stranger.safetensors" in one_line(done.stderr)
