@@ -39,7 +39,6 @@ class Keys:
         return Keys(self.field, [self.values[place] for place in places])
 
 
-
 @dataclass
 class Dataset:
     """N examples of one split.
