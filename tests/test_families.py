@@ -5,7 +5,9 @@ It needs one line in `conftest.SMALL` for each kind of data: options that make t
 
 import json
 import zipfile
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -316,6 +318,17 @@ def test_export_to_a_torch_program(family, kind, small_run, tmp_path):
         assert archive.read(name).decode() == family.name
 
 
+@pytest.fixture(scope="module")
+def operators():
+    """torch builds its table of ONNX operators anew for each export, half of the time of one: here it is kept."""
+    name = "torch.onnx._internal.exporter._registration.ONNXRegistry"
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError, AttributeError):  # another torch
+            patch.setattr(f"{name}.from_torchlib", staticmethod(cache(resolve_name(name).from_torchlib)))
+        yield
+
+
+@pytest.mark.usefixtures("operators")
 def test_export_to_onnx(family, kind, small_run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     from gencli.app import run
