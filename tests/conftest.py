@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ sys.addaudithook(offline)
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays. Looking through it for garbage again and again takes a tenth of the tests' time."""
+    """What is imported by now stays: looking through it for garbage at every collection took a tenth of the tests."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
@@ -242,6 +243,21 @@ def make_small_data(folder: Path) -> dict[str, Path]:
             "series": folder / "series.npz", "pairs": folder / "pairs"}
 
 
+@contextmanager
+def short_chains() -> Iterator[None]:
+    """Chains of Boltzmann machines take a fiftieth of their steps: their number is for the families' own tests."""
+    from gencli.layers.boltzmann import BoltzmannModel
+
+    chain = BoltzmannModel._chain
+
+    def shorter(self, noise, steps, code=None):
+        return chain(self, noise, [-(-count // 50) for count in steps], code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoltzmannModel, "_chain", shorter)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_run(small_data, tmp_path_factory):
     """The directory of a tiny trained run of (family, kind); trained once."""
@@ -253,8 +269,9 @@ def small_run(small_data, tmp_path_factory):
         if (family, kind) not in made:
             folder = tmp_path_factory.mktemp("runs") / f"{family}-{kind}"
             source = str(small_data[form_of(family, kind)])
-            code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
-                        "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
+            with short_chains():
+                code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
+                            "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
             assert code == 0
             made[family, kind] = folder
         return made[family, kind]

@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, form_of
+from conftest import SMALL, form_of, short_chains
 
 from gencli import inference, registry, runs
 from gencli.commands._options import set_options
@@ -42,6 +42,12 @@ def pytest_generate_tests(metafunc):
         if metafunc.function is test_export_to_onnx:
             cases = [(family, kind) for family, kind in cases if (family.name, kind) in ONNX]
         metafunc.parametrize(("family", "kind"), cases, ids=[f"{family.name}-{kind}" for family, kind in cases])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chains():
+    with short_chains():
+        yield
 
 
 @pytest.fixture
