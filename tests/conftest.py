@@ -9,9 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -277,3 +279,13 @@ def small_run(small_data, tmp_path_factory):
         return made[family, kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def operators() -> Iterator[None]:
+    """torch builds its table of ONNX operators anew for each export, half of the time of one: here it is kept."""
+    name = "torch.onnx._internal.exporter._registration.ONNXRegistry"
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError, AttributeError):  # another torch
+            patch.setattr(f"{name}.from_torchlib", staticmethod(cache(resolve_name(name).from_torchlib)))
+        yield

@@ -5,9 +5,7 @@ It needs one line in `conftest.SMALL` for each kind of data: options that make t
 
 import json
 import zipfile
-from contextlib import suppress
-from functools import cache, partial
-from pkgutil import resolve_name
+from functools import partial
 
 import numpy as np
 import pytest
@@ -322,16 +320,6 @@ def test_export_to_a_torch_program(family, kind, small_run, tmp_path):
     with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("/family.txt")]
         assert archive.read(name).decode() == family.name
-
-
-@pytest.fixture(scope="module")
-def operators():
-    """torch builds its table of ONNX operators anew for each export, half of the time of one: here it is kept."""
-    name = "torch.onnx._internal.exporter._registration.ONNXRegistry"
-    with pytest.MonkeyPatch.context() as patch:
-        with suppress(ImportError, AttributeError):  # another torch
-            patch.setattr(f"{name}.from_torchlib", staticmethod(cache(resolve_name(name).from_torchlib)))
-        yield
 
 
 @pytest.mark.usefixtures("operators")
