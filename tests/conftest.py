@@ -1,5 +1,6 @@
 """Fixtures that tests share: small data, small trained runs, the real data of GENCLI_DATA."""
 
+import gc
 import io
 import json
 import os
@@ -8,8 +9,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,13 @@ def offline(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(offline)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: looking through it for garbage at every collection took a tenth of the tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 10)
 
 
 @pytest.fixture(scope="session")
@@ -238,6 +249,21 @@ def make_small_data(folder: Path) -> dict[str, Path]:
             "series": folder / "series.npz", "pairs": folder / "pairs"}
 
 
+@contextmanager
+def short_chains() -> Iterator[None]:
+    """Chains of Boltzmann machines take a fiftieth of their steps: their number is for the families' own tests."""
+    from gencli.layers.boltzmann import BoltzmannModel
+
+    chain = BoltzmannModel._chain
+
+    def shorter(self, noise, steps, code=None):
+        return chain(self, noise, [-(-count // 50) for count in steps], code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BoltzmannModel, "_chain", shorter)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_run(small_data, tmp_path_factory):
     """The directory of a tiny trained run of (family, kind); trained once."""
@@ -249,10 +275,21 @@ def small_run(small_data, tmp_path_factory):
         if (family, kind) not in made:
             folder = tmp_path_factory.mktemp("runs") / f"{family}-{kind}"
             source = str(small_data[form_of(family, kind)])
-            code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
-                        "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
+            with short_chains():
+                code = run(["train", family, source, "-o", str(folder), "--steps", "12", "--batch-size", "8",
+                            "--log-every", "4", "--preview-every", "6", "-q", *SMALL[family, kind]])
             assert code == 0
             made[family, kind] = folder
         return made[family, kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def operators() -> Iterator[None]:
+    """torch builds its table of ONNX operators anew for each export, half of the time of one: here it is kept."""
+    name = "torch.onnx._internal.exporter._registration.ONNXRegistry"
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError, AttributeError):  # another torch
+            patch.setattr(f"{name}.from_torchlib", staticmethod(cache(resolve_name(name).from_torchlib)))
+        yield

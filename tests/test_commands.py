@@ -444,6 +444,7 @@ def test_too_few_addresses_are_said_in_one_line(small_run):
     assert subprocess.run([sys.executable, "-c", limited, "families"], capture_output=True).returncode == 0
 
 
+@pytest.mark.usefixtures("operators")
 @pytest.mark.parametrize(("family", "kind"), [("vae", "image"), ("rbm", "vector"), ("gaussian", "vector")])
 def test_the_encoder_as_a_graph_gives_the_codes(family, kind, gencli, small_run, small_data, tmp_path):
     """What onnxruntime computes from the examples is what `encode` writes."""

@@ -224,6 +224,7 @@ def test_a_model_of_the_plugin_without_it(tmp_path, plugin):
     assert "'independent', which is not installed" in refused.stderr
 
 
+@pytest.mark.usefixtures("operators")
 def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
     monkeypatch.syspath_prepend(plugin)
     registry.families.clear()
@@ -253,6 +254,7 @@ def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
     assert nll["kind"] == "exact" and abs(nll["value"] - entropy) < 0.02  # the model saw nine tenths of these rows
 
 
+@pytest.mark.usefixtures("operators")
 @pytest.mark.parametrize(("family", "kind"), [("rnn", "text"), ("ngram", "text"), ("vae", "image")])
 def test_a_graph_is_used_without_gencli(family, kind, gencli, small_run, tmp_path):
     pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")

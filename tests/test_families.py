@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, form_of
+from conftest import SMALL, form_of, short_chains
 
 from gencli import inference, registry, runs
 from gencli.commands._options import set_options
@@ -40,6 +40,12 @@ def pytest_generate_tests(metafunc):
         if metafunc.function is test_export_to_onnx:
             cases = [(family, kind) for family, kind in cases if (family.name, kind) in ONNX]
         metafunc.parametrize(("family", "kind"), cases, ids=[f"{family.name}-{kind}" for family, kind in cases])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chains():
+    with short_chains():
+        yield
 
 
 @pytest.fixture
@@ -318,6 +324,7 @@ def test_export_to_a_torch_program(family, kind, small_run, tmp_path):
         assert archive.read(name).decode() == family.name
 
 
+@pytest.mark.usefixtures("operators")
 def test_export_to_onnx(family, kind, small_run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     from gencli.app import run

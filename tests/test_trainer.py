@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -636,10 +635,10 @@ def test_time_limit(small_data, gencli, tmp_path):
     assert "--resume" in done.stderr and list((tmp_path / "run/checkpoints").iterdir())
 
 
-def test_torchrun_on_two_processes(small_data, tmp_path):
+def test_torchrun_on_two_processes(small_data, tmp_path, python):
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+        [*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", *python, "-m",
          "gencli", "train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "20", "--batch-size", "16",
          "--device", "cpu", "--log-every", "5", *SMALL["vae", "vector"]],
         cwd=tmp_path, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})

@@ -220,7 +220,9 @@ def test_the_graph_is_the_mean_picture(target):
     assert _onnx(model.graph(), {})[1] < 1e-4 and _torch_export(model.graph(), {})[1] < 1e-5
 
 
-def test_metrics_that_train_a_classifier_take_what_examples_are_made_from_away(gencli, small_run, small_data):
+def test_metrics_that_train_a_classifier_take_what_examples_are_made_from_away(gencli, small_run, small_data,
+                                                                               monkeypatch):
+    monkeypatch.setattr("gencli.families.classifier.Classifier.least_steps", 5)
     run, data = str(small_run("unet", "image")), str(small_data["image"])
     found = gencli("evaluate", run, data, "--draw", "24", "--limit", "24", "--json", "--metrics",
                    "distribution,two_sample").json()
