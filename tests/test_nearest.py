@@ -83,7 +83,7 @@ def test_pictures_too(gencli, small_data):
 ])
 def test_what_is_refused(arguments, stdin, code, says, texts, gencli):
     done = gencli("encode", "run", *arguments, "--nearest", "lines.txt", stdin=stdin, code=code)
-    assert says in done.stderr and done.stderr.count("error") == 1
+    assert says in done.stderr and done.stderr.count("error: ") == 1
 
 
 def test_codes_as_long_as_their_examples_are_no_vectors(texts, gencli):

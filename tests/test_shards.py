@@ -40,10 +40,10 @@ def test_a_killed_command_goes_on(gencli, small_run, tmp_path, monkeypatch):
     gencli("sample", run, *ARGS, "-o", "whole/")
     write, calls = Shards.write, iter(range(100))
 
-    def stopped(self, batch):
+    def stopped(self, *arguments):
         if next(calls) == 2:
             raise SystemExit(143)
-        write(self, batch)
+        write(self, *arguments)
 
     monkeypatch.setattr(Shards, "write", stopped)
     gencli("sample", run, *ARGS, "-o", "out/", code=143)
