@@ -94,7 +94,7 @@ def test_codes_as_long_as_their_examples_are_no_vectors(texts, gencli):
                                stdin=b"dogs bark at night\n").stdout)
     assert record["nearest"][0]["text"] == "dogs bark at night" and record["nearest"][0]["similarity"] == 1.0
     gencli("train", "rnn", "lines.txt", "--width", "6", "--steps", "1", "-o", "document", "-q")  # of one text
-    (record,) = records(gencli("encode", "document", "-", "--nearest", "lines.txt:all", "--lines", "-n", "1", "--set",
+    (record,) = records(gencli("encode", "document", "-", "--nearest", "lines.jsonl:all", "-n", "1", "--set",
                                "code=state", stdin=b"dogs bark at night\r\n").stdout)
     assert record["nearest"][0]["text"] == record["text"] == "dogs bark at night"
     gencli("train", "ngram", "lines.txt", "--lines", "-o", "ngram", "-q")

@@ -501,7 +501,7 @@ class Texts(Kind):
         """A model of text has no length of its own; its tokens, and whether texts are lines, it has."""
         lines = options.get("lines")
         if not spec.classes:  # else each text stands by itself, however texts come
-            lines = spec.lines or lines  # None: as the texts come
+            lines = spec.lines or (False if lines is False else None)  # None: as the texts come
         return (spec.model_copy(update={"length": options.get("length") or spec.length}),
                 {**options, "lines": lines, "unit": spec.unit, "vocabulary": None})
 
