@@ -520,7 +520,7 @@ def make():
     time.sleep(1)
     return {"a": torch.ones(2)}
 
-assert cached("x", {"of": 1}, make, note=lambda sentence: print(sentence))["a"].tolist() == [1, 1]
+assert cached("x", {"of": 1}, make, note=lambda sentence: print(sentence, flush=True))["a"].tolist() == [1, 1]
 """
 
 
