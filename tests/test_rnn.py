@@ -10,7 +10,6 @@ from gencli import runs
 from gencli.errors import DataError, UsageError
 from gencli.families.rnn import RNN, RNNConfig
 from gencli.kinds.image import ImageSpec
-from gencli.kinds.series import SeriesSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch, Given
@@ -313,7 +312,6 @@ def test_exported_step_writes_the_text_of_the_model(cell):
 
 SOURCES = {
     "text": TextSpec(vocabulary=("<unk>", "<end>", "a", "b"), length=4, lines=True),
-    "series": SeriesSpec(columns=("x", "y"), length=5, mean=(1.0, -2.0), scale=(2.0, 0.5)),
     "image": ImageSpec(channels=1, height=9, width=6),
     "vector": VectorSpec(columns=("x", "y"), mean=(0.0, 1.0), scale=(1.0, 2.0))}
 
@@ -333,7 +331,7 @@ def sources(kind: str) -> Batch:
     if kind == "text":
         return Batch(torch.tensor([[2, 1, 0, 0], [3, 3, 2, 1]]), lengths=torch.tensor([2, 4]))
     x = torch.rand(2, *SOURCES[kind].shape, generator=generator("sources"), dtype=torch.float64)
-    return Batch(x, lengths=torch.tensor([2, 5]) if kind == "series" else None)
+    return Batch(x)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -392,7 +390,6 @@ def test_it_learns_to_tell_sources_apart(kind):
     x = torch.tensor([[a, b, 1] for a in (2, 3) for b in (2, 3)])
     bits = x[:, :2].float() - 2
     pair = {"text": Batch(x, lengths=torch.full((4,), 3)), "vector": Batch(bits),
-            "series": Batch(bits[:, :, None].expand(-1, -1, 2) * 3, lengths=torch.full((4,), 2)),
             "image": Batch(bits.repeat_interleave(3, 1)[:, None, None].expand(-1, 1, 9, -1).contiguous())}[kind]
     spec = TextSpec(vocabulary=("<unk>", "<end>", "a", "b"), length=3, lines=True, condition=SOURCES[kind])
     m = RNN(RNNConfig(width=16, embedding=16, dropout=0.0), spec).train()

@@ -326,7 +326,7 @@ def test_the_text_says_what_the_source_is(net, condition):
         loss = model.loss(batch, StepStream(4, generator("x"))).total
         loss.backward()
         optimiser.step()
-        if loss < 0.1:
+        if loss < 0.05:  # over 12 tokens: less than ln 2 in all, so that every token is the likeliest
             break
     made = model.eval().sample(ExampleStreams(0, torch.arange(4)), Given(condition=batch.condition))
     assert [*map(torch.Tensor.tolist, made.pieces())] == batch.x.tolist()

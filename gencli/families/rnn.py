@@ -62,7 +62,7 @@ class RNN(TrainedByWindows):
     """
 
     Config = RNNConfig
-    conditions = frozenset({"text", "image", "series", "vector"})
+    conditions = frozenset({"text", "image", "vector"})  # not series, which have a --window of their own
     defaults = {"lr": 4e-3, "batch_size": 32, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100,
                 "weight_decay": 0.01, "ema": 0.0}
 
@@ -226,7 +226,8 @@ class RNN(TrainedByWindows):
         beginning = precise._beginning(given, 1)
 
         def read(tokens: Tensor) -> tuple[Tensor, Tensor]:
-            logits, state = precise(tokens.expand(len(beginning), -1), beginning)
+            count = max(len(tokens), len(beginning))
+            logits, state = precise(tokens.expand(count, -1), beginning.expand(count, -1, -1))
             return logits[:, -1], state
 
         return read, precise.advance

@@ -29,6 +29,8 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "nll": ("Negative log-likelihood", "less", "How surprised the model is by an example it has not seen."),
         "nll_estimate": ("Estimated negative log-likelihood", "less", "The same without the slack of a bound, but "
                                                                       "with more noise."),
+        "solver_error": ("Error of the solver", "less", "How far the likelihood by a differential equation is from "
+                                                        "that with half as many steps."),
         "bound_gap": ("Slack of the bound", None, "How much of the bound is not surprise, but slack."),
         "iw_bound": ("Importance-weighted bound", "less", "At most this many nats of surprise per unseen example."),
         "elbo": ("Negative ELBO", "less", "The bound that the model was trained on, on unseen examples."),
