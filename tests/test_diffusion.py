@@ -386,6 +386,29 @@ def test_the_numbers_of_a_step_are_known(spec, x):
         assert view.inverse(rows).lengths.tolist() == [4]
 
 
+@pytest.mark.parametrize(("spec", "options", "words"), [
+    (rows_spec(3), {"net": "unet"}, "use mlp"),
+    (ImageSpec(channels=1, height=4, width=4), {"net": "mlp"}, "pictures take"),
+    (rows_spec(3), {"augment": 0.1}, "is for pictures"), (rows_spec(3), {"conditional": True}, "labelled data")])
+def test_what_does_not_fit_is_refused(spec, options, words):
+    with pytest.raises(UsageError, match=words):
+        model_of(spec, **options)
+
+
+def test_means_over_steps_are_of_models_that_learned_them():
+    with pytest.raises(UsageError, match="--objective meanflow"):
+        model_of().sample(rng(1), sampler="meanflow")
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(channels=3, height=17, width=20), AudioSpec(rate=8000, length=300)])
+def test_larger_networks_have_more_weights(spec):
+    for net in ("unet", "transformer"):
+        torch.manual_seed(0)
+        sizes = [sum(p.numel() for p in Diffusion(DiffusionConfig(net=net, net_size=size), spec).parameters())
+                 for size in ("small", "base", "large")]
+        assert sizes == sorted(sizes) and sizes[0] < 0.5 * sizes[1] < 0.5 * sizes[2]
+
+
 def test_guidance_is_the_difference_of_two_denoisers():
     spec = rows_spec(2, classes=("a", "b"))
     model = model_of(spec, conditional=True)
