@@ -35,6 +35,7 @@ Shapes: B batch, D numbers of an example; y (B, C, H, W) for pictures, (B, D) fo
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -306,7 +307,8 @@ class Diffusion(Model):
         if not len(own):
             return error
         ones = torch.ones_like(t[own])
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no forward derivative
+        # No other kernel of attention has a forward derivative. torch warns of its own code when it first computes one.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(action="ignore"):
             change: Tensor = torch.func.jvp(lambda z, t, span: mean(z, t, span, own),
                                             (position[own], t[own], span[own]), (velocity[own], ones, ones))[1]
         return error.index_add(0, own, _wide(span[own], y) * change)
