@@ -74,7 +74,7 @@ class DiffusionConfig(FamilyConfig):
 
     objective: Literal["edm", "ddpm", "v", "flow", "meanflow", "vdm"] = Field(
         "edm", description="What the network predicts, and at which strengths of the noise it is trained; meanflow: "
-                           "samples in 1 to 4 steps; vdm: the best likelihood.")
+                           "samples in 1 to 4 steps; vdm: the best likelihood, but worse samples.")
     net: Literal["auto", "mlp", "unet", "transformer"] = Field(
         "auto", description="Network: mlp for rows, unet for pictures and sequences, or a transformer of patches of "
                             "them; auto: unet where there are neighbours, else mlp.")
