@@ -205,7 +205,7 @@ class Model(nn.Module):
     # "examples": batches of shuffled examples. "stream": contiguous windows of `window` tokens of a document.
     reads: ClassVar[Literal["examples", "stream"]] = "examples"
     # Whether a batch should hold examples of alike lengths, so that little of it is filled up.
-    alike: ClassVar[bool] = False
+    alike: bool = False
     # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.
     smallest_batch: int = 1
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were

@@ -332,6 +332,13 @@ def test_the_text_says_what_the_source_is(net, condition):
     assert [*map(torch.Tensor.tolist, made.pieces())] == batch.x.tolist()
 
 
+def test_batches_of_pictures_are_of_all_lengths():
+    """Their features are normalised over the batch, and would lose what all in a batch of alike lengths have."""
+    models = {name: Seq2Seq(Seq2SeqConfig(width=16, heads=2, layers=1, feedforward=32),
+                            TEXT.model_copy(update={"condition": CONDITIONS[name]})) for name in ("image", "text")}
+    assert models["text"].alike and not models["image"].alike
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
 

@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
+from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import (
     Advance,
@@ -93,7 +94,6 @@ class Seq2Seq(AutoregressiveText):
     Config = Seq2SeqConfig
     conditions = frozenset({"text", "image", "series", "vector"})
     defaults = {"lr": 1e-3, "batch_size": 128, "grad_clip": 1.0, "schedule": "cosine", "warmup": 400, "ema": 0.999}
-    alike = True
     config: Seq2SeqConfig
 
     def __init__(self, config: Seq2SeqConfig, spec: TextSpec):
@@ -104,6 +104,8 @@ class Seq2Seq(AutoregressiveText):
         if not spec.lines:
             raise UsageError("seq2seq makes texts that end, and these are passages of a document; leave --no-lines out")
         self.source = SOURCES[type(spec.condition)](spec.condition, config.width)
+        # Pictures are normalised over a batch: among those whose texts are alike in length how much they show is lost.
+        self.alike = not isinstance(spec.condition, ImageSpec)
         self.encoder: _Encoder | _RecurrentEncoder
         self.decoder: _Decoder | _RecurrentDecoder
         if config.net == "transformer":
