@@ -249,10 +249,14 @@ def _require_vectors(model: Model, data: Dataset, options: dict[str, Any]) -> No
     assert data.lengths is not None
     method, whole = model.encode, data.batch(data.lengths.argmax()[None], model.device)
     short = replace(whole, x=whole.x[:, :1], lengths=torch.ones(1, dtype=torch.int64, device=model.device))
-    rng = ExampleStreams(0, torch.arange(1), "encode", model.device)
-    shapes = {tuple(method(batch, rng, **own_options(method, options)).shape) for batch in (whole, short)}
-    if len(shapes) > 1:
-        others = [value for value in get_args(get_type_hints(method).get("code")) if value not in ("noise", "path")]
+
+    def differs(**options: Any) -> bool:
+        rng, own = ExampleStreams(0, torch.arange(1), "encode", model.device), own_options(method, options)
+        return method(whole, rng, **own).shape != method(short, rng, **own).shape
+
+    if differs(**options):
+        others = [value for value in get_args(get_type_hints(method).get("code"))
+                  if not differs(**{**options, "code": value})]
         ways = f"; --set code={others[0]} gives vectors" if others else ", and this model has no others"
         raise UsageError(f"codes of this model are as long as their examples, so that none is near another{ways}")
 

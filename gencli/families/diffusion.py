@@ -49,7 +49,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.denoisers import Known, PatchTransformer, RowNet, UNet
+from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
 from gencli.layers.known import complete
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, Spec
@@ -116,13 +116,13 @@ _SIZES = {
 
 
 class Diffusion(Model):
-    """Diffusion model (Karras et al. 2022) of pictures and of the rows of a view.
+    """Diffusion model (Karras et al. 2022) of pictures, films and the rows of a view, which may be sequences.
 
     A code is the noise that an example is made of, (B, D), standard normal, found by following the flow of probability
     backwards; that of a conditional model is followed by the class as one-hot.
 
     Raises:
-        UsageError: a conditional model of data without classes.
+        UsageError: an option does not go with the data: classes where there are none, a network of neighbours for rows.
     """
 
     Config = DiffusionConfig
@@ -802,7 +802,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
     if net == "mlp":
         if len(shape) > 1:
             raise UsageError("--net mlp is for rows and sequences; pictures take unet or transformer")
-        network: RowNet | UNet | PatchTransformer | _OverSteps = RowNet(shape[0], width, depth, config.dropout)
+        network: RowNet | UNet | PatchTransformer | OverSteps = RowNet(shape[0], width, depth, config.dropout)
     else:
         maps_in, maps, sides = (maps_in, shape[0], (shape[1], shape[2])) if steps is None else \
             (steps.shape[1], steps.shape[1], (1, len(steps)))
@@ -814,7 +814,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
             if steps is not None and config.depth is None:
                 depth = max(0, round(math.log2(sides[1] / patch / 64)))
             points = UNet(maps_in, maps, sides, patch, width, depth, blocks, config.dropout)
-        network = points if steps is None else _OverSteps(points, steps)
+        network = points if steps is None else OverSteps(points, steps)
     return Known(network.features, classes, source, spans=config.objective == "meanflow",
                  changes=6 if config.augment else 0), network
 
@@ -826,20 +826,3 @@ def _patch(sides: tuple[int, ...], net: str) -> int:
     if net == "transformer":
         return 4 if min(sides) >= 16 else 1
     return 2 if min(sides) >= 16 else 1
-
-
-class _OverSteps(nn.Module):
-    """A network of pictures (B, C, 1, T) for rows (B, D), of which `places` (T, C) are the numbers of each step."""
-
-    places: Tensor
-    back: Tensor
-
-    def __init__(self, network: UNet | PatchTransformer, places: Tensor):
-        super().__init__()
-        self.features = network.features
-        self.network = network
-        self.register_buffer("places", places.T.contiguous(), persistent=False)
-        self.register_buffer("back", places.T.flatten().argsort(), persistent=False)
-
-    def forward(self, y: Tensor, known: Tensor) -> Tensor:
-        return self.network(y[:, self.places].unsqueeze(2), known).flatten(1)[:, self.back]

@@ -251,6 +251,23 @@ class _PatchBlock(nn.Module):
         return h + gate2 * self.forward_layers(self.norm(h) * (1 + scale2) + shift2)
 
 
+class OverSteps(nn.Module):
+    """A network of pictures (B, C, 1, T) for rows (B, D), of which `places` (T, C) are the numbers of each step."""
+
+    places: Tensor
+    back: Tensor
+
+    def __init__(self, network: UNet | PatchTransformer, places: Tensor):
+        super().__init__()
+        self.features = network.features
+        self.network = network
+        self.register_buffer("places", places.T.contiguous(), persistent=False)
+        self.register_buffer("back", places.T.flatten().argsort(), persistent=False)
+
+    def forward(self, y: Tensor, known: Tensor) -> Tensor:
+        return self.network(y[:, self.places].unsqueeze(2), known).flatten(1)[:, self.back]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts
 
