@@ -78,9 +78,25 @@ class Console:
         for line in traceback.format_exc().split("\n"):
             self._err.print(printable(line, lines=True), markup=False)
 
+    def about(self, subject: str) -> "Console":
+        """The same, whose messages and warnings begin with what they are about."""
+        return _About(subject, self)
+
     def progress(self, what: str) -> Progress:
         """A progress display to be used as a context manager."""
         return Progress(self._err, what, self.quiet)
+
+
+class _About(Console):
+    def __init__(self, subject: str, console: Console):
+        super().__init__(console.quiet, console.verbose, console.json)
+        self._subject = subject
+
+    def note(self, message: str) -> None:
+        super().note(f"{self._subject}: {message}")
+
+    def warn(self, message: str) -> None:
+        super().warn(f"{self._subject}: {message}")
 
 
 class _Closed(io.RawIOBase):
@@ -134,6 +150,10 @@ def _legible(error: UnicodeError) -> tuple[str, int]:
     return plain, error.end
 
 
+class Bold(str):
+    """A cell that stands out: bold on a terminal, between asterisks in a pipe."""
+
+
 @dataclass
 class Table:
     """Rows for a person: drawn on a terminal, aligned by spaces in a pipe."""
@@ -149,11 +169,12 @@ class Table:
 
         drawn = RichTable(*self.columns)
         for row in self.rows:
-            drawn.add_row(*(Text(printable(cell)) for cell in row))
+            drawn.add_row(*(Text(printable(cell), "bold" if isinstance(cell, Bold) else "") for cell in row))
         RichConsole(highlight=False).print(drawn)
 
     def __str__(self) -> str:
-        rows = [[printable(cell) for cell in row] for row in [self.columns, *self.rows]]
+        rows = [[f"*{printable(cell)}*" if isinstance(cell, Bold) else printable(cell) for cell in row]
+                for row in [self.columns, *self.rows]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
                  for row in rows]

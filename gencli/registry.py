@@ -23,6 +23,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from gencli.errors import ModelError, UsageError, did_you_mean
+from gencli.lazy import hollow
 from gencli.stopping import Signalled
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ class Family(Entry):
     can: tuple[str, ...] = ()
     noun = "family"
     base = "gencli.model:Model"
+
+    def declared(self) -> Any:
+        """The class, to read its options and kinds from: without torch, unless that is imported already."""
+        with hollow("torch", "torchaudio", "torchvision", "safetensors") as shells:
+            cls = self.load()
+        if shells:
+            kind.cache_clear()  # they are forgotten, too
+        return cls
 
     def describe(self) -> str:
         """The summary; that of a plugin is the first line of its class's docstring."""

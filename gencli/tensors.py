@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gencli.errors import ModelError
+from gencli.headers import read_length
 
 _NAMES = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}  # of types, in a header
-HEADER_LIMIT = 16 * 2**20  # bytes; enough for 100,000 tensors
 
 
 def to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -84,10 +84,7 @@ def _opened(path: Path) -> Iterator[safe_open]:
         raise ModelError(f"{path} is no regular file")
     try:
         with open(path, "rb") as start:
-            length = int.from_bytes(start.read(8), "little")
-        if length > HEADER_LIMIT:
-            raise ModelError(f"{path} is not a safetensors file or is damaged: its header claims {length:,} "
-                             f"bytes; at most {HEADER_LIMIT >> 20} MiB")
+            read_length(start, path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:

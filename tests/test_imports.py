@@ -20,11 +20,11 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
-    {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
-    {"clock", "columns", "long_texts", "pictures", "view"},
+    {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"},
+    {"kinds"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
-    {"device"}, {"settings"}, {"tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
+    {"device"}, {"settings"}, {"headers", "tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
@@ -38,7 +38,7 @@ MAY = {
     "kinds": {"charts", "clock", "columns", "dataset", "examples", "format", "kind", "line_drawing",
               "long_texts", "pictures", "publish", "spec", "spectrogram", "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
-    "registry": {"errors", "stopping"},
+    "registry": {"errors", "lazy", "stopping"},
 }
 
 # Metrics about one kind; kinds, families, and the parts that families share know kinds by profession.

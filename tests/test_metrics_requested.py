@@ -51,7 +51,7 @@ def test_distances_of_columns_are_those_of_scipy():
     found = by_name(["table"], table(x), samples=table(y))
     ks = stats.ks_2samp(x[:, 0].float(), y[:, 0].float()).statistic
     shares = abs(float(x[:, 1].mean() - y[:, 1].mean()))  # two values: the total variation is that of one share
-    assert found["column_distance"].protocol["columns"] == pytest.approx({"a": ks, "b": shares})
+    assert found["column_distance"].protocol["distances"] == pytest.approx({"a": ks, "b": shares})
     assert found["column_distance"].value == pytest.approx((ks + shares) / 2)
     assert found["worst_column_distance"].value == pytest.approx(max(ks, shares))
     correlations = [np.corrcoef(z.T.float())[0, 1] for z in (x, y)]
@@ -322,7 +322,7 @@ def test_probe_finds_what_a_code_tells_of_the_classes():
     good, bad = (by_name(["probe"], test, training=training, model=OneColumn(test.spec, column)) for column in (0, 1))
     for name in ("probe_100", "probe_100_plain", "probe_100_pca", "probe_10"):
         assert good[name].value == pytest.approx(best, abs=0.03), name
-    assert good["probe_10"].error > 0 and good["probe_10_pca"].protocol["size"] == 1
+    assert good["probe_10"].error > 0 and good["probe_10_pca"].protocol["dimensions"] == 1
     assert abs(bad["probe_100"].value - 0.5) < 0.06 and bad["probe_100_plain"] == good["probe_100_plain"]
 
 
@@ -349,9 +349,9 @@ def test_area_under_the_curve_is_that_of_scikit_learn(round_to):
 
 def test_error_of_the_area_is_the_spread_of_repetitions():
     positive = torch.arange(200) < 50
-    values, errors = zip(*(auroc(normal(200, seed=i) + positive, positive) for i in range(200)), strict=True)
+    values, influences = zip(*(auroc(normal(200, seed=i) + positive, positive) for i in range(200)), strict=True)
     assert np.mean(values) == pytest.approx(stats.norm.cdf(1 / math.sqrt(2)), abs=0.01)
-    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+    assert np.mean([influence.norm() for influence in influences]) == pytest.approx(np.std(values), rel=0.15)
 
 
 def test_anomalies_by_class():

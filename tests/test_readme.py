@@ -210,7 +210,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_promised_json_keys(gencli):
-    promised = {cells[0].strip("`"): re.findall(r"`(\w+)`", cells[1]) for cells in rows(section("JSON"))}
+    promised = {cells[0].replace("`", ""): re.findall(r"`(\w+)`", cells[1]) for cells in rows(section("JSON"))}
     documents = {
         "train": gencli("train", "vae", "digits", "-o", "run", "--net", "mlp", "--width", "16", "--steps", "2",
                         "--json").json(),
@@ -222,6 +222,8 @@ def test_promised_json_keys(gencli):
                            "--json").json(),
         "families": gencli("families", "--json").json()[0],
     }
+    compared = gencli("evaluate", "run", "digits:test", "--compare", "--limit", "4", "--draw", "0", "--json").json()
+    documents |= {"evaluate --compare": compared, "a row of comparison": compared["comparison"][0]}
     evaluation = documents["evaluate"]
     documents |= {"a metric": evaluation["metrics"][0], "a requirement": evaluation["requirements"][0]}
     failure = gencli("evaluate", "nowhere", "digits", "--json", code=4).json()

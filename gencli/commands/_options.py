@@ -201,12 +201,14 @@ def parse_set(pairs: Iterable[str] | None, *methods: Callable[..., Any]) -> dict
     return options
 
 
+VERBS_THAT_SET = {"sample": ("sample", "film", "decode"), "encode": ("encode", "decode"),
+                  "interpolate": ("encode", "prior", "decode"),
+                  "evaluate": ("scores", "log_prob", "sample", "encode", "decode")}
+
+
 def methods_of(model: Any, verb: str) -> list[Callable[..., Any]]:
     """The methods of a model, or of its class, whose options `--set` sets on a verb: those that the verb calls."""
-    names = {"sample": ("sample", "film", "decode"), "encode": ("encode", "decode"),
-             "interpolate": ("encode", "prior", "decode"),
-             "evaluate": ("scores", "log_prob", "sample", "encode", "decode")}[verb]
-    return [getattr(model, name) for name in names]
+    return [getattr(model, name) for name in VERBS_THAT_SET[verb]]
 
 
 def _keywords(method: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

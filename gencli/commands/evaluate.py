@@ -1,35 +1,40 @@
-"""`gencli evaluate RUN DATA`: numbers with error bars, and a gate for CI."""
+"""`gencli evaluate RUN DATA`: numbers with error bars, and a gate for CI; --compare: several runs side by side."""
 
 import os
 import re
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gencli import metrics, registry
+from gencli import registry
 from gencli.commands import _options as options
-from gencli.console import Console, Table
+from gencli.console import Bold, Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
 from gencli.escape import to_json
-from gencli.metrics.requirements import check, parse_requirement, parse_tolerance, read_baseline, refuse_unknown
+from gencli.metrics import Metric
+from gencli.metrics.requirements import Rule, parse_requirement, parse_tolerance, read_baseline, refuse_unknown
 from gencli.publish import is_stdout, publish
-from gencli.stopping import checked
+from gencli.reports import text_of
+from gencli.stopping import Stop, checked
 
 if TYPE_CHECKING:
-    from gencli.dataset import Dataset
-    from gencli.runs import Card, Run
+    from gencli.commands._comparing import Found
+    from gencli.commands._measuring import Measured
 
-_RECONSTRUCTED = 200  # examples, where nothing needs all
+_ABREAST = 3  # runs that stand side by side in a table; more stand below each other
 
 
 @options.with_fields(*options.reading_panels())
 def evaluate(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", show_default=False, help="A run directory or a "
-                                              ".safetensors file; none where --samples alone are measured.")] = None,
-    data: Annotated[str | None, typer.Argument(metavar="DATA", show_default=False, help="Held-out examples: a path, - "
-                                               "for a tar on stdin, or a known name; NAME:test picks a split.")] = None,
+    places: Annotated[list[str] | None, typer.Argument(metavar="RUN... DATA", show_default=False, help=(
+        "A run directory or a .safetensors file, with --compare several; none where --samples alone are measured. Last "
+        "the held-out examples: a path, - for a tar on stdin, or a known name; NAME:test picks a split."))] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Measure several runs on the same data, and tell how far "
+                                                            "each is from the best.")] = False,
     samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
                                                 "of 'gencli sample' on stdin. Default: the model's own.")] = None,
     training: Annotated[str | None, typer.Option("--training", metavar="DATA", help="What the model was trained on, "
@@ -53,8 +58,10 @@ def evaluate(
                                                       "this is not met or not measured. May be repeated.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A --require must hold over the whole 95% "
                                                     "interval.")] = False,
-    baseline: Annotated[str | None, typer.Option("--baseline", metavar="JSON", help="Exit with 5 if a number is "
-                                                 "significantly worse than in this earlier result of --json.")] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="JSON|RUN", help="Exit with 5 if a number is "
+                                                 "significantly worse than in this earlier result of --json; with "
+                                                 "--compare also one of the runs, from which differences are "
+                                                 "told.")] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", metavar="PERCENT", help="By how much of the earlier value a "
                                            "number may be worse.")] = "0%",
     junit: Annotated[str | None, typer.Option("--junit", metavar="XML", help="Report: requirements as test cases, for "
@@ -80,146 +87,140 @@ def evaluate(
     """Measure a model on held-out data, or samples alone: likelihood or bound, reconstruction, samples against data."""
     # Mistakes in the options are reported before anything is read.
     console = Console(quiet, verbose, json)
-    if data is None:
-        run, data = None, run
-    if data is None or (run is None and samples is None):
-        raise UsageError("evaluate measures a model, 'gencli evaluate RUN DATA', or samples alone, 'gencli evaluate "
-                         f"--samples SAMPLES DATA'; {f'only {data}' if data else 'neither'} was given")
-    if set and run is None:
-        raise UsageError("--set sets options of a model, and there is none: write 'gencli evaluate RUN DATA'")
+    *several, last = places or [""]
+    given, data = [run.rstrip("/") or run for run in several], last
+    _require_fitting(given, data, compare, samples, set)
     names = [registry.metrics.named(name).name for name in measured.split(",")] if measured else None
     share, stop = parse_tolerance(tolerance), checked(time_limit)
-    rules = [*(parse_requirement(text, strict) for text in require or ()),
-             *(read_baseline(baseline, share) if baseline else ())]
+    rules: list[Rule] = [parse_requirement(text, strict) for text in require or ()]
+    reference = None
+    if baseline and (os.path.isdir(baseline) or baseline.endswith(".safetensors")):
+        reference = baseline.rstrip("/")
+        if not compare:
+            raise UsageError(f"--baseline {baseline} is a run: add --compare to measure it beside {given[0]}, or give "
+                             f"what 'evaluate --json' printed")
+    elif baseline:
+        rules += read_baseline(baseline, share)
     if share and baseline is None:
         raise UsageError(f"--tolerance {tolerance} is about a comparison: name the earlier result with --baseline JSON")
-    if junit and not rules:
+    if junit and not rules and not reference:
         raise UsageError(f"--junit {junit} lists requirements: give some with --require or --baseline")
 
     from gencli import device as devices
-    from gencli import runs
+    from gencli.commands._comparing import compare as compare_runs
+    from gencli.commands._comparing import measure_one
+    from gencli.commands._measuring import Request
     from gencli.commands._outputs import require_apart
-    from gencli.commands._reading import load_alone, load_for, training_of, warn_of_training
-    from gencli.kind import describe
-    from gencli.metrics.anomalies import aurocs
-    from gencli.metrics.distribution import Pace
-    from gencli.metrics.distribution import draw as draw_samples
-    from gencli.training import train_quietly
 
-    family = registry.families[runs.read_card(run).family] if run else None
-    if all(entry.source == "gencli" for entry in (family, *map(registry.metrics.named, names or ())) if entry):
-        refuse_unknown(rules)  # what others measure is not known before
-    reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
+    subjects = list(dict.fromkeys([*given, *([reference] if reference else [])]))
+    _refuse_unknown(rules, subjects, names, compare)
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
-    require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline], run,
-                  json)
+    for run in (*subjects, None):
+        require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline],
+                      run, json)
+    request = Request(data, settings, stop, names, samples, training, draw, reconstruct, features, anomalies, set,
+                      limit, skip_bad, download, data_root, seed, device)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
-        with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
-            progress.begin("reading")
-            model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
-            keywords = options.parse_set(set, *options.methods_of(model, "evaluate")) if model else {}
-            split: Literal["all", "test"] = "all" if card is None or os.path.isfile(data) else "test"
-            examples = load_for(card, data, settings, console, split, limit=limit, other_classes=bool(anomalies),
-                                progress=progress, **reading)
-            if card and split == "all" and examples.split == "all":
-                warn_of_training(card, data, console, data_root=data_root)
-            wanted = metrics.needed(names, examples.spec, model)
-            drawn: Dataset | None = None
-            if samples:
-                drawn = load_alone(card, samples, settings, console, examples.spec, skip_bad=skip_bad,
-                                   progress=progress)
-            elif draw != 0 and model and "samples" in wanted and "sample" in model.abilities():
-                progress.begin("drawing samples")
-                pace = Pace(console.note, min(Pace.SECONDS, stop.seconds / 3))
-                drawn = draw_samples(model, draw or Pace.USUAL, examples, seed, progress=progress, enough=lambda done:
-                                     bool(stop.reason()) or (draw is None and pace.enough(done)), **keywords)
-                progress.begin("reading")
-            wants_training = "training" in wanted and (drawn or names)
-            trained_on: Dataset | None = None
-            if training:
-                others = {name: value for name, value in settings.items() if name != "labels"}  # those of DATA
-                trained_on = load_for(card, training, others, console, "train", examples.spec, **reading)
-                if card and trained_on.fingerprint != card.fingerprint:
-                    console.note(f"{training} is not what the model was trained on")
-            elif card and wants_training:
-                trained_on = training_of(card, console, download=download, data_root=data_root)
-            if reconstruct is None and not anomalies:
-                reconstruct = _RECONSTRUCTED
-            inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
-                                    progress, console.warn, len(drawn) if drawn else draw or Pace.USUAL, train_quietly,
-                                    console.note, progress.begin, lambda: bool(stop.reason()))
-            results = metrics.measure(names, inputs)
-            if anomalies:
-                scored = examples.subset(min((len(column.values) for column in results.columns), default=None))
-                results.add(aurocs(results.columns, scored, anomalies.split(","), seed))
-            document = _document(run, card, inputs, results, check(rules, results.metrics))
-        if stop.reason():
-            missing = f"; left out: {', '.join(results.left_out)}" if results.left_out else ""
-            console.warn(f"the time was up{missing}; the n of a number says how many examples it is from")
-        elif not results.metrics:
-            console.warn(f"nothing could be measured: no metric fits {describe(examples.spec)}"
-                         f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
+        if compare:
+            found = compare_runs(subjects, request, console, rules, reference, share)
+        else:
+            found = measure_one(subjects[0] if subjects else None, request, console, rules)
+        for one in found.measured:
+            _tell_what_is_missing(one, stop, console.about(one.run) if compare and one.run else console)
         # Printed first: what was measured is not lost if a report or the copy in the run cannot be written.
         if not any(path and is_stdout(path) for path in paths.values()):
-            console.result(document, _table(results.metrics))
+            console.result(found.document, _side_by_side(found.document) if compare
+                           else _table(found.measured[0].results.metrics))
         with devices.memory_explained("leave --html out"):
             for report, file in files.items():
-                file.write(_report(report, document, inputs, results, run).encode())
-    if run and runs.Run(run).started:
-        _save_in_run(runs.Run(run), document, results, console)
-    if run and model and card:
-        try:
-            runs.save_findings(run, model, card)
-        except GencliError as error:
-            console.note(f"what was computed about the weights is not saved in the model: {error}")
-    failed = [f"{rule['requirement']} ({rule['reason']})" for rule in document["requirements"] if not rule["passed"]]
+                file.write(_report(report, found, compare).encode())
+    for one, document in zip(found.measured, found.documents, strict=True):
+        _save_in_run(one, document, console)
+    results = found.document["requirements"]
+    failed = [f"{rule['requirement']} ({rule['reason']})" for rule in results if not rule["passed"]]
     if failed:
-        raise RequirementError(f"{len(failed)} of {len(rules)} requirements not met: {'; '.join(failed)}")
+        raise RequirementError(f"{len(failed)} of {len(results)} requirements not met: {'; '.join(failed)}")
 
 
-def _document(run: str | None, card: "Card | None", inputs: metrics.Inputs, results: metrics.Results,
-              requirements: list[dict[str, Any]]) -> dict[str, Any]:
-    """What --json prints, and what reports are made from."""
-    examples, samples = inputs.examples, inputs.samples
-    return {
-        "model": card and {"path": run, "family": card.family, "steps": card.steps, "trained_on": card.data},
-        "samples": samples and {"name": samples.name, "n": len(samples), "fingerprint": samples.fingerprint},
-        "data": {"name": examples.name, "split": examples.split, "n": len(examples), "skipped": examples.skipped,
-                 "fingerprint": examples.fingerprint},
-        "values": {metric.name: metric.record()["value"] for metric in results.metrics},
-        "metrics": [metric.record() for metric in results.metrics],
-        "left_out": results.left_out,
-        "requirements": requirements,
-        "passed": all(result["passed"] for result in requirements),
-    }
+def _require_fitting(runs: Sequence[str], data: str, compare: bool, samples: str | None,
+                     set: Sequence[str] | None) -> None:
+    """UsageError unless there is something to measure, and one run, or several that are to be compared."""
+    if not data or not (runs or samples):
+        raise UsageError("evaluate measures a model, 'gencli evaluate RUN DATA', or samples alone, 'gencli evaluate "
+                         f"--samples SAMPLES DATA'; {f'only {data}' if data else 'neither'} was given")
+    if len(runs) > 1 and not compare:
+        raise UsageError(f"evaluate measures one run, and {len(runs)} were given ({', '.join(runs)}): add --compare to "
+                         f"see them side by side on {data}")
+    if compare and (samples or not runs):
+        raise UsageError("--compare is about runs, 'gencli evaluate RUN RUN DATA --compare'; leave --samples out")
+    if compare and data == "-":
+        raise UsageError("--compare reads the data once for each run, and - can be read only once: save it to a file")
+    if set and not runs:
+        raise UsageError("--set sets options of a model, and there is none: write 'gencli evaluate RUN DATA'")
 
 
-def _report(name: str, document: dict[str, Any], inputs: metrics.Inputs, results: metrics.Results,
-            run: str | None) -> str:
+def _refuse_unknown(rules: Sequence[Rule], runs: Sequence[str], names: Sequence[str] | None, lenient: bool) -> None:
+    """UsageError if a requirement is about a number that is not measured; what plugins measure is not known before."""
+    from gencli.runs import read_card
+
+    entries: list[registry.Entry] = [registry.metrics.named(name) for name in names or ()]
+    for run in runs:
+        with suppress(GencliError) if lenient else nullcontext():
+            entries.append(registry.families[read_card(run).family])
+    if all(entry.source == "gencli" for entry in entries):
+        refuse_unknown(rules)
+
+
+def _tell_what_is_missing(measured: "Measured", stop: Stop, console: Console) -> None:
+    from gencli.kind import describe
+
+    results, card = measured.results, measured.card
+    if stop.reason():
+        missing = f"; left out: {', '.join(results.left_out)}" if results.left_out else ""
+        console.warn(f"the time was up{missing}; the n of a number says how many examples it is from")
+    elif not results.metrics:
+        console.warn(f"nothing could be measured: no metric fits {describe(measured.inputs.examples.spec)}"
+                     f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
+
+
+def _report(name: str, found: "Found", compare: bool) -> str:
     """The text of a report, with the exhibits of the page."""
-    from gencli.reports.exhibits import collect
+    from gencli.reports import comparison
+    from gencli.reports.exhibits import collect, samples_of
     from gencli.reports.html import html
     from gencli.reports.junit import junit
     from gencli.reports.markdown import markdown
     from gencli.reports.scores import scores
 
+    first = found.measured[0]
+    if name == "junit":
+        return junit(found.document)
+    if name == "scores" and compare:
+        named = [replace(column, name=f"{one.run}: {column.name}") for one in found.measured
+                 for column in one.results.columns]
+        return scores(named, first.inputs.examples)
     if name == "scores":
-        return scores(results.columns, inputs.examples)
+        return scores(first.results.columns, first.inputs.examples)
+    if compare and name == "html":
+        return comparison.html(found.document, samples_of({str(one.run): one.inputs for one in found.measured}))
     if name == "html":
-        return html(document, collect(inputs, results, run))
-    return {"junit": junit, "markdown": markdown}[name](document)
+        return html(found.document, collect(first.inputs, first.results, first.run))
+    return (comparison.markdown if compare else markdown)(found.document)
 
 
-def _save_in_run(run: "Run", document: dict[str, Any], results: metrics.Results, console: Console) -> None:
-    """Save the result and its figures in the run's eval/ folder, if it can be written."""
+def _save_in_run(measured: "Measured", document: dict[str, Any], console: Console) -> None:
+    """Save the result and its figures in the run's eval/ folder, if there is a run and it can be written."""
     from gencli.pictures import png, quantize
+    from gencli.runs import Run
 
+    if not measured.run or not (run := Run(measured.run)).started:
+        return
     name = _short(f"{document['data']['name']}-{document['data']['split']}")
     try:
         run.publish(f"eval/{name}.json", (to_json(document, indent=2) + "\n").encode())
-        for figure in results.figures:
+        for figure in measured.results.figures:
             run.publish(f"eval/{name}-{figure.name}.png", png(quantize(figure.image).numpy()))
     except (ResourceError, UsageError) as error:
         console.note(f"the result is not saved in the run: {error}")
@@ -231,7 +232,23 @@ def _short(name: str) -> str:
     return plain if plain == name and len(name) < 80 else f"{plain[-60:]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _table(measured: list[metrics.Metric]) -> Table:
+def _table(measured: Sequence[Metric]) -> Table:
     rows = [[m.name, f"{m.value:.6g}", "" if m.error is None else f"± {m.error:.2g}", m.unit, m.kind, str(m.n)]
             for m in measured]
     return Table(["metric", "value", "error", "unit", "kind", "n"], rows)
+
+
+def _side_by_side(document: dict[str, Any]) -> Table:
+    """The runs beside each other, the best in bold; many of them below each other."""
+    runs = [one["model"]["path"] for one in document["runs"]]
+    rows = []
+    for row in document["comparison"]:
+        cells = {cell["run"]: cell for cell in row["runs"]}
+        shown = {run: "" if run not in cells else Bold(text_of(cells[run], row)) if run in row["best"]
+                 else text_of(cells[run], row) for run in runs}
+        unit = next(iter(cells.values()))["unit"]
+        head = [row["metric"], row["better"] or "", unit]
+        rows += [[*head, *shown.values()]] if len(runs) <= _ABREAST else \
+            [[*(head if i == 0 else [""] * 3), run, cell] for i, (run, cell) in enumerate(shown.items()) if cell]
+    return Table(["metric", "better", "unit", *(runs if len(runs) <= _ABREAST else ["run", "value (difference)"])],
+                 rows)

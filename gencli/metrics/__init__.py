@@ -19,8 +19,8 @@ A third party adds a group with
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from gencli import registry
 from gencli.errors import UsageError
@@ -66,6 +66,9 @@ class Metric:
         kind: whether it is the quantity itself, a bound on it, or an estimate.
         protocol: what else must be the same for two values to be comparable: plain JSON values.
         interval: of 95% confidence, where that is not 1.96 errors to either side of the value.
+        influence: (N,) float64, how far each example, or block of them, moves a mean: `error` is the root of the sum
+            of their squares, and that of a difference follows from differences (`gencli.metrics.comparison`).
+        common: the standard error of what all examples share, such as log Z, which `error` leaves out.
     """
 
     name: str
@@ -76,6 +79,14 @@ class Metric:
     kind: Kind = "estimate"
     protocol: dict[str, Any] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
+    influence: "Tensor | None" = field(default=None, compare=False, repr=False)
+    common: float = 0.0
+
+    def following(self, value: float, slope: float, **changes: Any) -> Self:
+        """A number that follows from it, and changes by `slope` where it changes by 1 (the delta method)."""
+        return replace(self, value=value, error=None if self.error is None else abs(slope) * self.error,
+                       influence=None if self.influence is None else slope * self.influence,
+                       common=abs(slope) * self.common, **changes)
 
     def record(self) -> dict[str, Any]:
         """The metric as JSON; what is not finite becomes None."""

@@ -1,6 +1,5 @@
 """Anomaly detection: how well a score of each example separates the examples of some classes from the rest."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -38,15 +37,17 @@ def aurocs(columns: Iterable[Column], data: Dataset, classes: Sequence[str], see
     metrics = []
     for column in columns:
         values = column.values[: len(data)]
-        value, error = auroc(values if column.cost else -values, anomalous)
-        metrics.append(Metric(f"auroc_{column.name}", value, error, len(data), "", "exact", record))
+        value, influence = auroc(values if column.cost else -values, anomalous)
+        metrics.append(Metric(f"auroc_{column.name}", value, float(influence.norm()), len(data), "", "exact", record,
+                              influence=influence))
     return metrics
 
 
-def auroc(scores: Tensor, positive: Tensor) -> tuple[float, float]:
-    """Area under the ROC curve of scores (N,), more for `positive` (N,) bool, and its standard error.
+def auroc(scores: Tensor, positive: Tensor) -> tuple[float, Tensor]:
+    """Area under the ROC curve of scores (N,), more for `positive` (N,) bool, and the influence (N,) of each.
 
     Both from the placement values of DeLong et al. 1988: the share of the other side that each is above; ties: half.
+    The norm of the influences is the standard error of the area, that of differences the one of a difference.
     """
     values, rank = torch.unique(scores.double(), return_inverse=True)
     of_positive, of_negative = (torch.bincount(rank[side], minlength=len(values)).double()
@@ -55,6 +56,6 @@ def auroc(scores: Tensor, positive: Tensor) -> tuple[float, float]:
     below = (of_negative.cumsum(0) - of_negative / 2) / n  # share of negatives below each value
     above = 1 - (of_positive.cumsum(0) - of_positive / 2) / m
     area = (below * of_positive).sum() / m
-    variance = ((below - area).square() * of_positive).sum() / (m * (m - 1).clamp(min=1)) \
-        + ((above - area).square() * of_negative).sum() / (n * (n - 1).clamp(min=1))
-    return float(area), math.sqrt(float(variance))
+    influence = torch.where(positive, (below - area)[rank] / (m * (m - 1).clamp(min=1)).sqrt(),
+                            (above - area)[rank] / (n * (n - 1).clamp(min=1)).sqrt())
+    return float(area), influence

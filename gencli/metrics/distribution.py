@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -130,7 +129,7 @@ def inception_score(log_probabilities: Tensor, protocol: dict[str, Any]) -> Metr
     divergence = (log_p.exp() * (log_p - log_q)).sum(1)
     log_score = mean("inception_score", divergence, "of classes", "estimate", {**protocol, "classes": log_p.shape[1]})
     score = math.exp(log_score.value)
-    return replace(log_score, value=score, error=None if log_score.error is None else score * log_score.error)
+    return log_score.following(score, score)
 
 
 def _classes(of_samples: Tensor, of_reference: Tensor, labels: Tensor, classes: tuple[str, ...],

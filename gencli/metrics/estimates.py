@@ -38,13 +38,16 @@ def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, A
 
     The error is that of a ratio estimator by the delta method (Cochran 1977, "Sampling Techniques", section 6.4);
     without weights it is the standard deviation over the square root of N. That of a share (boolean values) follows
-    from Wilson's interval, so that 43 of 43 is not certain. Of examples in `Dataset.blocks` it is that of the blocks,
-    drawn as clusters (Cochran, section 9A), and the protocol says how many these are.
+    from Wilson's interval, so that 43 of 43 is not certain; `influence` is without that. Of examples in
+    `Dataset.blocks` it is that of the blocks, drawn as clusters (Cochran, section 9A), and the protocol says how many
+    these are.
     """
     if values.dtype == torch.bool and weight is None and blocks is None:
         share = float(values.double().mean())
         low, high = wilson(share, len(values))
-        return Metric(name, share, (high - low) / (2 * CONFIDENCE), len(values), unit, kind, protocol, (low, high))
+        influence = (values.double() - share) / math.sqrt(len(values) * max(1, len(values) - 1))
+        return Metric(name, share, (high - low) / (2 * CONFIDENCE), len(values), unit, kind, protocol, (low, high),
+                      influence)
     values = values.double()
     weight = torch.ones_like(values) if weight is None else weight.double()
     ratio = float(values.sum() / weight.sum())
@@ -52,10 +55,11 @@ def mean(name: str, values: Tensor, unit: str, kind: Kind, protocol: dict[str, A
     if blocks is not None:
         residuals = torch.stack([residuals[members].sum() for members in _members(blocks)])
         protocol = {**protocol, "blocks": len(residuals)}
-    n, error = len(residuals), None
-    if n > 1:
-        error = math.sqrt(float(residuals.square().sum()) * n / (n - 1)) / float(weight.sum())
-    return Metric(name, ratio, error, len(values), unit, kind, protocol)
+    n = len(residuals)
+    if n < 2:
+        return Metric(name, ratio, None, len(values), unit, kind, protocol)
+    influence = residuals * (math.sqrt(n / (n - 1)) / float(weight.sum()))
+    return Metric(name, ratio, float(influence.norm()), len(values), unit, kind, protocol, influence=influence)
 
 
 def resample(count: int, blocks: Tensor | None, source: torch.Generator) -> Tensor:

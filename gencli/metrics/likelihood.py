@@ -62,8 +62,9 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
 
 
 def _metric(name: str, score: Score, data: Dataset, seed: int) -> Metric:
-    return mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight,
-                data.blocks)
+    metric = mean(name, score.values, score.unit, score.kind, protocol(data, seed, **score.protocol), score.weight,
+                  data.blocks)
+    return replace(metric, common=score.protocol.get("log_z_error") or 0.0)
 
 
 def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> Iterator[Metric]:
@@ -78,15 +79,13 @@ def _rates(metrics: list[Metric], scores: dict[str, Score], data: Dataset) -> It
             continue  # a density has no bits: its nats depend on the unit of x
         if rate.exponential:
             value = math.exp(min(best.value, 700.0))  # what a float holds
-            error = None if best.error is None else value * best.error
-            yield replace(best, name=rate.name, value=value, error=error, unit=rate.unit, protocol=record)
+            yield best.following(value, value, name=rate.name, unit=rate.unit, protocol=record)
         elif rate.per is not None:
             yield mean(rate.name, scores[best.name].values * rate.factor, rate.unit, best.kind, record, rate.per,
                        data.blocks)
         else:
-            error = None if best.error is None else best.error * rate.factor
-            yield replace(best, name=rate.name, value=best.value * rate.factor, error=error, unit=rate.unit,
-                          protocol=record)
+            yield best.following(best.value * rate.factor, rate.factor, name=rate.name, unit=rate.unit,
+                                 protocol=record)
 
 
 def _diagnostics(model: Model, data: Dataset, seed: int) -> list[Metric]:

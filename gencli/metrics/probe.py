@@ -76,7 +76,7 @@ def probe(inputs: Inputs) -> Iterator[Found]:
                 done += 1
                 inputs.progress(done, total)
             found = torch.tensor(accuracies, dtype=torch.float64)
-            record = protocol(held_out, inputs.seed, labels=count, draws=_DRAWS, size=train.shape[1], C=strength,
+            record = protocol(held_out, inputs.seed, labels=count, draws=_DRAWS, dimensions=train.shape[1], C=strength,
                               classifier="LogisticRegression")
             yield Metric(f"probe_{count}{suffix}", float(found.mean()), float(found.std()) / _DRAWS**0.5, len(held_out),
                          "", "estimate", record)

@@ -10,7 +10,7 @@ finite or not comparable fails.
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,15 +18,13 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ValidationError
 
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.escape import to_json
-from gencli.metrics import CONFIDENCE, Metric
+from gencli.metrics import CONFIDENCE, Kind, Metric
+from gencli.metrics.comparison import brief, error_of_difference, other_protocol
 from gencli.metrics.glossary import GLOSSARY, OTHER, term
 
 _HOLDS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt, "==": operator.eq}
 _FORM = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|==|<|>)\s*(\S+)\s*")
-# What may differ between two results that are compared: the path of the data, the noise, and by-products.
-_FREE = {"data", "seed", "bandwidth", "class", "classifier_accuracy", "column", "shares"}
 
 
 class Rule(Protocol):
@@ -138,6 +136,7 @@ class _Record(BaseModel):
     name: str
     value: float | None
     error: float | None = None
+    kind: Kind = "estimate"
     protocol: dict[str, Any] = {}
 
 
@@ -150,16 +149,18 @@ class Comparison:
     """A metric is not worse than before.
 
     It is worse if it lies further in the bad direction than `tolerance`, percent of the earlier value, and further than
-    chance explains: two-sided z-test at 95% on the two error bars. An estimate without an error bar is never judged
-    worse, as it may be chance; numbers that were measured in different ways are not compared but fail.
+    chance explains: two-sided z-test at 95% on the two error bars, or on the differences of examples where those of
+    both numbers are known. An estimate without an error bar is never judged worse, as it may be chance; numbers that
+    were measured in different ways are not compared but fail.
     """
 
-    name: str
-    before: float
-    error: float | None
-    protocol: Mapping[str, Any]
+    before: Metric
     tolerance: float
     source: str
+
+    @property
+    def name(self) -> str:
+        return self.before.name
 
     @property
     def text(self) -> str:
@@ -168,7 +169,7 @@ class Comparison:
 
     @property
     def limit(self) -> float:
-        return self.before + self._worse * abs(self.before) * self.tolerance / 100
+        return self.before.value + self._worse * abs(self.before.value) * self.tolerance / 100
 
     @property
     def _worse(self) -> int:
@@ -176,21 +177,21 @@ class Comparison:
         return 1 if term(self.name).better == "less" else -1
 
     def judge(self, metric: Metric) -> tuple[bool, str]:
-        result = f"{self.name} is {shown(metric.value, metric.error)}, was {shown(self.before, self.error)}"
-        for key in sorted((self.protocol.keys() | metric.protocol.keys()) - _FREE):
-            then, now = self.protocol.get(key), metric.protocol.get(key)
-            if then != now:
-                return False, f"{result}, but cannot be compared: {key} is {_brief(now)}, was {_brief(then)}"
-        worse = (metric.value - self.before) * self._worse
+        before = self.before
+        result = f"{self.name} is {shown(metric.value, metric.error)}, was {shown(before.value, before.error)}"
+        if found := other_protocol(metric, before):
+            key, now, then = found
+            return False, f"{result}, but cannot be compared: {key} is {brief(now)}, was {brief(then)}"
+        worse = (metric.value - before.value) * self._worse
         if worse <= 0:
             return True, result
-        share = 100 * worse / abs(self.before) if self.before else math.inf
+        share = 100 * worse / abs(before.value) if before.value else math.inf
         result += f": {share:.3g}% worse"
         if share <= self.tolerance:
             return True, result
-        if metric.kind != "exact" and None in (metric.error, self.error):
+        if (error := error_of_difference(metric, before)) is None:
             return True, f"{result}, but without error bars it may be chance; limit it with --require"
-        if worse <= CONFIDENCE * math.hypot(metric.error or 0, self.error or 0):
+        if worse <= CONFIDENCE * error:
             return True, f"{result}, which is within the error bars"
         return False, result
 
@@ -214,12 +215,18 @@ def read_baseline(path: str, tolerance: float = 0.0) -> list[Comparison]:
         where = ".".join(map(str, first["loc"]))
         raise DataError(f"--baseline {path} is not a result of 'gencli evaluate --json': "
                         f"{f'{where}: ' if where else ''}{first['msg']}") from error
-    rules = [Comparison(record.name, record.value, record.error, record.protocol, tolerance, Path(path).name)
-             for record in document.metrics
-             if record.value is not None and term(record.name).better]
+    before = [Metric(record.name, record.value, record.error, 0, "", record.kind, record.protocol)
+              for record in document.metrics if record.value is not None]
+    rules = no_worse_than(before, tolerance, Path(path).name)
     if not rules:
         raise DataError(f"--baseline {path} holds no metric that could get worse; nothing would be compared")
     return rules
+
+
+def no_worse_than(before: Iterable[Metric], tolerance: float, source: str) -> list[Comparison]:
+    """A comparison for each finite metric that can get worse; `tolerance` in percent."""
+    return [Comparison(metric, tolerance, source) for metric in before
+            if math.isfinite(metric.value) and term(metric.name).better]
 
 
 def parse_tolerance(text: str) -> float:
@@ -231,8 +238,3 @@ def parse_tolerance(text: str) -> float:
     except ValueError:
         pass
     raise UsageError(f"--tolerance {text}: expected a share of the earlier value in percent, such as 2%")
-
-
-def _brief(value: Any) -> str:
-    text = "nothing" if value is None else value if isinstance(value, str) else to_json(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -111,7 +111,7 @@ def series(inputs: Inputs) -> Iterator[Found]:
 
     value, rounds = compared(lambda x: x, _largest)
     worst = int(value.argmax())
-    by_column = {**record, "columns": dict(zip(spec.columns, value.tolist(), strict=True))}
+    by_column = {**record, "distances": dict(zip(spec.columns, value.tolist(), strict=True))}
     yield _metric("column_distance", value.mean(), rounds.mean(1), len(drawn), by_column)
     yield _metric("worst_column_distance", value[worst], rounds[:, worst], len(drawn),
                   {**record, "column": spec.columns[worst]})

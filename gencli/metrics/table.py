@@ -79,7 +79,7 @@ def table(inputs: Inputs) -> Iterator[Found]:
             inputs.progress(steps + len(resampled), steps + len(drawn))
     worst = int(distances.argmax())
     inputs.note(f"the worst column is {spec.names[worst]!r}: {float(distances[worst]):.3g} from the held-out rows")
-    by_column = {**record, "columns": dict(zip(spec.names, distances.tolist(), strict=True))}
+    by_column = {**record, "distances": dict(zip(spec.names, distances.tolist(), strict=True))}
     yield Metric("column_distance", float(distances.mean()), float(spread.mean(1).std()), len(y), "", "estimate",
                  by_column)
     yield Metric("worst_column_distance", float(distances[worst]), float(spread[:, worst].std()), len(y), "",

@@ -7,7 +7,7 @@ says how they are shown: as tiles (pictures, sound, text) or in charts (tables).
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,19 @@ def _subjects(inputs: Inputs) -> Iterator[Exhibit]:
     if inputs.model is not None and (subjects := inputs.model.subjects()):
         yield Exhibit("What its parts are about", "The words that tell most of each.",
                       [Tile(name, text=words) for name, words in subjects.items()])
+
+
+def samples_of(runs: Mapping[str, Inputs]) -> list[Exhibit]:
+    """Samples of several runs, then unseen examples as the first of them reads these."""
+    exhibits: list[Exhibit] = []
+    unseen: list[Exhibit] = []
+    for run, inputs in runs.items():
+        own, *others = _samples(inputs) if inputs.samples else [Exhibit(run, "")]
+        if own.tiles or own.charts:
+            exhibits.append(replace(own, title=f"Samples of {run}",
+                                    caption="Not picked by hand: the first ones of the seed."))
+            unseen = unseen or others
+    return exhibits + unseen
 
 
 def _samples(inputs: Inputs) -> Iterator[Exhibit]:

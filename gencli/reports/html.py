@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from gencli import __version__, charts
@@ -19,7 +19,7 @@ from gencli.metrics.glossary import GLOSSARY, OTHER, term
 from gencli.metrics.requirements import shown
 from gencli.reports import subject, verdict
 from gencli.reports.exhibits import Exhibit
-from gencli.reports.page import PAGE, STYLE
+from gencli.reports.page import PAGE, PARTS, STYLE
 
 _HEADLINES = 4  # numbers at the head of the page
 _ORDER = {name: position for position, name in enumerate(GLOSSARY)}
@@ -27,22 +27,26 @@ _ORDER = {name: position for position, name in enumerate(GLOSSARY)}
 
 def html(document: dict[str, Any], exhibits: Sequence[Exhibit] = ()) -> str:
     """The document as a page, with the exhibits after its numbers. All names are escaped."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-                              finalize=_seen)
-    # A chart is serialised XML, whose texts are already escaped.
-    environment.filters["drawing"] = Markup
     shared = _shared(document["metrics"])
     metrics = [_row(metric, shared) for metric in document["metrics"]]
     topics = {row["term"].topic: [other for other in metrics if other["term"].topic == row["term"].topic]
               for row in sorted(metrics, key=_rank)}
     if OTHER in topics:
         topics[OTHER] = topics.pop(OTHER)  # last
-    return environment.from_string(PAGE).render(
-        style=Markup(STYLE), document=document, title=subject(document), verdict=verdict(document), topics=topics,
-        headlines=_headlines(topics), requirements=[_requirement(result) for result in document["requirements"]],
-        shared={name: _text(value) for name, value in shared.items()}, exhibits=exhibits,
-        version=__version__, date=f"{datetime.now(UTC):%Y-%m-%d}", command=shlex.join(["gencli", *sys.argv[1:]]),
-        python=platform.python_version(), torch=torch.__version__)
+    return render(PAGE, document, title=subject(document), verdict=verdict(document), topics=topics,
+                  headlines=_headlines(topics), requirements=[*map(requirement, document["requirements"])],
+                  shared={name: _text(value) for name, value in shared.items()}, exhibits=exhibits)
+
+
+def render(page: str, document: dict[str, Any], **values: Any) -> str:
+    """A template of `page`, filled; all names are escaped."""
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
+                              finalize=_seen, loader=DictLoader(PARTS))
+    # A chart is serialised XML, whose texts are already escaped.
+    environment.filters["drawing"] = Markup
+    return environment.from_string(page).render(
+        values, style=Markup(STYLE), document=document, version=__version__, date=f"{datetime.now(UTC):%Y-%m-%d}",
+        command=shlex.join(["gencli", *sys.argv[1:]]), python=platform.python_version(), torch=torch.__version__)
 
 
 def _seen(value: Any) -> Any:
@@ -67,10 +71,16 @@ def _headlines(topics: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def _rank(row: dict[str, Any]) -> int:
-    return _ORDER.get(row["name"], len(_ORDER))
+    return rank(row["name"])
 
 
-def _requirement(result: dict[str, Any]) -> dict[str, Any]:
+def rank(name: str) -> int:
+    """The place of a metric on a page."""
+    return _ORDER.get(name, len(_ORDER))
+
+
+def requirement(result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a requirement, with a drawing of the value beside its limit."""
     drawing = ""
     if result["value"] is not None and math.isfinite(result["limit"]):
         reach = CONFIDENCE * (result["error"] or 0)

@@ -5,7 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from gencli.escape import printable
-from gencli.reports import subject
+from gencli.reports import numbers, subject
 
 # Characters that XML 1.0 cannot contain, not even escaped (production 2, Char).
 _NOT_XML = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -19,9 +19,9 @@ def junit(document: dict[str, Any]) -> str:
     root = ElementTree.Element("testsuites", {"name": "gencli evaluate", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(subject(document)), **counts})
     properties = ElementTree.SubElement(suite, "properties")
-    for metric in document["metrics"]:
+    for name, metric in numbers(document):
         value = "not measured" if metric["value"] is None else repr(metric["value"])
-        ElementTree.SubElement(properties, "property", {"name": _clean(metric["name"]), "value": value})
+        ElementTree.SubElement(properties, "property", {"name": _clean(name), "value": value})
     for result in results:
         case = ElementTree.SubElement(suite, "testcase", {"classname": "gencli.evaluate",
                                                           "name": _clean(result["requirement"])})

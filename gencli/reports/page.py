@@ -1,4 +1,4 @@
-"""The page of a report: its style sheet, and its Jinja template, which `html` fills."""
+"""The pages of reports: their style sheet, and their Jinja templates, which `html` and `comparison` fill."""
 
 STYLE = """\
 :root {
@@ -98,6 +98,16 @@ svg .bound { stroke: var(--ink); stroke-width: 2; }
 svg .interval { stroke-width: 4; stroke-linecap: round; }
 svg .interval.good { stroke: var(--good); } svg circle.good { fill: var(--good); }
 svg .interval.bad { stroke: var(--bad); } svg circle.bad { fill: var(--bad); }
+.scroll { overflow-x: auto; }
+.compared { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.compared th, .compared td { text-align: right; vertical-align: baseline; padding: .5rem 0 .5rem 1.25rem;
+  border-bottom: 1px solid var(--rule); font-weight: 400; white-space: nowrap; }
+.compared th:first-child { text-align: left; padding-left: 0; white-space: normal; min-width: 11rem; }
+.compared tr:first-child th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; }
+.compared tr:last-child > * { border: 0; }
+.compared .best { font-weight: 700; }
+.compared .clear { color: var(--ink); } .compared td .small { white-space: normal; }
+dd.bad { color: var(--bad); }
 footer { padding: 1.5rem 1.25rem 3rem; font-size: .8125rem; color: var(--soft); }
 @media (max-width: 40rem) {
   header { padding: 1.5rem 0; }
@@ -114,7 +124,8 @@ footer { padding: 1.5rem 1.25rem 3rem; font-size: .8125rem; color: var(--soft); 
 @media print { body { background: none; } section { break-inside: avoid; } }
 """
 
-PAGE = """\
+# What the templates share.
+PARTS = {"head": """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -127,32 +138,7 @@ PAGE = """\
 {{ style }}</style>
 </head>
 <body>
-<header><div>
-  <span class="verdict {{ '' if not requirements else 'good' if document.passed else 'bad' }}">{{ verdict }}</span>
-  <h1>{{ title }}</h1>
-  <p class="facts">
-    {%- if document.model -%}
-    A model of family {{ document.model.family }}, trained for {{ "{:,}".format(document.model.steps) }} steps on
-    {{ document.model.trained_on }}; measured
-    {%- else -%}
-    Measured
-    {%- endif %} on {{ "{:,}".format(document.data.n) }} examples
-    {%- if document.samples %} and {{ "{:,}".format(document.samples.n) }} samples{% endif %}.
-    {%- if document.data.skipped %} {{ "{:,}".format(document.data.skipped) }} unreadable examples left out.{% endif %}
-  </p>
-  {% if headlines %}
-  <div class="headlines">
-    {% for row in headlines %}
-    <div class="card">
-      <h3>{{ row.term.title }}</h3>
-      <p class="big">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</p>
-      <p class="small">{{ row.unit ~ ", " if row.unit }}{{ row.term.better }} is better</p>
-    </div>
-    {% endfor %}
-  </div>
-  {% endif %}
-</div></header>
-<main>
+""", "gate": """\
 {% if requirements %}
 <section>
   <h2>Requirements</h2>
@@ -167,31 +153,7 @@ PAGE = """\
   </ul>
 </section>
 {% endif %}
-<section>
-  <h2>Numbers</h2>
-  <p>After ± comes the standard error. The true value is better than a bound; it may lie on either side of an
-    estimate.</p>
-  {% for topic, rows in topics.items() %}
-  <h3 class="topic">{{ topic }}</h3>
-  <div class="numbers card">
-    {% for row in rows %}
-    <details class="number"><summary>
-      <div class="name">{{ row.term.title }} <code class="soft">{{ row.name }}</code>
-        {% if row.term.says %}<p class="small">{{ row.term.says }}</p>{% endif %}</div>
-      <div class="value">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</div>
-      <div class="of small">{{ row.unit }} <span class="kind">{{ row.kind }}</span></div>
-    </summary>
-      <dl>
-        <dt>n</dt><dd>{{ "{:,}".format(row.n) }}</dd>
-        {% for name, value in row.protocol.items() %}
-        <dt>{{ name }}</dt><dd>{{ value }}</dd>
-        {% endfor %}
-      </dl>
-    </details>
-    {% endfor %}
-  </div>
-  {% endfor %}
-</section>
+""", "exhibits": """\
 {% for exhibit in exhibits %}
 <section>
   <h2>{{ exhibit.title }}</h2>
@@ -224,6 +186,68 @@ PAGE = """\
   {% endif %}
 </section>
 {% endfor %}
+""", "foot": """\
+</main>
+<footer>{{ date }}: <code>{{ command }}</code><br>gencli {{ version }}, python {{ python }}, torch {{ torch }}</footer>
+</body>
+</html>
+"""}
+
+PAGE = """\
+{% include "head" %}
+<header><div>
+  <span class="verdict {{ '' if not requirements else 'good' if document.passed else 'bad' }}">{{ verdict }}</span>
+  <h1>{{ title }}</h1>
+  <p class="facts">
+    {%- if document.model -%}
+    A model of family {{ document.model.family }}, trained for {{ "{:,}".format(document.model.steps) }} steps on
+    {{ document.model.trained_on }}; measured
+    {%- else -%}
+    Measured
+    {%- endif %} on {{ "{:,}".format(document.data.n) }} examples
+    {%- if document.samples %} and {{ "{:,}".format(document.samples.n) }} samples{% endif %}.
+    {%- if document.data.skipped %} {{ "{:,}".format(document.data.skipped) }} unreadable examples left out.{% endif %}
+  </p>
+  {% if headlines %}
+  <div class="headlines">
+    {% for row in headlines %}
+    <div class="card">
+      <h3>{{ row.term.title }}</h3>
+      <p class="big">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</p>
+      <p class="small">{{ row.unit ~ ", " if row.unit }}{{ row.term.better }} is better</p>
+    </div>
+    {% endfor %}
+  </div>
+  {% endif %}
+</div></header>
+<main>
+{% include "gate" %}
+<section>
+  <h2>Numbers</h2>
+  <p>After ± comes the standard error. The true value is better than a bound; it may lie on either side of an
+    estimate.</p>
+  {% for topic, rows in topics.items() %}
+  <h3 class="topic">{{ topic }}</h3>
+  <div class="numbers card">
+    {% for row in rows %}
+    <details class="number"><summary>
+      <div class="name">{{ row.term.title }} <code class="soft">{{ row.name }}</code>
+        {% if row.term.says %}<p class="small">{{ row.term.says }}</p>{% endif %}</div>
+      <div class="value">{{ row.value }}{% if row.error %} <span class="error">± {{ row.error }}</span>{% endif %}</div>
+      <div class="of small">{{ row.unit }} <span class="kind">{{ row.kind }}</span></div>
+    </summary>
+      <dl>
+        <dt>n</dt><dd>{{ "{:,}".format(row.n) }}</dd>
+        {% for name, value in row.protocol.items() %}
+        <dt>{{ name }}</dt><dd>{{ value }}</dd>
+        {% endfor %}
+      </dl>
+    </details>
+    {% endfor %}
+  </div>
+  {% endfor %}
+</section>
+{% include "exhibits" %}
 <section>
   <h2>How it was measured</h2>
   <p>Two numbers are comparable only where all of this is the same.</p>
@@ -232,8 +256,53 @@ PAGE = """\
     {% endfor %}
   </dl></div>
 </section>
-</main>
-<footer>{{ date }}: <code>{{ command }}</code><br>gencli {{ version }}, python {{ python }}, torch {{ torch }}</footer>
-</body>
-</html>
+{% include "foot" %}
+"""
+
+COMPARISON = """\
+{% include "head" %}
+<header><div>
+  <span class="verdict {{ '' if not requirements else 'good' if document.passed else 'bad' }}">{{ verdict }}</span>
+  <h1>{{ title }}</h1>
+  <p class="facts">{{ runs | length }} runs, measured on {{ "{:,}".format(document.data.n) }} examples with the same
+    draws and seed.</p>
+</div></header>
+<main>
+<section>
+  <h2>Runs</h2>
+  <div class="card"><dl>
+    {% for run in runs %}
+    <dt>{{ run.path }}</dt>
+    <dd>family {{ run.family }}, {{ "{:,}".format(run.steps) }} steps on {{ run.trained_on }}</dd>
+    {% endfor %}
+    {% for run in document.failed %}
+    <dt>{{ run.run }}</dt><dd class="bad">left out: {{ run.reason }}</dd>
+    {% endfor %}
+  </dl></div>
+</section>
+{% include "gate" %}
+<section>
+  <h2>Numbers</h2>
+  <p>The best number of a row is bold. Below the others stands their difference, grey where chance explains it; after ±
+    comes the standard error, of means over the same examples that of differences example by example.</p>
+  {% for topic, rows in topics.items() %}
+  <h3 class="topic">{{ topic }}</h3>
+  <div class="card scroll"><table class="compared">
+    <tr><th></th>{% for run in runs %}<th>{{ run.path }}</th>{% endfor %}</tr>
+    {% for row in rows %}
+    <tr><th>{{ row.term.title }} <code class="soft">{{ row.metric }}</code>
+      <p class="small">{{ row.unit ~ ", " if row.unit }}{{ row.better or "neither" }} is better</p></th>
+      {% for cell in row.cells %}
+      <td>{% if cell %}<span class="{{ 'best' if cell.best }}">{{ cell.shown }}</span>
+        {% if cell.apart %}<p class="small">not compared: {{ cell.apart }}</p>
+        {% elif cell.change %}<p class="small {{ 'clear' if cell.clear }}">{{ cell.change }}</p>{% endif %}
+      {% endif %}</td>
+      {% endfor %}
+    </tr>
+    {% endfor %}
+  </table></div>
+  {% endfor %}
+</section>
+{% include "exhibits" %}
+{% include "foot" %}
 """
