@@ -26,8 +26,9 @@ _RECONSTRUCTED = 200  # examples, where nothing needs all
 
 @options.with_fields(*options.reading_panels())
 def evaluate(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", show_default=False, help="A run directory or a "
-                                              ".safetensors file; none where --samples alone are measured.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", show_default=False, help="A run directory, a "
+                                              ".safetensors file or hf://user/name; none where --samples alone are "
+                                              "measured.")] = None,
     data: Annotated[str | None, typer.Argument(metavar="DATA", show_default=False, help="Held-out examples: a path, - "
                                                "for a tar on stdin, or a known name; NAME:test picks a split.")] = None,
     samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
