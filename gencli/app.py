@@ -52,7 +52,8 @@ class _Verbs(LazyGroup):
 app = typer.Typer(
     cls=_Verbs, name="gencli", no_args_is_help=True,
     help="Deep generative models from the shell: one set of verbs for every family.",
-    epilog="RUN is a run directory or a .safetensors file; DATA a path, - for stdin, or the name of a known data set.",
+    epilog="RUN is a run directory, a .safetensors file or hf://user/name; DATA a path, - for stdin, or the name of a "
+           "known data set.",
 )
 
 

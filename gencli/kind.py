@@ -152,6 +152,7 @@ class Kind:
         formats: of files that any kind may be written in, and this one can: of "npz", "npy", "jsonl".
         terminal: the format on a terminal; None: examples are not fit to be read there.
         shown: how many are shown.
+        task: of drawing examples, as the Hugging Face hub calls it; None where it has no name for that.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
             that gives the Spec of examples with their condition, and a function from a data set of whole examples
@@ -177,6 +178,7 @@ class Kind:
     formats: ClassVar[tuple[str, ...]] = ()
     terminal: ClassVar[str | None] = None
     shown: ClassVar[Shown] = Shown()
+    task: ClassVar[str | None] = None
     whole: ClassVar[Mapping[str, Any]] = {}
     conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Dataset], Dataset]]]]] = {}
     offered: ClassVar[tuple[str, ...]] = ()

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, fie
 from torch import Tensor
 from torch.nn.modules import module as registration
 
-from gencli import registry
+from gencli import hub, registry
 from gencli.encoders import encoder
 from gencli.errors import LockedError, ModelError, ResourceError, UsageError, first_line
 from gencli.escape import printable, to_json
@@ -195,10 +195,12 @@ def save_findings(run: str | Path, model: Model, card: Card) -> None:
     """Publish a loaded model again if it has new findings, unless another model has replaced it.
 
     Raises:
-        LockedError: a training holds the run. ResourceError: the file cannot be written.
+        LockedError: a training holds the run. ResourceError: the file cannot be written, as one on the hub.
     """
     if model.findings() == card.findings:
         return
+    if hub.is_remote(run):
+        raise ResourceError(f"{run} is another's to write; 'gencli export {run} -o FILE.safetensors' makes a copy")
     path = model_path(run)
     folder = Run(path.parent)
     in_run = folder.started and path.name == "model.safetensors"
@@ -215,16 +217,23 @@ def save_findings(run: str | Path, model: Model, card: Card) -> None:
 
 
 def model_path(run: str | Path) -> Path:
-    """The model file of RUN, a run directory or a `.safetensors` file."""
-    path = Path(run)
+    """The model file of RUN, a run directory, a `.safetensors` file or a run on the hub, which is fetched."""
+    path = hub.fetch(str(run)) if hub.is_remote(run) else Path(run)
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
             hint = "finish its training with --resume" if Run(path.parent).started else "it is not a run"
             raise ModelError(f"{run} holds no model.safetensors; {hint}")
     if not path.exists():
-        raise ModelError(f"no run or model file is called {run}; expected a run directory or a .safetensors file")
+        raise ModelError(f"no run or model file is called {run}; expected a run directory, a .safetensors file or "
+                         f"{hub.SCHEME}user/name")
     return path
+
+
+def run_folder(run: str | Path) -> Path | None:
+    """The run directory that RUN names, here or in the cache of the hub; None where it is a model file alone."""
+    folder = model_path(run).parent if hub.is_remote(run) else Path(run)
+    return folder if Run(folder).started else None
 
 
 def read_card(run: str | Path) -> Card:

@@ -175,7 +175,7 @@ def test_without_arguments_there_is_help(args, gencli):
 def test_remedies_name_packages_that_there_are():
     """Those of the extras in pyproject.toml; gencli itself is on no index."""
     extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
-    for extra in ("fast", "onnx", "metrics", "text"):
+    for extra in ("fast", "onnx", "metrics", "text", "hub"):
         packages = [line.partition(">")[0] for line in extras["optional-dependencies"][extra]]
         assert install(extra) == f"pip install {' '.join(packages)}"
 

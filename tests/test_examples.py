@@ -5,8 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +66,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 11
+    assert len(scripts) == 12
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -187,6 +190,170 @@ def test_the_workflow_calls_what_exists():
     for line in lines:
         made, rest = command([word for word in shlex.split(line) if word != "$compare"])
         made.make_context("gencli", rest)
+
+
+def flags(text: str) -> list[tuple[list[str], set[str]]]:
+    """Every `gencli VERB` in a file, in comments too, with the options that follow it up to the end of the command."""
+    text = re.sub(r"\\\n(#\s*)?", " ", text)
+    found = []
+    for verb, rest in re.findall(rf"gencli(?:\.sif)? ({'|'.join([*registry.VERBS, 'families'])})\b([^\n|;`]*)", text):
+        family = next((word for word in rest.split()[:1] if word in registry.families), "vae")
+        words = [verb, family] if verb == "train" else [verb]
+        found.append((words, set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", re.sub(r"'[^']*'|\S+=\S*", "", rest)))))
+    return found
+
+
+def unknown_flags(text: str) -> set[str]:
+    """The options of gencli in a file that there are not."""
+    unknown = set()
+    for words, used in flags(text):
+        options = [option for option in command(words)[0].params]
+        known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+        unknown |= {f"{words[0]} {flag}" for flag in used - known - {"--help"}}
+    return unknown
+
+
+WRITTEN = sorted(path for path in EXAMPLES.iterdir() if path.is_file() and path.suffix != ".png")
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: path.name)
+def test_every_flag_exists(path):
+    text = path.read_text()
+    assert unknown_flags(text) == set()
+    if path.suffix != ".timer":
+        assert "gencli" in text
+
+
+def test_a_flag_that_does_not_exist_is_found():
+    assert unknown_flags("x && gencli sample RUN --numbre 3 -o x | gencli encode RUN -x # y") == {"sample --numbre",
+                                                                                                  "encode -x"}
+    assert unknown_flags("gencli train vae digits \\\n  --latent 3 --critic 4") == {"train --critic"}
+    assert flags((EXAMPLES / "slurm.sh").read_text()) and flags((EXAMPLES / "gencli-nightly.service").read_text())
+
+
+def yaml(name: str):
+    reader = pytest.importorskip("yaml", reason="PyYAML comes with the extra hub")
+    return reader.safe_load((EXAMPLES / name).read_text())
+
+
+def test_the_workflow_has_the_shape_that_github_wants():
+    content = yaml("github-gate.yml")
+    assert content.keys() == {"name", True, "jobs"}  # "on" is true in YAML 1.1
+    for job in content["jobs"].values():
+        assert job.keys() <= {"runs-on", "timeout-minutes", "steps"} and job["runs-on"]
+        for step in job["steps"]:
+            assert ("run" in step) != ("uses" in step) and step.keys() <= {"run", "uses", "with", "if", "name"}
+
+
+def test_a_pipeline_of_gitlab(tmp_path):
+    """Its jobs run as GitLab runs them: the lines of a script in one shell that stops at the first error."""
+    content = yaml("gitlab-gate.yml")
+    jobs = {name: job for name, job in content.items() if name not in ("default", "stages")}
+    assert [job["stage"] for job in jobs.values()] == content["stages"]
+    for job in jobs.values():
+        assert job.keys() <= {"stage", "script", "allow_failure", "cache", "artifacts"}
+        assert job["cache"].keys() <= {"key", "fallback_keys", "paths", "when"}
+        assert job["artifacts"].keys() <= {"paths", "when", "reports"}
+
+    def job(name: str, code: int = 0, **more: str) -> str:
+        return run(tmp_path, "bash", "-eo", "pipefail", "-c", "\n".join(jobs[name]["script"]), code=code, **more).stderr
+
+    job("train", STEPS="3")
+    evaluate = dict(REQUIRE="elbo<=9999", GENCLI_FEATURES="pixels", GENCLI_DRAW="20")
+    job("gate", **evaluate)
+    wanted = {*jobs["gate"]["artifacts"]["paths"], *jobs["gate"]["cache"]["paths"], "junit.xml"}
+    assert wanted <= {path.name for path in tmp_path.iterdir()}
+    assert "elbo<=1 " in job("gate", code=5, **{**evaluate, "REQUIRE": "elbo<=1"})
+
+
+def test_a_job_of_slurm_queues_itself_again(tmp_path):
+    """SIGUSR1, as Slurm sends it to the shell, saves and requeues; the next job ends, and samples."""
+    (tmp_path / "bin").mkdir()
+    control = tmp_path / "bin" / "scontrol"
+    control.write_text('#!/bin/sh\necho "$*" >> requeued\n')
+    control.chmod(0o755)
+    more = {"PATH": f"{control.parent}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
+    arguments = ["sh", str(EXAMPLES / "slurm.sh"), "vae", "digits", "run", "--limit", "64", "--log-every", "1", "-q"]
+    job = subprocess.Popen([*arguments, "--steps", "1000000"], cwd=tmp_path, env=environment(**more),
+                           stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run/metrics.jsonl").exists() and job.poll() is None:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 0 and "checkpoint saved" in said
+    assert (tmp_path / "requeued").read_text() == "requeue 42\n"
+    done = len((tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    run(tmp_path, *arguments, "--steps", str(done + 5), **more)
+    assert (tmp_path / "run/final.tar").stat().st_size and (tmp_path / "requeued").read_text() == "requeue 42\n"
+    run(tmp_path, *arguments, "--steps", "1000000", code=0, TIME_LIMIT="0.1s", **more)
+    assert (tmp_path / "requeued").read_text() == 2 * "requeue 42\n"
+    run(tmp_path, *arguments, "--seed", "5", code=2, **more)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_a_pipeline_of_make(tmp_path):
+    make = ["make", "-f", str(EXAMPLES / "Makefile"), "STEPS=3"]
+    more = dict(GENCLI_FEATURES="pixels", GENCLI_DRAW="20", GENCLI_LIMIT="20")
+    run(tmp_path, *make, **more)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"vae", "samples.png", "codes.npz", "evaluation.json"}
+    assert "Nothing to be done" in run(tmp_path, *make).stdout
+    assert "elbo<=1 " in run(tmp_path, *make, "check", "REQUIRE=elbo<=1", code=2).stderr
+    run(tmp_path, *make, "clean")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipeline_of_dvc(tmp_path):
+    """The stages hang together, and run in their order; DVC itself ran them by hand."""
+    stages = yaml("dvc.yaml")["stages"]
+    made: set[str] = set()
+    for stage in stages.values():
+        assert stage.keys() <= {"cmd", "deps", "params", "outs", "metrics"}
+        assert set(stage.get("deps", ())) <= made
+        made |= {name for kind in ("outs", "metrics") for entry in stage.get(kind, ())
+                 for name in ([entry] if isinstance(entry, str) else entry)}
+    text = (EXAMPLES / "config.toml").read_text().replace("steps = 2000", "steps = 2")
+    (tmp_path / "config.toml").write_text(text)
+    more = dict(GENCLI_FEATURES="pixels", GENCLI_DRAW="20")
+    commands = [line for stage in stages.values() for line in ([stage["cmd"]] if isinstance(stage["cmd"], str)
+                                                                 else stage["cmd"])]
+    for line in commands:
+        run(tmp_path, "sh", "-c", line.replace("--draw 500", "--draw 20"), **more)
+    assert made <= {path.name for path in tmp_path.iterdir()}
+    assert json.loads((tmp_path / "metrics.json").read_text())["values"]["elbo"]
+
+
+def test_units_of_systemd(tmp_path):
+    """The service does what its line says, and systemd takes both files."""
+    units = ["gencli-nightly.service", "gencli-nightly.timer"]
+    if shutil.which("systemd-analyze"):
+        (tmp_path / "runtime").mkdir()
+        done = run(tmp_path, "systemd-analyze", "verify", "--user", *(str(EXAMPLES / unit) for unit in units),
+                   XDG_RUNTIME_DIR=str(tmp_path / "runtime"))
+        assert done.stderr == ""
+    text = (EXAMPLES / units[0]).read_text()
+    line = re.search(r"^ExecStart=(.*)$", text, re.M)[1].replace("%%", "%")
+    run(tmp_path, "gencli", "train", "vae", "digits", "-o", "runs/vae", "--steps", "2", "-q")
+    done = run(tmp_path, *shlex.split(line), RUN="runs/vae", OUT="nightly", NUMBER="3")
+    assert done.stdout + done.stderr == "" and len(list((tmp_path / "nightly").glob("20*.tar"))) == 1
+
+
+def test_recipes_of_containers_copy_what_there_is():
+    """What is built from is in the checkout, and installs the extras that there are."""
+    docker, apptainer = (EXAMPLES / name for name in ("Dockerfile", "gencli.def"))
+    copied = [*re.findall(r"^COPY (.*) \S+$", docker.read_text(), re.M),
+              *re.findall(r"^    (\S+) /src/\S+$", apptainer.read_text(), re.M)]
+    names = [name for line in copied for name in line.split()]
+    assert len(names) == 8 and all((ROOT / name).exists() for name in names)
+    instructions = re.findall(r"^([A-Z]+) ", docker.read_text(), re.M)
+    assert instructions == ["FROM", "COPY", "COPY", "RUN", "ENV", "WORKDIR", "STOPSIGNAL", "ENTRYPOINT", "CMD"]
+    assert re.findall(r"^%(\w+)$", apptainer.read_text(), re.M) == ["files", "post", "environment", "runscript", "test",
+                                                                    "help"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for path in (docker, apptainer):
+        (line,) = re.findall(r"pip install --no-cache-dir '/src\[(.*)\]'", path.read_text())
+        assert set(line.split(",")) <= extras.keys()
+        assert f"FROM {'python:3.12-slim'}".lower() in path.read_text().lower().replace("from: ", "from ")
 
 
 def test_the_settings_file_is_taken(tmp_path):

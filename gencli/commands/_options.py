@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # --- options that all verbs share
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory or a .safetensors file.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a .safetensors file or "
+                                                                "hf://user/name.")]
 DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A path, - for a tar on stdin, or a known name; "
                                                                   "NAME:test picks a split.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", envvar="GENCLI_DEVICE")]

@@ -5,9 +5,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from gencli.errors import UsageError
+from gencli.hub import is_remote
 from gencli.manifests import named
 from gencli.publish import in_place, is_stdout
 from gencli.runs import Run
+
+
+def require_local(option: str, path: str) -> None:
+    """UsageError for an output on the hub, where only `export` puts something: a run."""
+    if is_remote(path):
+        raise UsageError(f"{option} {path}: only 'gencli export RUN -o {path}' writes to the hub; name a file here")
 
 
 def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str | None], run: str | None = None,
@@ -30,6 +37,8 @@ def require_apart(outputs: Mapping[str, str | None], inputs: Iterable[str | None
         read |= {real(path): str(path) for path in (Path(run, name) for name in named(Path(run)))}
     taken = {"-": "--json"} if json else {}
     for option, path in outputs.items():
+        if path is not None:
+            require_local(option, path)
         if path is None or (in_place(path) and not is_stdout(path)):
             continue
         place = "-" if is_stdout(path) else real(path)

@@ -31,8 +31,9 @@ _ABREAST = 3  # runs that stand side by side in a table; more stand below each o
 @options.with_fields(*options.reading_panels())
 def evaluate(
     places: Annotated[list[str] | None, typer.Argument(metavar="RUN... DATA", show_default=False, help=(
-        "A run directory or a .safetensors file, with --compare several; none where --samples alone are measured. Last "
-        "the held-out examples: a path, - for a tar on stdin, or a known name; NAME:test picks a split."))] = None,
+        "A run directory, a .safetensors file or hf://user/name, with --compare several; none where --samples alone "
+        "are measured. Last the held-out examples: a path, - for a tar on stdin, or a known name; NAME:test picks a "
+        "split."))] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Measure several runs on the same data, and tell how far "
                                                             "each is from the best.")] = False,
     samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "

@@ -11,7 +11,7 @@ import torch
 import typer
 from torch import Tensor
 
-from gencli import __version__, registry, runs
+from gencli import __version__, hub, registry, runs
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
@@ -21,6 +21,7 @@ from gencli.escape import to_json
 from gencli.model import Batch, Graph, Model
 from gencli.publish import publish, publish_text, require_writable
 from gencli.reports.card import model_card
+from gencli.sharing import share
 from gencli.streams import open_writer
 
 _ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "card": ".md", "filters": ".png"}
@@ -30,20 +31,35 @@ _GRAPHS = ("onnx", "torch")
 def export(
     run: options.RunArgument,
     output: Annotated[str, typer.Option("-o", "--output", help="FILE.onnx, FILE.pt2 (torch.export), FILE.safetensors "
-                                                               "(one file for gencli), FILE.md (model card) or "
-                                                               "FILE.png (its filters, in families that have them).")],
+                                                               "(one file for gencli), FILE.md (model card), "
+                                                               "FILE.png (its filters, in families that have them), "
+                                                               "or hf://user/name (the Hugging Face hub).")],
     format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
                                                help="Format, instead of the ending of --output.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Filters of this layer, instead of the "
                                                                               "lowest.")] = None,
     encoder: Annotated[bool, typer.Option("--encoder", help="ONNX, torch.export: the encoder, from examples to codes, "
                                                             "instead of the decoder.")] = False,
+    license: Annotated[str | None, typer.Option("--license", metavar="ID", help="Of the model, for its card, e.g. mit "
+                                                                                "or cc-by-4.0.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="A new repository on the hub is for its owner "
+                                                            "alone.")] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     json: options.Json = False,
 ) -> None:
     """Write the model for other tools. ONNX and torch.export files are checked against torch before they appear."""
     console = Console(quiet, verbose, json)
+    if hub.is_remote(output):
+        if format or layer or encoder:
+            raise UsageError(f"-o {output}: a run is published as it is; leave -f, --layer and --encoder out")
+        address = share(run, output, license, private)
+        console.note(f"{output}: published as {address}")
+        if json:
+            console.result({"output": output, "format": "hub", "commit": address}, "")
+        return
+    if private:
+        raise UsageError(f"--private is about a repository on the hub, and {output} is a file; leave it out")
     kind_of_file = format or {ending: name for name, ending in _ENDINGS.items()}.get(Path(output).suffix)
     if kind_of_file not in _ENDINGS:
         raise UsageError(f"cannot tell the format of {output}; end it in {', '.join(_ENDINGS.values())} or pass -f")
@@ -53,6 +69,9 @@ def export(
     if encoder and kind_of_file not in _GRAPHS:
         raise UsageError(f"--encoder chooses what is written as a graph, and {output} is none; end it in "
                          f"{' or '.join(_ENDINGS[name] for name in _GRAPHS)}")
+    if license and kind_of_file != "card":
+        raise UsageError(f"--license stands in a model card, and {output} is none; end it in {_ENDINGS['card']}, or "
+                         f"name {hub.SCHEME}user/name")
     require_apart({"-o": output}, [run], run, json)
     require_writable(output)  # before the model is read
     model, card = runs.load_model(run)
@@ -60,8 +79,8 @@ def export(
     if kind_of_file == "safetensors":
         runs.save_model(output, model, card)
     elif kind_of_file == "card":
-        folder = Path(run) if runs.Run(run).started else None
-        publish_text(output, model_card(model, card, folder, beside=Path(output).absolute().parent))
+        publish_text(output, model_card(model, card, runs.run_folder(run), beside=Path(output).absolute().parent,
+                                        address=run if hub.is_remote(run) else None, license=license))
     elif kind_of_file == "filters":
         document["layer"] = _filters(output, model, card, layer, console)
     else:

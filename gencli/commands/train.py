@@ -63,6 +63,7 @@ def command(family: registry.Family) -> Any:
         settings: dict[str, Any],
     ) -> None:
         from gencli import training
+        from gencli.commands._outputs import require_local
         from gencli.device import Processes, pick
 
         console = Console(quiet, verbose, json)
@@ -70,6 +71,8 @@ def command(family: registry.Family) -> Any:
             raise UsageError("train needs a run directory to write to: add -o RUN")
         if output == "-":
             raise UsageError("train -o -: a run is a directory and cannot go to stdout; name one with -o RUN")
+        if output is not None:
+            require_local("-o", output)
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:

@@ -537,6 +537,7 @@ class Images(Kind):
     learned = True
     array = "images"
     formats = ("npz", "npy")
+    task = "unconditional-image-generation"
     shown = Shown(preview=("png", 64), samples=48, pairs=12)
     conditions = {"downscale": _downscaled, "mask": _masked}
 

@@ -403,6 +403,7 @@ class Texts(Kind):
     numeric = False
     formats = ("jsonl",)
     terminal = "txt"
+    task = "text-generation"
     shown = Shown(preview=("txt", 4), samples=6)
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
