@@ -7,12 +7,14 @@ else there is one, "all". They are read only when they are called for.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,9 +35,55 @@ if TYPE_CHECKING:
 else:
     torch = Lazy("torch")
 
-Source = tuple[str, "Path | bytes"]  # a name for messages, and a file or the bytes of one
+Source = tuple[str, "Path | Part | bytes"]  # a name for messages, and a file, a part of one, or the bytes of one
 Numbered = tuple[int, Mapping[str, Any]]  # a record of JSON, and its line or place from 1
 T = TypeVar("T")
+
+
+class Whole(NamedTuple):
+    """A file that holds many examples, as it was when it was looked at for the first time."""
+
+    path: Path
+    state: tuple[int, int]  # another once the file has changed
+
+    @classmethod
+    def at(cls, path: Path) -> Whole:
+        return cls(path, _state(os.stat(path)))
+
+
+class Part(NamedTuple):
+    """Bytes of a file that stay there until they are wanted, such as a member of a tar; it is read as a `Path` is."""
+
+    whole: Whole
+    start: int
+    size: int
+
+    @property
+    def suffix(self) -> str:
+        """That of no file: a part is not packed."""
+        return ""
+
+    def read_bytes(self) -> bytes:
+        """Raises DataError if the file is not what it was, OSError if it cannot be read."""
+        path, state = self.whole
+        with path.open("rb", buffering=0) as file:
+            data = b""
+            if _state(os.fstat(file.fileno())) == state:
+                file.seek(self.start)
+                data = file.read(self.size)
+        if len(data) < self.size:
+            raise DataError(f"{path} has changed since it was first read; run again when nothing writes to it")
+        return data
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        return io.BytesIO(self.read_bytes())
+
+    def __str__(self) -> str:
+        return str(self.whole.path)
+
+
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
 
 
 class KindSettings(BaseModel):
@@ -395,15 +443,17 @@ def keyed(data: Dataset, examples: Examples) -> Dataset:
     """Examples made to fit, with what the data calls each; a piece is called like the example that it is of."""
     if examples.keys is None:
         return data
+    if data.origin is None and len(data) == len(examples.keys.values):
+        return replace(data, keys=examples.keys)
     return replace(data, keys=examples.keys.select(row[0] for row in _origins(data)))
 
 
-def bytes_of(content: Path | bytes) -> bytes:
+def bytes_of(content: Path | Part | bytes) -> bytes:
     """The bytes of a source."""
     return content if isinstance(content, bytes) else read_bytes(content)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path | Part) -> bytes:
     """A file's bytes, unpacked if its ending says so; DataError if that cannot be done."""
     try:
         data = path.read_bytes()

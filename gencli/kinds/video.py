@@ -132,7 +132,7 @@ class FilmFile(Film):
     @cached_property
     def header(self) -> Header:
         content = self._source[1]
-        packed = len(content) if isinstance(content, bytes) else os.path.getsize(content)
+        packed = os.path.getsize(content) if isinstance(content, Path) else len(bytes_of(content))
         with pictures.opened(self._source) as image:
             start, count = _extent(image)
             if image.width * image.height > _LARGEST:
