@@ -179,7 +179,12 @@ def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
 
 def threaded(function: Callable[..., T], items: Sequence,
              progress: Callable[[int, int], None] = lambda done, total: None) -> list[T]:
-    """The function of each item; decoding leaves Python to other threads."""
+    """The function of each item; decoding leaves Python to other threads.
+
+    A process that reads data for another is one of several, so that it does one after the other.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        return [*map(function, items)]
     results = []
     with hearing(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(function, items):

@@ -7,6 +7,7 @@ checkpoint holds no generator state, and a resumed run computes what an unbroken
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
+from gencli.data.ahead import in_turn
 from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
@@ -104,7 +106,7 @@ class Trainer:
                             f"tokens, so that a step reads {self.order.window} of them")
         self.model.train()
         keep_memory()
-        with memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
+        with closing(self.order), memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
             self._logged_at = self._saved_at = time.monotonic()
             names = [phase.name for phase, _ in self.phases]
             current = names.index(self.state.phase) if self.state.phase else 0
@@ -260,8 +262,8 @@ class Trainer:
         passes = phase.passes or max(1, round((end - start) / self.order.steps_per_epoch))
         done = state.passes.get(phase.name, 0)
         while done < passes and not state.out_of_patience(self.settings):
-            for part in torch.arange(len(self.data)).split(self.settings.batch_size):
-                phase.accumulate(self.data.batch(part, self.device))
+            for batch in in_turn(self.data, self.settings.batch_size, self.device, self.settings.workers):
+                phase.accumulate(batch)
             before = state.step
             done = done + 1 if phase.finish() else passes
             state.passes[phase.name] = done

@@ -12,6 +12,7 @@ import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -19,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, Request, Source, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, Request, Source, Sources, bytes_of, shorten
 from gencli.format import Format, Held
 from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -305,8 +306,9 @@ class Pictures(FileExamples, PictureExamples):
             readable = self
             if request.skip_bad:
                 readable = self._readable(lambda source: decode(source, shape, self.half, span).shape, request)[0]
-            views = [(source, self.half, None, span) for source in readable.items]
-            return readable, LazyPictures(views, shape), readable._origin()
+            readable._tell_streaming(len(readable), shape, request)
+            return readable, LazyPictures(Sources(readable.items), np.arange(len(readable)), shape, self.half,
+                                          span), readable._origin()
         readable, pixels = self._readable(lambda source: decode(source, shape, self.half, span), request)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
 
@@ -330,8 +332,9 @@ class Pictures(FileExamples, PictureExamples):
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
-            lazy = LazyPictures([(source, self.half, place, span) for source, places in views for place in places],
-                                shape)
+            readable._tell_streaming(len(owners), shape, request)
+            lazy = LazyPictures(Sources(readable.items), np.array(owners), shape, self.half, span,
+                                np.array([place for places in corners for place in places]))
             return readable.take(owners), lazy, origin
 
         def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
@@ -340,6 +343,11 @@ class Pictures(FileExamples, PictureExamples):
 
         squares = [square for part in threaded(cut, views) for square in part]
         return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
+
+    def _tell_streaming(self, count: int, shape: Shape, request: Request) -> None:
+        size, most = count * math.prod(shape) / 2**30, IN_MEMORY / 2**30
+        request.notify(f"{self.name}: {count:,} pictures are {size:.1f} GiB when decoded, more than {most:.0f}: they "
+                       f"stay where they are, and are read as they are wanted")
 
     def _origin(self) -> Tensor | None:
         return None if self.numbers is None else torch.tensor(self.numbers)[:, None]
@@ -416,48 +424,70 @@ class PictureArray(PictureExamples):
         return self, torch.from_numpy(np.ascontiguousarray(pixels)), None
 
 
-# A file, its half, a square's corner, what is black and white.
-View = tuple[Source, Half | None, "tuple[int, int] | None", Span | None]
-
-
+@dataclass(frozen=True)
 class LazyPictures:
-    """Pictures too many to hold in memory: decoded when they are asked for. Behaves as a tensor (N, C, H, W)."""
+    """Pictures too many to hold in memory: decoded when they are asked for. Behaves as a tensor (N, C, H, W).
 
-    def __init__(self, views: Sequence[View], shape: Shape, levels: int | None = 256):
-        self.views, self.example_shape, self.levels = views, shape, levels
+    Attributes:
+        sources: the files; `places` (N,) int64: that of each picture.
+        example_shape: that of each.
+        half: of the files that is the picture; None: all of it.
+        span: what is black and white.
+        corners: (N, 2) int64, the upper left corner of each in its file, if it is cut out of it.
+    """
+
+    sources: Sources
+    places: np.ndarray
+    example_shape: Shape
+    half: Half | None = None
+    span: Span | None = None
+    corners: np.ndarray | None = None
+    levels: int | None = 256
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self.views), *self.example_shape
+        return len(self), *self.example_shape
+
+    @property
+    def stretch(self) -> int:
+        return self.sources.stretch
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.places)
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor | LazyPictures:
         if isinstance(indices, slice):
-            return LazyPictures(self.views[indices], self.example_shape, self.levels)
-        pixels = np.stack(threaded(self._decode, [self.views[i] for i in indices.tolist()]))
+            return self._part(indices)
+        pixels = np.stack(threaded(self._decode, indices.tolist()))
         return to_levels(torch.from_numpy(pixels), self.levels)
 
     def select(self, places: Tensor) -> LazyPictures:
         """The pictures of these numbers, still not decoded."""
-        return LazyPictures([self.views[i] for i in places.tolist()], self.example_shape, self.levels)
+        return self._part(places.numpy())
+
+    def _part(self, which: slice | np.ndarray) -> LazyPictures:
+        corners = None if self.corners is None else self.corners[which]
+        return replace(self, places=self.places[which], corners=corners)
 
     def at(self, levels: int | None) -> LazyPictures:
         """The same pictures in other levels."""
-        return LazyPictures(self.views, self.example_shape, levels)
+        return replace(self, levels=levels)
+
+    def expect(self, indices: Tensor) -> None:
+        """Have the system begin to read the files of these pictures."""
+        self.sources.expect(self.places[indices.numpy()])
 
     def fingerprint(self) -> str:
         """That of the files, as the pictures cannot all be decoded."""
-        contents = {name: content for (name, content), *_ in self.views}
-        return fingerprint(str(self.shape).encode(), *(bytes_of(content) for content in contents.values()))
+        used = dict.fromkeys(self.places.tolist())
+        return fingerprint(str(self.shape).encode(), (bytes_of(self.sources[i][1]) for i in used))
 
-    def _decode(self, view: View) -> np.ndarray:
-        source, half, corner, span = view
-        if corner is None:
-            return decode(source, self.example_shape, half, span)
-        (channels, height, width), (y, x) = self.example_shape, corner
-        return decode_whole(source, channels, half, span)[:, y : y + height, x : x + width]
+    def _decode(self, number: int) -> np.ndarray:
+        source, shape = self.sources[self.places[number]], self.example_shape
+        if self.corners is None:
+            return decode(source, shape, self.half, self.span)
+        (channels, height, width), (y, x) = shape, self.corners[number]
+        return decode_whole(source, channels, self.half, self.span)[:, y : y + height, x : x + width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

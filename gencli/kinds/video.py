@@ -417,8 +417,13 @@ def _temporary(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 class StoredClips:
     """Clips too many to hold in memory, in a mapped file. Behaves as a tensor (N, T, C, H, W)."""
 
+    stretch = 1  # a clip is large enough to be read by itself
+
     def __init__(self, pixels: Tensor, places: Tensor, levels: int | None = 256):
         self._pixels, self._places, self._levels = pixels, places, levels
+
+    def expect(self, indices: Tensor) -> None:
+        """The system notices by itself what is read of a mapped file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
