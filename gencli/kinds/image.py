@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -29,6 +29,8 @@ from gencli.pictures import (
     IN_MEMORY,
     MODES,
     Half,
+    Header,
+    Looks,
     PixelSettings,
     Shape,
     Span,
@@ -48,6 +50,7 @@ from gencli.pictures import (
     is_binary,
     is_deep,
     is_grey,
+    look_at,
     png,
     quantize,
     threaded,
@@ -67,7 +70,6 @@ if TYPE_CHECKING:
 else:
     np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
-Header = tuple[str, tuple[int, int]]  # Pillow's mode, and (H, W)
 T = TypeVar("T")
 
 
@@ -231,24 +233,38 @@ class PictureExamples(Examples):
 
 
 class Pictures(FileExamples, PictureExamples):
-    """Pictures in files, or in the bytes of such files; `half`: "left" or "right" of each alone."""
+    """Pictures in files, or in the bytes of such files.
+
+    `half`: "left" or "right" of each alone. `looks`: what is known of the files, if there are many.
+    """
 
     def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0,
-                 half: Half | None = None):
+                 half: Half | None = None, looks: Looks | None = None):
         super().__init__(name, sources, labels, skipped)
-        self.half = half
+        self.half, self.looks = half, looks
 
     def halves(self, half: Half) -> Pictures:
         """The same half of every picture."""
-        return Pictures(self.name, self.items, self.labels, self.skipped, half)
+        return Pictures(self.name, self.items, self.labels, self.skipped, half, self.looks)
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        part = super()._take(indices)
+        part.looks = self.looks and self.looks.take(indices)
+        return part
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        whole, looks = super()._join(others), [part.looks for part in (self, *others)]
+        whole.looks = reduce(Looks.join, [own for own in looks if own]) if all(looks) else None
+        return whole
 
     def _with(self, items: Sequence[Source], labels: Sequence[str] | None, skipped: int) -> Self:
         return type(self)(self.name, items, labels, skipped, self.half)
 
     def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
         """Raises UsageError if a file has several frames, and nobody has said that it is a picture."""
-        sources = self.head(limit).items
-        counts = threaded(lambda source: caught(frame_count, source), sources)
+        head = self.head(limit)
+        sources, looks = head.items, head.looks
+        counts = looks.frames.tolist() if looks else threaded(lambda source: caught(frame_count, source), sources)
         films = [(source[0], count) for source, count in zip(sources, counts, strict=True)
                  if isinstance(count, int) and count > 1]
         if films and request.general.kind is None:
@@ -270,6 +286,9 @@ class Pictures(FileExamples, PictureExamples):
 
     @cached_property
     def _headers(self) -> list[Header | DataError]:
+        if self.looks and self.half is None:
+            known = zip(self.looks.headers, self.items, strict=True)
+            return [header if header else caught(self._header, source) for header, source in known]
         return threaded(lambda source: caught(self._header, source), self.items)
 
     def headers(self) -> list[Header | None]:
@@ -306,9 +325,9 @@ class Pictures(FileExamples, PictureExamples):
             readable = self
             if request.skip_bad:
                 readable = self._readable(lambda source: decode(source, shape, self.half, span).shape, request)[0]
-            readable._tell_streaming(len(readable), shape, request)
-            return readable, LazyPictures(Sources(readable.items), np.arange(len(readable)), shape, self.half,
-                                          span), readable._origin()
+            self._tell_streaming(len(readable), shape, request)
+            lazy = readable._lazy(range(len(readable)), shape, span)
+            return readable, lazy, readable._origin()
         readable, pixels = self._readable(lambda source: decode(source, shape, self.half, span), request)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
 
@@ -332,9 +351,8 @@ class Pictures(FileExamples, PictureExamples):
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
-            readable._tell_streaming(len(owners), shape, request)
-            lazy = LazyPictures(Sources(readable.items), np.array(owners), shape, self.half, span,
-                                np.array([place for places in corners for place in places]))
+            self._tell_streaming(len(owners), shape, request)
+            lazy = readable._lazy(owners, shape, span, np.array([place for places in corners for place in places]))
             return readable.take(owners), lazy, origin
 
         def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
@@ -343,6 +361,12 @@ class Pictures(FileExamples, PictureExamples):
 
         squares = [square for part in threaded(cut, views) for square in part]
         return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
+
+    def _lazy(self, places: Sequence[int], shape: Shape, span: Span | None,
+              corners: np.ndarray | None = None) -> LazyPictures:
+        """Pictures of the files of these numbers, not decoded."""
+        return LazyPictures(Sources(self.items), np.asarray(places), shape, self.half, span, corners,
+                            digests=self.looks.digests if self.looks else None)
 
     def _tell_streaming(self, count: int, shape: Shape, request: Request) -> None:
         size, most = count * math.prod(shape) / 2**30, IN_MEMORY / 2**30
@@ -434,6 +458,7 @@ class LazyPictures:
         half: of the files that is the picture; None: all of it.
         span: what is black and white.
         corners: (N, 2) int64, the upper left corner of each in its file, if it is cut out of it.
+        digests: of the files, where they are known.
     """
 
     sources: Sources
@@ -443,6 +468,7 @@ class LazyPictures:
     span: Span | None = None
     corners: np.ndarray | None = None
     levels: int | None = 256
+    digests: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -479,7 +505,9 @@ class LazyPictures:
 
     def fingerprint(self) -> str:
         """That of the files, as the pictures cannot all be decoded."""
-        used = dict.fromkeys(self.places.tolist())
+        used = list(dict.fromkeys(self.places.tolist()))
+        if self.digests is not None:
+            return fingerprint(str(self.shape).encode(), self.digests[used].tobytes())
         return fingerprint(str(self.shape).encode(), (bytes_of(self.sources[i][1]) for i in used))
 
     def _decode(self, number: int) -> np.ndarray:
@@ -573,7 +601,7 @@ class Images(Kind):
     # --- reading
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        return Pictures(request.name, sources, labels)
+        return Pictures(request.name, sources, labels, looks=look_at(sources, request.progress))
 
     def claims(self, array: np.ndarray) -> bool:
         """What has more than four numbers at the place of the channels is something else."""
