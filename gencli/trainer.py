@@ -68,6 +68,7 @@ class Trainer:
     """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
 
     `started`: the model has the weights of another training, and none of its phases is there to find others.
+    `alone`: each of several processes trains a model of its own.
 
     Raises (from `run`):
         DivergedError: a loss is not finite; the checkpoints before it stay.
@@ -79,10 +80,11 @@ class Trainer:
     """
 
     def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
-                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False):
+                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False,
+                 alone: bool = False):
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
-        self.processes = Processes(self.device)
+        self.processes = Processes(self.device, alone)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None and type(model).scores is Model.scores:

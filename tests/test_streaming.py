@@ -201,7 +201,7 @@ def test_a_process_that_is_killed_is_one_line(shards):
     for worker in order._ahead._loaded._workers:
         worker.kill()
         worker.join()
-    with pytest.raises(ResourceError, match="reads data ahead has failed.*--workers 0") as caught:
+    with pytest.raises(ResourceError, match=r"reads data ahead has failed.*--workers 0") as caught:
         for step in range(1, 9):
             order[step]
     assert "\n" not in str(caught.value)

@@ -115,7 +115,9 @@ def evaluate(
                   json)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
-        files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
+        processes = devices.Processes(devices.pick(device))
+        files = {report: stack.enter_context(publish(path)) for report, path in paths.items()
+                 if path and processes.first}
         with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
             progress.begin("reading")
             model, card = runs.load_model(run, devices.pick(device)) if run else (None, None)
@@ -133,8 +135,12 @@ def evaluate(
             elif draw != 0 and model and "samples" in wanted and "sample" in model.abilities():
                 progress.begin("drawing samples")
                 pace = Pace(console.note, min(Pace.SECONDS, stop.seconds / 3))
-                drawn = draw_samples(model, draw or Pace.USUAL, examples, seed, progress=progress, enough=lambda done:
-                                     bool(stop.reason()) or (draw is None and pace.enough(done)), **keywords)
+
+                def enough(done: int) -> bool:
+                    return bool(processes.agree(bool(stop.reason()) or (draw is None and pace.enough(done))))
+
+                drawn = draw_samples(model, draw or Pace.USUAL, examples, seed, progress=progress, enough=enough,
+                                     **keywords)
                 progress.begin("reading")
             wants_training = "training" in wanted and (drawn or names)
             trained_on: Dataset | None = None
@@ -149,7 +155,7 @@ def evaluate(
                 reconstruct = _RECONSTRUCTED
             inputs = metrics.Inputs(examples, model, drawn, trained_on, seed, keywords, features, reconstruct, download,
                                     progress, console.warn, len(drawn) if drawn else draw or Pace.USUAL, train_quietly,
-                                    console.note, progress.begin, lambda: bool(stop.reason()))
+                                    console.note, progress.begin, lambda: bool(processes.agree(stop.reason())))
             results = metrics.measure(names, inputs)
             if anomalies:
                 scored = examples.subset(min((len(column.values) for column in results.columns), default=None))
@@ -167,6 +173,9 @@ def evaluate(
         with devices.memory_explained("leave --html out"):
             for report, file in files.items():
                 file.write(_report(report, document, inputs, results, run).encode())
+    processes.wait()
+    if not processes.first:
+        return
     if run and runs.Run(run).started:
         _save_in_run(runs.Run(run), document, results, console)
     if run and model and card:
