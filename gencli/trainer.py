@@ -27,6 +27,7 @@ from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
 from gencli.optimisers import make_optimiser
+from gencli.recompute import recompute
 from gencli.rng import seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
@@ -86,6 +87,8 @@ class Trainer:
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device, alone)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        if settings.recompute and not recompute(self.model):
+            raise UsageError(f"--recompute: a {type(model).__name__.lower()} has no repeated blocks; leave it out")
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None and type(model).scores is Model.scores:
             raise UsageError("--validation needs a family that scores examples; this one does not")
