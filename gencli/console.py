@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gencli.errors import GencliError, ResourceError
 from gencli.escape import printable, to_json
+from gencli.limits import process_count
 from gencli.progress import Progress
 
 if TYPE_CHECKING:
@@ -27,12 +28,16 @@ _VERSION = 1  # of the JSON documents; keys are added without another one
 
 
 class Console:
-    """The output of a command; `quiet` drops all but warnings and errors, `json` makes the result one JSON document."""
+    """The output of a command; `quiet` drops all but warnings and errors, `json` makes the result one JSON document.
+
+    Of the processes that torchrun starts the first one speaks; of the others only errors are heard.
+    """
 
     answered: ClassVar[bool] = False  # whether a document has been printed: there is exactly one in a process
 
     def __init__(self, quiet: bool = False, verbose: bool = False, json: bool = False):
-        self.quiet, self.verbose, self.json = quiet, verbose, json
+        self._speaks = process_count() == 1 or os.environ.get("RANK", "0") == "0"
+        self.quiet, self.verbose, self.json = quiet or not self._speaks, verbose, json
 
     @cached_property
     def _err(self) -> "RichConsole":
@@ -52,7 +57,8 @@ class Console:
 
     def warn(self, message: str) -> None:
         """A warning; printed even with `-q`, since cron mails it."""
-        self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)
+        if self._speaks:
+            self._err.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
     def error(self, message: str, code: int) -> None:
         """The one line of an error; with `json` it is also the document, unless a result was that."""
@@ -63,6 +69,8 @@ class Console:
 
     def result(self, document: Any, human: "str | Table") -> None:
         """The result of a command on stdout: one JSON document with `--json`, else for a person."""
+        if not self._speaks:
+            return
         if self.json:
             Console.answered = True
             versioned = {"version": _VERSION, **document} if isinstance(document, dict) else document

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gencli import registry
 from gencli.lazy import Lazy
@@ -39,6 +39,32 @@ class Keys:
         return Keys(self.field, [self.values[place] for place in places])
 
 
+class Stored(Protocol):
+    """Examples too many to hold in memory, (N, ...): read when they are asked for; other processes read them too.
+
+    Attributes:
+        stretch: so many that follow each other are read together far faster than others; 1: each lies by itself.
+    """
+
+    stretch: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, indices: Any) -> Any:
+        """A tensor for an index tensor, `Stored` for a slice."""
+        ...
+
+    def select(self, places: Tensor) -> Stored:
+        """Those of these numbers, still on the disk."""
+        ...
+
+    def expect(self, indices: Tensor) -> None:
+        """Have the system begin to read those of these numbers, which are wanted soon."""
+        ...
+
+
+Fetched = list["Tensor | None"]
+
+
 @dataclass
 class Dataset:
     """N examples of one split.
@@ -49,8 +75,7 @@ class Dataset:
         spec: what one example is.
         examples: N examples as they are stored; their kind says how (`Kind.load`). Images (N, C, H, W) uint8, or
             float32 in [0, 1] where levels is None; vectors (N, D) float64; text (N, T) int32 or less, padded with 0;
-            audio (N, T) levels, uint8 or int32. A Tensor, or anything with `len` that gives such a tensor for an index
-            tensor (pictures too many to hold in memory).
+            audio (N, T) levels, uint8 or int32. A Tensor, or `Stored`.
         labels: (N,) int64 or None.
         tasks: (N, L) int64, of several labels their classes, -1 where one is not known; or None.
         lengths: (N,) int64, of kinds whose examples have lengths of their own.
@@ -100,16 +125,34 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, indices: Tensor, device: torch.device | str = "cpu", rng: Rng | None = None) -> Batch:
+    @property
+    def sides(self) -> list[Dataset]:
+        """The data itself, what it is made from, and so on."""
+        return [self, *(self.condition.sides if self.condition else [])]
+
+    @property
+    def stored(self) -> list[Stored]:
+        """The examples that are read from a disk whenever they are wanted, of all sides."""
+        everything: list[Any] = [side.examples for side in self.sides]
+        return [examples for examples in everything if not isinstance(examples, torch.Tensor)]
+
+    def fetch(self, indices: Tensor) -> Fetched:
+        """What a batch of these numbers has to read from a disk, by side; for `batch`, and to be done ahead of it."""
+        return [None if isinstance(side.examples, torch.Tensor) else side.examples[indices] for side in self.sides]
+
+    def batch(self, indices: Tensor, device: torch.device | str = "cpu", rng: Rng | None = None,
+              fetched: Fetched | None = None) -> Batch:
         """The examples of these numbers, (B,) int64, as a model wants them, with their condition.
 
-        `rng` draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
-        with fixed binarisation.
+        Args:
+            rng: draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
+                with fixed binarisation.
+            fetched: what `fetch` gave for the same numbers.
         """
-        if isinstance(self.examples, torch.Tensor):  # several times faster than indexing by a tensor
-            x = moved(self.examples.index_select(0, indices.to(self.examples.device)), device)
-        else:
-            x = moved(self.examples[indices], device)
+        own, *others = fetched or self.fetch(indices)
+        if own is None:  # several times faster than indexing by a tensor
+            own = self.examples.index_select(0, indices.to(self.examples.device))
+        x = moved(own, device)
         labels = None if self.labels is None else moved(self.labels[indices], device)
         lengths = None
         if self.lengths is not None:
@@ -119,7 +162,7 @@ class Dataset:
         batch = registry.kind_of(self.spec).load(self, Batch(x, labels, lengths), indices + self.offset, rng)
         batch.tasks = None if self.tasks is None else moved(self.tasks[indices], device)
         if self.condition is not None:
-            batch.condition = self.condition.batch(indices, device, rng)
+            batch.condition = self.condition.batch(indices, device, rng, others)
         elif self.derive is not None:
             batch.condition = self.derive(batch)
         return batch

@@ -1,8 +1,9 @@
 """Devices, precision, memory and processes: what the machine has and how much of it is used."""
 
 import contextlib
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from torch.nn.modules import module as registration
 
 from gencli.errors import ResourceError, UsageError
-from gencli.limits import physical_memory
+from gencli.limits import physical_memory, process_count
 from gencli.settings import Precision
 
 Function = TypeVar("Function", bound=Callable[..., object])
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def pick(name: str = "auto") -> torch.device:
@@ -81,11 +84,12 @@ def compiled(function: Function, attempt: Callable[[Function], object], warn: Ca
 
 
 class Processes:
-    """The processes of one training: alone, or started by torchrun (gloo on CPU, nccl on GPU)."""
+    """The processes of one command: alone, or started by torchrun (gloo on CPU, nccl on GPU)."""
 
-    def __init__(self, device: torch.device):
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+    def __init__(self, device: torch.device, alone: bool = False):
+        """`alone`: what each does by itself, as the others do."""
+        self.rank = 0 if alone else int(os.environ.get("RANK", "0"))
+        self.world = 1 if alone else process_count()
         self.device = device
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -113,6 +117,14 @@ class Processes:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
+    def told(self, value: T) -> T:
+        """What the first process has to say of it."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
     def gather(self, state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Every process's state, by rank; complete only in process 0."""
         if self.world == 1:
@@ -130,6 +142,22 @@ class Processes:
         """Leave the group."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def shared(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[R]:
+    """What `compute` makes of each item, in order. Processes that work together do it in turns, and get it all.
+
+    Every process has to ask for the same, and for as much of it.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world == 1:
+        yield from map(compute, items)
+        return
+    rank, items = dist.get_rank(), iter(items)
+    while turn := [*itertools.islice(items, world)]:
+        made: list[Any] = [None] * world
+        dist.all_gather_object(made, compute(turn[rank]) if rank < len(turn) else None)
+        yield from made[: len(turn)]
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.dataset import Dataset, stack_padded
+from gencli.device import shared
 from gencli.errors import DataError, UsageError
 from gencli.model import Batch, Given, Model, join
 from gencli.rng import ExampleStreams
@@ -73,6 +74,24 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
             watch(part)
             parts.append(part)
         yield parts[0] if len(parts) == 1 else join(parts)
+
+
+def sample_together(model: Model, parts: Iterable[range], seed: int = 0, label: int | None = None,
+                    given: Given | None = None, frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None,
+                    each: int = 1, **options: Any) -> Iterator[Batch]:
+    """The examples of `sample` of these ranges of numbers, one after the other; processes that work together share it.
+
+    Every one of them asks for the same.
+    """
+    size = model.at_once(**own_options(model.film if frames else model.sample, options))
+    blocks = (range(int(block[wanted[0]]), int(block[wanted[-1]]) + 1)
+              for part in parts for block, wanted in _blocks(part, size))
+
+    def make(numbers: range) -> Batch:
+        (batch,) = sample(model, numbers, seed, label, given, frames, watch, each, **options)
+        return batch
+
+    return shared(blocks, make)
 
 
 def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,

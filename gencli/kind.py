@@ -263,11 +263,11 @@ class Kind:
         if not (self.single and len(columns) == 1 and all(request.reads(self, Path(cell).suffix.lower())
                                                           for cell in columns[0])):
             return None
-        sources: list[Source] = [(cell, folder / cell) for cell in columns[0]]
+        sources = [(cell, folder / cell) for cell in columns[0]]
         for cell, path in sources:
             if os.path.exists(path) and not os.path.isfile(path):  # a pipe is never opened because a table names it
                 raise DataError(f"{request.name} names {cell}, which is no regular file")
-        return self.read_each(sources, None, request)
+        return self.read_each([*sources], None, request)
 
     def labels_of(self, names: Sequence[str], request: Request) -> list[str] | None:
         """Classes that the names of files tell, where nothing else does."""

@@ -14,7 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from gencli.errors import DataError
+from gencli.errors import DataError, UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LEAST, _RATIO = 256 * 2**20, 250  # bytes that any file may unpack to; beyond that, the ratio (gzip reaches 1,032)
@@ -69,6 +69,17 @@ def share_processors() -> None:
     granted = max(1.0, _quota())
     if math.isfinite(granted) and granted < len(os.sched_getaffinity(0)):  # there are quotas on Linux alone
         os.environ.setdefault("OMP_NUM_THREADS", str(math.ceil(granted)))
+
+
+def process_count() -> int:
+    """How many processes torchrun has started for one command."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def require_one_process() -> None:
+    """UsageError where several would read standard input, each a part of it."""
+    if process_count() > 1:
+        raise UsageError(f"-: {process_count()} processes cannot share standard input; write it to a file")
 
 
 def keep_memory() -> None:

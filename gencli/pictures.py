@@ -6,6 +6,7 @@ another size is scaled (bicubic, with antialiasing) until it covers the wanted s
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -15,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import PIL
 from PIL import Image, ImageOps
 from pydantic import Field
 
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import KindSettings, Source
+from gencli.examples import KindSettings, Part, Source, Whole, bytes_of
 from gencli.lazy import Lazy
 from gencli.messages import about, hearing, printing
 
@@ -34,6 +36,8 @@ else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
 IN_MEMORY = 2 * 2**30  # bytes of decoded pixels held in memory
+LARGE = 2**26  # bytes of files that are looked at once, and not whenever they are read
+_LOOKED = 2**12  # files looked at together
 # Which of them Pillow reads is a matter of how it was built; a file that it cannot is one that cannot be read.
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif", ".dds",
            ".dib", ".icns", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".pcx", ".pnm", ".psd", ".qoi", ".sgi", ".tga")
@@ -51,6 +55,7 @@ _MOST_PIXELS = Image.MAX_IMAGE_PIXELS or math.inf
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Shape = tuple[int, int, int]  # (C, H, W)
+Header = tuple[str, tuple[int, int]]  # Pillow's mode, and (H, W)
 Half = Literal["left", "right"]
 Span = tuple[float, float]  # the values that are black and white
 T = TypeVar("T")
@@ -179,7 +184,12 @@ def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
 
 def threaded(function: Callable[..., T], items: Sequence,
              progress: Callable[[int, int], None] = lambda done, total: None) -> list[T]:
-    """The function of each item; decoding leaves Python to other threads."""
+    """The function of each item; decoding leaves Python to other threads.
+
+    A process that reads data for another is one of several, so that it does one after the other.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        return [*map(function, items)]
     results = []
     with hearing(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for result in pool.map(function, items):
@@ -229,6 +239,82 @@ def header_of(source: Source, half: Half | None = None) -> tuple[str, tuple[int,
         width, height = image.size
         height, width = (width, height) if _orientation(image) > 4 else (height, width)
         return image.mode, (height, width if half is None else _middle(width))
+
+
+class Looks:
+    """What is to be known of many picture files before one is decoded, in little memory.
+
+    Attributes:
+        headers: mode and (H, W) of each; None: it cannot be read.
+        frames: (N,) how many it has.
+        digests: (N, 32) uint8, the SHA-256 of each.
+    """
+
+    def __init__(self, headers: list[Header | None], frames: np.ndarray, digests: np.ndarray):
+        self.headers, self.frames, self.digests = headers, frames, digests
+
+    def take(self, numbers: Sequence[int]) -> Looks:
+        """Those of these numbers."""
+        own = np.asarray(numbers, np.int64)
+        return Looks([self.headers[i] for i in numbers], self.frames[own], self.digests[own])
+
+    def join(self, other: Looks) -> Looks:
+        """These, and then the others."""
+        return Looks(self.headers + other.headers, np.concatenate([self.frames, other.frames]),
+                     np.concatenate([self.digests, other.digests]))
+
+
+def look_at(sources: Sequence[Source], progress: Callable[[int, int], None]) -> Looks | None:
+    """What is to be known of files that are read anew for every batch; None if they are few, or not on a disk.
+
+    The files are read once for it, and the cache keeps what was found until one of them changes.
+    """
+    identity, total = hashlib.sha256(), 0
+    for name, content in sources:
+        if isinstance(content, bytes):
+            return None
+        try:
+            state = content if isinstance(content, Part) else Whole.at(content)
+        except OSError:  # told where it is read
+            continue
+        total += state.size if isinstance(state, Part) else state.state[0]
+        identity.update(f"{name} {state!r}".encode(errors="surrogateescape"))
+    if total < LARGE:
+        return None
+    from gencli.cache import cached  # imports torch
+
+    modes: dict[str, int] = {}
+    count = len(sources)
+
+    def look(source: Source) -> tuple[Header | None, int, bytes]:
+        data = caught(lambda: bytes_of(source[1]))
+        digest = hashlib.sha256(b"" if isinstance(data, DataError) else data).digest()
+        source = (source[0], b"" if isinstance(data, DataError) else data)
+        header, frames = caught(header_of, source), caught(frame_count, source)
+        unread = isinstance(header, DataError) or isinstance(frames, DataError)
+        return (None, 0, digest) if unread else (header, frames, digest)  # type: ignore[return-value]
+
+    def make() -> dict[str, Tensor]:
+        table, digests = np.zeros((count, 4), np.int32), np.empty((count, 32), np.uint8)
+        for start in range(0, count, _LOOKED):
+            progress(start, count)
+            part = threaded(look, sources[start : start + _LOOKED])
+            for i, (header, frames, digest) in enumerate(part, start):
+                digests[i] = np.frombuffer(digest, np.uint8)
+                if header is not None:
+                    table[i] = modes.setdefault(header[0], len(modes)) + 1, *header[1], frames
+        text = np.frombuffer("\n".join(modes).encode(), np.uint8)
+        return {"table": torch.from_numpy(table), "digests": torch.from_numpy(digests), "modes": torch.tensor(text)}
+
+    found = cached("pictures", {"of": identity.hexdigest(), "pillow": PIL.__version__, "version": 1}, make,
+                   lambda tensors: tensors["table"].shape == (count, 4) and tensors["digests"].shape == (count, 32))
+    names = found["modes"].numpy().tobytes().decode().split("\n")
+    alike: dict[tuple[int, ...], Header | None] = {}  # most have one header: it is held once
+    rows = [tuple(row) for row in found["table"][:, :3].unique(dim=0).tolist()]
+    for mode, height, width in rows:
+        alike[mode, height, width] = (names[mode - 1], (height, width)) if mode else None
+    headers = [alike[mode, height, width] for mode, height, width in found["table"][:, :3].tolist()]
+    return Looks(headers, found["table"][:, 3].numpy(), found["digests"].numpy())
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,6 +1,5 @@
 """A request for samples, and the batches that answer it: what `gencli sample` does, without a terminal."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,10 +38,9 @@ class SampleRequest:
         return model.film if self.frames else model.decode if codes else model.sample
 
     def drawn(self, model: Model, parts: Iterable[range], watch: Callable[[Batch], None]) -> Iterator[Batch]:
-        """The examples of these numbers; `watch` sees every piece of one as it is made."""
-        return itertools.chain.from_iterable(
-            inference.sample(model, part, self.seed, self.label, self.given, self.frames, watch, self.each,
-                             **self.options) for part in parts)
+        """The examples of these numbers; `watch` sees every piece of one as it is made in this process."""
+        return inference.sample_together(model, parts, self.seed, self.label, self.given, self.frames, watch, self.each,
+                                         **self.options)
 
     def streamed(self, model: Model, part: range) -> Iterator[Batch]:
         """The same, one after the other, in pieces as they are made."""

@@ -51,4 +51,5 @@ def training_order(model: Model, data: Dataset, settings: TrainSettings, device:
     if model.reads == "stream" and data.document is not None:
         window: int = getattr(model.config, "window")  # noqa: B009 (a family that reads streams has this option)
         return Contiguous(data, settings.batch_size, window, settings.seed, device, processes.rank, processes.world)
-    return Shuffled(data, settings.batch_size, settings.seed, device, processes.rank, processes.world, model.alike)
+    return Shuffled(data, settings.batch_size, settings.seed, device, processes.rank, processes.world, model.alike,
+                    settings.workers)

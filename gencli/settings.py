@@ -64,6 +64,11 @@ class TrainSettings(BaseModel):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of the weights that is saved and "
                                                     "sampled from; 0: the weights themselves.")
     precision: Precision = Field("auto", description="auto: bf16 on hardware that supports it, else fp32.")
+    workers: int | None = Field(None, ge=0, description="Processes that decode examples too many for memory ahead of "
+                                                        "the steps; 0: none. Default: one for each processor but one.")
+    recompute: bool = Field(False, description="Keep what repeated blocks (of transformers and the like) compute no "
+                                               "longer than needed, and compute it again for the gradients: less "
+                                               "memory, a third more time, the same bits.")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
     init: str | None = Field(None, description="Start from the weights of this run, where it is of the same "
                                                "family, else from its encoder (families that can finetune); the data "

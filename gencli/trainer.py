@@ -7,6 +7,7 @@ checkpoint holds no generator state, and a resumed run computes what an unbroken
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from gencli import checkpoints
 from gencli.checkpoints import TrainingState
+from gencli.data.ahead import in_turn
 from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
@@ -25,6 +27,7 @@ from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Loss, Model, Player
 from gencli.optimisers import make_optimiser
+from gencli.recompute import recompute
 from gencli.rng import seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
@@ -66,6 +69,7 @@ class Trainer:
     """One training of one model: `run()` goes from the newest checkpoint, or from the start, to the end.
 
     `started`: the model has the weights of another training, and none of its phases is there to find others.
+    `alone`: each of several processes trains a model of its own.
 
     Raises (from `run`):
         DivergedError: a loss is not finite; the checkpoints before it stay.
@@ -77,11 +81,14 @@ class Trainer:
     """
 
     def __init__(self, model: Model, data: Dataset, settings: TrainSettings, run: Run | None = None,
-                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False):
+                 device: torch.device | str = "cpu", hooks: Hooks | None = None, started: bool = False,
+                 alone: bool = False):
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
-        self.processes = Processes(self.device)
+        self.processes = Processes(self.device, alone)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        if settings.recompute and not recompute(self.model):
+            raise UsageError(f"--recompute: a {type(model).__name__.lower()} has no repeated blocks; leave it out")
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None and type(model).scores is Model.scores:
             raise UsageError("--validation needs a family that scores examples; this one does not")
@@ -104,7 +111,7 @@ class Trainer:
                             f"tokens, so that a step reads {self.order.window} of them")
         self.model.train()
         keep_memory()
-        with memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
+        with closing(self.order), memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
             self._logged_at = self._saved_at = time.monotonic()
             names = [phase.name for phase, _ in self.phases]
             current = names.index(self.state.phase) if self.state.phase else 0
@@ -260,8 +267,8 @@ class Trainer:
         passes = phase.passes or max(1, round((end - start) / self.order.steps_per_epoch))
         done = state.passes.get(phase.name, 0)
         while done < passes and not state.out_of_patience(self.settings):
-            for part in torch.arange(len(self.data)).split(self.settings.batch_size):
-                phase.accumulate(self.data.batch(part, self.device))
+            for batch in in_turn(self.data, self.settings.batch_size, self.device, self.settings.workers):
+                phase.accumulate(batch)
             before = state.step
             done = done + 1 if phase.finish() else passes
             state.passes[phase.name] = done

@@ -412,7 +412,7 @@ def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: 
     """The model trained on the data, in evaluation mode, without a run: for metrics that need a network."""
     inputs.begin(f"training a {model.__class__.__name__.lower()}")
     hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
-    return Trainer(model, data, settings, device=device, hooks=hooks).run().model
+    return Trainer(model, data, settings, device=device, hooks=hooks, alone=True).run().model
 
 
 def _preview(run: Run, examples: Dataset, model: Model, step: int) -> None:

@@ -112,6 +112,20 @@ def gencli_process(tmp_path, python):
     return start
 
 
+@pytest.fixture
+def torchrun(python, tmp_path):
+    """Run the command line in several processes, in `tmp_path`."""
+    root = str(Path(__file__).parent.parent)
+
+    def run(processes: int, *words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+                               str(processes), "--no-python", *python, "-m", "gencli", *words, "--device", "cpu"],
+                              cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root})
+
+    return run
+
+
 SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "image"): ["--latent", "3", "--width", "4"],
     ("vae", "vector"): ["--latent", "2", "--width", "8"],

@@ -15,24 +15,10 @@ from conftest import SMALL
 from gencli import checkpoints, runs
 from gencli.trainer import Trainer
 
-ROOT = str(Path(__file__).parent.parent)
-
 
 def args(small_data, family="vae", kind="vector", *more: str) -> list[str]:
     return ["train", family, str(small_data[kind]), "-o", "run", "--batch-size", "8", "--preview-every", "0",
             "--log-every", "2", *SMALL[family, kind], *more]
-
-
-@pytest.fixture
-def torchrun(python, tmp_path):
-    """Run the command line in several processes, in `tmp_path`."""
-    def run(processes: int, *words: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-                               str(processes), "--no-python", *python, "-m", "gencli", *words, "--device", "cpu"],
-                              cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
-
-    return run
 
 
 def stopped_at(step: int, monkeypatch, gencli, *words: str) -> None:
@@ -264,7 +250,7 @@ def test_all_processes_stop_where_one_is_told_to(small_data, tmp_path):
     words = args(small_data, "vae", "vector", "--steps", "1000000", "--device", "cpu")
     run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                             "-m", "gencli", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)})
     while not (tmp_path / "run/metrics.jsonl").exists():
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)

@@ -33,7 +33,8 @@ def measure_one(run: str | None, request: Request, console: Console, rules: Sequ
     with devices.memory_explained("give fewer examples with --limit"), console.progress("evaluate") as progress:
         subject = Subject(run, request, console, progress)
         measured = subject.measure(subject.samples())
-    _keep_findings(measured, console)
+    if request.processes.first:
+        _keep_findings(measured, console)
     document = measured.document(check(rules, measured.results.metrics))
     return Found([measured], [document], document)
 
@@ -110,7 +111,8 @@ def _measured(run: str, request: Request, console: Console, samples: Mapping[str
     with devices.memory_explained("give fewer examples with --limit"), console.progress(f"evaluate {run}") as progress:
         subject = Subject(run, request, own, progress)
         measured = subject.measure(samples.get(run) or (None if samples else subject.samples()))
-    _keep_findings(measured, own)
+    if request.processes.first:
+        _keep_findings(measured, own)
     return replace(measured, model=None, inputs=replace(measured.inputs, model=None, training=None))
 
 

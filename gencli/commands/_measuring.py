@@ -30,6 +30,7 @@ class Request:
     data: str
     settings: Mapping[str, Any]
     stop: Stop
+    processes: devices.Processes
     names: Sequence[str] | None = None
     samples: str | None = None
     training: str | None = None
@@ -44,6 +45,10 @@ class Request:
     data_root: str | None = None
     seed: int = 0
     device: str = "auto"
+
+    def stopped(self) -> bool:
+        """Whether any of the processes has been asked to stop, or its time is up."""
+        return bool(self.processes.agree(bool(self.stop.reason())))
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class Subject:
         stop, pace = request.stop, Pace(self.console.note, min(Pace.SECONDS, request.stop.seconds / 3))
 
         def enough(done: int) -> bool:
-            return bool(stop.reason()) or (request.draw is None and pace.enough(done))
+            own = bool(stop.reason()) or (request.draw is None and pace.enough(done))
+            return bool(request.processes.agree(own))
 
         return draw_samples(model, request.draw or Pace.USUAL, self.examples, request.seed, progress=self.progress,
                             enough=enough, **self.keywords)
@@ -128,7 +134,7 @@ class Subject:
         inputs = metrics.Inputs(self.examples, self.model, samples, self._training(samples), request.seed,
                                 self.keywords, request.features, reconstruct, request.download, self.progress,
                                 console.warn, len(samples) if samples else request.draw or Pace.USUAL, train_quietly,
-                                console.note, self.progress.begin, lambda: bool(request.stop.reason()))
+                                console.note, self.progress.begin, request.stopped)
         results = metrics.measure(request.names, inputs)
         if request.anomalies:
             scored = self.examples.subset(min((len(column.values) for column in results.columns), default=None))

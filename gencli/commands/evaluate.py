@@ -119,11 +119,13 @@ def evaluate(
     for run in (*subjects, None):
         require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline],
                       run, json)
-    request = Request(data, settings, stop, names, samples, training, draw, reconstruct, features, anomalies, set,
-                      limit, skip_bad, download, data_root, seed, device)
+    processes = devices.Processes(devices.pick(device))
+    request = Request(data, settings, stop, processes, names, samples, training, draw, reconstruct, features, anomalies,
+                      set, limit, skip_bad, download, data_root, seed, device)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
-        files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
+        files = {report: stack.enter_context(publish(path)) for report, path in paths.items()
+                 if path and processes.first}
         if compare:
             found = compare_runs(subjects, request, console, rules, reference, share)
         else:
@@ -137,6 +139,9 @@ def evaluate(
         with devices.memory_explained("leave --html out"):
             for report, file in files.items():
                 file.write(_report(report, found, compare).encode())
+    processes.wait()
+    if not processes.first:
+        return
     for one, document in zip(found.measured, found.documents, strict=True):
         _save_in_run(one, document, console)
     results = found.document["requirements"]

@@ -1,5 +1,6 @@
 """`gencli sample RUN`: draw new examples, or decode codes."""
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from gencli.commands import _options as options
 from gencli.commands._conditions import class_number, count_of, lines_of_stdin, read_given
 from gencli.console import Console
 from gencli.errors import StoppedError, UsageError
+from gencli.limits import require_one_process
 from gencli.publish import is_stdout
 from gencli.stopping import checked
 
@@ -82,6 +84,8 @@ def sample(
     if each > 1 and not (given or complete):
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
+    if "-" in (given, latents, complete, prompt):
+        require_one_process()
     stopping = checked(time_limit)
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
@@ -101,8 +105,11 @@ def sample(
                                    total=None if latents or lines else frames * len(own))
 
     # The output is opened before the weights are read, so that one that cannot be written is noticed at once.
+    processes = devices.Processes(devices.pick(device))
     opened: streams.Writer | streams.Shards
-    if shard_size and output:
+    if not processes.first:
+        opened = streams.open_writer(os.devnull, card.spec, format="tar")
+    elif shard_size and output:
         format = (format or "tar").lower().removeprefix(".")
         identity = {"model": runs.identity(run), "number": number, "shard size": shard_size, "format": format,
                     "seed": seed, "label": label, "prompt": prompt, "complete": complete, "keep rows": keep_rows,
@@ -120,6 +127,9 @@ def sample(
         request = replace(request, options=options.parse_set(pairs, request.method(model, bool(latents))))
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
         total: int | None = None
+        continuous = processes.told(writer.continuous)
+        if not processes.first and (latents or lines or continuous):  # what comes bit by bit is made by one process
+            return
         called: Iterator[dict[str, Any]] | None = None  # what is written of the examples
         done, stopped = 0, False
 
@@ -132,35 +142,37 @@ def sample(
             batches = request.decoded(model, codes)
         elif lines:
             batches, called = request.answered(model, lines), lines.records(each)
-        elif writer.continuous:
+        elif continuous:
             total = len(numbers)
             batches = request.streamed(model, numbers)
         else:
-            parts = opened.missing if isinstance(opened, streams.Shards) else [numbers]
+            parts = processes.told(opened.missing if isinstance(opened, streams.Shards) else [numbers])
             total = frames * sum(map(len, parts))
             batches = request.drawn(model, parts, watch)
             called = records_of(keys, (number // each for part in parts for number in part for _ in range(frames)))
         for batch in batches:
             if is_stdout(output):
                 progress.give_way()
-            writer.write(batch, [*islice(called, len(batch))] if called else None)
+            info = [*islice(called, len(batch))] if called else None
+            if processes.first:
+                writer.write(batch, info)
             if lines and isinstance(writer, streams.Writer):
                 writer.flush()
-            if writer.continuous:
+            if continuous:
                 watch(batch)
             else:
                 done += len(batch)
                 progress(done, total, pace.values())
-            if stopped := bool(stopping.reason()) and done != total:
+            if stopped := bool(processes.agree(stopping.reason())) and done != total:
                 break
     for remark in model.remarks():
         console.warn(remark)
     if pace.long:
         console.note(f"{output or 'sample'}: {pace}")
     if json:
-        console.result({"samples": total if writer.continuous and total else done, "output": output, "seed": seed}, "")
+        console.result({"samples": total if continuous and total else done, "output": output, "seed": seed}, "")
     if stopped:
-        raise StoppedError("the time was up; what was made until then is written" if writer.continuous else
+        raise StoppedError("the time was up; what was made until then is written" if continuous else
                            f"the time was up after {done}{f' of {total}' if total else ''} samples, which are written")
 
 

@@ -28,6 +28,7 @@ from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import is_utf8, printable
 from gencli.examples import Examples, Request, Splits, class_names, shorten
 from gencli.kind import Kind, describe
+from gencli.limits import require_one_process
 from gencli.messages import Heard, hearing
 from gencli.settings import DataSettings, validated
 from gencli.spec import Spec
@@ -247,6 +248,7 @@ def _general(options: dict[str, Any]) -> DataSettings:
 def _open(request: Request, data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Splits:
     name = request.name
     if name == "-":
+        require_one_process()
         return pairs.paired(from_tar(stdin, "stdin", request), request)
     if name in KNOWN:
         if os.path.exists(name):

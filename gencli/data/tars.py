@@ -5,11 +5,11 @@ Folders in the names are splits or classes, as they are on a disk. The files of 
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from gencli.dataset import Keys
 from gencli.errors import DataError
 from gencli.examples import (
     Examples,
+    Part,
     Request,
     Source,
     Splits,
+    Whole,
     all_kinds,
     bytes_of,
     joined,
@@ -33,11 +35,13 @@ from gencli.examples import (
     whole,
 )
 from gencli.kind import Kind
+from gencli.limits import PACKED
 from gencli.spec import Spec
 from gencli.streams import TarReader, read_tar
 
 _SOURCE = "source."
-Tar = tuple[str, Callable[[], BinaryIO]]  # a name for messages, and what opens it
+Tar = tuple[str, "Path | BinaryIO"]  # a name for messages, and the file or the stream
+Files = dict[str, Any]  # of an example, by their endings: bytes, or the `Part` where they are
 
 
 def read_tar_file(path: Path, request: Request) -> Splits:
@@ -47,16 +51,12 @@ def read_tar_file(path: Path, request: Request) -> Splits:
 
 def read_tars(paths: Sequence[Path], name: str, request: Request) -> Splits:
     """Tars that together are one set, plain or packed."""
-    return _read([(str(path), partial(_opened, path)) for path in paths], name, request)
-
-
-def _opened(path: Path) -> BinaryIO:
-    return io.BytesIO(read_bytes(path))
+    return _read([(str(path), path) for path in paths], name, request)
 
 
 def from_tar(file: BinaryIO, name: str, request: Request) -> Splits:
     """The examples of a tar stream; `name` is what messages call it."""
-    return _read([(name, lambda: file)], name, request)
+    return _read([(name, file)], name, request)
 
 
 def _read(tars: Sequence[Tar], name: str, request: Request) -> Splits:
@@ -66,8 +66,8 @@ def _read(tars: Sequence[Tar], name: str, request: Request) -> Splits:
     targets = sources = None
     labels: list[str] = []
     folders: list[tuple[str, ...]] = []
-    for tar, open_tar in tars:
-        stream, found = _grouped(open_tar(), tar)
+    for tar, file in tars:
+        stream, found = _looked_through(file, tar)
         if targets is None or sources is None:
             spec, header = stream.spec, stream.header.get("spec")
             targets = _Members(name, request, spec)
@@ -112,18 +112,27 @@ def _read(tars: Sequence[Tar], name: str, request: Request) -> Splits:
             for split, members in arrangement.splits.items()}
 
 
-def _grouped(file: BinaryIO, name: str) -> tuple[TarReader, list[tuple[str, dict[str, bytes]]]]:
-    """A tar, and its examples in the order in which they begin: (key, {ending: bytes}).
+def _looked_through(tar: Path | BinaryIO, name: str) -> tuple[TarReader, list[tuple[str, Files]]]:
+    """A tar and its examples, whose files stay where they are, unless it is packed or arrives through a pipe."""
+    if isinstance(tar, Path):
+        if tar.suffix.lower() not in PACKED and tar.is_file() and tar.stat().st_size:
+            with tar.open("rb") as file:
+                return _grouped(read_tar(file, name, partial(Part, Whole.at(tar))))
+        tar = io.BytesIO(read_bytes(tar))
+    return _grouped(read_tar(tar, name))
+
+
+def _grouped(stream: TarReader) -> tuple[TarReader, list[tuple[str, Files]]]:
+    """A tar, and its examples in the order in which they begin, with their files.
 
     Raises:
         DataError: a file comes twice, in one tar.
     """
-    stream = read_tar(file, name)
-    found: dict[tuple[int, str], dict[str, bytes]] = {}
+    found: dict[tuple[int, str], Files] = {}
     for key, files in stream:
         own = found.setdefault((stream.number, key), {})
         if twice := own.keys() & files.keys():
-            raise DataError(f"{name}: {key}.{min(twice)} comes twice; write the tar again")
+            raise DataError(f"{stream.name}: {key}.{min(twice)} comes twice; write the tar again")
         own.update(files)
     return stream, [(key, files) for (_, key), files in found.items()]
 
@@ -148,7 +157,7 @@ class _Members:
                    *(ending for kind in wanted if kind.plain for ending in known[kind.name])]
         self._kinds = {ending: [kind for kind in wanted if ending in known[kind.name]] for ending in endings}
 
-    def add(self, number: int, tar: str, key: str, files: dict[str, bytes]) -> None:
+    def add(self, number: int, tar: str, key: str, files: Files) -> None:
         """Take in the file that is the example, of those with this key."""
         self.keys.append(key)
         key = f"{tar}: {key}"

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, KindSettings, Request, Source, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, KindSettings, Part, Request, Source, bytes_of, shorten
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -184,7 +184,7 @@ def _dtype(spec: AudioSpec) -> torch.dtype:
     return torch.uint8 if spec.levels == 256 else torch.int32
 
 
-def _opened(content: Path | bytes) -> bytes | io.BytesIO:
+def _opened(content: Path | Part | bytes) -> bytes | io.BytesIO:
     """What libsndfile opens: a file by its name, so that it is never whole in memory; else bytes."""
     if not isinstance(content, Path) or content.suffix.lower() in PACKED or not content.is_file():
         return io.BytesIO(bytes_of(content))

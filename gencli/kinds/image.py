@@ -12,14 +12,15 @@ import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, Request, Source, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, Request, Source, Sources, bytes_of, shorten
 from gencli.format import Format, Held
 from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -28,6 +29,8 @@ from gencli.pictures import (
     IN_MEMORY,
     MODES,
     Half,
+    Header,
+    Looks,
     PixelSettings,
     Shape,
     Span,
@@ -47,6 +50,7 @@ from gencli.pictures import (
     is_binary,
     is_deep,
     is_grey,
+    look_at,
     png,
     quantize,
     threaded,
@@ -66,7 +70,6 @@ if TYPE_CHECKING:
 else:
     np, torch, views = Lazy("numpy"), Lazy("torch"), Lazy("gencli.view")
 
-Header = tuple[str, tuple[int, int]]  # Pillow's mode, and (H, W)
 T = TypeVar("T")
 
 
@@ -230,24 +233,38 @@ class PictureExamples(Examples):
 
 
 class Pictures(FileExamples, PictureExamples):
-    """Pictures in files, or in the bytes of such files; `half`: "left" or "right" of each alone."""
+    """Pictures in files, or in the bytes of such files.
+
+    `half`: "left" or "right" of each alone. `looks`: what is known of the files, if there are many.
+    """
 
     def __init__(self, name: str, sources: Sequence[Source], labels: Sequence[str] | None = None, skipped: int = 0,
-                 half: Half | None = None):
+                 half: Half | None = None, looks: Looks | None = None):
         super().__init__(name, sources, labels, skipped)
-        self.half = half
+        self.half, self.looks = half, looks
 
     def halves(self, half: Half) -> Pictures:
         """The same half of every picture."""
-        return Pictures(self.name, self.items, self.labels, self.skipped, half)
+        return Pictures(self.name, self.items, self.labels, self.skipped, half, self.looks)
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        part = super()._take(indices)
+        part.looks = self.looks and self.looks.take(indices)
+        return part
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        whole, looks = super()._join(others), [part.looks for part in (self, *others)]
+        whole.looks = reduce(Looks.join, [own for own in looks if own]) if all(looks) else None
+        return whole
 
     def _with(self, items: Sequence[Source], labels: Sequence[str] | None, skipped: int) -> Self:
         return type(self)(self.name, items, labels, skipped, self.half)
 
     def fit(self, spec: ImageSpec, request: Request, limit: int | None) -> Dataset:
         """Raises UsageError if a file has several frames, and nobody has said that it is a picture."""
-        sources = self.head(limit).items
-        counts = threaded(lambda source: caught(frame_count, source), sources)
+        head = self.head(limit)
+        sources, looks = head.items, head.looks
+        counts = looks.frames.tolist() if looks else threaded(lambda source: caught(frame_count, source), sources)
         films = [(source[0], count) for source, count in zip(sources, counts, strict=True)
                  if isinstance(count, int) and count > 1]
         if films and request.general.kind is None:
@@ -269,6 +286,9 @@ class Pictures(FileExamples, PictureExamples):
 
     @cached_property
     def _headers(self) -> list[Header | DataError]:
+        if self.looks and self.half is None:
+            known = zip(self.looks.headers, self.items, strict=True)
+            return [header if header else caught(self._header, source) for header, source in known]
         return threaded(lambda source: caught(self._header, source), self.items)
 
     def headers(self) -> list[Header | None]:
@@ -305,8 +325,9 @@ class Pictures(FileExamples, PictureExamples):
             readable = self
             if request.skip_bad:
                 readable = self._readable(lambda source: decode(source, shape, self.half, span).shape, request)[0]
-            views = [(source, self.half, None, span) for source in readable.items]
-            return readable, LazyPictures(views, shape), readable._origin()
+            self._tell_streaming(len(readable), shape, request)
+            lazy = readable._lazy(range(len(readable)), shape, span)
+            return readable, lazy, readable._origin()
         readable, pixels = self._readable(lambda source: decode(source, shape, self.half, span), request)
         return readable, torch.from_numpy(np.stack(pixels)), readable._origin()
 
@@ -330,8 +351,8 @@ class Pictures(FileExamples, PictureExamples):
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
         if len(owners) * math.prod(shape) > IN_MEMORY:
-            lazy = LazyPictures([(source, self.half, place, span) for source, places in views for place in places],
-                                shape)
+            self._tell_streaming(len(owners), shape, request)
+            lazy = readable._lazy(owners, shape, span, np.array([place for places in corners for place in places]))
             return readable.take(owners), lazy, origin
 
         def cut(view: tuple[Source, list[tuple[int, int]]]) -> list[np.ndarray]:
@@ -340,6 +361,17 @@ class Pictures(FileExamples, PictureExamples):
 
         squares = [square for part in threaded(cut, views) for square in part]
         return readable.take(owners), torch.from_numpy(np.stack(squares)), origin
+
+    def _lazy(self, places: Sequence[int], shape: Shape, span: Span | None,
+              corners: np.ndarray | None = None) -> LazyPictures:
+        """Pictures of the files of these numbers, not decoded."""
+        return LazyPictures(Sources(self.items), np.asarray(places), shape, self.half, span, corners,
+                            digests=self.looks.digests if self.looks else None)
+
+    def _tell_streaming(self, count: int, shape: Shape, request: Request) -> None:
+        size, most = count * math.prod(shape) / 2**30, IN_MEMORY / 2**30
+        request.notify(f"{self.name}: {count:,} pictures are {size:.1f} GiB when decoded, more than {most:.0f}: they "
+                       f"stay where they are, and are read as they are wanted")
 
     def _origin(self) -> Tensor | None:
         return None if self.numbers is None else torch.tensor(self.numbers)[:, None]
@@ -416,48 +448,74 @@ class PictureArray(PictureExamples):
         return self, torch.from_numpy(np.ascontiguousarray(pixels)), None
 
 
-# A file, its half, a square's corner, what is black and white.
-View = tuple[Source, Half | None, "tuple[int, int] | None", Span | None]
-
-
+@dataclass(frozen=True)
 class LazyPictures:
-    """Pictures too many to hold in memory: decoded when they are asked for. Behaves as a tensor (N, C, H, W)."""
+    """Pictures too many to hold in memory: decoded when they are asked for. Behaves as a tensor (N, C, H, W).
 
-    def __init__(self, views: Sequence[View], shape: Shape, levels: int | None = 256):
-        self.views, self.example_shape, self.levels = views, shape, levels
+    Attributes:
+        sources: the files; `places` (N,) int64: that of each picture.
+        example_shape: that of each.
+        half: of the files that is the picture; None: all of it.
+        span: what is black and white.
+        corners: (N, 2) int64, the upper left corner of each in its file, if it is cut out of it.
+        digests: of the files, where they are known.
+    """
+
+    sources: Sources
+    places: np.ndarray
+    example_shape: Shape
+    half: Half | None = None
+    span: Span | None = None
+    corners: np.ndarray | None = None
+    levels: int | None = 256
+    digests: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self.views), *self.example_shape
+        return len(self), *self.example_shape
+
+    @property
+    def stretch(self) -> int:
+        return self.sources.stretch
 
     def __len__(self) -> int:
-        return len(self.views)
+        return len(self.places)
 
     def __getitem__(self, indices: Tensor | slice) -> Tensor | LazyPictures:
         if isinstance(indices, slice):
-            return LazyPictures(self.views[indices], self.example_shape, self.levels)
-        pixels = np.stack(threaded(self._decode, [self.views[i] for i in indices.tolist()]))
+            return self._part(indices)
+        pixels = np.stack(threaded(self._decode, indices.tolist()))
         return to_levels(torch.from_numpy(pixels), self.levels)
 
     def select(self, places: Tensor) -> LazyPictures:
         """The pictures of these numbers, still not decoded."""
-        return LazyPictures([self.views[i] for i in places.tolist()], self.example_shape, self.levels)
+        return self._part(places.numpy())
+
+    def _part(self, which: slice | np.ndarray) -> LazyPictures:
+        corners = None if self.corners is None else self.corners[which]
+        return replace(self, places=self.places[which], corners=corners)
 
     def at(self, levels: int | None) -> LazyPictures:
         """The same pictures in other levels."""
-        return LazyPictures(self.views, self.example_shape, levels)
+        return replace(self, levels=levels)
+
+    def expect(self, indices: Tensor) -> None:
+        """Have the system begin to read the files of these pictures."""
+        self.sources.expect(self.places[indices.numpy()])
 
     def fingerprint(self) -> str:
         """That of the files, as the pictures cannot all be decoded."""
-        contents = {name: content for (name, content), *_ in self.views}
-        return fingerprint(str(self.shape).encode(), *(bytes_of(content) for content in contents.values()))
+        used = list(dict.fromkeys(self.places.tolist()))
+        if self.digests is not None:
+            return fingerprint(str(self.shape).encode(), self.digests[used].tobytes())
+        return fingerprint(str(self.shape).encode(), (bytes_of(self.sources[i][1]) for i in used))
 
-    def _decode(self, view: View) -> np.ndarray:
-        source, half, corner, span = view
-        if corner is None:
-            return decode(source, self.example_shape, half, span)
-        (channels, height, width), (y, x) = self.example_shape, corner
-        return decode_whole(source, channels, half, span)[:, y : y + height, x : x + width]
+    def _decode(self, number: int) -> np.ndarray:
+        source, shape = self.sources[self.places[number]], self.example_shape
+        if self.corners is None:
+            return decode(source, shape, self.half, self.span)
+        (channels, height, width), (y, x) = shape, self.corners[number]
+        return decode_whole(source, channels, self.half, self.span)[:, y : y + height, x : x + width]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -544,7 +602,7 @@ class Images(Kind):
     # --- reading
 
     def read(self, sources: Sequence[Source], labels: Sequence[str] | None, request: Request) -> Examples:
-        return Pictures(request.name, sources, labels)
+        return Pictures(request.name, sources, labels, looks=look_at(sources, request.progress))
 
     def claims(self, array: np.ndarray) -> bool:
         """What has more than four numbers at the place of the channels is something else."""

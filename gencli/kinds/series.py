@@ -26,6 +26,7 @@ from gencli.examples import (
     Examples,
     KindSettings,
     ListedExamples,
+    Part,
     Request,
     Source,
     Splits,
@@ -284,7 +285,7 @@ def _table(source: Source, request: Request) -> SeriesExamples:
                           len(cells.lines) - len(whole), clock=clock)
 
 
-def _cells(content: Path | bytes, name: str, named: tuple[str, ...]) -> Table:
+def _cells(content: Path | Part | bytes, name: str, named: tuple[str, ...]) -> Table:
     data = bytes_of(content)
     return read_parquet(data, name) if data[:4] == b"PAR1" else read_cells(data, name, named)
 

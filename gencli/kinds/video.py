@@ -132,7 +132,7 @@ class FilmFile(Film):
     @cached_property
     def header(self) -> Header:
         content = self._source[1]
-        packed = len(content) if isinstance(content, bytes) else os.path.getsize(content)
+        packed = os.path.getsize(content) if isinstance(content, Path) else len(bytes_of(content))
         with pictures.opened(self._source) as image:
             start, count = _extent(image)
             if image.width * image.height > _LARGEST:
@@ -417,8 +417,13 @@ def _temporary(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 class StoredClips:
     """Clips too many to hold in memory, in a mapped file. Behaves as a tensor (N, T, C, H, W)."""
 
+    stretch = 1  # a clip is large enough to be read by itself
+
     def __init__(self, pixels: Tensor, places: Tensor, levels: int | None = 256):
         self._pixels, self._places, self._levels = pixels, places, levels
+
+    def expect(self, indices: Tensor) -> None:
+        """The system notices by itself what is read of a mapped file."""
 
     @property
     def shape(self) -> tuple[int, ...]:

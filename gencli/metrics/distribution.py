@@ -39,8 +39,8 @@ def draw(model: Model, count: int, examples: Dataset, seed: int = 0, label: int 
     given = inference.conditions_of(model, examples, count)
     batches: list[Batch] = []
     done = 0
-    for batch in inference.sample(model, range(count), seed, label, given,
-                                  **inference.own_options(model.sample, options)):
+    for batch in inference.sample_together(model, [range(count)], seed, label, given,
+                                           **inference.own_options(model.sample, options)):
         batches.append(batch)
         done += len(batch)
         progress(done, count)

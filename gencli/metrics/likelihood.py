@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gencli import registry
 from gencli.dataset import Dataset
+from gencli.device import shared
 from gencli.inference import own_options
 from gencli.metrics import Column, Found, Inputs, Metric, Progress, silent
 from gencli.metrics.estimates import blocks, mean, protocol
@@ -37,6 +39,8 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
             progress: Progress = silent, time_is_up: Callable[[], bool] = lambda: False) -> dict[str, Score]:
     """The family's scores of all N examples, or of the first blocks: values (N,) float64 on the CPU.
 
+    Processes that work together share the blocks.
+
     Args:
         seed: of the noise that bounds and estimates draw; that of an example depends on (seed, its number) alone.
         options: keyword options of the family's `scores`.
@@ -45,13 +49,19 @@ def collect(model: Model, data: Dataset, *, seed: int = 0, options: Mapping[str,
     """
     parts: dict[str, list[Score]] = {}
     done = 0
+
+    def scored(indices: Tensor) -> dict[str, Score]:
+        rng = ExampleStreams(seed, indices, "evaluate", model.device)
+        found = model.scores(data.batch(indices, model.device), rng, **(options or {}))
+        return {name: replace(score, values=score.values.double().cpu(),
+                              weight=None if score.weight is None else score.weight.double().cpu())
+                for name, score in found.items()}
+
     with torch.no_grad():
-        for indices, batch in blocks(model, data):
-            rng = ExampleStreams(seed, indices, "evaluate", model.device)
-            for name, score in model.scores(batch, rng, **(options or {})).items():
-                weight = None if score.weight is None else score.weight.double().cpu()
-                parts.setdefault(name, []).append(replace(score, values=score.values.double().cpu(), weight=weight))
-            done += len(batch)
+        for scores in shared(torch.arange(len(data)).split(model.block), scored):
+            for name, score in scores.items():
+                parts.setdefault(name, []).append(score)
+            done = min(done + model.block, len(data))
             progress(done, len(data))
             if time_is_up():
                 break

@@ -7,9 +7,10 @@ and nothing of the batches in which they were computed.
 """
 
 import json
+import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 from pydantic import ValidationError
@@ -21,9 +22,10 @@ from gencli.spec import Spec, parse_spec
 EXAMPLE_LIMIT = 256 * 2**20  # bytes of one example; more is refused as hostile
 SPEC_RECORD, END_RECORD = "__gencli__/spec.json", "__gencli__/end.json"
 TAR_BLOCK = 512
+Leave = Callable[[int, int], Any]  # (start, size) of what stays in the file -> what stands for it
 
 
-class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
+class TarReader(Iterator[tuple[str, dict[str, Any]]]):
     """Examples of a tar stream, one in memory at a time: (key, {ending: bytes}).
 
     Several tars one after the other are one stream. Streams of other tools, without header and trailer, are read too.
@@ -34,29 +36,29 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
         spec: what the examples are; None if the stream does not say.
     """
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: BinaryIO, name: str, leave: Leave | None = None):
         self.name = name
         self.header: dict[str, Any] = {}
         self.number = 0
         self.spec: Spec | None = None
-        self._rest = self._group(_members(file, name))
+        self._rest = self._group(_members(file, name, leave))
         self._first = next(self._rest, None)  # the header, if there is one, has been read after this
 
-    def __next__(self) -> tuple[str, dict[str, bytes]]:
+    def __next__(self) -> tuple[str, dict[str, Any]]:
         first, self._first = self._first, None
         return first or next(self._rest)
 
-    def _group(self, members: Iterable[tuple[str, bytes] | None]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    def _group(self, members: Iterable[tuple[str, Any, int] | None]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Members that follow each other and share a key are one example."""
-        files: dict[str, bytes] = {}
-        key, last, count = "", "", 0
+        files: dict[str, Any] = {}
+        key, last, count, total = "", "", 0, 0
         complete = True  # False between a header and its trailer
         for member in members:
-            path, data = member or ("", b"")  # None: the end of a tar; another may follow
+            path, data, size = member or ("", b"", 0)  # None: the end of a tar; another may follow
             stem, ending = _split(path)
             if files and stem != key and (ending or path in ("", END_RECORD, SPEC_RECORD)):
                 yield key, files
-                files, count = {}, count + 1
+                files, count, total = {}, count + 1, 0
             if path == SPEC_RECORD:
                 self._open(self._parse(path, data))
                 count, complete = 0, False
@@ -69,8 +71,8 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
             elif ending:
                 if ending in files:
                     raise DataError(f"{self.name}: {path} comes twice; write the stream again")
-                key, files[ending] = stem, data
-                if sum(map(len, files.values())) > EXAMPLE_LIMIT:
+                key, files[ending], total = stem, data, total + size
+                if total > EXAMPLE_LIMIT:
                     raise DataError(f"{self.name}: example {key} is larger than {EXAMPLE_LIMIT >> 20} MiB")
             self.number += member is None
             last = path or last
@@ -97,15 +99,17 @@ class TarReader(Iterator[tuple[str, dict[str, bytes]]]):
         return parse_record(data, f"{self.name}: {path}")
 
 
-def read_tar(file: BinaryIO, name: str) -> TarReader:
+def read_tar(file: BinaryIO, name: str, leave: Leave | None = None) -> TarReader:
     """The examples of a tar: an iterator of (key, {ending: bytes}), e.g. ("000000", {"png": ..., "json": ...}).
 
-    Its `spec` says what the examples are, where the stream does. `name` is what messages call the stream.
+    Its `spec` says what the examples are, where the stream does. `name` is what messages call the stream. With `leave`,
+    for a file on disk, what it gives stands in place of the bytes, which are passed over; only records (.json, .cls)
+    are read.
 
     Raises:
         DataError: no tar; cut; a name that is absolute or has `..`; a link or device; an example above 256 MiB.
     """
-    return TarReader(file, name)
+    return TarReader(file, name, leave)
 
 
 def parse_record(data: bytes, name: str) -> dict[str, Any]:
@@ -140,6 +144,9 @@ class Tar(Format):
         self.out.write(info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict") + data + bytes(-len(data) % TAR_BLOCK))
 
 
+_RECORDS = (".json", ".cls")  # endings of what is said of an example
+
+
 def _split(path: str) -> tuple[str, str]:
     """The key of a file name and its ending, as WebDataset has them; ("", "") for names that are no examples."""
     folder, slash, name = path.rpartition("/")
@@ -147,15 +154,27 @@ def _split(path: str) -> tuple[str, str]:
     return (folder + slash + stem, ending.lower()) if stem and dot and not re.match("__[^/]*__/", path) else ("", "")
 
 
-def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes] | None]:
-    """(path, data) of every regular file of a tar stream, and None where a tar ends. Holds one at a time."""
+def _members(file: BinaryIO, name: str, leave: Leave | None) -> Iterator[tuple[str, Any, int] | None]:
+    """(path, data, bytes) of every regular file of a tar stream, and None where a tar ends. Holds one at a time."""
     last, long_name = "the start", None
+    end = file.seek(0, os.SEEK_END) if leave else 0
+    if leave:
+        file.seek(0)
 
     def read(size: int) -> bytes:
         data = file.read(size)
         if len(data) < size:
             raise DataError(f"{name}: the stream was cut after {last}")
         return data
+
+    def content(info: tarfile.TarInfo) -> Any:
+        if leave is None or not info.isfile() or info.name.lower().endswith(_RECORDS):
+            return read(info.size)
+        start = file.tell()
+        if start + info.size > end:
+            raise DataError(f"{name}: the stream was cut after {last}")
+        file.seek(info.size, os.SEEK_CUR)
+        return leave(start, info.size)
 
     while start := file.read(1):
         header = start + read(TAR_BLOCK - 1)
@@ -172,7 +191,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes] | None]:
             raise DataError(f"{name}: {path} says that it has {info.size} bytes; at most {EXAMPLE_LIMIT >> 20} MiB")
         if info.issparse() or not (info.isfile() or info.isdir() or info.type in _LONG_NAMES):
             raise DataError(f"{name}: {path} is a link or a device; a stream holds plain files only")
-        data = read(info.size)
+        data = content(info)
         read(-info.size % TAR_BLOCK)
         if info.type in _LONG_NAMES:
             long_name = _LONG_NAMES[info.type](data) or long_name
@@ -181,7 +200,7 @@ def _members(file: BinaryIO, name: str) -> Iterator[tuple[str, bytes] | None]:
         if path.startswith("/") or ".." in path.split("/") or "\0" in path:
             raise DataError(f"{name}: {path!r} leads out of the stream; names are relative and without '..'")
         if info.isfile():
-            yield path.removeprefix("./"), data
+            yield path.removeprefix("./"), data, info.size
         last = path
 
 
