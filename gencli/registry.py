@@ -347,6 +347,8 @@ metrics = Table("gencli.metrics", MetricGroup,
 
 features = Table("gencli.features", FeatureSpace,
     FeatureSpace("pixels", "gencli.metrics.features:pixels", "the picture itself"),
+    FeatureSpace("digits", "gencli.metrics.digits:digits", "a fixed network for digits and letters"),
+    FeatureSpace("scattering", "gencli.metrics.scattering:scattering", "wavelet coefficients of any pictures"),
     FeatureSpace("columns", "gencli.metrics.table:columns", "the standardised columns"),
     FeatureSpace("log-mel", "gencli.metrics.audio:log_mel", "the loudness of 40 bands in 8 parts"),
     FeatureSpace("steps", "gencli.metrics.series:steps", "the standardised values at 16 places"),

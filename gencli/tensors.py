@@ -105,6 +105,11 @@ def sha256(path: Path) -> str:
             return hashlib.sha256(content).hexdigest()
 
 
+def digest(tensors: dict[str, Tensor]) -> str:
+    """The SHA-256 of tensors, in hex, whatever file they come from."""
+    return hashlib.sha256(to_bytes(tensors)).hexdigest()
+
+
 @contextmanager
 def verified(path: Path, digests: Collection[str]) -> Iterator[None]:
     """Hash a file in parallel with the block; ModelError at its end if the file has none of the SHA-256 sums.

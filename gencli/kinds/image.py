@@ -591,7 +591,7 @@ class Images(Kind):
     Settings = ImageSettings
     endings = ENDINGS
     peak = 1.0
-    spaces = ("pixels", "inception")
+    spaces = ("pixels", "digits", "scattering", "inception")
     learned = True
     array = "images"
     formats = ("npz", "npy")

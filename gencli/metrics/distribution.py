@@ -98,7 +98,7 @@ def distribution(inputs: Inputs) -> Iterator[Found]:
     """
     samples, reference = comparable(inputs)
     space = feature_space(inputs)
-    record = protocol(reference, inputs.seed, features=space.name)
+    record = protocol(reference, inputs.seed, **space.protocol)
     sample_features, sample_classes = features(space, samples)
     real_features, real_classes = features(space, reference, cache=True, note=inputs.note)
     yield from distances(real_features, sample_features, record, inputs.seed)

@@ -5,6 +5,9 @@
 - the name of a family that classifies: the last hidden layer of its network, trained with its defaults on the labelled
   training data, once; `NAME:RUN` is that of a run.
 
+Those of a fixed network, such as `digits` and `scattering`, are the same on every machine. What another machine trained
+is another network: its digest is in the protocol, so that numbers of different networks are not compared.
+
 A third party adds a space with an entry point in the group `gencli.features`: a function of `Inputs` that returns a
 `Space`. Spaces are imported when they are used. What is expensive is cached: trained networks, and the features of data
 sets.
@@ -25,7 +28,7 @@ from gencli.metrics import Inputs, family_classifies
 from gencli.model import Batch, Model, Spec
 from gencli.rng import ExampleStreams, derive_seed
 from gencli.settings import TrainSettings
-from gencli.tensors import is_finite, sha256
+from gencli.tensors import digest, is_finite, sha256
 
 
 class Space:
@@ -34,19 +37,28 @@ class Space:
     Attributes:
         name: as in the protocol of metrics.
         identity: everything the features depend on except the examples, the key of the cache; None: not worth caching.
+        digest: SHA-256, in hex, of the weights of the network that computes them; "" if none does.
         block: examples whose features are computed at once.
+        dtype: of the features; float64 where numbers have to repeat to the printed digits on every machine.
         classes: names of the classes whose log-probabilities `describe` gives.
     """
 
     name: str
     identity: Any = None
+    digest: str = ""
     block: int = 500
+    dtype: torch.dtype = torch.float32
     classes: tuple[str, ...] = ()
     device: torch.device = torch.device("cpu")
 
     def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Features (B, D), and where the space has classes their log-probabilities (B, K) in nats."""
         raise NotImplementedError
+
+    @property
+    def protocol(self) -> dict[str, str]:
+        """What has to be said of the space for two numbers to be comparable."""
+        return {"features": self.name, **({"network": self.digest[:16]} if self.digest else {})}
 
 
 class Pixels(Space):
@@ -63,7 +75,7 @@ class Learned(Space):
 
     def __init__(self, model: Model, name: str, identity: Any):
         self.model, self.name, self.identity = model.eval(), name, identity
-        self.classes, self.device = model.spec.classes, model.device
+        self.classes, self.device, self.digest = model.spec.classes, model.device, digest(model.state_dict())
 
     def describe(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         rng = ExampleStreams(0, torch.arange(len(batch)), "features", self.device)
@@ -201,7 +213,7 @@ def batches(data: Dataset, block: int = 500, device: torch.device | str = "cpu")
 
 def features(space: Space, data: Dataset, cache: bool = False,
              note: Callable[[str], None] = lambda sentence: None) -> tuple[Tensor, Tensor | None]:
-    """Features (N, D) float32 of all examples, and log-probabilities (N, K) or None; on the CPU.
+    """Features (N, D) of all examples, and log-probabilities (N, K) or None, of the space's type; on the CPU.
 
     `cache`: take them from the cache folder or put them there, if the space is worth it; `note` takes a sentence where
     another process has to be waited for.
@@ -210,8 +222,8 @@ def features(space: Space, data: Dataset, cache: bool = False,
     @torch.no_grad()
     def compute() -> dict[str, Tensor]:
         described = [space.describe(batch) for batch in batches(data, space.block, space.device)]
-        tensors = {"features": torch.cat([x.float().cpu() for x, _ in described])}
-        if classes := [p.float().cpu() for _, p in described if p is not None]:
+        tensors = {"features": torch.cat([x.to("cpu", space.dtype) for x, _ in described])}
+        if classes := [p.to("cpu", space.dtype) for _, p in described if p is not None]:
             tensors["log_probabilities"] = torch.cat(classes)
         return tensors
 
@@ -219,7 +231,7 @@ def features(space: Space, data: Dataset, cache: bool = False,
     def valid(tensors: dict[str, Tensor]) -> bool:
         x, p = space.describe(data.batch(torch.arange(1), space.device))
         expected = {"features": x} | ({} if p is None else {"log_probabilities": p})
-        return {name: (len(data), *one.shape[1:], torch.float32) for name, one in expected.items()} \
+        return {name: (len(data), *one.shape[1:], space.dtype) for name, one in expected.items()} \
             == {name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
     if cache and space.identity is not None and data.fingerprint:

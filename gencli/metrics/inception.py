@@ -30,6 +30,7 @@ class Inception(Space):
 
     name = "inception"
     block = 50
+    digest = _SHA256
 
     def __init__(self, network: Any, device: torch.device):
         self.network, self.device = network.to(device), device

@@ -32,7 +32,7 @@ def memorisation(inputs: Inputs) -> Iterator[Found]:
     held_out = [space.describe(reference.batch(part))[0] for part in numbers.sort().values.split(space.block)]
     both = torch.cat([features(space, samples)[0], *held_out])
     distances, neighbours = nearest(both, (space.describe(batch)[0] for batch in batches(training)))
-    record = protocol(training, inputs.seed, features=space.name, training=len(training))
+    record = protocol(training, inputs.seed, training=len(training), **space.protocol)
     yield from ratio(distances[: len(samples)], distances[len(samples) :], record)
     shown = distances[: len(samples)].argsort(stable=True)[:_PAIRS]
     pairs = [picture for data, numbers in ((samples, shown), (training, neighbours[shown]))

@@ -53,8 +53,8 @@ def parzen(inputs: Inputs) -> Iterator[Found]:
     for done, (name, points) in enumerate((("parzen_nll", drawn), ("parzen_nll_training", real),
                                            ("parzen_nll_kmeans", centres))):
         bandwidth = choose_bandwidth(points, validation)
-        record = protocol(reference, inputs.seed, features=space.name, samples=len(points), bandwidth=bandwidth,
-                          density=True)
+        record = protocol(reference, inputs.seed, samples=len(points), bandwidth=bandwidth, density=True,
+                          **space.protocol)
         yield mean(name, -log_density(test, points, bandwidth), "nats", "estimate", record)
         inputs.progress(done + 1, 3)
 

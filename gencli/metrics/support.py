@@ -30,7 +30,7 @@ def support(inputs: Inputs) -> Iterator[Found]:
     threshold = float(radii(real, 1)[:, 0].quantile(_SAME))
     of_real, _, _ = support_size(real[: len(samples)], threshold)
     size, error, kind = support_size(features(space, samples)[0], threshold)
-    record = protocol(reference, inputs.seed, features=space.name, threshold=math.sqrt(threshold), real=of_real)
+    record = protocol(reference, inputs.seed, threshold=math.sqrt(threshold), real=of_real, **space.protocol)
     yield Metric("support_size", size, error, len(samples), "examples", kind, record)
 
 
