@@ -6,6 +6,7 @@
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
+      tracking/NAME/      files of those trackers that write into the run; `id` is the same for all that resume it
       checkpoints/step-N/ everything that is needed to continue, see `checkpoints`; complete or absent
 
 A folder is a run by gencli's mark: versions in config.json, or config.json in the manifest. Any other folder with
@@ -326,7 +327,7 @@ def _no_larger_than(path: Path) -> Iterator[None]:
 
 
 _CHANGING = (*LOGS, "log.txt")  # files of a run that have no sum
-_FOLDERS = ("checkpoints", "samples", "eval")
+_FOLDERS = ("checkpoints", "samples", "eval", "tracking")
 _NAMES = (*_CHANGING, *_FOLDERS, "model.safetensors", "README.md", MANIFEST, "config.json", ".lock", ".holder")
 
 

@@ -78,6 +78,9 @@ class TrainSettings(BaseModel):
     checkpoint_every: str = Field("60s", description="Time (60s, 5m, 1h) or steps (500) between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
     time_limit: str | None = Field(None, description="Stop after this time (90s, 30m, 6h), save and exit with 75.")
+    track: str | None = Field(None, json_schema_extra={"repeated": True}, description=(
+        "Follow the training in this program too: tensorboard, mlflow, trackio, wandb or one of a plugin; may be given "
+        "several times, and a resumed training goes on with it; none: in no other."))
     fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
 
     @field_validator("checkpoint_every")

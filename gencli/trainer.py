@@ -45,6 +45,8 @@ class Hooks:
     warn: Callable[[str], None] = lambda message: None
     preview: Callable[[Model, int], None] = lambda model, step: None
     save: Callable[[], None] = lambda: None  # before a checkpoint is published
+    log: Callable[[dict[str, Any]], None] = lambda line: None  # a line of metrics.jsonl
+    go_on: Callable[[int], None] = lambda step: None  # from this step, after all that was logged after it is dropped
 
 
 @dataclass
@@ -303,9 +305,8 @@ class Trainer:
         state, step, now = self.state, self.state.step, time.monotonic()
         values = {name: float(total) / count for name, (total, count) in state.sums.items()}
         state.sums, state.history = {}, [*state.history[-99:], values]
+        self._record({"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values})
         if self.processes.first and self.run_folder:
-            record = {"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values}
-            self.run_folder.append("metrics.jsonl", record)
             self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
         self._logged_at = now
         alarm = self.model.alarm(state.history)
@@ -314,6 +315,13 @@ class Trainer:
         if alarm and self.processes.first:
             self.hooks.warn(f"step {step}: {alarm}")
 
+    def _record(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, also for those who follow the training."""
+        if self.processes.first and self.run_folder:
+            self.run_folder.append("metrics.jsonl", line)
+        if self.processes.first:
+            self.hooks.log(line)
+
     def _validate(self, data: Dataset) -> None:
         """The first score of the family on the validation split, with the weights that would be saved."""
         model, state = self.state.result.eval(), self.state
@@ -321,8 +329,7 @@ class Trainer:
         metric = mean(name, score.values, score.unit, score.kind, {}, score.weight)
         value = metric.value
         self.model.train()
-        if self.processes.first and self.run_folder:
-            self.run_folder.append("metrics.jsonl", {"step": state.step, f"validation/{name}": value})
+        self._record({"step": state.step, f"validation/{name}": value})
         if value < state.best:
             state.best, state.best_step, state.waited = value, state.step, 0
             if self.settings.patience:
@@ -371,6 +378,8 @@ class Trainer:
             self.state.restore(tensors, numbers, self.settings, phase)
             carried = tensors.get(f"state-{self.processes.rank}", {})
             self.model.load_training_state({name: tensor.to(self.device) for name, tensor in carried.items()})
+            if self.processes.first:
+                self.hooks.go_on(self.state.step)
 
     def _conditions(self) -> dict[str, Any]:
         """What the bits of a training depend on beside model and data, by the words of messages."""

@@ -145,6 +145,7 @@ def compare(found: Path, whole: Path) -> None:
 def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
     """kill -9 at uniformly random moments, at least three times: in the end the same bytes as without."""
     args, whole, took = cases.get(trial, chance)
+    args = [*args, *chance.choice([[], [], [], ["--track", "tensorboard"]])]
     every = chance.choice(["2", "5", "13", f"{took / 10:.3f}s"])
     for _ in range(chance.randint(3, 5)):
         child = Child(folder, [*args, "--checkpoint-every", every, "--resume"])
@@ -159,6 +160,7 @@ def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None
 def signals(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
     """A signal, or two, at a random moment: the exit code of the table, and `--resume` gives the same bytes."""
     args, whole, took = cases.get(trial, chance)
+    args = [*args, *chance.choice([[], [], [], ["--track", "tensorboard"]])]
     for _ in range(2):
         number = chance.choice(list(STOPS))
         child = Child(folder, [*args, "--resume"])

@@ -145,6 +145,15 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
     return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
 
 
+def as_text(batch: Batch, spec: Spec) -> str:
+    """Examples as they are shown on a terminal; "" for a kind that is not to be read."""
+    out = io.BytesIO()
+    if format := registry.kind_of(spec).terminal:
+        with open_writer(None, spec, format=format, stdout=out) as writer:
+            writer.write(batch)
+    return out.getvalue().decode()
+
+
 def open_code_writer(output: str | None, *, format: str | None = None, total: int | None = None,
                      stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> CodeWriter:
     """A writer of codes; arguments and errors are those of `open_writer`."""
