@@ -21,6 +21,7 @@ from gencli.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.console import RenderableType
 
 
 _VERSION = 1  # of the JSON documents; keys are added without another one
@@ -78,9 +79,14 @@ class Console:
         for line in traceback.format_exc().split("\n"):
             self._err.print(printable(line, lines=True), markup=False)
 
-    def progress(self, what: str) -> Progress:
-        """A progress display to be used as a context manager."""
-        return Progress(self._err, what, self.quiet)
+    @property
+    def draws(self) -> bool:
+        """Whether what goes to stderr can be drawn: it is a terminal that can move its cursor."""
+        return self._err.is_terminal and not self._err.is_dumb_terminal
+
+    def progress(self, what: str, below: "RenderableType | None" = None) -> Progress:
+        """A progress display to be used as a context manager; `below` is drawn under the bar, where there is one."""
+        return Progress(self._err, what, self.quiet, below)
 
 
 class _Closed(io.RawIOBase):

@@ -82,7 +82,7 @@ def _sheet(tiles: Sequence[Tile]) -> np.ndarray | None:
     sheet = np.zeros((len(stills), 3, height, width), np.uint8)
     for place, x in zip(sheet, stills, strict=True):
         place[:, : x.shape[1], : x.shape[2]] = x[:3] if len(x) >= 3 else x[:1]
-    return grid(sheet, math.ceil(math.sqrt(len(stills))), 128).transpose(1, 2, 0)
+    return grid(sheet, math.ceil(math.sqrt(len(stills)))).transpose(1, 2, 0)
 
 
 class Tracker:
