@@ -95,6 +95,7 @@ class Card(BaseModel):
     steps: int = 0  # of training behind the weights
     stopped: int | None = None  # the step at which training ended, where weights of an earlier one were kept
     seed: int = 0
+    retries: tuple[tuple[int, int], ...] = ()  # (after which step training diverged, the step it went back to)
     findings: dict[str, Any] = {}  # what evaluations have computed about the weights
     gencli: str = __version__
 
@@ -262,7 +263,8 @@ def complete(card: Card) -> Card:
 def identity(run: str | Path) -> str:
     """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
     card = read_card(run).model_copy(update={"findings": {}})
-    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",))})
+    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",)),
+                                          *(() if card.retries else ("retries",))})
     return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 

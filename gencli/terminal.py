@@ -68,7 +68,7 @@ class Gallery:
         row: list[Tile] = []
         room = width
         for tile in self.tiles:
-            wide = self._columns(tile, width) + 1 if _seen(tile) else width
+            wide = self._size(tile, width)[0] + 1 if tile.pictures and not tile.sound else width
             if row and wide > room:
                 yield row
                 row, room = [], width
@@ -76,11 +76,14 @@ class Gallery:
         if row:
             yield row
 
-    def _columns(self, tile: Tile, width: int) -> int:
-        """How wide a picture is drawn."""
-        own = _picture(tile).shape[-1]
+    def _size(self, tile: Tile, width: int) -> tuple[int, int]:
+        """Columns and rows of characters that a picture is drawn with."""
+        height, own = _picture(tile).shape[1:]
         among = width if tile.natural else max(_SMALL, width // math.ceil(math.sqrt(len(self.tiles))) - 1)
-        return max(1, min(own, among, width))
+        columns = max(1, min(own, among, width))
+        if self.height is not None:
+            columns = max(1, min(columns, round(2 * (self.height - 1 - bool(tile.caption)) * own / height)))
+        return columns, math.ceil(round(height * columns / own) / 2) or 1
 
     def _cell(self, tile: Tile, width: int, console: Console, options: ConsoleOptions) -> list[Line]:
         caption = [[Segment(printable(tile.caption)[:width], Style(dim=True))]] if tile.caption else []
@@ -89,18 +92,11 @@ class Gallery:
         if tile.pictures:
             plain = options.ascii_only or console.color_system is None or console.no_color
             image = to_pillow(quantize(_picture(tile).cpu()).numpy()).convert("RGB")
-            columns = self._columns(tile, width)
-            rows = max(1, round(image.height * columns / image.width / 2))
-            if self.height is not None and rows > (most := max(1, self.height - 1 - len(caption))):
-                columns, rows = max(1, columns * most // rows), most
+            columns, rows = self._size(tile, width)
             drawn = _shades(image, columns, rows, options.ascii_only) if plain else _blocks(image, columns, rows)
             return [*drawn, *caption]
         text = Text(printable(tile.text, lines=True))
         return [*caption, *console.render_lines(text, options.update(width=width, height=None), pad=False)]
-
-
-def _seen(tile: Tile) -> bool:
-    return bool(tile.pictures) and not tile.sound
 
 
 def _picture(tile: Tile) -> torch.Tensor:
@@ -125,8 +121,12 @@ def _beside(cells: Sequence[list[Line]]) -> list[Line]:
 
 
 def _blocks(image: Image.Image, columns: int, rows: int) -> list[Line]:
-    """A picture in colours, `columns` x 2 `rows` pixels."""
-    pixels = np.asarray(image.resize((columns, 2 * rows), Image.Resampling.BOX))
+    """A picture in colours, `columns` x 2 `rows` pixels; one of that width is drawn as it is."""
+    if image.width == columns:
+        pixels = np.zeros((2 * rows, columns, 3), np.uint8)
+        pixels[: image.height] = np.asarray(image)
+    else:
+        pixels = np.asarray(image.resize((columns, 2 * rows), Image.Resampling.BOX))
     return [[Segment("▀", _style(tuple(above.tolist()), tuple(below.tolist())))
              for above, below in zip(pixels[y], pixels[y + 1], strict=True)] for y in range(0, 2 * rows, 2)]
 

@@ -58,6 +58,7 @@ class Outcome:
     values: dict[str, float] = field(default_factory=dict)  # last logged
     kept: int | None = None  # the step of the weights, if it is an earlier one
     early: bool = False  # before the last step, as --patience wants it
+    retries: list[dict[str, int]] = field(default_factory=list)  # as in `TrainingState`
 
     def __str__(self) -> str:
         end = f"stopped early at step {self.step}" if self.early else f"{self.step} steps"
@@ -115,6 +116,8 @@ class Trainer:
                 self.phase, self.phase_end = phase, max(end, self.state.step)
                 if phase.name != self.state.phase:
                     self._start_phase()
+                    if self.settings.retries and not self.state.step:
+                        self._save(anchor=True)
                 self.model.requires_grad_(False)
                 if phase.players:
                     self._take_steps(stop)
@@ -130,7 +133,7 @@ class Trainer:
             kept = self.state.best_step or None  # 0: an older checkpoint, which does not say
         last = self.state.history[-1] if self.state.history else {}
         return Outcome(model.eval().requires_grad_(False), self.state.step, last,
-                       None if kept == self.state.step else kept, self.state.stopped_early)
+                       None if kept == self.state.step else kept, self.state.stopped_early, self.state.retries)
 
     @property
     def learns(self) -> bool:
@@ -190,7 +193,8 @@ class Trainer:
     def _learning_rate(self) -> float:
         """The learning rate of the next step."""
         start = self.state.phase_start
-        return learning_rate(self.settings, self.phase, self.state.step - start, self.phase_end - start)
+        rate = learning_rate(self.settings, self.phase, self.state.step - start, self.phase_end - start)
+        return rate * 0.5 ** len(self.state.retries)
 
     def _take_steps(self, stop: Stop) -> None:
         state, players = self.state, self.phase.players
@@ -220,7 +224,7 @@ class Trainer:
             with autocast(self.precision, self.device):
                 loss = losses[player.name](batch, rng)
             value = loss.total.item()
-            if not math.isfinite(value):
+            if self._any(not math.isfinite(value)):
                 raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
                                     f"--grad-clip 1 or --precision fp32; "
                                     f"{checkpoints.kept(self.run_folder)}")
@@ -293,9 +297,9 @@ class Trainer:
         if settings.preview_every and due(settings.preview_every) and self.processes.first:
             self.hooks.preview(self.state.result.eval(), step)
             self.model.train()
-        reason = self.processes.agree(stop.reason())
-        if reason or self._checkpoint_due(due):
-            self._save()
+        reason, save = self.processes.agree(stop.reason()), self._checkpoint_due(due)
+        if reason or save:
+            self._save(anchor=save)
         if reason and step < self.total:
             raise StoppedError(f"stopped at step {step} of {self.total}, checkpoint saved; run again with --resume",
                                reason)
@@ -310,10 +314,33 @@ class Trainer:
             self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
         self._logged_at = now
         alarm = self.model.alarm(state.history)
-        if alarm and self.settings.fail_on_collapse:
+        if self.settings.fail_on_collapse and self._any(bool(alarm)):
             raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")
         if alarm and self.processes.first:
             self.hooks.warn(f"step {step}: {alarm}")
+
+    def _any(self, diverged: bool) -> bool:
+        """Whether a process has diverged: all have to know where all go back together."""
+        return bool(self.processes.agree(diverged)) if self.settings.retries else diverged
+
+    def go_back(self, error: DivergedError) -> None:
+        """Make the run one that goes on from its last good checkpoint with half the learning rate, when it is resumed.
+
+        Raises:
+            DivergedError: the same, as there is no checkpoint or no retry left.
+        """
+        done, step = len(self.state.retries), None
+        if self.run_folder is None or done >= self.settings.retries:
+            raise error
+        if self.processes.first:
+            step = checkpoints.retry(self.run_folder, self.state.anchor, self.state.step, self.settings,
+                                     self.hooks.warn)
+        if not self.processes.agree(step is not None):
+            raise error
+        if self.processes.first:
+            self.hooks.warn(f"{str(error).partition(';')[0]}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
+                            f"{0.5 ** (done + 1):g} of the learning rate")
+        self.processes.wait()
 
     def _record(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl, also for those who follow the training."""
@@ -352,14 +379,18 @@ class Trainer:
             return due(int(every))
         return bool(self.processes.agree(time.monotonic() - self._saved_at >= seconds(every)))
 
-    def _save(self) -> None:
+    def _save(self, anchor: bool = False) -> None:
+        """Publish a checkpoint; `anchor`: one to go back to, as any training with these settings saves it."""
         self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
+        if anchor:
+            self.state.anchor = self.state.step
         carried = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
             tensors = self.state.tensors() | {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
             self.hooks.save()
             numbers = self.state.numbers() | {"conditions": self._conditions()}
-            checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep)
+            spare = self.state.anchor if self.settings.retries else None
+            checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep, spare)
         self.processes.wait()
         self._saved_at = time.monotonic()
 
@@ -373,11 +404,13 @@ class Trainer:
         if tensors:
             self._compare_conditions(tensors, numbers)
         if self.processes.first:
-            checkpoints.rewind(path, numbers["step"], warn)
+            checkpoints.rewind(path, numbers["step"], len(numbers.get("retries", [])), warn)
         if tensors:
             self.state.restore(tensors, numbers, self.settings, phase)
             carried = tensors.get(f"state-{self.processes.rank}", {})
             self.model.load_training_state({name: tensor.to(self.device) for name, tensor in carried.items()})
+            if not (path / "checkpoints" / f"step-{self.state.anchor}").is_dir():  # of a training without --retries
+                self.state.anchor = self.state.step
             if self.processes.first:
                 self.hooks.go_on(self.state.step)
 

@@ -24,7 +24,7 @@ from gencli.checkpoints import finished
 from gencli.data import extent, load
 from gencli.dataset import Dataset
 from gencli.device import Processes, memory_explained, room_for
-from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
+from gencli.errors import DataError, DivergedError, ModelError, ResourceError, StoppedError, UsageError
 from gencli.kind import Tile
 from gencli.metrics import Inputs
 from gencli.model import FamilyConfig, Model
@@ -43,7 +43,7 @@ from gencli.settings import (
     validated,
     without_defaults,
 )
-from gencli.stopping import stop_requests
+from gencli.stopping import Stop, stop_requests
 from gencli.streams import as_text, open_writer
 from gencli.trackers import Status, TrackedRun, Tracking, Watcher
 from gencli.trainer import Hooks, Outcome, Trainer
@@ -148,7 +148,8 @@ class Plan:
                          origin=self.origin, data=self.data, data_settings=self.reading,
                          fingerprint=self.examples.fingerprint, examples=len(self.examples), extent=extent(self.data),
                          steps=outcome.step if outcome.kept is None else outcome.kept,
-                         stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed)
+                         stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed,
+                         retries=tuple((retry["diverged"], retry["from"]) for retry in outcome.retries))
 
 
 @dataclass
@@ -292,7 +293,8 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     Raises:
         UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data; a
             folder that is not a run and not empty.
-        DivergedError: a loss is not finite. StoppedError: stopped by signal or time limit, after a checkpoint.
+        DivergedError: a loss is not finite, and no retry is left.
+        StoppedError: stopped by signal or time limit, after a checkpoint.
         LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
     """
     picked = devices.pick(device)
@@ -312,6 +314,9 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
     followers = _Followers(run, resolved, events)
     trainer = _trainer(run, resolved, resolved.build(), picked, events, followers)
+    if processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
+        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
+                    f"{trainer.order.rows} examples")
     with run if processes.first else nullcontext():
         if processes.first:
             _prepare(run, resolved, resume, overwrite)
@@ -410,14 +415,10 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
     def keep_settings() -> None:
         run.write_config(resolved.document())
 
-    trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
-                      Hooks(events.progress, warn, followers.preview, keep_settings, followers.log,
-                            followers.rewind),
-                      started=resolved.other is not None and resolved.other.use == "weights")
-    if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
-        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
-                    f"{trainer.order.rows} examples")
-    return trainer
+    return Trainer(model, resolved.examples, resolved.settings, run, device,
+                   Hooks(events.progress, warn, followers.preview, keep_settings, followers.log,
+                         followers.rewind),
+                   started=resolved.other is not None and resolved.other.use == "weights")
 
 
 def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, events: Events,
@@ -449,10 +450,13 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
             try:
-                outcome = trainer.run(resume, stop)
+                while (outcome := _attempt(trainer, resume, stop)) is None:
+                    trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
+                    resume = True
             except StoppedError:  # the model so far can be sampled from until the run is resumed
                 if processes.first:
-                    publish(Outcome(trainer.state.result.eval(), trainer.state.step), finished=False)
+                    publish(Outcome(trainer.state.result.eval(), trainer.state.step, retries=trainer.state.retries),
+                            finished=False)
                 processes.wait()  # a process that exits early makes torchrun end the others
                 raise
             if processes.first:
@@ -471,6 +475,19 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
         run.log(f"finished: {outcome}")
         followers.end("finished")
     return outcome
+
+
+def _attempt(trainer: Trainer, resume: bool, stop: Stop) -> Outcome | None:
+    """Train; None if that diverged and is to be resumed from where the run has gone back to.
+
+    Raises:
+        DivergedError: no retry is left.
+    """
+    try:
+        return trainer.run(resume, stop)
+    except DivergedError as error:
+        trainer.go_back(error)
+        return None
 
 
 def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
