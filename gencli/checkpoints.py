@@ -57,6 +57,8 @@ class TrainingState:
     best_step: int = 0  # the step of `best_weights`
     waited: int = 0  # validations since then
     stopped_early: bool = False  # the training is over, before its last step
+    anchor: int = 0  # the step of the newest checkpoint that any training with these settings has: one to go back to
+    retries: list[dict[str, int]] = field(default_factory=list)  # {"diverged": step, "from": step gone back to} of each
 
     @property
     def result(self) -> Model:
@@ -121,8 +123,11 @@ def folders(run: Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step)
 
 
-def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int) -> None:
-    """Publish a checkpoint and remove all but the newest `keep`. The logs are on the disk before it."""
+def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int, spare: int | None = None) -> None:
+    """Publish a checkpoint and remove all but the newest `keep`, and that of step `spare`.
+
+    The logs are on the disk before it.
+    """
     manifest = {}
     for log in _logs(run):
         sync(log)
@@ -139,7 +144,8 @@ def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: 
     earlier = [folder for folder in own if _step(folder) <= step]
     later = [folder for folder in own if _step(folder) > step]  # damaged: this training started before
     for folder in earlier[:-keep] + later:
-        discard(folder)
+        if _step(folder) != spare:
+            discard(folder)
 
 
 def _set_aside(folder: Path) -> None:
@@ -152,9 +158,10 @@ def _set_aside(folder: Path) -> None:
             return
 
 
-def load(run: Path, warn: Callable[[str], None]) -> tuple[Tensors, dict[str, Any]] | None:
-    """Tensors (on the CPU) and numbers of the newest checkpoint that is as it was written; None if there is none."""
-    for folder in reversed(folders(run)):
+def load(run: Path, warn: Callable[[str], None], last: float = math.inf) -> tuple[Tensors, dict[str, Any]] | None:
+    """Tensors (on the CPU) and numbers of the newest checkpoint, of step `last` or before, that is as it was written;
+    None if there is none."""
+    for folder in reversed([folder for folder in folders(run) if _step(folder) <= last]):
         try:
             numbers = _read_numbers(folder)
             tensors = {}
@@ -192,11 +199,35 @@ def current_phase(tensors: Tensors, numbers: dict[str, Any], phases: list[tuple[
                      f"and cannot be continued; start anew with --overwrite")
 
 
-def rewind(run: Path, step: int, warn: Callable[[str], None]) -> None:
-    """Drop the lines of the logs after `step`, so that a resumed run repeats none, and a last line that is cut."""
+def retry(run: Run, anchor: int, diverged: int, settings: TrainSettings, warn: Callable[[str], None]) -> int | None:
+    """Make the checkpoint of step `anchor`, or one before it, that of a training that diverged and goes back to it.
+
+    A line of metrics.jsonl says so. Whatever moment this is cut short at, a resumed training does the same again.
+
+    Returns:
+        The step gone back to; None if there is no checkpoint.
+    """
+    for folder in folders(run.path):  # first: of a later one a resumed training would go on
+        if _step(folder) > anchor and "state.json" in named(folder):
+            discard(folder)
+    found = load(run.path, warn, anchor)
+    if found is None:
+        return None
+    tensors, numbers = found
+    step, done = numbers["step"], numbers.get("retries", [])
+    rewind(run.path, step, len(done), warn)
+    run.append("metrics.jsonl", {"step": step, "retry": len(done) + 1, "diverged": diverged})
+    numbers |= {"retries": [*done, {"diverged": diverged, "from": step}], "anchor": step}
+    save(run.path, step, tensors, numbers, settings.keep, step)
+    return int(step)
+
+
+def rewind(run: Path, step: int, retries: int, warn: Callable[[str], None]) -> None:
+    """Drop the lines of the logs after `step` and after so many `retries`, so that a resumed run repeats none, and a
+    last line that is cut."""
     manifest = run / "checkpoints" / f"step-{step}" / MANIFEST
     for log in _logs(run):
-        lines = [line for line in log.read_bytes().split(b"\n") if _step_of_line(line) <= step]
+        lines = [line for line in log.read_bytes().split(b"\n") if _is_before(line, step, retries)]
         with publish(log) as file:
             file.write(b"".join(line + b"\n" for line in lines))
         if manifest.exists() and sha256(log) not in checksums(manifest.with_name(log.name)):
@@ -240,8 +271,10 @@ def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _step_of_line(line: bytes) -> float:
+def _is_before(line: bytes, step: int, retries: int) -> bool:
+    """Whether a line of a log was written up to that step, and that retry."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
+        record = json.loads(line)
+        return record["step"] <= step and record.get("retry", 0) <= retries
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        return False

@@ -22,6 +22,7 @@ from gencli.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from rich.console import RenderableType
 
 
 _VERSION = 1  # of the JSON documents; keys are added without another one
@@ -90,9 +91,14 @@ class Console:
         """The same, whose messages and warnings begin with what they are about."""
         return _About(subject, self)
 
-    def progress(self, what: str) -> Progress:
-        """A progress display to be used as a context manager."""
-        return Progress(self._err, what, self.quiet)
+    @property
+    def draws(self) -> bool:
+        """Whether what goes to stderr can be drawn: it is a terminal that can move its cursor."""
+        return self._err.is_terminal and not self._err.is_dumb_terminal
+
+    def progress(self, what: str, below: "RenderableType | None" = None) -> Progress:
+        """A progress display to be used as a context manager; `below` is drawn under the bar, where there is one."""
+        return Progress(self._err, what, self.quiet, below)
 
 
 class _About(Console):

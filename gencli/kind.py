@@ -150,7 +150,8 @@ class Kind:
         missing: whether values may be missing: NaN in arrays.
         array: the name of the examples in an .npz file; where several kinds claim an array, it is of the one so named.
         formats: of files that any kind may be written in, and this one can: of "npz", "npy", "jsonl".
-        terminal: the format on a terminal; None: examples are not fit to be read there.
+        terminal: the format on a terminal, where of a table (csv) only the first rows are shown; None: examples are not
+            fit to be read, and `tiles` are shown.
         shown: how many are shown.
         task: of drawing examples, as the Hugging Face hub calls it; None where it has no name for that.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.

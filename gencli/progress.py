@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gencli.escape import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 _PLAIN_INTERVAL = 30  # seconds between plain lines
 _WINDOW, _TICK = 30, 0.2  # seconds over which the pace is measured, and between the points it is measured from
@@ -21,12 +21,14 @@ _BAR, _WIDEST_BAR = 8, 40  # columns
 class Progress:
     """Progress of one piece of work, as a context manager: call it with (done, total, values to show).
 
-    The bar is cleared at the end. On a terminal that is too narrow for all, values are dropped, then the pace, the time
-    left and the count, but never the bar. A terminal that cannot move its cursor (TERM=dumb) gets plain lines.
+    The bar is cleared at the end, and so is what is shown `below` it. On a terminal that is too narrow for all, values
+    are dropped, then the pace, the time left and the count, but never the bar. A terminal that cannot move its cursor
+    (TERM=dumb) gets plain lines.
     """
 
-    def __init__(self, console: "Console", what: str, quiet: bool = False):
-        self._console, self._what, self._quiet = console, what, quiet
+    def __init__(self, console: "Console", what: str, quiet: bool = False, below: "RenderableType | None" = None):
+        self._console, self._what, self._quiet, self._below = console, what, quiet, below
+        self._size = console.size
         self._live: Any = None
         self._printed_at = time.monotonic()
         self._stage = ""
@@ -110,9 +112,13 @@ class Progress:
         return details + [f"{printable(name)} {value:.4g}" for name, value in self._values.items()]
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.control import Control
         from rich.progress_bar import ProgressBar
         from rich.segment import Segment
 
+        if self._below is not None and console.size != self._size:  # lines of another width have moved
+            self._size = console.size
+            yield from (Control.home().segment, Control.clear().segment)
         width = options.max_width - 1  # a full line would wrap on some terminals
         least = min(_BAR, width)
         title = self._title[: max(0, width - least - 1)]
@@ -128,6 +134,8 @@ class Progress:
         drawn = console.render(ProgressBar(self._total, self._done, width=bar), options.update(width=bar))
         yield from Segment.adjust_line_length(list(drawn), bar)  # without colour only what is done is drawn
         yield Segment("".join(f"  {part}" for part in shown))
+        if self._below is not None:
+            yield from console.render(self._below, options)
 
 
 def clock(seconds: float) -> str:

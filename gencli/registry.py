@@ -1,4 +1,4 @@
-"""Every table of names: families, kinds of example, metrics, feature spaces, readers of files.
+"""Every table of names: families, kinds of example, metrics, feature spaces, readers of files, trackers.
 
 A table has built-in lines and the entry points of other packages; nothing is imported until it is used. A third party
 adds a family with
@@ -6,8 +6,9 @@ adds a family with
     [project.entry-points."gencli.families"]
     myfamily = "mypackage.myfamily:MyFamily"
 
-and likewise a kind (`gencli.kinds`), a group of metrics (`gencli.metrics`), a feature space (`gencli.features`) or a
-reader of files (`gencli.readers`, by their ending). `GENCLI_PLUGINS=0` switches such plugins off.
+and likewise a kind (`gencli.kinds`), a group of metrics (`gencli.metrics`), a feature space (`gencli.features`), a
+reader of files (`gencli.readers`, by their ending) or a tracker (`gencli.trackers`). `GENCLI_PLUGINS=0` switches such
+plugins off.
 """
 
 from __future__ import annotations
@@ -139,6 +140,25 @@ class Reader(Entry):
 
     noun = "reader"
     plain: bool = False
+
+
+@dataclass(frozen=True)
+class TrackerEntry(Entry):
+    """A program in which trainings are followed. `package`: what has to be installed for it."""
+
+    package: str = ""
+    noun = "tracker"
+    base = "gencli.trackers:Tracker"
+
+    def load(self) -> Any:
+        """As for every entry; ModelError says what to install if `package` is missing."""
+        try:
+            return super().load()
+        except ModelError as error:
+            if self.package and isinstance(error.__cause__, ImportError):
+                raise ModelError(f"--track {self.name} needs the package {self.package}: "
+                                 f"pip install {self.package}") from error
+            raise
 
 
 @cache
@@ -370,7 +390,17 @@ readers = Table("gencli.readers", Reader,
     Reader("tar", "gencli.data.tars:read_tar_file", "examples in the WebDataset convention"),
 )
 
-TABLES: tuple[Table[Any], ...] = (families, kinds, metrics, features, readers)
+trackers = Table("gencli.trackers", TrackerEntry,
+    TrackerEntry("tensorboard", "gencli.trackers.tensorboard:TensorBoard", "event files in the run directory",
+                 package="tensorboard"),
+    TrackerEntry("mlflow", "gencli.trackers.mlflow:MLflow", "MLFLOW_TRACKING_URI, by default ./mlflow.db",
+                 package="mlflow"),
+    TrackerEntry("trackio", "gencli.trackers.trackio:Trackio", "a database on this machine", package="trackio"),
+    TrackerEntry("wandb", "gencli.trackers.wandb:WeightsAndBiases", "Weights & Biases, offline unless WANDB_MODE says "
+                 "otherwise", package="wandb"),
+)
+
+TABLES: tuple[Table[Any], ...] = (families, kinds, metrics, features, readers, trackers)
 
 
 @cache

@@ -6,6 +6,7 @@
       model.safetensors   the model; self-sufficient
       metrics.jsonl       one line per logged step; timings.jsonl has the clock times
       log.txt  samples/  eval/  README.md
+      tracking/NAME/      files of those trackers that write into the run; `id` is the same for all that resume it
       checkpoints/step-N/ everything that is needed to continue, see `checkpoints`; complete or absent
 
 A folder is a run by gencli's mark: versions in config.json, or config.json in the manifest. Any other folder with
@@ -94,6 +95,7 @@ class Card(BaseModel):
     steps: int = 0  # of training behind the weights
     stopped: int | None = None  # the step at which training ended, where weights of an earlier one were kept
     seed: int = 0
+    retries: tuple[tuple[int, int], ...] = ()  # (after which step training diverged, the step it went back to)
     findings: dict[str, Any] = {}  # what evaluations have computed about the weights
     gencli: str = __version__
 
@@ -270,7 +272,8 @@ def complete(card: Card) -> Card:
 def identity(run: str | Path) -> str:
     """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
     card = read_card(run).model_copy(update={"findings": {}})
-    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",))})
+    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",)),
+                                          *(() if card.retries else ("retries",))})
     return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 
@@ -335,7 +338,7 @@ def _no_larger_than(path: Path) -> Iterator[None]:
 
 
 _CHANGING = (*LOGS, "log.txt")  # files of a run that have no sum
-_FOLDERS = ("checkpoints", "samples", "eval")
+_FOLDERS = ("checkpoints", "samples", "eval", "tracking")
 _NAMES = (*_CHANGING, *_FOLDERS, "model.safetensors", "README.md", MANIFEST, "config.json", ".lock", ".holder")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gencli.errors import DataError, UsageError, did_you_mean
@@ -82,7 +82,12 @@ class TrainSettings(BaseModel):
     preview_every: int = Field(1000, ge=0, description="Steps between pictures in samples/; 0: none.")
     checkpoint_every: str = Field("60s", description="Time (60s, 5m, 1h) or steps (500) between checkpoints.")
     keep: int = Field(2, ge=1, description="Checkpoints kept.")
+    retries: int = Field(0, ge=0, description="Times to go back to the last checkpoint, with half the learning rate, "
+                                              "where the training diverges; needs --checkpoint-every in steps.")
     time_limit: str | None = Field(None, description="Stop after this time (90s, 30m, 6h), save and exit with 75.")
+    track: str | None = Field(None, json_schema_extra={"repeated": True}, description=(
+        "Follow the training in this program too: tensorboard, mlflow, trackio, wandb or one of a plugin; may be given "
+        "several times, and a resumed training goes on with it; none: in no other."))
     fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
 
     @field_validator("checkpoint_every")
@@ -91,6 +96,14 @@ class TrainSettings(BaseModel):
         if not text.isdigit():
             seconds(text)
         return text
+
+    @model_validator(mode="after")
+    def _retries_repeat(self) -> "TrainSettings":
+        if self.retries and not self.checkpoint_every.isdigit():
+            raise ValueError(f"--retries {self.retries} goes back to a checkpoint, and --checkpoint-every "
+                             f"{self.checkpoint_every} goes by the clock, so that no training would repeat; give it in "
+                             f"steps: --checkpoint-every 500")
+        return self
 
     @field_validator("time_limit")
     @classmethod

@@ -48,6 +48,8 @@ class Hooks:
     warn: Callable[[str], None] = lambda message: None
     preview: Callable[[Model, int], None] = lambda model, step: None
     save: Callable[[], None] = lambda: None  # before a checkpoint is published
+    log: Callable[[dict[str, Any]], None] = lambda line: None  # a line of metrics.jsonl
+    go_on: Callable[[int], None] = lambda step: None  # from this step, after all that was logged after it is dropped
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Outcome:
     values: dict[str, float] = field(default_factory=dict)  # last logged
     kept: int | None = None  # the step of the weights, if it is an earlier one
     early: bool = False  # before the last step, as --patience wants it
+    retries: list[dict[str, int]] = field(default_factory=list)  # as in `TrainingState`
 
     def __str__(self) -> str:
         end = f"stopped early at step {self.step}" if self.early else f"{self.step} steps"
@@ -120,6 +123,8 @@ class Trainer:
                 self.phase, self.phase_end = phase, max(end, self.state.step)
                 if phase.name != self.state.phase:
                     self._start_phase()
+                    if self.settings.retries and not self.state.step:
+                        self._save(anchor=True)
                 self.model.requires_grad_(False)
                 if phase.players:
                     self._take_steps(stop)
@@ -135,7 +140,7 @@ class Trainer:
             kept = self.state.best_step or None  # 0: an older checkpoint, which does not say
         last = self.state.history[-1] if self.state.history else {}
         return Outcome(model.eval().requires_grad_(False), self.state.step, last,
-                       None if kept == self.state.step else kept, self.state.stopped_early)
+                       None if kept == self.state.step else kept, self.state.stopped_early, self.state.retries)
 
     @property
     def learns(self) -> bool:
@@ -195,7 +200,8 @@ class Trainer:
     def _learning_rate(self) -> float:
         """The learning rate of the next step."""
         start = self.state.phase_start
-        return learning_rate(self.settings, self.phase, self.state.step - start, self.phase_end - start)
+        rate = learning_rate(self.settings, self.phase, self.state.step - start, self.phase_end - start)
+        return rate * 0.5 ** len(self.state.retries)
 
     def _take_steps(self, stop: Stop) -> None:
         state, players = self.state, self.phase.players
@@ -225,7 +231,7 @@ class Trainer:
             with autocast(self.precision, self.device):
                 loss = losses[player.name](batch, rng)
             value = loss.total.item()
-            if not math.isfinite(value):
+            if self._any(not math.isfinite(value)):
                 raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
                                     f"--grad-clip 1 or --precision fp32; "
                                     f"{checkpoints.kept(self.run_folder)}")
@@ -298,9 +304,9 @@ class Trainer:
         if settings.preview_every and due(settings.preview_every) and self.processes.first:
             self.hooks.preview(self.state.result.eval(), step)
             self.model.train()
-        reason = self.processes.agree(stop.reason())
-        if reason or self._checkpoint_due(due):
-            self._save()
+        reason, save = self.processes.agree(stop.reason()), self._checkpoint_due(due)
+        if reason or save:
+            self._save(anchor=save)
         if reason and step < self.total:
             raise StoppedError(f"stopped at step {step} of {self.total}, checkpoint saved; run again with --resume",
                                reason)
@@ -310,16 +316,45 @@ class Trainer:
         state, step, now = self.state, self.state.step, time.monotonic()
         values = {name: float(total) / count for name, (total, count) in state.sums.items()}
         state.sums, state.history = {}, [*state.history[-99:], values]
+        self._record({"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values})
         if self.processes.first and self.run_folder:
-            record = {"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values}
-            self.run_folder.append("metrics.jsonl", record)
             self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
         self._logged_at = now
         alarm = self.model.alarm(state.history)
-        if alarm and self.settings.fail_on_collapse:
+        if self.settings.fail_on_collapse and self._any(bool(alarm)):
             raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")
         if alarm and self.processes.first:
             self.hooks.warn(f"step {step}: {alarm}")
+
+    def _any(self, diverged: bool) -> bool:
+        """Whether a process has diverged: all have to know where all go back together."""
+        return bool(self.processes.agree(diverged)) if self.settings.retries else diverged
+
+    def go_back(self, error: DivergedError) -> None:
+        """Make the run one that goes on from its last good checkpoint with half the learning rate, when it is resumed.
+
+        Raises:
+            DivergedError: the same, as there is no checkpoint or no retry left.
+        """
+        done, step = len(self.state.retries), None
+        if self.run_folder is None or done >= self.settings.retries:
+            raise error
+        if self.processes.first:
+            step = checkpoints.retry(self.run_folder, self.state.anchor, self.state.step, self.settings,
+                                     self.hooks.warn)
+        if not self.processes.agree(step is not None):
+            raise error
+        if self.processes.first:
+            self.hooks.warn(f"{str(error).partition(';')[0]}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
+                            f"{0.5 ** (done + 1):g} of the learning rate")
+        self.processes.wait()
+
+    def _record(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, also for those who follow the training."""
+        if self.processes.first and self.run_folder:
+            self.run_folder.append("metrics.jsonl", line)
+        if self.processes.first:
+            self.hooks.log(line)
 
     def _validate(self, data: Dataset) -> None:
         """The first score of the family on the validation split, with the weights that would be saved."""
@@ -328,8 +363,7 @@ class Trainer:
         metric = mean(name, score.values, score.unit, score.kind, {}, score.weight)
         value = metric.value
         self.model.train()
-        if self.processes.first and self.run_folder:
-            self.run_folder.append("metrics.jsonl", {"step": state.step, f"validation/{name}": value})
+        self._record({"step": state.step, f"validation/{name}": value})
         if value < state.best:
             state.best, state.best_step, state.waited = value, state.step, 0
             if self.settings.patience:
@@ -352,14 +386,18 @@ class Trainer:
             return due(int(every))
         return bool(self.processes.agree(time.monotonic() - self._saved_at >= seconds(every)))
 
-    def _save(self) -> None:
+    def _save(self, anchor: bool = False) -> None:
+        """Publish a checkpoint; `anchor`: one to go back to, as any training with these settings saves it."""
         self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
+        if anchor:
+            self.state.anchor = self.state.step
         carried = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
             tensors = self.state.tensors() | {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
             self.hooks.save()
             numbers = self.state.numbers() | {"conditions": self._conditions()}
-            checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep)
+            spare = self.state.anchor if self.settings.retries else None
+            checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep, spare)
         self.processes.wait()
         self._saved_at = time.monotonic()
 
@@ -373,11 +411,15 @@ class Trainer:
         if tensors:
             self._compare_conditions(tensors, numbers)
         if self.processes.first:
-            checkpoints.rewind(path, numbers["step"], warn)
+            checkpoints.rewind(path, numbers["step"], len(numbers.get("retries", [])), warn)
         if tensors:
             self.state.restore(tensors, numbers, self.settings, phase)
             carried = tensors.get(f"state-{self.processes.rank}", {})
             self.model.load_training_state({name: tensor.to(self.device) for name, tensor in carried.items()})
+            if not (path / "checkpoints" / f"step-{self.state.anchor}").is_dir():  # of a training without --retries
+                self.state.anchor = self.state.step
+            if self.processes.first:
+                self.hooks.go_on(self.state.step)
 
     def _conditions(self) -> dict[str, Any]:
         """What the bits of a training depend on beside model and data, by the words of messages."""

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 import torch
 
-from gencli import __version__, inference, registry, runs
+from gencli import __version__, inference, registry, runs, trackers
 from gencli import device as devices
 from gencli.checkpoints import finished
 from gencli.data import extent, load
 from gencli.dataset import Dataset
 from gencli.device import Processes, memory_explained, room_for
-from gencli.errors import DataError, ModelError, ResourceError, StoppedError, UsageError
+from gencli.errors import DataError, DivergedError, ModelError, ResourceError, StoppedError, UsageError
+from gencli.kind import Tile
 from gencli.metrics import Inputs
 from gencli.model import FamilyConfig, Model
 from gencli.presets import read_preset
@@ -42,8 +43,9 @@ from gencli.settings import (
     validated,
     without_defaults,
 )
-from gencli.stopping import stop_requests
-from gencli.streams import open_writer
+from gencli.stopping import Stop, stop_requests
+from gencli.streams import as_text, open_writer
+from gencli.trackers import Status, TrackedRun, Tracking, Watcher
 from gencli.trainer import Hooks, Outcome, Trainer
 
 _WHICH = {"classes", "without"}  # options that say which examples are read
@@ -146,19 +148,21 @@ class Plan:
                          origin=self.origin, data=self.data, data_settings=self.reading,
                          fingerprint=self.examples.fingerprint, examples=len(self.examples), extent=extent(self.data),
                          steps=outcome.step if outcome.kept is None else outcome.kept,
-                         stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed)
+                         stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed,
+                         retries=tuple((retry["diverged"], retry["from"]) for retry in outcome.retries))
 
 
 @dataclass
 class Events:
     """Callbacks of a training: messages, warnings, progress, what is otherwise found in the log of the run, and
-    how many examples have been read."""
+    how many examples have been read; and who else follows it."""
 
     note: Callable[[str], None] = lambda sentence: None
     warn: Callable[[str], None] = lambda sentence: None
     progress: Callable[[int, int, dict[str, float]], None] = lambda step, total, values: None
     detail: Callable[[str], None] = lambda sentence: None
     reading: Callable[[int, int], None] = lambda done, total: None
+    watcher: Watcher | None = None
 
 
 def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False, config: str | None = None,
@@ -203,6 +207,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         settled = _reading_of(other.card) | (other.card.config if other.use == "weights" else {})
         values, origin = resolve(fields, layers[0], (f"--{other.option} {other.run}", settled), *layers[1:])
     model, training = validated(cls.Config, values, origin), validated(TrainSettings, values, origin)
+    trackers.chosen(training.track)  # told before data is read
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
     general = validated(DataSettings, own, origin)
@@ -288,7 +293,8 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     Raises:
         UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data; a
             folder that is not a run and not empty.
-        DivergedError: a loss is not finite. StoppedError: stopped by signal or time limit, after a checkpoint.
+        DivergedError: a loss is not finite, and no retry is left.
+        StoppedError: stopped by signal or time limit, after a checkpoint.
         LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
     """
     picked = devices.pick(device)
@@ -306,12 +312,16 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     resolved = plan(family, data, output, resume=resume, note=events.note, detail=detail,
                     progress=events.reading, **settings)
     # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
-    trainer = _trainer(run, resolved, resolved.build(), picked, events)
+    followers = _Followers(run, resolved, events)
+    trainer = _trainer(run, resolved, resolved.build(), picked, events, followers)
+    if processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
+        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
+                    f"{trainer.order.rows} examples")
     with run if processes.first else nullcontext():
         if processes.first:
             _prepare(run, resolved, resume, overwrite)
             run.log(*details)
-        return _train_and_save(run, resolved, trainer, resume, events)
+        return _train_and_save(run, resolved, trainer, resume, events, followers)
 
 
 def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
@@ -335,7 +345,62 @@ def _prepare(run: Run, resolved: Plan, resume: bool, overwrite: bool) -> None:
         run.clear()
 
 
-def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, events: Events) -> Trainer:
+class _Followers:
+    """Who follows the training of a run: the trackers of its settings, and the watcher of the caller."""
+
+    def __init__(self, run: Run, resolved: Plan, events: Events):
+        self._run, self._resolved = run, resolved
+
+        def warn(message: str) -> None:
+            events.warn(message)
+            run.log(f"warning: {message}")
+
+        self._tracking = Tracking(trackers.chosen(resolved.settings.track), warn)
+        self._all: list[Watcher] = [*([self._tracking] if self._tracking else []),
+                                    *([events.watcher] if events.watcher else [])]
+
+    def start(self, resumed: bool) -> None:
+        """Tell the trackers that a training begins, or goes on."""
+        if not self._tracking:
+            return
+        path, document = self._run.path / "tracking" / "id", self._resolved.document()
+        known = path.read_text() if resumed and path.is_file() else ""
+        if not trackers.is_id(known):
+            known = trackers.new_id()
+            self._run.publish("tracking/id", known.encode())
+        self._tracking.start(TrackedRun(self._run.path.resolve().name, known, path.parent, document, resumed))
+
+    def log(self, line: dict[str, Any]) -> None:
+        for follower in self._all:
+            follower.log(line)
+
+    def rewind(self, step: int) -> None:
+        for follower in self._all:
+            follower.rewind(step)
+
+    def preview(self, model: Model, step: int) -> None:
+        """A file with some samples in the run; none for a model that draws none."""
+        if "sample" not in model.abilities():
+            return
+        kind, spec = registry.kind_of(model.spec), model.spec
+        ending, count = kind.shown.preview
+        tiles: list[Tile] = []
+        with open_writer(str(self._run.place(f"samples/step-{step}.{ending}")), spec, total=count) as writer:
+            given = inference.conditions_of(model, self._resolved.examples, count)
+            for batch in inference.sample(model, range(count), given=given):
+                writer.write(batch)
+                if self._all:
+                    tiles += kind.tiles(spec, batch) or [Tile(text=as_text(batch, spec))]
+        for follower in self._all:
+            follower.preview(step, tiles)
+
+    def end(self, status: Status) -> None:
+        """The training is over."""
+        self._tracking.end(status)
+
+
+def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, events: Events,
+             followers: _Followers) -> Trainer:
     """The training that writes to the run.
 
     The settings of a run are those of its newest checkpoint: others, given to a resumed training, are kept with the
@@ -346,23 +411,18 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
         events.warn(message)
         run.log(f"warning: {message}")
 
-    def preview(current: Model, step: int) -> None:
-        _preview(run, resolved.examples, current, step)
-
     @functools.cache  # once
     def keep_settings() -> None:
         run.write_config(resolved.document())
 
-    trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
-                      Hooks(events.progress, warn, preview, keep_settings),
-                      started=resolved.other is not None and resolved.other.use == "weights")
-    if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
-        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
-                    f"{trainer.order.rows} examples")
-    return trainer
+    return Trainer(model, resolved.examples, resolved.settings, run, device,
+                   Hooks(events.progress, warn, followers.preview, keep_settings, followers.log,
+                         followers.rewind),
+                   started=resolved.other is not None and resolved.other.use == "weights")
 
 
-def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, events: Events) -> Outcome:
+def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, events: Events,
+                    followers: _Followers) -> Outcome:
     if resume and finished(run, trainer.total, resolved.settings):
         try:
             trained, card = runs.load_model(run.path)
@@ -373,25 +433,30 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
             return Outcome(trained, card.trained, kept=card.steps if card.stopped else None)
     processes = trainer.processes
     if processes.first:
-        if not (resume and run.started):
+        resumed = resume and run.started
+        if not resumed:
             trainer.hooks.save()
         run.log("gencli " + " ".join(sys.argv[1:]))
+        followers.start(resumed)
 
     def publish(outcome: Outcome, finished: bool = True) -> None:
         """Write the model, samples of it if it is finished, and its card into the run."""
         card = resolved.card(outcome)
         run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
         if finished and resolved.settings.preview_every:
-            _preview(run, resolved.examples, outcome.model, outcome.step)
+            followers.preview(outcome.model, outcome.step)
         run.publish("README.md", model_card(outcome.model, card, run.path, outcome.values).encode())
 
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
             try:
-                outcome = trainer.run(resume, stop)
+                while (outcome := _attempt(trainer, resume, stop)) is None:
+                    trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
+                    resume = True
             except StoppedError:  # the model so far can be sampled from until the run is resumed
                 if processes.first:
-                    publish(Outcome(trainer.state.result.eval(), trainer.state.step), finished=False)
+                    publish(Outcome(trainer.state.result.eval(), trainer.state.step, retries=trainer.state.retries),
+                            finished=False)
                 processes.wait()  # a process that exits early makes torchrun end the others
                 raise
             if processes.first:
@@ -399,13 +464,30 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
             processes.wait()
     except BaseException as error:
         if processes.first:
+            stopped = isinstance(error, StoppedError)
             with suppress(ResourceError):  # the disk may be the cause
-                run.log(str(error) if isinstance(error, StoppedError) else traceback.format_exc())
+                run.log(str(error) if stopped else traceback.format_exc())
+            with suppress(ResourceError):
+                followers.end("stopped" if stopped else "failed")
         raise
     processes.close()
     if processes.first:
         run.log(f"finished: {outcome}")
+        followers.end("finished")
     return outcome
+
+
+def _attempt(trainer: Trainer, resume: bool, stop: Stop) -> Outcome | None:
+    """Train; None if that diverged and is to be resumed from where the run has gone back to.
+
+    Raises:
+        DivergedError: no retry is left.
+    """
+    try:
+        return trainer.run(resume, stop)
+    except DivergedError as error:
+        trainer.go_back(error)
+        return None
 
 
 def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
@@ -413,14 +495,4 @@ def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: 
     inputs.begin(f"training a {model.__class__.__name__.lower()}")
     hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
     return Trainer(model, data, settings, device=device, hooks=hooks, alone=True).run().model
-
-
-def _preview(run: Run, examples: Dataset, model: Model, step: int) -> None:
-    """A file with some samples in the run; none for a model that draws none."""
-    if "sample" not in model.abilities():
-        return
-    ending, count = registry.kind_of(model.spec).shown.preview
-    with open_writer(str(run.place(f"samples/step-{step}.{ending}")), model.spec, total=count) as writer:
-        for batch in inference.sample(model, range(count), given=inference.conditions_of(model, examples, count)):
-            writer.write(batch)
 

@@ -18,10 +18,11 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # From the top down: a module imports only what stands below its own layer, and the modules of its own package. Those
 # of one layer that are not one package do not import each other.
 LAYERS = [
-    {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training", "sharing"}, {"trainer"},
+    {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training", "sharing"},
+    {"live", "trackers"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers", "recompute"}, {"reports"}, {"metrics"}, {"sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},
-    {"model"}, {"kinds"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
+    {"model"}, {"kinds"}, {"terminal"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"headers", "tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},

@@ -425,14 +425,12 @@ def test_on_a_terminal(kind, spec, batch):
             return True
 
     terminal = Terminal()
-    if kind.terminal is None:
-        with pytest.raises(UsageError, match="binary"):
-            open_writer(None, spec, stdout=terminal)
-        assert terminal.getvalue() == b""
-    else:
-        with open_writer(None, spec, stdout=terminal) as writer:
-            writer.write(batch)
-        assert terminal.getvalue().decode()
+    with pytest.raises(UsageError, match="binary"):
+        open_writer(None, spec, format="tar", stdout=terminal)
+    assert terminal.getvalue() == b""
+    with open_writer(None, spec, stdout=terminal) as writer:
+        writer.write(batch)
+    assert terminal.getvalue().decode().strip()
 
 
 @every()

@@ -151,7 +151,7 @@ def test_conditions_that_are_derived():
 
 
 def test_entry_points():
-    groups = set(re.findall(r"gencli\.(?:families|kinds|metrics|features|readers)\b", README))
+    groups = set(re.findall(r"gencli\.(?:families|kinds|metrics|features|readers|trackers)\b", README))
     assert groups == {table.group for table in registry.TABLES}
 
 
@@ -189,7 +189,7 @@ def test_output_formats(cells, tmp_path):
 def test_files_that_are_shown_are_the_files():
     shown = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", README, re.M | re.S)
     assert shown and all((ROOT / path).read_text() == text for path, text in shown)
-    for block, folder in zip(blocks("toml"), ("examples/plugin", "tests/plugin"), strict=True):
+    for block, folder in zip(blocks("toml"), ("examples/plugin", "tests/plugin", "examples/plugin"), strict=True):
         assert block in (ROOT / folder / "pyproject.toml").read_text()
 
 

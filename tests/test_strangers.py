@@ -428,7 +428,7 @@ def test_logs_and_state_hold_json_whatever_was_computed(tmp_path):
     content = (tmp_path / "metrics.jsonl").read_bytes()
     assert [strict(line) for line in content.splitlines()] == [{"step": 1, "loss": None, "other": 2.0},
                                                                {"step": 2, "loss": None}]
-    checkpoints.rewind(tmp_path, 2, print)
+    checkpoints.rewind(tmp_path, 2, 0, print)
     assert (tmp_path / "metrics.jsonl").read_bytes() == content
     model = torch.nn.Linear(1, 1)
     state = TrainingState(model, 5, sums={"a": (float("inf"), 2)}, history=[{"a": float("-inf"), "b": 1.0}])

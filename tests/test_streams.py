@@ -274,7 +274,7 @@ def test_vectors(tmp_path):
     key, files = next(read_tar(io.BytesIO(written(TABLE, batch)), "stream"))
     assert key == "000000" and np.array_equal(np.load(io.BytesIO(files["npy"])), x[0].numpy())
     terminal = Terminal()
-    with open_writer(None, TABLE, stdout=terminal) as writer:
+    with open_writer(None, TABLE, format="csv", stdout=terminal) as writer:
         writer.write(Batch(x))
     assert terminal.getvalue() == b"x,y\n0.1,-1e-30\n3e+07,2.0\n"
 

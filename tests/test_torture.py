@@ -29,7 +29,7 @@ def cases(tmp_path_factory) -> torture.Cases:
     return torture.Cases(tmp_path_factory.mktemp("cases"))
 
 
-COUNTS = {"kills": 10, "signals": 10, "writers": 12, "saves": 20, "disks": 4, "foreign": 8, "devices": 12,
+COUNTS = {"kills": 10, "retries": 3, "signals": 10, "writers": 12, "saves": 20, "disks": 4, "foreign": 8, "devices": 12,
           "namespaces": 3, "ranks": 2}
 
 

@@ -107,6 +107,10 @@ class Cases:
         scored = runs.registry.families.named(family).load().likelihood is not None
         more = [*chance.choice(MORE), *(VALIDATED if scored and chance.random() < 0.5 else [])]
         args = command(family, kind, self.data, "run", *more)
+        return args, *self.whole(family, args)
+
+    def whole(self, family: str, args: list[str]) -> tuple[Path, float]:
+        """The folder of the unbroken run of these arguments, and the seconds that it took."""
         if tuple(args) not in self._whole:
             whole = self.folder / f"whole-{len(self._whole)}"
             if family not in self._imported:  # here, so that what is imported is so in every child
@@ -115,7 +119,7 @@ class Cases:
             began = time.monotonic()
             assert app.run([*args, "-o", str(whole), "--overwrite"]) == 0
             self._whole[tuple(args)] = whole, time.monotonic() - began
-        return args, *self._whole[tuple(args)]
+        return self._whole[tuple(args)]
 
     def get_of_two(self, trial: int, chance: random.Random) -> tuple[list[str], Path, float]:
         """The same of a training by two processes, of families that train by gradients."""
@@ -145,6 +149,7 @@ def compare(found: Path, whole: Path) -> None:
 def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
     """kill -9 at uniformly random moments, at least three times: in the end the same bytes as without."""
     args, whole, took = cases.get(trial, chance)
+    args = [*args, *chance.choice([[], [], [], ["--track", "tensorboard"]])]
     every = chance.choice(["2", "5", "13", f"{took / 10:.3f}s"])
     for _ in range(chance.randint(3, 5)):
         child = Child(folder, [*args, "--checkpoint-every", every, "--resume"])
@@ -156,9 +161,25 @@ def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None
     compare(folder / "run", whole)
 
 
+def retries(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """A training that diverges and goes back, killed or told to stop at random moments: the same bytes as without."""
+    args = command("flow", "vector", cases.data, "run", "--lr", "300", "--retries", "9", "--checkpoint-every", "5")
+    whole, took = cases.whole("flow", args)
+    assert b"retry" in (whole / "metrics.jsonl").read_bytes()
+    for _ in range(chance.randint(2, 4)):
+        number = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+        child = Child(folder, [*args, "--resume"])
+        code = child.send(number, chance.uniform(0, took))
+        assert code in (0, 143, -number), child.said.read_text()[-2000:]
+    child = Child(folder, [*args, "--resume"])
+    expect(child.wait(), (0,), child)
+    compare(folder / "run", whole)
+
+
 def signals(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
     """A signal, or two, at a random moment: the exit code of the table, and `--resume` gives the same bytes."""
     args, whole, took = cases.get(trial, chance)
+    args = [*args, *chance.choice([[], [], [], ["--track", "tensorboard"]])]
     for _ in range(2):
         number = chance.choice(list(STOPS))
         child = Child(folder, [*args, "--resume"])
@@ -400,7 +421,7 @@ def two(folder: Path, args: list[str]) -> list[Child]:
 
 
 TRIALS = {function.__name__: function
-          for function in (kills, signals, writers, saves, disks, foreign, devices, namespaces, ranks)}
+          for function in (kills, retries, signals, writers, saves, disks, foreign, devices, namespaces, ranks)}
 
 
 def run_trials(name: str, numbers: range, folder: Path, cases: Cases) -> None:

@@ -51,6 +51,8 @@ def command(family: registry.Family) -> Any:
         preset: Annotated[str | None, typer.Option("--preset", help="Settings of a published result.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the number of "
                                                                 "parameters and an estimate of the memory.")] = False,
+        watch: Annotated[bool, typer.Option("--watch", help="Draw the losses and the newest samples on the terminal, "
+                                                            "below the progress.")] = False,
         limit: options.Limit = None,
         skip_bad: options.SkipBad = False,
         download: options.Download = False,
@@ -65,6 +67,7 @@ def command(family: registry.Family) -> Any:
         from gencli import training
         from gencli.commands._outputs import require_local
         from gencli.device import Processes, pick
+        from gencli.live import LiveView
 
         console = Console(quiet, verbose, json)
         if output is None and not dry_run:
@@ -73,6 +76,8 @@ def command(family: registry.Family) -> Any:
             raise UsageError("train -o -: a run is a directory and cannot go to stdout; name one with -o RUN")
         if output is not None:
             require_local("-o", output)
+        if watch and quiet:
+            raise UsageError("--watch draws what --quiet silences; leave one of them out")
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:
@@ -81,7 +86,11 @@ def command(family: registry.Family) -> Any:
             # A valid --config, with and without --json.
             return Console().result({}, to_json({**plan.document(), **plan.size()}, indent=2))
         first = Processes(pick(device)).first
-        with console.progress(f"train {family.name}") as progress:
+        view = LiveView() if watch and first and console.draws else None
+        if watch and first and view is None:
+            console.note(f"--watch needs a terminal to draw on, and stderr is none; what it would show is in "
+                         f"{output}/metrics.jsonl and {output}/samples")
+        with console.progress(f"train {family.name}", view) as progress:
             def reading(done: int, total: int) -> None:
                 if done == 1:
                     progress.begin("reading")
@@ -92,7 +101,7 @@ def command(family: registry.Family) -> Any:
             outcome = training.train(family.name, data, output, resume=resume, overwrite=overwrite, wait=wait,
                                      device=device,
                                      events=training.Events(console.note, console.warn, progress, console.detail,
-                                                            reading),
+                                                            reading, view),
                                      **settings)
         if first:
             if json:

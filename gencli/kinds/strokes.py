@@ -424,7 +424,6 @@ class Strokes(Kind):
     missing = True  # past the end of a drawing in an array
     spaces = ("ink", "geometry")
     array = "strokes"
-    terminal = "ndjson"
     shown = Shown(preview=("svg", 48), samples=48, pairs=12, frames=8, across=8)
     offered = ("text",)
 

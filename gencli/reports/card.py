@@ -41,6 +41,8 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
         "date": settings.get("date"), "command": _command(settings.get("argv")),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "training": f"{card.steps} steps{kept}, seed {card.seed}",
+        "diverged": "; ".join(f"after step {diverged}, and went on from step {step} with {0.5 ** number:g} of the "
+                              f"learning rate" for number, (diverged, step) in enumerate(card.retries, 1)),
         "data": f"{card.data}, {card.examples:,} examples of the training split, fingerprint {card.fingerprint[:16]}",
         "versions": ", ".join(f"{name} {version}" for name, version in _items(settings.get("versions")))
                     or f"gencli {card.gencli}",

@@ -181,7 +181,8 @@ def _curves(run: str | None) -> Iterator[Exhibit]:
 
 
 def _logged(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a log, at most the first 256 MiB, that are records of a step; one that is cut or damaged is none."""
+    """The lines of a log, at most the first 256 MiB, that are records of a step; one that is cut or damaged, or that
+    tells of a retry, is none."""
     try:
         with path.open("rb") as file:
             lines = file.read(_MOST_LOGGED).splitlines()
@@ -192,7 +193,7 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and _drawable(record.get("step")):
+        if isinstance(record, dict) and _drawable(record.get("step")) and "retry" not in record:
             yield record
 
 

@@ -16,7 +16,14 @@ formats fit, each kind says (`Kind.formats`, `Kind.own_formats`).
 from gencli.streams.codes import Codes, read_codes
 from gencli.streams.shards import Shards
 from gencli.streams.tar import TarReader, parse_record, read_tar
-from gencli.streams.writers import CodeWriter, Writer, open_code_writer, open_neighbour_writer, open_writer
+from gencli.streams.writers import (
+    CodeWriter,
+    Writer,
+    as_text,
+    open_code_writer,
+    open_neighbour_writer,
+    open_writer,
+)
 
-__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "open_code_writer", "open_neighbour_writer",
-           "open_writer", "parse_record", "read_codes", "read_tar"]
+__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "as_text", "open_code_writer",
+           "open_neighbour_writer", "open_writer", "parse_record", "read_codes", "read_tar"]

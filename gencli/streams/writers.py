@@ -6,9 +6,10 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -24,6 +25,9 @@ from gencli.publish import in_place, is_stdout, publish, publish_folder
 from gencli.spec import Batch, Spec
 from gencli.streams import codes as coding
 from gencli.streams.formats import COMMON
+
+_TABLE = "csv"  # the format on a terminal of examples that are rows
+_FEWEST_ROWS, _AROUND = 5, 8  # of a table on a terminal; lines that its rows leave
 
 
 class _Output(AbstractContextManager["_Output"]):
@@ -65,6 +69,62 @@ class Writer(_Output):
         """Hand on what was written, to whoever reads it while it comes."""
         if not self._to.folder:
             self._to.out.flush()
+
+
+class Screen(Writer):
+    """Shows examples on a terminal as they come; of a table, in the end, the first rows.
+
+    `stream`: the terminal. `open_table`: opens a writer of the table into a buffer; None: examples are no table.
+    """
+
+    continuous = False
+
+    def __init__(self, spec: Spec, stream: BinaryIO, open_table: Callable[[BinaryIO], Writer] | None):
+        from rich.console import Console  # a fifth of the start-up time: only when needed
+
+        self.spec, self._kind, self._open_table = spec, registry.kind_of(spec), open_table
+        self._out = io.TextIOWrapper(stream, sys.stdout.encoding or "utf-8", "backslashreplace")
+        self._console = Console(file=self._out, highlight=False, emoji=False)
+        self._csv, self._count, self._sounds = io.BytesIO(), 0, False
+        self._rows = max(_FEWEST_ROWS, self._console.height - _AROUND)
+
+    def __enter__(self) -> Self:
+        self._table = self._open_table(self._csv).__enter__() if self._open_table else None
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        if self._table:
+            self._table.__exit__(*error)
+        if error[0] is None:
+            self._end()
+        self._out.flush()
+        self._out.detach()  # or it would close the terminal
+        return None
+
+    def write(self, batch: Batch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
+        room = max(0, self._rows - self._count)
+        self._count += len(batch)
+        if self._table:
+            self._table.write(batch[:room], info[:room] if info else None)
+            return
+        from gencli.terminal import Gallery
+
+        tiles = self._kind.tiles(self.spec, batch.to("cpu"))
+        self._sounds |= any(tile.sound for tile in tiles)
+        self._console.print(Gallery(tiles), end="")
+        self.flush()
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def _end(self) -> None:
+        if self._table:
+            from gencli.terminal import table_head
+
+            rows = list(csv.reader(io.StringIO(self._csv.getvalue().decode())))
+            self._console.print(table_head(rows, max(0, self._count - self._rows), self._console.width))
+        if self._sounds:
+            self._console.print("to hear them: -o FILE.wav, or -f wav and a pipe: | aplay", style="dim")
 
 
 class CodeWriter(_Output):
@@ -126,7 +186,7 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
 
     Args:
         output: a file, whose ending decides the format; a folder (an ending "/", an existing folder, or no ending);
-            None or "-": standard output, a tar on a pipe and text on a terminal.
+            None or "-": standard output, a tar on a pipe; on a terminal examples are shown.
         spec: what the examples are.
         format: a name from the table above, instead of the ending.
         total: how many examples will come, where it is known.
@@ -138,11 +198,27 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         UsageError: a format that does not fit, or binary data for a terminal.
         ResourceError: the output cannot be written.
     """
-    kind = registry.kind_of(spec)
+    kind, terminal = registry.kind_of(spec), stdout or sys.stdout.buffer
+    if format is None and is_stdout(output) and terminal.isatty() and kind.terminal in (None, _TABLE):
+        table = partial(_open_table, spec) if kind.terminal else None
+        return Screen(spec, terminal, table)
     content = Content(kind.name, kind.plural, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
                       () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")})
     formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
     return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
+
+
+def _open_table(spec: Spec, out: BinaryIO) -> Writer:
+    return open_writer(None, spec, format=_TABLE, stdout=out)
+
+
+def as_text(batch: Batch, spec: Spec) -> str:
+    """Examples as they are shown on a terminal; "" for a kind that is not to be read."""
+    out = io.BytesIO()
+    if format := registry.kind_of(spec).terminal:
+        with open_writer(None, spec, format=format, stdout=out) as writer:
+            writer.write(batch)
+    return out.getvalue().decode()
 
 
 def open_code_writer(output: str | None, *, format: str | None = None, total: int | None = None,
