@@ -107,14 +107,14 @@ def _complete() -> int:
     from gencli.commands._completion import join_words
 
     begun = join_words() if os.environ[_COMPLETION] == "complete_bash" else ""
-    answer = io.StringIO()
+    answer, shell = io.StringIO(), sys.stdout
     with hollow(*COMPUTING), suppress(GencliError, OSError), redirect_stdout(answer):
         try:
             app([], prog_name="gencli", standalone_mode=False)
         except SystemExit as error:
             return error.code if isinstance(error.code, int) else 1
         finally:
-            sys.__stdout__.write("".join(line.removeprefix(begun) for line in answer.getvalue().splitlines(True)))
+            shell.write("".join(line.removeprefix(begun) for line in answer.getvalue().splitlines(True)))
     return 0
 
 

@@ -61,7 +61,7 @@ def _is_hollow(value: Any) -> bool:
 
 
 class _Hollow(ModuleType):
-    __path__: Sequence[str] = ()
+    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -21,7 +21,7 @@ from gencli.spec import Spec, parse_spec
 
 Values = Iterable[str | tuple[str, str]]  # a value, or a value and what it is
 
-_DEEP, _MOST = 3, 2000  # folders within each other, and files, in which runs are looked for
+_DEEP, _MOST = 4, 2000  # folders within each other, and files, in which runs are looked for
 _COMMON = ("tar", "folder")  # formats of examples of any kind
 _CODES = ("tar", "npz", "npy", "csv", "jsonl")
 

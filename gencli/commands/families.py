@@ -27,7 +27,7 @@ def families(
     console = Console(json=json)
     if presets:
         return _list_presets(registry.families.named(name).name if name else None, console)
-    if name in registry.families:
+    if name is not None and name in registry.families:
         return _describe(registry.families[name], console)
     if name is not None:
         return _tell(name, console)
