@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer
 
@@ -53,12 +53,16 @@ def metrics(incomplete: str) -> Values:
 
 
 def features(incomplete: str) -> Values:
-    """Feature spaces, of the kind of the run's examples where a run is named."""
+    """Feature spaces, of the kind of the run's examples where a run is named; families that classify, and their runs."""
+    from gencli.metrics import family_classifies
+
     spec = _spec()
-    fitting = registry.kind_of(spec).spaces if spec else ()
-    spaces = [(space.name, space.summary) for space in registry.features.values() if not spec or space.name in fitting]
-    return [*spaces, ("classifier", "a classifier that is trained on the labelled training data"),
-            *((f"classifier:{run}", "") for run in runs(incomplete.removeprefix("classifier:")))]
+    of = [spec.kind] if spec else list(registry.kinds)
+    spaces = {space: registry.features[space] for kind in of for space in registry.kind(kind).spaces}
+    networks = [family for family in registry.families.values() if any(family_classifies(family, kind) for kind in of)]
+    return [*((entry.name, entry.summary) for entry in (*spaces.values(), *networks)),
+            *(f"{family.name}:{run}" for family in networks
+              for run in runs(incomplete.removeprefix(f"{family.name}:")))]
 
 
 def devices(incomplete: str) -> Values:
@@ -154,31 +158,6 @@ def _beside(incomplete: str) -> list[str]:
 # What depends on the run
 
 
-def set_options(ctx: typer.Context, incomplete: str) -> Values:
-    """`NAME=VALUE` of --set, of the verb and the run's family: the choices, or else the default."""
-    from gencli.commands._options import keywords, methods_of
-
-    with suppress(GencliError):
-        cls = registry.families.named(str(_card().get("family"))).declared()
-        options = {name: option for method in reversed(methods_of(cls, str(ctx.info_name)))
-                   for name, option in keywords(method).items()}
-        for name, (hint, default) in options.items():
-            values = _values_of(hint)
-            if not values:
-                yield f"{name}=", f"{getattr(hint, '__name__', hint)}, default {default}"
-            yield from ((f"{name}={value}", "the default" if value == str(default).lower() else "")
-                        for value in values or ([] if default is None else [default]))
-
-
-def _values_of(hint: Any) -> list[str]:
-    """The values that a type has, if they are few."""
-    if get_origin(hint) is Literal:
-        return list(map(str, get_args(hint)))
-    if hint is bool:
-        return ["true", "false"]
-    return [value for part in get_args(hint) for value in _values_of(part)]
-
-
 def labels(incomplete: str) -> Values:
     """The classes of the run's examples."""
     spec = _spec()
@@ -210,7 +189,7 @@ def endings(known: Iterable[str]) -> Callable[[str], Values]:
     return outputs
 
 
-def _card() -> dict[str, Any]:
+def card() -> dict[str, Any]:
     """The description of the first run on the command line; empty if there is none.
 
     Typer does not say what stands before an option without a value, so the words are those of the shell.
@@ -227,7 +206,7 @@ def _card() -> dict[str, Any]:
 
 def _spec() -> Spec | None:
     with suppress(GencliError, ValueError, LookupError, TypeError):
-        return parse_spec(_card()["spec"])
+        return parse_spec(card()["spec"])
     return None
 
 

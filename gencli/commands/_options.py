@@ -8,13 +8,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from gencli import registry
 from gencli.commands import _completion
-from gencli.errors import ModelError, UsageError, did_you_mean
+from gencli.errors import GencliError, ModelError, UsageError, did_you_mean
 from gencli.settings import DataSettings, plain_type
 from gencli.tables import listed
 
@@ -24,6 +25,30 @@ if TYPE_CHECKING:
 
 # Fields whose values can be completed though they are plain text.
 _COMPLETED = {"kind": _completion.kinds, "init": _completion.runs, "mix": _completion.runs}
+
+
+def _complete_set(ctx: typer.Context, incomplete: str) -> _completion.Values:
+    """`NAME=VALUE` of --set, of the verb and the run's family: the choices, or else the default."""
+    with suppress(GencliError):
+        cls = registry.families.named(str(_completion.card().get("family"))).declared()
+        options = {name: option for method in reversed(methods_of(cls, str(ctx.info_name)))
+                   for name, option in keywords(method).items()}
+        for name, (hint, default) in options.items():
+            values = _values_of(hint)
+            if not values:
+                yield f"{name}=", f"{getattr(hint, '__name__', hint)}, default {default}"
+            yield from ((f"{name}={value}", "the default" if value == str(default).lower() else "")
+                        for value in values or ([] if default is None else [default]))
+
+
+def _values_of(hint: Any) -> list[str]:
+    """The values that a type has, if they are few."""
+    if get_origin(hint) is Literal:
+        return list(map(str, get_args(hint)))
+    if hint is bool:
+        return ["true", "false"]
+    return [value for part in get_args(hint) for value in _values_of(part)]
+
 
 # --- options that all verbs share
 
@@ -39,7 +64,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no p
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and each file that is left "
                                                                   "out.")]
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", autocompletion=_completion.set_options,
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", autocompletion=_complete_set,
                                                help="An option of the family; see 'gencli families NAME'. May be given "
                                                     "several times.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples; of a sorted file "
