@@ -5,6 +5,7 @@ import errno
 import gc
 import importlib
 import inspect
+import io
 import math
 import mmap
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +24,10 @@ from gencli import __version__, registry
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
+from gencli.lazy import COMPUTING, hollow
 from gencli.stopping import Signalled, leave_on_signals
 
+_COMPLETION = "_GENCLI_COMPLETE"  # set by the scripts that Typer makes for shells
 _RESERVE = 2**26  # bytes
 _AMPLE = 2**33  # bytes of addresses in which torch loads for sure
 
@@ -78,7 +82,7 @@ def _options() -> Iterator[set[str]]:
             continue
         for family in registry.families.values():
             try:
-                yield set(inspect.signature(module.command(family)).parameters)
+                yield set(inspect.signature(module.command(family, family.load())).parameters)
             except ModelError:  # a broken plugin; using its family reports it
                 continue
 
@@ -88,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     atexit.register(gc.freeze)  # else Python takes torch apart, object by object, for half a second
     leave_on_signals()
     prepare_streams()
-    code = run(sys.argv[1:] if args is None else args)
+    code = _complete() if _COMPLETION in os.environ else run(sys.argv[1:] if args is None else args)
     leave_streams()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Threads of torch.distributed may still hold tensors, which sometimes aborts the process while Python shuts
@@ -97,6 +101,22 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _complete() -> int:
+    """Answer a shell that completes a command line: without torch, and silently whatever is wrong."""
+    from gencli.commands._completion import join_words
+
+    begun = join_words() if os.environ[_COMPLETION] == "complete_bash" else ""
+    answer, shell = io.StringIO(), sys.stdout
+    with hollow(*COMPUTING), suppress(GencliError, OSError), redirect_stdout(answer):
+        try:
+            app([], prog_name="gencli", standalone_mode=False)
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else 1
+        finally:
+            shell.write("".join(line.removeprefix(begun) for line in answer.getvalue().splitlines(True)))
+    return 0
 
 
 def run(args: list[str]) -> int:

@@ -18,6 +18,9 @@ from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any
 
+# Packages that a declaration of options has no use for; torch is the one that takes long.
+COMPUTING = ("torch", "torchaudio", "torchvision", "safetensors", "numpy", "PIL", "soundfile")
+
 
 class Lazy:
     """Stands for a module; the first use of one of its names imports it."""
@@ -58,7 +61,7 @@ def _is_hollow(value: Any) -> bool:
 
 
 class _Hollow(ModuleType):
-    __path__: Sequence[str] = ()
+    __path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

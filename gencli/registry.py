@@ -24,7 +24,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from gencli.errors import ModelError, UsageError, did_you_mean
-from gencli.lazy import hollow
+from gencli.lazy import COMPUTING, hollow
 from gencli.stopping import Signalled
 
 if TYPE_CHECKING:
@@ -79,15 +79,15 @@ class Family(Entry):
 
     def declared(self) -> Any:
         """The class, to read its options and kinds from: without torch, unless that is imported already."""
-        with hollow("torch", "torchaudio", "torchvision", "safetensors") as shells:
+        with hollow(*COMPUTING) as shells:
             cls = self.load()
         if shells:
             kind.cache_clear()  # they are forgotten, too
         return cls
 
-    def describe(self) -> str:
-        """The summary; that of a plugin is the first line of its class's docstring."""
-        return self.summary or ((self.load().__doc__ or "").strip().splitlines() or [self.name])[0]
+    def describe(self, cls: Any = None) -> str:
+        """The summary; that of a plugin is the first line of the docstring of its class, which is loaded if need be."""
+        return self.summary or (((cls or self.load()).__doc__ or "").strip().splitlines() or [self.name])[0]
 
 
 @dataclass(frozen=True)

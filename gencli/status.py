@@ -84,8 +84,13 @@ def status(run: str) -> dict[str, Any]:
     }
 
 
+def card_of(run: str) -> dict[str, Any]:
+    """The description of a model, as JSON; ModelError if there is none, or it is damaged."""
+    path = Path(run)
+    return _card(path / "model.safetensors" if path.is_dir() else path)
+
+
 def _card(model: Path) -> dict[str, Any]:
-    """The description in a model file."""
     metadata, _ = read_header(model)
     try:
         return dict(json.loads(metadata["gencli"]))

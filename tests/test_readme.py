@@ -26,7 +26,8 @@ from gencli.model import Batch
 KINDS = [entry.name for entry in registry.kinds.values() if entry.source == "gencli"]
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-OF_OTHERS = {"--nproc-per-node", "--help"}  # torchrun's; every command's
+# torchrun's; every command's; those of gencli without a verb
+OF_OTHERS = {"--nproc-per-node", "--help", "--install-completion", "--show-completion"}
 
 
 def blocks(language: str) -> list[str]:
@@ -87,7 +88,7 @@ def test_a_command_with_a_mistake_would_not_parse():
 
 def test_every_option_that_is_mentioned_exists():
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
-    lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:])]
+    lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:]), ["families"]]
     options = [option for line in lines for option in command(line)[0].params]
     known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     assert len(mentioned) > 30 and mentioned - known == set()
@@ -221,9 +222,12 @@ def test_promised_json_keys(gencli):
         "evaluate": gencli("evaluate", "run", "digits:test", "--limit", "4", "--draw", "0", "--require", "elbo>=0",
                            "--json").json(),
         "families": gencli("families", "--json").json()[0],
+        "families RUN": gencli("families", "run", "--json").json(),
+        "families --presets": gencli("families", "--presets", "--json").json()[0],
     }
     compared = gencli("evaluate", "run", "digits:test", "--compare", "--limit", "4", "--draw", "0", "--json").json()
-    documents |= {"evaluate --compare": compared, "a row of comparison": compared["comparison"][0]}
+    documents |= {"evaluate --compare": compared, "a row of comparison": compared["comparison"][0],
+                  "one of its runs": compared["comparison"][0]["runs"][0]}
     evaluation = documents["evaluate"]
     documents |= {"a metric": evaluation["metrics"][0], "a requirement": evaluation["requirements"][0]}
     failure = gencli("evaluate", "nowhere", "digits", "--json", code=4).json()

@@ -8,12 +8,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from gencli import registry
-from gencli.errors import ModelError, UsageError, did_you_mean
+from gencli.commands import _completion
+from gencli.errors import GencliError, ModelError, UsageError, did_you_mean
 from gencli.settings import DataSettings, plain_type
 from gencli.tables import listed
 
@@ -21,20 +23,50 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
+# Fields whose values can be completed though they are plain text.
+_COMPLETED = {"kind": _completion.kinds, "init": _completion.runs, "mix": _completion.runs}
+
+
+def _complete_set(ctx: typer.Context, incomplete: str) -> _completion.Values:
+    """`NAME=VALUE` of --set, of the verb and the run's family: the choices, or else the default."""
+    with suppress(GencliError):
+        cls = registry.families.named(str(_completion.card().get("family"))).declared()
+        options = {name: option for method in reversed(methods_of(cls, str(ctx.info_name)))
+                   for name, option in keywords(method).items()}
+        for name, (hint, default) in options.items():
+            values = _values_of(hint)
+            if not values:
+                yield f"{name}=", f"{getattr(hint, '__name__', hint)}, default {default}"
+            yield from ((f"{name}={value}", "the default" if value == str(default).lower() else "")
+                        for value in values or ([] if default is None else [default]))
+
+
+def _values_of(hint: Any) -> list[str]:
+    """The values that a type has, if they are few."""
+    if get_origin(hint) is Literal:
+        return list(map(str, get_args(hint)))
+    if hint is bool:
+        return ["true", "false"]
+    return [value for part in get_args(hint) for value in _values_of(part)]
+
+
 # --- options that all verbs share
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a .safetensors file or "
-                                                                "hf://user/name.")]
-DataArgument = Annotated[str, typer.Argument(metavar="DATA", help="A path, - for a tar on stdin, or a known name; "
-                                                                  "NAME:test picks a split.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", envvar="GENCLI_DEVICE")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", autocompletion=_completion.runs,
+                                            help="A run directory, a .safetensors file or hf://user/name.")]
+DataArgument = Annotated[str, typer.Argument(metavar="DATA", autocompletion=_completion.data,
+                                             help="A path, - for a tar on stdin, or a known name; NAME:test picks a "
+                                                  "split.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", envvar="GENCLI_DEVICE",
+                                      autocompletion=_completion.devices)]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.", envvar="GENCLI_SEED")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages and no progress, only errors.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors, and each file that is left "
                                                                   "out.")]
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON document on stdout.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the family; see "
-                                               "'gencli families NAME'. May be given several times.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", autocompletion=_complete_set,
+                                               help="An option of the family; see 'gencli families NAME'. May be given "
+                                                    "several times.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first LIMIT examples; of a sorted file "
                                                                   "not a fair sample.")]
 TimeLimit = Annotated[str | None, typer.Option("--time-limit", help="End after this time (90s, 30m, 6h) with what is "
@@ -42,9 +74,10 @@ TimeLimit = Annotated[str | None, typer.Option("--time-limit", help="End after t
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out examples that cannot be read, and count them.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a known data set that is missing.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", envvar="GENCLI_DATA", help="Folder of known data sets.")]
-Output = Annotated[str | None, typer.Option("-o", "--output", help="File or folder; its ending decides the format; "
-                                                                   "- is stdout.")]
-Format = Annotated[str | None, typer.Option("-f", "--format", help="Format, instead of the ending of --output.")]
+Output = Annotated[str | None, typer.Option("-o", "--output", autocompletion=_completion.outputs,
+                                             help="File or folder; its ending decides the format; - is stdout.")]
+Format = Annotated[str | None, typer.Option("-f", "--format", autocompletion=_completion.formats,
+                                             help="Format, instead of the ending of --output.")]
 
 # --- options from the fields of settings
 
@@ -132,7 +165,8 @@ def _parameter(name: str, field: "FieldInfo", panel: str | None, default: Any) -
     note = f"[{limits}] " if (limits := _range(field)) and not choices else ""
     usual = "" if default is None else f"[default: {default}]"
     option = typer.Option(*names, help=f"{field.description} {note}{usual}".strip().replace("[", r"\["),
-                          metavar=metavar, rich_help_panel=panel, show_default=False, hidden=panel is None)
+                          metavar=metavar, rich_help_panel=panel, show_default=False, hidden=panel is None,
+                          autocompletion=_completion.choices(choices) if choices else _COMPLETED.get(name))
     given = list[str] if _is_repeated(field) else plain
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None,
                              annotation=Annotated[given | None, option])
@@ -172,7 +206,7 @@ def set_options(method: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
     """What `--set` can set: the keyword-only arguments of a method, name -> (type as text, default)."""
     return {name: ("|".join(map(str, get_args(hint))) if get_origin(hint) is Literal else
                    str(hint) if get_args(hint) else hint.__name__, default)
-            for name, (hint, default) in _keywords(method).items()}
+            for name, (hint, default) in keywords(method).items()}
 
 
 def parse_set(pairs: Iterable[str] | None, *methods: Callable[..., Any]) -> dict[str, Any]:
@@ -185,7 +219,7 @@ def parse_set(pairs: Iterable[str] | None, *methods: Callable[..., Any]) -> dict
     """
     from pydantic import TypeAdapter, ValidationError
 
-    hints = {key: hint for method in reversed(methods) for name, (hint, _) in _keywords(method).items()
+    hints = {key: hint for method in reversed(methods) for name, (hint, _) in keywords(method).items()
              for key in (name, f"{method.__name__}.{name}")}
     options = {}
     for pair in pairs or ():
@@ -212,7 +246,8 @@ def methods_of(model: Any, verb: str) -> list[Callable[..., Any]]:
     return [getattr(model, name) for name in VERBS_THAT_SET[verb]]
 
 
-def _keywords(method: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+def keywords(method: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The keyword-only arguments of a method: name -> (type, default)."""
     hints = get_type_hints(method)
     return {p.name: (hints[p.name], p.default) for p in inspect.signature(method).parameters.values()
             if p.kind is p.KEYWORD_ONLY}

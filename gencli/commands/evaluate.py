@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gencli import registry
+from gencli.commands import _completion
 from gencli.commands import _options as options
 from gencli.console import Bold, Console, Table
 from gencli.errors import GencliError, RequirementError, ResourceError, UsageError
@@ -30,29 +31,35 @@ _ABREAST = 3  # runs that stand side by side in a table; more stand below each o
 
 @options.with_fields(*options.reading_panels())
 def evaluate(
-    places: Annotated[list[str] | None, typer.Argument(metavar="RUN... DATA", show_default=False, help=(
+    places: Annotated[list[str] | None, typer.Argument(metavar="RUN... DATA", show_default=False,
+                                                        autocompletion=_completion.runs_and_data, help=(
         "A run directory, a .safetensors file or hf://user/name, with --compare several; none where --samples alone "
         "are measured. Last the held-out examples: a path, - for a tar on stdin, or a known name; NAME:test picks a "
         "split."))] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Measure several runs on the same data, and tell how far "
                                                             "each is from the best.")] = False,
-    samples: Annotated[str | None, typer.Option("--samples", help="Samples to measure: a path, or - for the tar "
+    samples: Annotated[str | None, typer.Option("--samples", autocompletion=_completion.data,
+                                                help="Samples to measure: a path, or - for the tar "
                                                 "of 'gencli sample' on stdin. Default: the model's own.")] = None,
-    training: Annotated[str | None, typer.Option("--training", metavar="DATA", help="What the model was trained on, "
+    training: Annotated[str | None, typer.Option("--training", metavar="DATA", autocompletion=_completion.data,
+                                                 help="What the model was trained on, "
                                                  "for nearest training examples and classifiers. Default: what the "
                                                  "model file names, if it is there unchanged.")] = None,
     draw: Annotated[int | None, typer.Option("--draw", min=0, help="Samples drawn where none are given; 0: none. "
                                              "Default: 1000, or 256, 64 or 16 where these take too long.")] = None,
     reconstruct: Annotated[int | None, typer.Option("--reconstruct", min=0, help="Examples encoded and decoded again; "
                                                     "0: none. Default: 200, or all with --anomalies.")] = None,
-    measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
+    measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", autocompletion=_completion.metrics,
+                                                 help="Groups of metrics; "
                                                  f"default: those that fit, of {', '.join(registry.metrics)}.")] = None,
-    features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
+    features: Annotated[str | None, typer.Option("--features", autocompletion=_completion.features,
+                                                 help="Space that samples are compared in: pixels, "
                                                  "columns, log-mel, inception, classifier (trained on the labelled "
                                                  "training data, once) or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
-    anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS", help="Classes that are "
+    anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS",
+                                                  autocompletion=_completion.labels, help="Classes that are "
                                                   "anomalies: how well each score, and the reconstruction error, "
                                                   "detects them (AUROC).")] = None,
     require: Annotated[list[str] | None, typer.Option("--require", metavar="'NAME<=VALUE'", help="Exit with 5 if "

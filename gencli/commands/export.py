@@ -12,6 +12,7 @@ import typer
 from torch import Tensor
 
 from gencli import __version__, hub, registry, runs
+from gencli.commands import _completion
 from gencli.commands import _options as options
 from gencli.commands._outputs import require_apart
 from gencli.console import Console
@@ -30,11 +31,12 @@ _GRAPHS = ("onnx", "torch")
 
 def export(
     run: options.RunArgument,
-    output: Annotated[str, typer.Option("-o", "--output", help="FILE.onnx, FILE.pt2 (torch.export), FILE.safetensors "
-                                                               "(one file for gencli), FILE.md (model card), "
-                                                               "FILE.png (its filters, in families that have them), "
-                                                               "or hf://user/name (the Hugging Face hub).")],
+    output: Annotated[str, typer.Option("-o", "--output", autocompletion=_completion.endings(_ENDINGS.values()),
+                                        help="FILE.onnx, FILE.pt2 (torch.export), FILE.safetensors (one file for "
+                                             "gencli), FILE.md (model card), FILE.png (its filters, in families that "
+                                             "have them), or hf://user/name (the Hugging Face hub).")],
     format: Annotated[str | None, typer.Option("-f", "--format", metavar="|".join(_ENDINGS),
+                                               autocompletion=_completion.choices(_ENDINGS),
                                                help="Format, instead of the ending of --output.")] = None,
     layer: Annotated[str | None, typer.Option("--layer", metavar="NAME", help="Filters of this layer, instead of the "
                                                                               "lowest.")] = None,

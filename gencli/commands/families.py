@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gencli import registry
+from gencli.commands import _completion
 from gencli.commands._options import Json
 from gencli.console import Console, Table
 from gencli.errors import UsageError, did_you_mean
@@ -15,7 +16,8 @@ from gencli.metrics.requirements import shown
 
 
 def families(
-    name: Annotated[str | None, typer.Argument(metavar="[FAMILY|RUN]", show_default=False, help=(
+    name: Annotated[str | None, typer.Argument(metavar="[FAMILY|RUN]", show_default=False,
+                                                  autocompletion=_completion.families_and_runs, help=(
         "One family, with its options; or a run directory or model file, and all there is to know about it."))] = None,
     presets: Annotated[bool, typer.Option("--presets", help="The presets, of all families or of this one: paper, "
                                           "command, duration, expected and measured value.")] = False,
@@ -25,7 +27,7 @@ def families(
     console = Console(json=json)
     if presets:
         return _list_presets(registry.families.named(name).name if name else None, console)
-    if name in registry.families:
+    if name is not None and name in registry.families:
         return _describe(registry.families[name], console)
     if name is not None:
         return _tell(name, console)
@@ -45,7 +47,7 @@ def _describe(family: registry.Family, console: Console) -> None:
 
     model = family.declared()
     fields = describe_fields(model.Config)
-    summary = family.summary or ((model.__doc__ or "").strip().splitlines() or [family.name])[0]
+    summary = family.describe(model)
     kinds = list(family.kinds or sorted(model.kinds))
     settable = {verb: {name: option for method in reversed(methods_of(model, verb))
                        for name, option in set_options(method).items()} for verb in VERBS_THAT_SET}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gencli import registry
+from gencli.commands import _completion
 from gencli.commands import _options as options
 from gencli.commands._conditions import class_number, count_of, lines_of_stdin, read_given
 from gencli.console import Console
@@ -29,19 +30,22 @@ def sample(
                                                "many as --given or --complete has).")] = None,
     output: options.Output = None,
     format: options.Format = None,
-    label: Annotated[str | None, typer.Option("--label", help="Class, by name or number (conditional models).")] = None,
+    label: Annotated[str | None, typer.Option("--label", autocompletion=_completion.labels,
+                                              help="Class, by name or number (conditional models).")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text (- reads it from stdin), or a "
                                                "sound file that recordings begin with.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="TEXT", help="End a text where TEXT would follow; short "
                                              "for --set stop=TEXT.")] = None,
-    complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", help="Draw the missing cells of these "
+    complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", autocompletion=_completion.data,
+                                                 help="Draw the missing cells of these "
                                                  "rows, or the gaps of a text: 'to _____ or not'; or keep a part of "
                                                  "this picture, by --keep-rows or --mask, and draw the rest.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE|MARK", help="Keep what is white in this "
                                              "picture; or what stands for each token of a gap in a text, instead of "
                                              "_.")] = None,
-    given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What the samples are made from, e.g. "
+    given: Annotated[str | None, typer.Option("--given", metavar="DATA", autocompletion=_completion.data,
+                                              help="What the samples are made from, e.g. "
                                               "label maps, or speech for a vocoder, one sample for each; of texts - "
                                               "reads lines from stdin as they come; or of rows what all have: "
                                               "'age=30,sex=Female'.")] = None,

@@ -1,10 +1,12 @@
 """`gencli train FAMILY DATA -o RUN`: fit a model of a family to data."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from gencli import registry
+from gencli.commands import _completion
 from gencli.commands import _options as options
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console
@@ -20,7 +22,9 @@ class _Families(LazyGroup):
         return {family.name: family.summary for family in registry.families.values()}
 
     def make(self, name: str) -> Any:
-        return command(registry.families.named(name))
+        family = registry.families.named(name)
+        # Help needs no torch; should a value be called --help, the training itself imports it nevertheless.
+        return command(family, family.declared() if "--help" in sys.argv else family.load())
 
 
 app = typer.Typer(cls=_Families, no_args_is_help=True, add_completion=False)
@@ -31,9 +35,8 @@ def _group() -> None:
     """Fit a model of a family to data; 'gencli train FAMILY --help' lists the family's own options."""
 
 
-def command(family: registry.Family) -> Any:
-    """The function of `gencli train FAMILY`."""
-    cls = family.load()
+def command(family: registry.Family, cls: Any) -> Any:
+    """The function of `gencli train FAMILY`, whose options are those of the class."""
     kinds = [name for name in registry.kinds if name in cls.kinds | cls.conditions]
 
     @options.with_fields(
@@ -42,13 +45,16 @@ def command(family: registry.Family) -> Any:
         hidden=options.reading_fields(), defaults=cls.defaults)
     def train(
         data: options.DataArgument,
-        output: Annotated[str | None, typer.Option("-o", "--output", metavar="RUN", help="The run directory.")] = None,
+        output: Annotated[str | None, typer.Option("-o", "--output", metavar="RUN", autocompletion=_completion.runs,
+                                                   help="The run directory.")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue where the run stopped; start it if there "
                                                               "is none; nothing to do if it is finished.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run.")] = False,
         wait: Annotated[bool, typer.Option("--wait", help="Wait until no other process uses the run.")] = False,
-        config: Annotated[str | None, typer.Option("--config", help="TOML or JSON file of settings.")] = None,
-        preset: Annotated[str | None, typer.Option("--preset", help="Settings of a published result.")] = None,
+        config: Annotated[str | None, typer.Option("--config", autocompletion=_completion.configs,
+                                                   help="TOML or JSON file of settings.")] = None,
+        preset: Annotated[str | None, typer.Option("--preset", autocompletion=_completion.presets_of(family.name),
+                                                   help="Settings of a published result.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the number of "
                                                                 "parameters and an estimate of the memory.")] = False,
         watch: Annotated[bool, typer.Option("--watch", help="Draw the losses and the newest samples on the terminal, "
@@ -109,5 +115,5 @@ def command(family: registry.Family) -> Any:
             shown = "".join(f", {name} {value:.4g}" for name, value in outcome.values.items())
             console.note(f"{output}: {outcome}{shown}")
 
-    train.__doc__ = f"{family.describe()}: fit it to DATA and write the run directory."
+    train.__doc__ = f"{family.describe(cls)}: fit it to DATA and write the run directory."
     return train
