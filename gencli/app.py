@@ -168,7 +168,7 @@ def run(args: list[str]) -> int:
 
 
 def _asks_for_options(args: list[str]) -> bool:
-    """Whether it is help that is wanted, about a family of gencli's own: it has its options in the file of its network."""
+    """Whether help about a family of gencli's own is wanted, whose options stand in the file of its network."""
     if args[:1] != ["train"] or "--help" not in args:
         return False
     return any(word in registry.families and registry.families[word].source == "gencli" for word in args[1:2])
