@@ -218,7 +218,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         if (value := getattr(completed, name)) != getattr(model, name):
             note(f"--{name.replace('_', '-')} {value}, by the data: {len(examples)} {_plural(examples)}")
     if not training.steps and origin.get("epochs", f"family {family}") == f"family {family}":
-        epochs = cls.least_steps * min(training.batch_size, len(examples)) / max(len(examples), 1)
+        epochs = cls.least_steps * min(training.rows, len(examples)) / max(len(examples), 1)
         if epochs > training.epochs:
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
@@ -356,8 +356,9 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
     trainer = Trainer(model, resolved.examples, resolved.settings, run, device,
                       Hooks(events.progress, warn, preview, keep_settings),
                       started=resolved.other is not None and resolved.other.use == "weights")
-    if trainer.processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
-        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
+    if trainer.processes.first and trainer.order.rows < resolved.settings.rows and trainer.learns:
+        times = f" x {resolved.settings.accumulate}" if resolved.settings.accumulate > 1 else ""
+        events.note(f"--batch-size {resolved.settings.batch_size}{times} is more than the data gives: a step has "
                     f"{trainer.order.rows} examples")
     return trainer
 
