@@ -1,8 +1,6 @@
 """--accumulate: the gradients of several batches make the step of one larger batch, whatever the family."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -115,17 +113,3 @@ def test_parts_get_their_rows_of_the_noise():
     assert [len(part) for part in parts] == [2, 2, 1, 1]
     for number, tensor in enumerate(expected):
         assert torch.equal(torch.cat([own[number] for own in got]), tensor)
-
-
-def test_two_processes_compute_their_shares_in_parts(gencli, small_data, tmp_path):
-    """The mean of the gradients of both is that of all: as one process without noise of its own."""
-    small = ["train", "autoencoder", str(small_data["vector"]), *SMALL["autoencoder", "vector"], "--steps", "4", "-q",
-             "--ema", "0", "--precision", "fp32", "--preview-every", "0", "--log-every", "1"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "gencli"]
-    two = [*small, "--batch-size", "8", "--accumulate", "2", "-o", str(tmp_path / "two")]
-    subprocess.run([*command, *two], check=True, capture_output=True)
-    gencli(*small, "--batch-size", "16", "-o", "one")
-    assert json.loads((tmp_path / "two/config.json").read_text())["accumulate"] == 2
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in one.items():  # Adam makes a step of the same size of whatever gradient
-        assert float((two[name] - tensor).abs().max()) < 1e-3, name
