@@ -27,12 +27,15 @@ __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Mod
 
 
 class Loss:
-    """What a player minimises: `total`, a scalar, and named parts for the log (scalars, detached)."""
+    """What a player minimises: `total`, a scalar, and named parts for the log (scalars, detached).
 
-    __slots__ = ("parts", "total")
+    `of`: how many terms (tokens, samples) they are the mean of, where these are not the examples.
+    """
 
-    def __init__(self, total: Tensor, **parts: Tensor):
-        self.total = total
+    __slots__ = ("of", "parts", "total")
+
+    def __init__(self, total: Tensor, of: Tensor | int | None = None, **parts: Tensor):
+        self.total, self.of = total, of
         self.parts = {name: part.detach() for name, part in parts.items()}
 
 
@@ -256,6 +259,9 @@ class Model(nn.Module):
     alike: bool = False
     # Examples that a step needs in each process, e.g. 2 where a loss computes a deviation over the batch.
     smallest_batch: int = 1
+    # Whether the loss of a batch is the mean of those of its parts, so that a step may compute these one by one
+    # (--accumulate); not where each loss moves on what is carried from step to step. A stream's state has its rows.
+    splits: bool = True
     # Examples computed at once by sample, encode, decode and scores. Fixed, so that no result depends on how many were
     # asked for: matrix products round differently for other batch sizes.
     block: ClassVar[int] = 64

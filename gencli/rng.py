@@ -6,6 +6,7 @@ Sources share one interface, so that a family works with each:
   same whatever the batch size, shard or device. Bits come from Philox4x32-10 (Salmon et al. 2011, "Parallel Random
   Numbers: As Easy as 1, 2, 3"), computed with integer tensor operations that give the same bits everywhere.
 - `StepStream`: the noise of one training step, keyed by (seed, step, process). Fast, torch's own generator.
+- `PartStream`: what a part of a step's examples gets of its noise.
 - `NoNoise`: none, for what must be a function of the examples alone.
 
 Every draw has the shape (B, *shape), where B is the number of examples.
@@ -13,7 +14,7 @@ Every draw has the shape (B, *shape), where B is the number of examples.
 
 import hashlib
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -166,3 +167,36 @@ class StepStream:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, (len(self), *shape), generator=self.generator, device=self.device)
+
+
+class PartStream:
+    """The noise of some examples of a step that is computed in parts: their rows of what the whole step would draw.
+
+    Args:
+        whole: the noise of all examples of the step.
+        drawn: what it has given so far; one dictionary for all parts, which draw in the same order.
+        rows: the places (b,) of these examples among all.
+    """
+
+    def __init__(self, whole: StepStream, drawn: dict[tuple[Any, ...], Tensor], rows: Tensor):
+        self.device = whole.device
+        self._whole, self._drawn, self._rows, self._draws = whole, drawn, rows, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _draw(self, method: str, *arguments: Any, **keywords: Any) -> Tensor:
+        name = (self._draws, method, *arguments, *keywords.values())
+        self._draws += 1
+        if name not in self._drawn:
+            self._drawn[name] = getattr(self._whole, method)(*arguments, **keywords)
+        return self._drawn[name][self._rows]
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._draw("uniform", *shape, dtype=dtype)
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._draw("normal", *shape, dtype=dtype)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return self._draw("integers", high, *shape)

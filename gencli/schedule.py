@@ -47,9 +47,9 @@ def learning_rate(settings: TrainSettings, phase: Phase, step: int, steps: int) 
 
 def training_order(model: Model, data: Dataset, settings: TrainSettings, device: torch.device,
                    processes: Processes) -> Shuffled | Contiguous:
-    """The batch of each step, as the model reads."""
+    """The examples of each step, as the model reads."""
     if model.reads == "stream" and data.document is not None:
         window: int = getattr(model.config, "window")  # noqa: B009 (a family that reads streams has this option)
-        return Contiguous(data, settings.batch_size, window, settings.seed, device, processes.rank, processes.world)
-    return Shuffled(data, settings.batch_size, settings.seed, device, processes.rank, processes.world, model.alike,
+        return Contiguous(data, settings.rows, window, settings.seed, device, processes.rank, processes.world)
+    return Shuffled(data, settings.rows, settings.seed, device, processes.rank, processes.world, model.alike,
                     settings.workers)

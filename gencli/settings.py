@@ -56,6 +56,8 @@ class TrainSettings(BaseModel):
     steps: int | None = Field(None, ge=1, description="Training steps; instead of --epochs.")
     epochs: float = Field(20, gt=0, description="Passes over the data.")
     batch_size: int = Field(128, ge=1, description="Examples in a step, over all processes.")
+    accumulate: int = Field(1, ge=1, description="Batches whose gradients make one step: what a batch of so many times "
+                                                 "the size gives, in the memory of one.")
     lr: float = Field(1e-3, gt=0, description="Learning rate of Adam.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay (AdamW).")
     schedule: Literal["constant", "cosine"] = Field("constant", description="Course of the learning rate.")
@@ -89,6 +91,11 @@ class TrainSettings(BaseModel):
         "Follow the training in this program too: tensorboard, mlflow, trackio, wandb or one of a plugin; may be given "
         "several times, and a resumed training goes on with it; none: in no other."))
     fail_on_collapse: bool = Field(False, description="Exit with 6 when the family raises its alarm.")
+
+    @property
+    def rows(self) -> int:
+        """Examples behind a step, over all processes."""
+        return self.batch_size * self.accumulate
 
     @field_validator("checkpoint_every")
     @classmethod

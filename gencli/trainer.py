@@ -25,18 +25,18 @@ from gencli.limits import keep_memory
 from gencli.metrics import CONFIDENCE
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
-from gencli.model import Loss, Model, Player
+from gencli.model import Batch, Loss, Model, Player
 from gencli.optimisers import make_optimiser
 from gencli.recompute import recompute
-from gencli.rng import seed_layers
+from gencli.rng import PartStream, Rng, seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
 from gencli.settings import TrainSettings
 from gencli.stopping import Stop, seconds
 
 # Settings that decide what a step computes.
-_DECISIVE = ("batch_size", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile", "validation",
-             "seed")
+_DECISIVE = ("batch_size", "accumulate", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile",
+             "validation", "seed")
 _LONG = 4  # validations that are worse than the best, before that is worth a warning
 
 
@@ -50,6 +50,19 @@ class Hooks:
     save: Callable[[], None] = lambda: None  # before a checkpoint is published
     log: Callable[[dict[str, Any]], None] = lambda line: None  # a line of metrics.jsonl
     go_on: Callable[[int], None] = lambda step: None  # from this step, after all that was logged after it is dropped
+
+
+@dataclass
+class Part:
+    """Examples of a step whose gradients are computed at once: all of them, or one of --accumulate parts.
+
+    Attributes:
+        carried: of a model that reads a stream, the rows of its state that belong to these examples.
+    """
+
+    batch: Batch
+    rng: Rng
+    carried: dict[str, torch.Tensor] | None = None
 
 
 @dataclass
@@ -101,6 +114,7 @@ class Trainer:
         self.phases = phases_of(model, self.total, started)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
         self._refuse_small_steps()
+        self._require_parts()
         self.state = TrainingState(self.model, self.total)
         self._warned: set[str] = set()  # phases whose validation was told to rise
 
@@ -149,14 +163,24 @@ class Trainer:
 
     def _refuse_small_steps(self) -> None:
         """DataError if a process would get fewer examples in a step than it can compute with."""
-        least, world = self.model.smallest_batch, self.processes.world
+        least, world = self.model.smallest_batch * self.settings.accumulate, self.processes.world
         if not self.learns or self.order.rows >= least * world:
             return
         who = f"{world} processes need" if world > 1 else "this model needs"
         what = f"{who} {least * world} examples in a step"
-        if self.settings.batch_size < least * world:
+        if self.settings.rows < least * world:
             raise DataError(f"--batch-size {self.settings.batch_size} is too small: {what}")
         raise DataError(f"{self.data.name} is too small: {what}, and there are {self.order.rows} to train on")
+
+    def _require_parts(self) -> None:
+        """UsageError if the steps of this model cannot be computed in --accumulate parts."""
+        count, name = self.settings.accumulate, type(self.model).__name__.lower()
+        if count > 1 and not self.learns:
+            raise UsageError(f"--accumulate {count}: a {name} is computed from its data in passes and makes no steps; "
+                             f"leave it out")
+        if count > 1 and not self.model.splits:
+            raise UsageError(f"--accumulate {count}: each batch moves on the chains of a {name}, so that several are "
+                             f"not one larger one; leave it out, and give a larger --batch-size")
 
     # --- phases
 
@@ -215,7 +239,7 @@ class Trainer:
         """One step of all players whose turn it is. `losses` are theirs, by name."""
         state, players = self.state, self.phase.players
         step, step_of_phase = state.step, state.step - state.phase_start
-        batch, rng = self.order[step]
+        parts = self._parts(step)
         seed_layers(self.device, self.settings.seed, "global", step, self.processes.rank)
         self.model.step = step
         values: dict[str, Any] = {}
@@ -223,26 +247,38 @@ class Trainer:
             if (step_of_phase + 1) % player.every:
                 continue
 
-            # Compute the loss
+            # Accumulate the gradients
             if len(players) > 1:  # no gradients for those who do not move
                 for other in players:
                     other.require_gradients(False)
                 player.require_gradients(True)
-            with autocast(self.precision, self.device):
-                loss = losses[player.name](batch, rng)
-            value = loss.total.item()
-            if self._any(not math.isfinite(value)):
-                raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
-                                    f"--grad-clip 1 or --precision fp32; "
-                                    f"{checkpoints.kept(self.run_folder)}")
-            prefix = f"{player.name}/" if len(players) > 1 else ""
-            values |= {f"{prefix}loss": value, **{f"{prefix}{name}": part for name, part in loss.parts.items()}}
-
-            # Update the weights
             optimiser = state.optimisers[player.name]
             optimiser.zero_grad(set_to_none=True)
-            loss.total.backward()
-            self.processes.average([p.grad for p in player.parameters if p.grad is not None])
+            terms, sums = 0.0, dict[str, Any]()
+            for part in parts:
+                loss = self._loss(losses[player.name], part)
+                value = loss.total.item()
+                if self._any(not math.isfinite(value)):
+                    raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
+                                        f"--grad-clip 1 or --precision fp32; "
+                                        f"{checkpoints.kept(self.run_folder)}")
+                weight = 1.0
+                if len(parts) > 1:  # the mean over all weighs parts by what each is a mean of
+                    weight = len(part.batch) if loss.of is None else float(loss.of)
+                terms += weight
+                for name, of in {"loss": value, **loss.parts}.items():
+                    sums[name] = sums.get(name, 0.0) + weight * of
+                (loss.total if len(parts) == 1 else weight * loss.total).backward()
+            self._join_carried(parts)
+            prefix = f"{player.name}/" if len(players) > 1 else ""
+            values |= {prefix + name: total / terms for name, total in sums.items()}
+            gradients = [p.grad for p in player.parameters if p.grad is not None]
+            if len(parts) > 1:
+                for gradient in gradients:
+                    gradient /= terms
+
+            # Update the weights
+            self.processes.average(gradients)
             if self.settings.grad_clip:
                 nn.utils.clip_grad_norm_(player.parameters, self.settings.grad_clip, foreach=True)
             for group in optimiser.param_groups:
@@ -257,11 +293,37 @@ class Trainer:
         # Log, validate, preview and save what is due
         self._after_step(values, step, stop)
 
+    def _parts(self, step: int) -> list[Part]:
+        """The examples of a step, in the parts that are computed one after the other."""
+        batch, rng = self.order[step]
+        if self.settings.accumulate == 1:
+            return [Part(batch, rng)]
+        drawn: dict[tuple[Any, ...], torch.Tensor] = {}
+        carried = self.model.training_state() if self.model.reads == "stream" else None
+        return [Part(batch[rows], PartStream(rng, drawn, rows),
+                     carried and {name: tensor[rows] for name, tensor in carried.items()})
+                for rows in torch.arange(len(batch), device=self.device).tensor_split(self.settings.accumulate)
+                if len(rows)]
+
+    def _loss(self, loss: Callable[..., Loss], part: Part) -> Loss:
+        if part.carried is not None:
+            self.model.load_training_state(part.carried)
+        with autocast(self.precision, self.device):
+            value = loss(part.batch, part.rng)
+        if part.carried is not None:
+            part.carried = self.model.training_state()
+        return value
+
+    def _join_carried(self, parts: list[Part]) -> None:
+        """Let the model carry on the state of all parts."""
+        rows = [part.carried for part in parts if part.carried is not None]
+        if rows:
+            self.model.load_training_state({name: torch.cat([own[name] for own in rows]) for name in rows[0]})
+
     def _compiled(self, player: Player) -> Callable[..., Loss]:
         def attempt(loss: Callable[..., Loss]) -> None:
             carried = {name: tensor.clone() for name, tensor in self.model.training_state().items()}
-            with autocast(self.precision, self.device):
-                loss(*self.order[self.state.step])
+            self._loss(loss, self._parts(self.state.step)[0])
             self.model.load_training_state(carried)
 
         return compiled(player.loss, attempt, self.hooks.warn)

@@ -223,7 +223,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         if (value := getattr(completed, name)) != getattr(model, name):
             note(f"--{name.replace('_', '-')} {value}, by the data: {len(examples)} {_plural(examples)}")
     if not training.steps and origin.get("epochs", f"family {family}") == f"family {family}":
-        epochs = cls.least_steps * min(training.batch_size, len(examples)) / max(len(examples), 1)
+        epochs = cls.least_steps * min(training.rows, len(examples)) / max(len(examples), 1)
         if epochs > training.epochs:
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
@@ -314,8 +314,9 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     # Before the run, so that a model that does not fit, or steps that are too small, leave no folder behind.
     followers = _Followers(run, resolved, events)
     trainer = _trainer(run, resolved, resolved.build(), picked, events, followers)
-    if processes.first and trainer.order.rows < resolved.settings.batch_size and trainer.learns:
-        events.note(f"--batch-size {resolved.settings.batch_size} is more than the data gives: a step has "
+    if processes.first and trainer.order.rows < resolved.settings.rows and trainer.learns:
+        times = f" x {resolved.settings.accumulate}" if resolved.settings.accumulate > 1 else ""
+        events.note(f"--batch-size {resolved.settings.batch_size}{times} is more than the data gives: a step has "
                     f"{trainer.order.rows} examples")
     with run if processes.first else nullcontext():
         if processes.first:

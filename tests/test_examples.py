@@ -199,7 +199,8 @@ def flags(text: str) -> list[tuple[list[str], set[str]]]:
     for verb, rest in re.findall(rf"gencli(?:\.sif)? ({'|'.join([*registry.VERBS, 'families'])})\b([^\n|;`]*)", text):
         family = next((word for word in rest.split()[:1] if word in registry.families), "vae")
         words = [verb, family] if verb == "train" else [verb]
-        found.append((words, set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", re.sub(r"'[^']*'|\S+=\S*", "", rest)))))
+        rest = re.sub(r"'[^']*'|\$\([^)]*\)", "", rest)
+        found.append((words, set(re.findall(r"(?<![\w-])(--[a-z][a-z-]*|-[a-z]\b)", rest))))
     return found
 
 

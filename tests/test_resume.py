@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from safetensors.torch import load_file
 
 from gencli import checkpoints, runs
 from gencli.trainer import Trainer
@@ -75,6 +76,18 @@ def test_a_carried_state_of_other_processes_is_refused(family, kind, first, then
     assert done.returncode and f"by {first} processes" in done.stderr and "--overwrite" in done.stderr
     assert "internal error" not in done.stderr
     assert torchrun(first, *words, "--steps", "8", "--resume").returncode == 0
+
+
+def test_processes_compute_their_shares_in_parts(small_data, torchrun, gencli, tmp_path):
+    """Two processes, two parts each: the step of one process that computes all at once."""
+    words = ["train", "autoencoder", str(small_data["vector"]), *SMALL["autoencoder", "vector"], "--ema", "0",
+             "--precision", "fp32", "--steps", "4"]
+    done = torchrun(2, *words, "--batch-size", "8", "--accumulate", "2", "-o", "run")
+    assert done.returncode == 0, done.stderr
+    gencli(*words, "--batch-size", "16", "-o", "one", "-q")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "run"))
+    for name, tensor in one.items():  # Adam makes a step of the same size of whatever gradient
+        assert float((two[name] - tensor).abs().max()) < 1e-3, name
 
 
 def test_other_processes_are_told_where_nothing_is_carried(small_data, torchrun):

@@ -150,7 +150,7 @@ class MLPLM(TrainedByWindows):
             states = states * (rng.uniform(*windows.shape[1:]) > self.config.blanks)[there]
         hidden, direct = self._read_many(states)
         logits = self._logits(hidden, direct, self._kept(there.nonzero()[:, 0], rng))
-        return Loss(F.cross_entropy(logits.float(), targets[there]))
+        return Loss(F.cross_entropy(logits.float(), targets[there]), of=len(states))
 
     def _kept(self, row: Tensor, rng: Rng) -> Tensor | float:
         """Factors of the hidden units (N, width), the same for all that belongs to one of the B examples, `row` (N,).

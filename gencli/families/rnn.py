@@ -167,7 +167,7 @@ class RNN(TrainedByWindows):
         if not self.spec.lines:
             self._carried = state.detach().to(self.head.weight.dtype)  # bf16 under autocast
         nll = F.cross_entropy(self.head(outputs[-1]).float().transpose(1, 2), targets, reduction="none")  # (B, T)
-        return Loss(nll[there].mean())
+        return Loss(nll[there].mean(), of=there.sum())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)

@@ -150,7 +150,7 @@ class Seq2Seq(AutoregressiveText):
         log_p = torch.log_softmax(self.logits(known[there]).float(), dim=-1)
         nll = F.nll_loss(log_p, batch.x[there])
         smoothing = self.config.smoothing
-        return Loss((1 - smoothing) * nll - smoothing * log_p.mean(), nll=nll)
+        return Loss((1 - smoothing) * nll - smoothing * log_p.mean(), of=len(log_p), nll=nll)
 
     def _dropout(self, rng: Rng) -> Drop:
         return lambda x: variational_dropout(x, rng, self.config.dropout if self.training else 0.0)

@@ -136,7 +136,7 @@ class Transformer(TrainedByWindows):
         if not self.spec.lines:
             self._carried, self._place = state.to(self.embedding.weight.dtype), place + tokens.shape[1]
         nll = -self.distribution.log_prob(self._logits(x), targets)  # (B, T)
-        return Loss(nll[there].mean())
+        return Loss(nll[there].mean(), of=there.sum())
 
     def _dropout(self, x: Tensor, rng: Rng) -> Tensor:
         return variational_dropout(x, rng, self.config.dropout if self.training else 0.0)

@@ -206,7 +206,7 @@ class WaveNet(Model):
         positions = scored.flatten().nonzero()[:, 0]
         filled = F.pad(positions, (0, -len(positions) % _LENGTH_MULTIPLE))
         nats = -self.distribution.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
-        return Loss(nats[: len(positions)].mean())
+        return Loss(nats[: len(positions)].mean(), of=len(positions))
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
         """Exact log p(x | condition) of every recording, (B,), in nats."""

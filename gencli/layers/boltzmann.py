@@ -309,6 +309,7 @@ class RestrictedMachine(Machine):
 class BoltzmannModel(Model):
     """A family whose lowest layer are units that see an example, and whose codes are hidden units that chains draw."""
 
+    splits = False  # each batch moves on the chains
     view: View | None
 
     def units_of(self, spec: Spec) -> BernoulliUnits | GaussianUnits:

@@ -40,7 +40,7 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
     facts = {
         "date": settings.get("date"), "command": _command(settings.get("argv")),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "training": f"{card.steps} steps{kept}, seed {card.seed}",
+        "training": f"{card.steps} steps{_accumulated(settings)}{kept}, seed {card.seed}",
         "diverged": "; ".join(f"after step {diverged}, and went on from step {step} with {0.5 ** number:g} of the "
                               f"learning rate" for number, (diverged, step) in enumerate(card.retries, 1)),
         "data": f"{card.data}, {card.examples:,} examples of the training split, fingerprint {card.fingerprint[:16]}",
@@ -64,6 +64,12 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
                      f"samples.{registry.kind_of(model.spec).shown.preview[0]}")
     lines += [f"    gencli evaluate {address or 'RUN'} {shlex.quote(printable(card.data) + ':test')} --json", ""]
     return "\n".join(lines)
+
+
+def _accumulated(settings: dict[str, Any]) -> str:
+    """How the gradient of a step was computed, where not at once."""
+    count = settings.get("accumulate")
+    return f" of {count} x {settings.get('batch_size')} examples" if isinstance(count, int) and count > 1 else ""
 
 
 def _command(argv: Any) -> str:
