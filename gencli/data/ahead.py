@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,10 +45,11 @@ class Ahead(Iterator[tuple[Tensor, Fetched | None]]):
         workers = _room() if workers is None else workers
         if workers and data.stored:
             # Forked processes share what the data holds, and start at once; they never touch a device.
-            loader = DataLoader(_Fetching(data), batch_size=None, sampler=self._numbers(), num_workers=workers,
-                                worker_init_fn=_begin,
-                                multiprocessing_context="fork" if sys.platform == "linux" else None)
-            with _explained():
+            with _explained(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # more processes than processors: as was asked for
+                loader = DataLoader(_Fetching(data), batch_size=None, sampler=self._numbers(), num_workers=workers,
+                                    worker_init_fn=_begin,
+                                    multiprocessing_context="fork" if sys.platform == "linux" else None)
                 self._loaded = iter(loader)
 
     def __next__(self) -> tuple[Tensor, Fetched | None]:
