@@ -410,7 +410,7 @@ def streams(trial: int, folder: Path, cases: Cases, chance: random.Random) -> No
 
     whole = start("-o", "whole")
     expect(whole.wait(), (0,), whole)
-    for _ in range(3):
+    for _ in range(2):
         child = start("--resume")
         number = chance.choice([signal.SIGKILL, *STOPS])
         expect(child.send(number, chance.uniform(0, whole.took)), (0, -number, STOPS.get(number, 0)), child)
