@@ -19,9 +19,9 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # of one layer that are not one package do not import each other.
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
-    {"presets", "schedule", "checkpoints"}, {"optimisers", "recompute"}, {"reports"}, {"metrics"}, {"sampling"},
-    {"inference"}, {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"},
-    {"kinds"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
+    {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
+    {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
