@@ -65,6 +65,11 @@ class Stored(Protocol):
 Fetched = list["Tensor | None"]
 
 
+def fetch(stored: Sequence[Stored | None], indices: Tensor) -> Fetched:
+    """What a batch of these numbers has to read from a disk; it may be done ahead of it."""
+    return [None if examples is None else examples[indices] for examples in stored]
+
+
 @dataclass
 class Dataset:
     """N examples of one split.
@@ -131,14 +136,10 @@ class Dataset:
         return [self, *(self.condition.sides if self.condition else [])]
 
     @property
-    def stored(self) -> list[Stored]:
-        """The examples that are read from a disk whenever they are wanted, of all sides."""
+    def stored(self) -> list[Stored | None]:
+        """The examples of each side that are read from a disk whenever they are wanted; None: they are in memory."""
         everything: list[Any] = [side.examples for side in self.sides]
-        return [examples for examples in everything if not isinstance(examples, torch.Tensor)]
-
-    def fetch(self, indices: Tensor) -> Fetched:
-        """What a batch of these numbers has to read from a disk, by side; for `batch`, and to be done ahead of it."""
-        return [None if isinstance(side.examples, torch.Tensor) else side.examples[indices] for side in self.sides]
+        return [None if isinstance(examples, torch.Tensor) else examples for examples in everything]
 
     def batch(self, indices: Tensor, device: torch.device | str = "cpu", rng: Rng | None = None,
               fetched: Fetched | None = None) -> Batch:
@@ -147,9 +148,9 @@ class Dataset:
         Args:
             rng: draws dynamic binarisation; without it the draw belongs to the example and is the same every time, as
                 with fixed binarisation.
-            fetched: what `fetch` gave for the same numbers.
+            fetched: what `fetch` gave for `stored` and the same numbers.
         """
-        own, *others = fetched or self.fetch(indices)
+        own, *others = fetched or fetch(self.stored, indices)
         if own is None:  # several times faster than indexing by a tensor
             own = self.examples.index_select(0, indices.to(self.examples.device))
         x = moved(own, device)

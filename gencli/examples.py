@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +83,43 @@ class Part(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.whole.path)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples of an array (N, ...) in a file, which are read by their numbers and never all at once."""
+
+    whole: Whole
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: np.memmap) -> Rows:
+        """Those of a mapped array that lies in its file as it is."""
+        return cls(Whole.at(Path(str(array.filename))), array.offset, array.dtype, array.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes of an example."""
+        return self.dtype.itemsize * math.prod(self.shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def part(self, first: int, count: int = 1) -> np.ndarray:
+        """(count, ...) from number `first` on."""
+        data = Part(self.whole, self.start + first * self.size, count * self.size).read_bytes()
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shape[1:])
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All, some at a time."""
+        step = max(1, _READ // self.size)
+        for first in range(0, len(self), step):
+            yield self.part(first, min(step, len(self) - first))
+
+
+_READ = 2**24  # bytes of an array in memory at once
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:
@@ -495,8 +533,8 @@ class Sources(Sequence[Source]):
             texts.append(os.fsencode(f"{name}\0{content}" if isinstance(content, Path) else name))
         self._wholes = list(place)
         self._text, self._ends = b"".join(texts), np.cumsum([0, *map(len, texts)])
-        size = float(self._parts[:, 2].mean()) if len(sources) and (self._parts[:, 0] >= 0).all() else _STRETCH
-        self.stretch = max(1, round(_STRETCH / max(size, 1)))
+        size = float(self._parts[:, 2].mean()) if len(sources) and (self._parts[:, 0] >= 0).all() else STRETCH
+        self.stretch = max(1, round(STRETCH / max(size, 1)))
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -509,21 +547,28 @@ class Sources(Sequence[Source]):
         return name, Path(path) if path else self._held[number]
 
     def expect(self, numbers: np.ndarray) -> None:
-        """Have the system begin to read the sources of these numbers, parts that lie together at once."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        parts = self._parts[np.unique(numbers)]
-        parts = parts[parts[:, 0] >= 0]
-        apart = (np.diff(parts[:, 0]) != 0) | (parts[1:, 1] - parts[:-1, 1] > _STRETCH)
-        for run in np.split(parts, np.flatnonzero(apart) + 1) if len(parts) else []:
-            path = self._wholes[run[0, 0]].path
-            with suppress(OSError), path.open("rb", buffering=0) as file:  # what is wrong is told when it is read
-                start, end = int(run[0, 1]), int(run[-1, 1] + run[-1, 2])
-                for place in range(start, end, _STRETCH):  # of one call the system may leave what is more
-                    os.posix_fadvise(file.fileno(), place, min(_STRETCH, end - place), os.POSIX_FADV_WILLNEED)
+        """Have the system begin to read the sources of these numbers."""
+        expect(self._parts[numbers], self._wholes)
 
 
-_STRETCH = 2**20  # bytes that a disk reads in one go
+def expect(parts: np.ndarray, wholes: Sequence[Whole]) -> None:
+    """Have the system begin to read parts of files, those that lie together at once.
+
+    `parts` (N, 3): number of the file, start, size; those of no file (-1) are left out.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    parts = np.unique(parts[parts[:, 0] >= 0], axis=0)
+    apart = (np.diff(parts[:, 0]) != 0) | (parts[1:, 1] - parts[:-1, 1] > STRETCH)
+    for run in np.split(parts, np.flatnonzero(apart) + 1) if len(parts) else []:
+        path = wholes[run[0, 0]].path
+        with suppress(OSError), path.open("rb", buffering=0) as file:  # what is wrong is told when it is read
+            start, end = int(run[0, 1]), int(run[-1, 1] + run[-1, 2])
+            for place in range(start, end, STRETCH):  # of one call the system may leave what is more
+                os.posix_fadvise(file.fileno(), place, min(STRETCH, end - place), os.POSIX_FADV_WILLNEED)
+
+
+STRETCH = 2**20  # bytes that a disk reads in one go
 
 
 def joined(examples: Examples, condition: Examples, name: str) -> Examples:

@@ -14,15 +14,16 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import PIL
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from gencli.dataset import Dataset
+from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import KindSettings, Part, Source, Whole, bytes_of
+from gencli.examples import STRETCH, KindSettings, Part, Rows, Source, Whole, bytes_of, expect
 from gencli.lazy import Lazy
 from gencli.messages import about, hearing, printing
 
@@ -173,6 +174,11 @@ def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
     if low < -error or high > most + error:
         raise DataError(f"{name} holds values from {low} to {high}; expected {what} with integers 0..255 or floats "
                         "in [0, 1]")
+    return scaled(array, high)
+
+
+def scaled(array: np.ndarray, high: float) -> np.ndarray:
+    """Checked numbers, of which `high` is the largest, as `from_numbers` gives them."""
     if array.dtype.kind == "f":
         return array.clip(0, 1).astype(np.float32, copy=False)
     return array.astype(np.uint8, copy=False) * np.uint8(255 if high <= 1 else 1)
@@ -315,6 +321,105 @@ def look_at(sources: Sequence[Source], progress: Callable[[int, int], None]) -> 
         alike[mode, height, width] = (names[mode - 1], (height, width)) if mode else None
     headers = [alike[mode, height, width] for mode, height, width in found["table"][:, :3].tolist()]
     return Looks(headers, found["table"][:, 3].numpy(), found["digests"].numpy())
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is to be known of an array of pixels that is too large for memory.
+
+    Attributes:
+        low, high: the smallest and the largest value.
+        binary: whether there are no others.
+        digests: (N, 32) uint8, the SHA-256 of each example.
+    """
+
+    low: float
+    high: float
+    binary: bool
+    digests: np.ndarray
+
+
+def survey(rows: Rows) -> Survey:
+    """All of an array is read once for it, and the cache keeps what was found until its file changes."""
+    from gencli.cache import cached  # imports torch
+
+    def make() -> dict[str, Tensor]:
+        ends, inner, digests = [math.inf, -math.inf], False, bytearray()
+        for part in rows.parts():
+            before, ends = ends, [min(ends[0], float(part.min())), max(ends[1], float(part.max()))]
+            inner = inner or bool(((part != ends[0]) & (part != ends[1])).any()) \
+                or not {*before} <= {*ends, math.inf, -math.inf}
+            for row in part:
+                digests += hashlib.sha256(row.tobytes()).digest()
+        found = torch.frombuffer(digests, dtype=torch.uint8).view(-1, 32)
+        return {"ends": torch.tensor([*ends, inner], dtype=torch.float64), "digests": found}
+
+    tensors = cached("array", {"rows": repr(rows), "version": 1}, make,
+                     lambda found: found["digests"].shape == (len(rows), 32) and found["ends"].shape == (3,))
+    low, high, inner = tensors["ends"].tolist()
+    return Survey(low, high, not inner, tensors["digests"].numpy())
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """Pictures of an array too large for memory, read when they are asked for. Behaves as a tensor (N, C, H, W).
+
+    Attributes:
+        rows: the array, (M, H, W), (M, H, W, C) or, with `channels_first`, (M, C, H, W).
+        places: (N,) int64, which of them the pictures are.
+        example_shape: that of each.
+        digests: (M, 32), the SHA-256 of each example of the array.
+    """
+
+    rows: Rows
+    places: np.ndarray
+    example_shape: Shape
+    channels_first: bool
+    digests: np.ndarray
+    white: float
+    levels: int | None = 256
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), *self.example_shape
+
+    @property
+    def stretch(self) -> int:
+        return max(1, STRETCH // self.rows.size)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, indices: Tensor | slice) -> Tensor | StoredPixels:
+        if isinstance(indices, slice):
+            return replace(self, places=self.places[indices])
+        pixels = np.stack([fit_array(self._picture(place), self.example_shape)
+                           for place in self.places[indices.numpy()].tolist()])
+        return to_levels(torch.from_numpy(pixels), self.levels)
+
+    def select(self, places: Tensor) -> StoredPixels:
+        """The pictures of these numbers, still in the file."""
+        return replace(self, places=self.places[places.numpy()])
+
+    def at(self, levels: int | None) -> StoredPixels:
+        """The same pictures in other levels."""
+        return replace(self, levels=levels)
+
+    def expect(self, indices: Tensor) -> None:
+        """Have the system begin to read these pictures."""
+        places = self.places[indices.numpy()]
+        expect(np.stack([np.zeros_like(places), self.rows.start + places * self.rows.size,
+                         np.full_like(places, self.rows.size)], 1), [self.rows.whole])
+
+    def fingerprint(self) -> str:
+        """That of the pictures as they are in the file."""
+        return fingerprint(str(self.shape).encode(), self.digests[self.places].tobytes())
+
+    def _picture(self, place: int) -> np.ndarray:
+        """(H, W, C) uint8, or float32 in [0, 1]."""
+        x = self.rows.part(place)
+        x = x[..., None] if x.ndim == 3 else x.transpose(0, 2, 3, 1) if self.channels_first else x
+        return scaled(x, self.white)[0]
 
 
 def _orientation(image: Image.Image) -> int:

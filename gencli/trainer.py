@@ -21,13 +21,13 @@ from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
 from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
+from gencli.layers.recompute import recompute
 from gencli.limits import keep_memory
 from gencli.metrics import CONFIDENCE
 from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Batch, Loss, Model, Player
 from gencli.optimisers import make_optimiser
-from gencli.recompute import recompute
 from gencli.rng import PartStream, Rng, seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order

@@ -20,7 +20,7 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training", "sharing"},
     {"live", "trackers"}, {"trainer"},
-    {"presets", "schedule", "checkpoints"}, {"optimisers", "recompute"}, {"reports"}, {"metrics"}, {"sampling"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},
     {"model"}, {"kinds"}, {"terminal"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},

@@ -5,7 +5,7 @@ import torch
 from conftest import SMALL
 from torch import nn
 
-from gencli.recompute import blocks_of, recompute
+from gencli.layers.recompute import blocks_of, recompute
 
 
 class Doubling(nn.Module):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from gencli import pictures
-from gencli.data import Shuffled, load
+from gencli import examples, pictures
+from gencli.data import Shuffled, arrays, load
 from gencli.errors import DataError, ResourceError
 from gencli.examples import Part, Whole
 from gencli.kinds import image
@@ -42,7 +42,7 @@ def shards(tmp_path, monkeypatch) -> str:
     """Shards in `tmp_path`, of pictures too many for memory; two lie together."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image, "IN_MEMORY", 100)
-    monkeypatch.setattr("gencli.examples._STRETCH", 2 * len(pictures.png(PIXELS[0][None])))
+    monkeypatch.setattr("gencli.examples.STRETCH", 2 * len(pictures.png(PIXELS[0][None])))
     for k in range(COUNT // PER):
         write(tmp_path / f"pics-{k}.tar", range(k * PER, (k + 1) * PER))
     return "pics-{0..2}.tar"
@@ -85,6 +85,42 @@ def test_files_are_looked_at_once(shards, tmp_path, monkeypatch):
     changed = load(shards)
     assert changed.fingerprint != first.fingerprint and len(changed) + len(load(f"{shards}:test")) == COUNT - 1
     assert load(f"{shards}:all", {"size": 3}).spec.shape == (1, 3, 3)
+
+
+@pytest.mark.parametrize(("array", "levels"), [
+    (PIXELS, 256), (PIXELS[..., None].repeat(3, -1), 256), (PIXELS[:, None].repeat(3, 1)[..., :5], 256),
+    ((PIXELS / 255).astype(np.float32), None), ((PIXELS > 99).astype(np.int64), 2), ((PIXELS > 99) * 1.0, 2)])
+@pytest.mark.parametrize("settings", [{}, {"size": 4, "channels": 1}])
+def test_arrays_stay_in_their_files(array, levels, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
+    np.save(tmp_path / "a.npy", array)
+    held = load(f"{tmp_path}/a.npy:all", settings)
+    for module, name, size in ((image, "IN_MEMORY", 100), (arrays, "LARGE", 0), (examples, "_READ", 500)):
+        monkeypatch.setattr(module, name, size)
+    stored = load(f"{tmp_path}/a.npy:all", settings)
+    assert isinstance(stored.examples, pictures.StoredPixels) and stored.spec == held.spec
+    assert stored.spec.levels == (levels if not settings else levels and 256)
+    numbers, order = torch.tensor([44, 0, 21, 59]), Shuffled(stored, 7, 0, CPU, workers=1)
+    assert torch.equal(stored.batch(numbers).x, held.batch(numbers).x) and stored.examples.stretch > COUNT
+    assert torch.equal(order[3][0].x, held.batch(order._indices(3)).x)
+    order.close()
+    monkeypatch.setattr(examples.Rows, "parts", lambda rows: pytest.fail("it is read again"))
+    assert load(f"{tmp_path}/a.npy:all", settings).fingerprint == stored.fingerprint
+    changed = array.copy()
+    changed[7] = changed[8]
+    np.save(tmp_path / "a.npy", changed)
+    with pytest.raises(DataError, match=r"a\.npy has changed"):
+        stored.batch(numbers)
+
+
+@pytest.mark.parametrize(("values", "binary"), [([0, 0, 1, 1], True), ([1, 2, 0, 3], False), ([0, 3, 3, 0], True),
+                                               ([1, 1, 0, 0], True), ([0, 1, 2, 2], False)])
+def test_black_and_white_is_seen_piece_by_piece(values, binary, tmp_path, monkeypatch):
+    monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(examples, "_READ", 2)
+    np.save(tmp_path / "a.npy", np.array(values, np.uint8)[:, None])
+    found = pictures.survey(examples.Rows.of(np.load(tmp_path / "a.npy", "r")))
+    assert (found.low, found.high, found.binary) == (min(values), max(values), binary)
 
 
 # --- in which order

@@ -30,7 +30,7 @@ def cases(tmp_path_factory) -> torture.Cases:
 
 
 COUNTS = {"kills": 10, "retries": 3, "signals": 10, "writers": 12, "saves": 20, "disks": 4, "foreign": 8, "devices": 12,
-          "namespaces": 3, "ranks": 2}
+          "namespaces": 3, "ranks": 2, "streams": 1}
 
 
 @pytest.mark.parametrize("name", COUNTS)

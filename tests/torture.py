@@ -8,6 +8,7 @@ is a function of its seed. What went wrong is printed, and the exit code is 1.
 
 import argparse
 import errno
+import io
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +25,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import numpy as np
 import torch
 from conftest import SMALL, make_small_data
 
 from gencli import app, publish, runs
 from gencli.errors import GencliError
+from gencli.kinds import image
+from gencli.pictures import png
 
 SAME = ("model.safetensors", "metrics.jsonl")  # what an interrupted run has to have in common with an unbroken one
 STOPS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
@@ -407,6 +412,45 @@ def ranks(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None
     compare(folder / "run", whole)
 
 
+def streams(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
+    """Pictures that stay in shards and are read by other processes: kill -9, signals, and a shard that is gone, cut or
+    changed for a while. In the end the same bytes as without."""
+    for k in range(4):
+        with tarfile.open(folder / f"pics-{k}.tar", "w") as out:
+            for i in range(12):
+                picture = png(np.random.default_rng(12 * k + i).integers(0, 256, (1, 6, 6), dtype=np.uint8))
+                info = tarfile.TarInfo(f"{12 * k + i:04d}.png")
+                info.size = len(picture)
+                out.addfile(info, io.BytesIO(picture))
+    args = ["train", "vae", str(folder / "pics-{0..3}.tar"), "-o", "run", "--steps", "40", "--batch-size", "5", "-q",
+            "--preview-every", "0", "--latent", "2", "--width", "4", "--workers", str(1 + trial % 2),
+            "--checkpoint-every", chance.choice(["3", "7"])]
+
+    def start(*more: str) -> Child:
+        return Child(folder, [*args, *more], lambda: setattr(image, "IN_MEMORY", 100))
+
+    whole = start("-o", "whole")
+    expect(whole.wait(), (0,), whole)
+    for _ in range(2):
+        child = start("--resume")
+        number = chance.choice([signal.SIGKILL, *STOPS])
+        expect(child.send(number, chance.uniform(0, whole.took)), (0, -number, STOPS.get(number, 0)), child)
+    shard, spare = folder / f"pics-{chance.randrange(4)}.tar", folder / "spare"
+    child = start("--resume")
+    time.sleep(chance.uniform(0, whole.took / 2))
+    shard.rename(spare)
+    if damage := chance.choice([None, 100, 3000]):
+        shard.write_bytes(spare.read_bytes()[:damage])
+    code = child.wait()
+    expect(code, (0, 3), child)
+    said = child.said.read_text()
+    assert code == 0 or (shard.name in said and len(said.splitlines()) == 1), said
+    spare.replace(shard)
+    child = start("--resume")
+    expect(child.wait(), (0,), child)
+    compare(folder / "run", folder / "whole")
+
+
 def two(folder: Path, args: list[str]) -> list[Child]:
     """A training by two processes, as torchrun starts them."""
     with socket.socket() as free:
@@ -421,7 +465,7 @@ def two(folder: Path, args: list[str]) -> list[Child]:
 
 
 TRIALS = {function.__name__: function
-          for function in (kills, retries, signals, writers, saves, disks, foreign, devices, namespaces, ranks)}
+          for function in (kills, retries, signals, writers, saves, disks, foreign, devices, namespaces, ranks, streams)}
 
 
 def run_trials(name: str, numbers: range, folder: Path, cases: Cases) -> None:

@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
-from gencli.dataset import Dataset, Fetched
+from gencli.dataset import Dataset, Fetched, Stored, fetch
 from gencli.errors import DataError, ResourceError
 from gencli.spec import Batch
 
@@ -27,7 +28,7 @@ def _room() -> int:
 
 
 class Ahead(Iterator[tuple[Tensor, Fetched | None]]):
-    """Numbers of examples, batch by batch, each with what is read from a disk for it (`Dataset.fetch`).
+    """Numbers of examples, batch by batch, each with what is read from a disk for it (`fetch`).
 
     Args:
         parts: the numbers (B,) of each batch. They are taken from it some batches ahead.
@@ -42,12 +43,13 @@ class Ahead(Iterator[tuple[Tensor, Fetched | None]]):
         self._parts = iter(parts)
         self._loaded: Any = None
         workers = _room() if workers is None else workers
-        if workers and data.stored:
+        if workers and any(examples is not None for examples in data.stored):
             # Forked processes share what the data holds, and start at once; they never touch a device.
-            loader = DataLoader(_Fetching(data), batch_size=None, sampler=self._numbers(), num_workers=workers,
-                                worker_init_fn=_begin,
-                                multiprocessing_context="fork" if sys.platform == "linux" else None)
-            with _explained():
+            with _explained(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # more processes than processors: as was asked for
+                loader = DataLoader(_Fetching(data.stored), batch_size=None, sampler=self._numbers(),
+                                    num_workers=workers, worker_init_fn=_begin,
+                                    multiprocessing_context="fork" if sys.platform == "linux" else None)
                 self._loaded = iter(loader)
 
     def __next__(self) -> tuple[Tensor, Fetched | None]:
@@ -82,12 +84,12 @@ def _explained() -> Iterator[None]:
 class _Fetching(Items[Any]):
     """What processes do: numbers -> what is read, or the error, which must arrive as it is."""
 
-    def __init__(self, data: Dataset):
-        self.data = data
+    def __init__(self, stored: Sequence[Stored | None]):
+        self.stored = stored
 
     def __getitem__(self, numbers: list[int]) -> Fetched | DataError:
         try:
-            return self.data.fetch(torch.tensor(numbers))
+            return fetch(self.stored, torch.tensor(numbers))
         except DataError as error:
             return error
 

@@ -17,12 +17,14 @@ from gencli.errors import DataError, UsageError, first_line
 from gencli.escape import printable
 from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, shorten, whole
 from gencli.kind import Kind
-from gencli.limits import check_archive
+from gencli.limits import PACKED, check_archive
+from gencli.pictures import LARGE
 from gencli.ragged import load_ragged
 from gencli.spec import Spec, parse_spec
 from gencli.tables import decode, read_cells
 
 _LABELS = ("y", "labels")
+_ROWS = 4096  # examples that are looked through at once
 
 
 def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarray | Sequence[str] | None = None,
@@ -57,8 +59,10 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
         raise DataError(f"{name} has {len(array)} examples but {len(classes)} labels")
     bad = np.zeros(len(array), bool)
     if array.dtype.kind == "f":
-        allowed = np.isfinite(array) | np.isnan(array) if chosen.missing else np.isfinite(array)
-        bad = ~allowed.reshape(len(array), -1).all(1)
+        for start in range(0, len(array), _ROWS):  # what is compared is as large as the part
+            part = array[start : start + _ROWS]
+            allowed = np.isfinite(part) | np.isnan(part) if chosen.missing else np.isfinite(part)
+            bad[start : start + _ROWS] = ~allowed.reshape(len(part), -1).all(1)
     if bad.any() and (bad.all() or not request.skip_bad):
         raise DataError(f"{name}: example {bad.argmax()} holds {'' if chosen.missing else 'NaN or '}infinity")
     if classes is not None and bad.any():
@@ -106,7 +110,20 @@ def _unreadable(name: str, error: Exception) -> DataError:
 
 def read_npy(path: Path, request: Request) -> Splits:
     """A .npy file with one array of examples."""
-    return whole(lambda: examples_of(load_npy(read_bytes(path), str(path)), str(path), request))
+    return whole(lambda: examples_of(_mapped(path), str(path), request))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The array of a .npy file; a large one stays in its file, which is mapped."""
+    if path.suffix.lower() in PACKED or not path.is_file() or path.stat().st_size < LARGE:
+        return load_npy(read_bytes(path), str(path))
+    with path.open("rb") as file:
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise DataError(f"{path} is not a .npy file")
+    try:
+        return np.load(path, "r", allow_pickle=False)
+    except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
+        raise _unreadable(str(path), error) from error
 
 
 class _Archive(Mapping[str, np.ndarray]):

@@ -30,7 +30,7 @@ class Shuffled:
                  alike: bool = False, workers: int | None = 0):
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
         self._workers = workers
-        self._stretch = max((examples.stretch for examples in data.stored), default=1)
+        self._stretch = max(examples.stretch if examples is not None else 1 for examples in data.stored)
         self._ahead, self._ahead_of = Ahead(data, (), 0), -1  # what is read ahead, for steps from this one on
         self.rank, self.world = rank, world
         lengths = [side.lengths for side in (data, data.condition) if side is not None and side.lengths is not None]
@@ -89,7 +89,8 @@ class Shuffled:
         if start % size < self.batch_size:
             coming = self._order[start // size * size + (size if start else 0) :][: size if start else 2 * size]
             for examples in self.data.stored:
-                examples.expect(coming)
+                if examples is not None:
+                    examples.expect(coming)
 
     def _by_length(self, order: torch.Tensor, lengths: torch.Tensor, source: torch.Generator) -> torch.Tensor:
         """The examples of whole batches in this order (N,) -> the same with alike ones in a batch."""

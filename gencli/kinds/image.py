@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, Request, Source, Sources, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, Request, Rows, Source, Sources, bytes_of, shorten
 from gencli.format import Format, Held
 from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -34,6 +34,8 @@ from gencli.pictures import (
     PixelSettings,
     Shape,
     Span,
+    StoredPixels,
+    Survey,
     animation,
     caught,
     common_levels,
@@ -53,6 +55,7 @@ from gencli.pictures import (
     look_at,
     png,
     quantize,
+    survey,
     threaded,
     to_levels,
     to_store,
@@ -146,7 +149,7 @@ class PictureExamples(Examples):
 
     @abstractmethod
     def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[
-            Self, Tensor | LazyPictures, Tensor | None]:
+            Self, Tensor | LazyPictures | StoredPixels, Tensor | None]:
         """The readable examples as (N, *shape), uint8 in 0..255 or float32 in [0, 1], and the pictures they are of.
 
         With `settings.crop` the squares of each picture, in reading order, instead of the whole of it.
@@ -230,6 +233,11 @@ class PictureExamples(Examples):
     def _darkness(self, pixels: Tensor, settings: ImageSettings) -> tuple[str, ...]:
         """What is said of pictures of more than 8 bits that are nearly black."""
         return ()
+
+    def _tell_streaming(self, count: int, shape: Shape, request: Request) -> None:
+        size, most = count * math.prod(shape) / 2**30, IN_MEMORY / 2**30
+        request.notify(f"{self.name}: {count:,} pictures are {size:.1f} GiB when decoded, more than {most:.0f}: they "
+                       f"stay where they are, and are read as they are wanted")
 
 
 class Pictures(FileExamples, PictureExamples):
@@ -368,11 +376,6 @@ class Pictures(FileExamples, PictureExamples):
         return LazyPictures(Sources(self.items), np.asarray(places), shape, self.half, span, corners,
                             digests=self.looks.digests if self.looks else None)
 
-    def _tell_streaming(self, count: int, shape: Shape, request: Request) -> None:
-        size, most = count * math.prod(shape) / 2**30, IN_MEMORY / 2**30
-        request.notify(f"{self.name}: {count:,} pictures are {size:.1f} GiB when decoded, more than {most:.0f}: they "
-                       f"stay where they are, and are read as they are wanted")
-
     def _origin(self) -> Tensor | None:
         return None if self.numbers is None else torch.tensor(self.numbers)[:, None]
 
@@ -395,6 +398,59 @@ class Pictures(FileExamples, PictureExamples):
             request.left_out(str(error))
         readable.skipped += len(bad)
         return readable, [result for result in results if not isinstance(result, DataError)]
+
+
+class MappedPictures(PictureExamples):
+    """Pictures in an array too large for memory, which stays in its file; `places` (N,): which of its examples."""
+
+    def __init__(self, name: str, rows: Rows, found: Survey, channels_first: bool, places: np.ndarray,
+                 labels: Sequence[str] | None = None, skipped: int = 0):
+        super().__init__(name, labels, skipped)
+        self.rows, self.found, self.channels_first, self.places = rows, found, channels_first, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        return type(self)(self.name, self.rows, self.found, self.channels_first,
+                          self.places[np.asarray(indices, np.int64)], self._label(indices), self.skipped)
+
+    def _join(self, others: Sequence[Self]) -> Self:
+        raise DataError(f"{self.name}: arrays too large for memory are not read as one; put them into one file, or the "
+                        f"pictures into tars")
+
+    def identities(self) -> list[Any]:
+        return [digest.tobytes() for digest in self.found.digests[self.places]]
+
+    def headers(self) -> list[Header | None]:
+        channels, *size = self._shape
+        return [(MODES[channels], (size[0], size[1]))] * len(self)
+
+    def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
+        real, (channels, height, width) = self.rows.dtype.kind == "f", self._shape
+        white = 1 if real or self.found.high <= 1 else 255
+        binary = self.found.binary and {self.found.low, self.found.high} <= {0, white}
+        return channels, {(height, width)}, 2 if binary else None if real else 256
+
+    @property
+    def _shape(self) -> Shape:
+        _, *shape = self.rows.shape
+        if len(shape) == 2:
+            return 1, shape[0], shape[1]
+        return (shape[0], shape[1], shape[2]) if self.channels_first else (shape[2], shape[0], shape[1])
+
+    def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[
+            Self, Tensor | StoredPixels, Tensor | None]:
+        if settings.crop:
+            raise UsageError(f"--crop {settings.crop}: the array in {self.name} is too large for memory; save its "
+                             f"pictures as files, or in tars")
+        real = self.rows.dtype.kind == "f"
+        stored = StoredPixels(self.rows, self.places, shape, self.channels_first, self.found.digests, self.found.high,
+                              None if real else 256)
+        if len(self) * math.prod(shape) * (4 if real else 1) <= IN_MEMORY:
+            return self, stored[torch.arange(len(self))], None  # type: ignore[return-value]
+        self._tell_streaming(len(self), shape, request)
+        return self, stored, None
 
 
 class PictureArray(PictureExamples):
@@ -612,7 +668,7 @@ class Images(Kind):
                    columns: Sequence[str] | None = None) -> Examples:
         """(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3: bool or integers 0..255 (binary if none is above
         1), or floats in [0, 1]."""
-        shape = tuple(array.shape)
+        whole, shape = array, tuple(array.shape)
         if array.ndim == 3:
             if array.dtype.kind == "f":
                 request.notify(f"{name} has the shape {shape}, read as {shape[0]} pictures of {shape[1]}x{shape[2]}; "
@@ -623,6 +679,11 @@ class Images(Kind):
         if array.ndim != 4 or array.shape[-1] not in (1, 3):
             raise DataError(f"{name} has the shape {shape}; expected pictures of 1 or 3 channels, (N, H, W), "
                             "(N, H, W, C) or (N, C, H, W)")
+        if isinstance(whole, np.memmap) and whole.nbytes > IN_MEMORY and whole.flags.c_contiguous:
+            rows = Rows.of(whole)
+            found = survey(rows)
+            from_numbers(np.array([found.low, found.high]).astype(rows.dtype), name, "pictures")
+            return MappedPictures(name, rows, found, array.shape[1:3] != whole.shape[1:3], np.arange(len(rows)), labels)
         return PictureArray(name, from_numbers(array, name, "pictures"), labels)
 
     def halves(self, examples: Examples, source: Half) -> Examples:
