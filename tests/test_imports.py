@@ -18,7 +18,7 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # From the top down: a module imports only what stands below its own layer, and the modules of its own package. Those
 # of one layer that are not one package do not import each other.
 LAYERS = [
-    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
+    {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"sweeps"}, {"training", "ledger"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
     {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
     {"clock", "columns", "long_texts", "pictures", "view"},

@@ -42,8 +42,9 @@ def evaluate(
     measured: Annotated[str | None, typer.Option("--metrics", metavar="NAME,NAME", help="Groups of metrics; "
                                                  f"default: those that fit, of {', '.join(registry.metrics)}.")] = None,
     features: Annotated[str | None, typer.Option("--features", help="Space that samples are compared in: pixels, "
-                                                 "columns, log-mel, inception, classifier (trained on the labelled "
-                                                 "training data, once) or classifier:RUN.")] = None,
+                                                 "digits or scattering (fixed, the same everywhere), columns, log-mel, "
+                                                 "inception, classifier (trained on the labelled training data, once) "
+                                                 "or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS", help="Classes that are "
@@ -57,6 +58,8 @@ def evaluate(
                                                  "significantly worse than in this earlier result of --json.")] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", metavar="PERCENT", help="By how much of the earlier value a "
                                            "number may be worse.")] = "0%",
+    ledger: Annotated[str | None, typer.Option("--ledger", metavar="JSONL", help="Append what the preset of the run "
+                                               "came to, and exit with 5 if that is not what it expects.")] = None,
     junit: Annotated[str | None, typer.Option("--junit", metavar="XML", help="Report: requirements as test cases, for "
                                                                              "CI systems.")] = None,
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="MD", help="Report: a summary for the page of a "
@@ -93,7 +96,11 @@ def evaluate(
              *(read_baseline(baseline, share) if baseline else ())]
     if share and baseline is None:
         raise UsageError(f"--tolerance {tolerance} is about a comparison: name the earlier result with --baseline JSON")
-    if junit and not rules:
+    if ledger and run is None:
+        raise UsageError(f"--ledger {ledger} is about a run that was trained by a preset: name it, RUN DATA")
+    if ledger == "-":
+        raise UsageError("--ledger -: a ledger is a file that grows by a line; name one")
+    if junit and not (rules or ledger):
         raise UsageError(f"--junit {junit} lists requirements: give some with --require or --baseline")
 
     from gencli import device as devices
@@ -101,18 +108,21 @@ def evaluate(
     from gencli.commands._outputs import require_apart
     from gencli.commands._reading import load_alone, load_for, training_of, warn_of_training
     from gencli.kind import describe
+    from gencli.ledger import entry
     from gencli.metrics.anomalies import aurocs
     from gencli.metrics.distribution import Pace
     from gencli.metrics.distribution import draw as draw_samples
     from gencli.training import train_quietly
 
+    noted = entry(run, data, ledger) if run and ledger else None
+    rules += noted.requirements if noted else []
     family = registry.families[runs.read_card(run).family] if run else None
     if all(entry.source == "gencli" for entry in (family, *map(registry.metrics.named, names or ())) if entry):
         refuse_unknown(rules)  # what others measure is not known before
     reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
-    require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline], run,
-                  json)
+    require_apart({f"--{report}": path for report, path in (paths | {"ledger": ledger}).items()},
+                  [data, samples, training, baseline], run, json)
     with ExitStack() as stack:
         # Reports are opened first, so that one that cannot be written is noticed before anything is measured.
         files = {report: stack.enter_context(publish(path)) for report, path in paths.items() if path}
@@ -167,6 +177,8 @@ def evaluate(
         with devices.memory_explained("leave --html out"):
             for report, file in files.items():
                 file.write(_report(report, document, inputs, results, run).encode())
+    if noted:
+        noted.append(document)
     if run and runs.Run(run).started:
         _save_in_run(runs.Run(run), document, results, console)
     if run and model and card:

@@ -7,10 +7,11 @@ import typer
 from gencli import registry
 from gencli.commands import _options as options
 from gencli.commands._lazy import LazyGroup
+from gencli.commands._sweeping import sweep
 from gencli.console import Console
 from gencli.errors import UsageError
 from gencli.escape import to_json
-from gencli.settings import DataSettings, TrainSettings
+from gencli.settings import DataSettings, TrainSettings, read_config, varied
 
 
 class _Families(LazyGroup):
@@ -47,7 +48,10 @@ def command(family: registry.Family) -> Any:
                                                               "is none; nothing to do if it is finished.")] = False,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run.")] = False,
         wait: Annotated[bool, typer.Option("--wait", help="Wait until no other process uses the run.")] = False,
-        config: Annotated[str | None, typer.Option("--config", help="TOML or JSON file of settings.")] = None,
+        config: Annotated[str | None, typer.Option("--config", help="TOML or JSON file of settings; where some "
+                                                     "are lists, -o gets a run for every combination.")] = None,
+        part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Of the runs of a --config with lists "
+                                                 "only part I of N.")] = None,
         preset: Annotated[str | None, typer.Option("--preset", help="Settings of a published result.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the number of "
                                                                 "parameters and an estimate of the memory.")] = False,
@@ -70,6 +74,13 @@ def command(family: registry.Family) -> Any:
             raise UsageError("train needs a run directory to write to: add -o RUN")
         if output == "-":
             raise UsageError("train -o -: a run is a directory and cannot go to stdout; name one with -o RUN")
+        several = read_config(config) if config else {}
+        if varied(several):
+            return sweep(family.name, data, output or "", several, part, dry_run, console, resume=not overwrite,
+                         overwrite=overwrite, wait=wait, device=device, preset=preset, limit=limit, skip_bad=skip_bad,
+                         download=download, data_root=data_root, **settings)
+        if part:
+            raise UsageError(f"--shard {part} is a part of several runs; give a --config in which settings are lists")
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:
