@@ -13,7 +13,12 @@ worst=0
 for one in "$@"; do
     family=${one%%/*} preset=${one#*/}
     # What the preset says of itself: "gencli train ... -o RUN; gencli evaluate RUN ...".
-    command=$(python -c 'import sys; from gencli.presets import about; print(about(*sys.argv[1:]).command)' "$family" "$preset")
+    command=$(python -c '
+import sys
+from gencli.presets import about
+said = about(*sys.argv[1:])
+print(said.command if said.metric else sys.exit("preset {2} of {1} is judged by no number of evaluate".format(*sys.argv)))
+' "$family" "$preset")
     train=${command%; gencli evaluate*} evaluate=${command##*; }
     RUN=$runs/$family-$preset
     eval "$(echo "$train --resume -q" | sed 's| RUN| "$RUN"|')"

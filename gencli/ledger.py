@@ -92,8 +92,7 @@ def entry(path: str, data: str, ledger: str) -> Entry:
     if said.metric is None or said.interval is None:
         raise UsageError(f"--ledger: preset {preset} of {family} expects no number of 'gencli evaluate': "
                          f"{said.expected}")
-    measured = shlex.split(said.command.rpartition("gencli evaluate ")[2])
-    if data not in [word.rstrip(",") for word in measured]:
+    if data not in shlex.split(said.command.rpartition("gencli evaluate ")[2]):
         raise UsageError(f"--ledger: preset {preset} is measured otherwise than on {data}: {said.command}")
     return Entry(ledger, family, preset, said.metric, said.interval, said.published, processor_seconds(run))
 

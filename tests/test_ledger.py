@@ -1,12 +1,14 @@
 """The ledger: what presets expect, what is appended, the table that is made from it."""
 
 import json
+import shlex
 import sys
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from test_commands import one_line
+from test_readme import command
 
 from gencli import presets
 from gencli.escape import to_json
@@ -36,6 +38,11 @@ def test_presets_say_what_they_expect(name):
     assert (said.metric is None) == (said.interval is None)
     if said.metric:
         assert said.metric in GLOSSARY and said.interval[0] < said.interval[1]
+        lines = [shlex.split(line) for line in said.command.split("; ")]
+        assert [line[:2] for line in lines[-2:]] == [["gencli", "train"], ["gencli", "evaluate"]]
+        for line in lines:  # examples/ledger.sh runs them
+            made, rest = command(line[1:])
+            made.make_context("gencli", rest)
 
 
 def known():
