@@ -41,14 +41,19 @@ class Combination:
         values: the settings that vary.
         steps: that it was trained.
         numbers: the last losses and validations that were logged, by name.
-        error: why the run did not come to its end; "" if it did.
+        failure: why the run did not come to its end; None if it did.
     """
 
     name: str
     values: dict[str, Any]
     steps: int = 0
     numbers: dict[str, float] = field(default_factory=dict)
-    error: str = ""
+    failure: GencliError | None = None
+
+    @property
+    def error(self) -> str:
+        """Why the run did not come to its end, in words; "" if it did."""
+        return str(self.failure or "")
 
     def record(self, folder: str) -> dict[str, Any]:
         """The row of the table, as JSON."""
@@ -116,21 +121,21 @@ def sweep(family: str, data: str, folder: str, combined: Sequence[Combination], 
         begin(one.name)
         path = Path(folder) / one.name
         left = {"time_limit": f"{max(1.0, end - time.monotonic()):.0f}s"} if limit else {}
-        step, error = 0, ""
+        step, failure = 0, None
         try:
             step = training.train(family, data, path, config=same, **{**settings, **one.values, **left}).step
-        except (DivergedError, LockedError) as failure:
-            error = str(failure)
-        yield replace(one, steps=step, numbers=_last(path), error=error)
+        except (DivergedError, LockedError) as error:
+            failure = error
+        yield replace(one, steps=step, numbers=_last(path), failure=failure)
 
 
 def failed(done: Sequence[Combination]) -> GencliError | None:
     """The error that a sweep ends with: some of its runs have none of the results that were asked for."""
-    wrong = [one for one in done if one.error]
+    wrong = [(one.name, one.failure) for one in done if one.failure]
     if not wrong:
         return None
-    return DivergedError(f"{len(wrong)} of {len(done)} runs did not come to their end; {wrong[0].name}: "
-                         f"{wrong[0].error}")
+    name, first = wrong[0]
+    return type(first)(f"{len(wrong)} of {len(done)} runs did not come to their end; {name}: {first}")
 
 
 def _name(values: Mapping[str, Any]) -> str:

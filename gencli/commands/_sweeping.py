@@ -16,7 +16,7 @@ def sweep(family: str, data: str, output: str, config: Mapping[str, Any], part: 
 
     Raises:
         UsageError: as `gencli.sweeps`.
-        DivergedError: some runs did not come to their end.
+        DivergedError, LockedError: some runs did not come to their end.
     """
     from gencli import sweeps, training
     from gencli.sampling import shard
