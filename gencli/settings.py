@@ -124,7 +124,7 @@ class TrainSettings(BaseModel):
 # Where values come from
 
 # Keys of a run's config.json that record what happened and set nothing.
-_REPORTED = {"family", "data", "argv", "date", "versions", "fingerprint", "parameters", "memory"}
+_REPORTED = {"family", "data", "preset", "argv", "date", "versions", "fingerprint", "parameters", "memory"}
 
 Fields = Mapping[str, FieldInfo]
 Layer = tuple[str, Mapping[str, Any]]  # where values come from, for messages, and the values by field name
@@ -239,6 +239,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is neither TOML nor JSON: {error}") from error
     return {key.replace("-", "_"): value for key, value in content.items() if value is not None}
+
+
+def varied(config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The settings of a config that have several values, which make it a sweep."""
+    return {name: value for name, value in config.items() if isinstance(value, list)}
 
 
 def without_defaults(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class Trainer:
         keep_memory()
         with closing(self.order), memory_explained(f"try --batch-size {max(1, self.settings.batch_size // 2)}"):
             self._logged_at = self._saved_at = time.monotonic()
+            self._used_at = time.process_time()
             names = [phase.name for phase, _ in self.phases]
             current = names.index(self.state.phase) if self.state.phase else 0
             current = self._reopened(current)
@@ -375,13 +376,14 @@ class Trainer:
 
     def _log(self) -> None:
         """Means over the steps since the last line. Clock times go to a file of their own, so that this one repeats."""
-        state, step, now = self.state, self.state.step, time.monotonic()
+        state, step, now, used = self.state, self.state.step, time.monotonic(), time.process_time()
         values = {name: float(total) / count for name, (total, count) in state.sums.items()}
         state.sums, state.history = {}, [*state.history[-99:], values]
         self._record({"step": step, "phase": self.phase.name, "lr": self._learning_rate(), **values})
         if self.processes.first and self.run_folder:
-            self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3)})
-        self._logged_at = now
+            self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3),
+                                                     "processor": round(used - self._used_at, 3)})
+        self._logged_at, self._used_at = now, used
         alarm = self.model.alarm(state.history)
         if self.settings.fail_on_collapse and self._any(bool(alarm)):
             raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic.fields import FieldInfo
 
 from gencli import __version__, inference, registry, runs, trackers
 from gencli import device as devices
@@ -73,6 +74,7 @@ class Plan:
     Attributes:
         reading: how the data is read: `DataSettings` and the options of its kinds, by name.
         other: another run that it starts from or mixes with.
+        preset: the name of that of the settings, if they came from one.
     """
 
     family: str
@@ -82,6 +84,7 @@ class Plan:
     reading: dict[str, Any]
     examples: Dataset
     other: Other | None = None
+    preset: str | None = None
 
     @property
     def origin(self) -> runs.Origin | None:
@@ -98,6 +101,7 @@ class Plan:
             "family": self.family, "data": self.data,
             **self.config.model_dump(), **self.settings.model_dump(), **self.reading,
             **({"epochs": None} if self.settings.steps else {}),  # one of the two says how long
+            **({"preset": self.preset} if self.preset else {}),
             "fingerprint": self.examples.fingerprint,
             "argv": sys.argv[1:],
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -165,7 +169,20 @@ class Events:
     watcher: Watcher | None = None
 
 
-def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False, config: str | None = None,
+def option_fields(cls: type[Model]) -> dict[str, FieldInfo]:
+    """Every option that a training by a family may have: of reading, of training, its own."""
+    return {**_reading_fields(), **TrainSettings.model_fields, **cls.Config.model_fields}
+
+
+def _reading_fields() -> dict[str, FieldInfo]:
+    fields = dict(DataSettings.model_fields)
+    for kind in registry.kinds:
+        fields |= registry.kind(kind).Settings.model_fields
+    return fields
+
+
+def plan(family: str, data: str, output: str | Path | None = None, *, resume: bool = False,
+         config: str | Mapping[str, Any] | None = None,
          preset: str | None = None, limit: int | None = None, skip_bad: bool = False, download: bool = False,
          data_root: str | None = None, note: Callable[[str], None] = lambda sentence: None,
          detail: Callable[[str], None] = lambda sentence: None,
@@ -173,7 +190,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     """Resolve the settings of a training, and read its data.
 
     Args:
-        config: a TOML or JSON file of settings; `preset`: the name of those of a published result.
+        config: a TOML or JSON file of settings, or what one holds; `preset`: the name of those of a published result.
         limit, skip_bad, download, data_root: as in `gencli.data.load`.
         settings: options of the family, of training and of reading, by name; those of presets, configs and the
             environment are overridden by them.
@@ -184,10 +201,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     """
     entry = registry.families.named(family)
     cls = entry.load()
-    of_data = dict(DataSettings.model_fields)
-    for kind in registry.kinds:
-        of_data |= registry.kind(kind).Settings.model_fields
-    fields = {**of_data, **TrainSettings.model_fields, **cls.Config.model_fields}
+    of_data, fields = _reading_fields(), option_fields(cls)
     run = Run(output) if output is not None else None
     before = run.config() if run and run.started and resume else {}
     if before.get("family", family) != family:
@@ -197,7 +211,8 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
         (f"family {family}", cls.defaults),
         (f"--preset {preset}", read_preset(family, preset) if preset else {}),
         (f"{output}/config.json", without_defaults(before, of_data)),
-        (f"--config {config}", without_defaults(read_config(config), of_data) if config else {}),
+        ("--config" if isinstance(config, Mapping) else f"--config {config}",
+         without_defaults(read_config(config) if isinstance(config, str) else config or {}, of_data)),
         ("the environment", environment(fields)),
         ("the command line", {name: value for name, value in settings.items() if value is not None}),
     ]
@@ -228,7 +243,8 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
             training = training.model_copy(update={"epochs": math.ceil(epochs)})
             note(f"--epochs {training.epochs}, by the data: {cls.least_steps} steps or more of {len(examples)} "
                  f"{_plural(examples)}")
-    return Plan(family, data, completed, training, _reading(own, general, examples), examples, other)
+    return Plan(family, data, completed, training, _reading(own, general, examples), examples, other,
+                preset or before.get("preset"))
 
 
 def _other(family: str, values: Mapping[str, Any]) -> Other | None:

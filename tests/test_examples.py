@@ -74,6 +74,37 @@ def test_every_script_is_posix_and_stops_at_the_first_error():
         subprocess.run(["sh", "-n", path], check=True)
 
 
+def test_ledger_measures_presets_by_their_protocol(tmp_path, monkeypatch):
+    """With a `gencli` that only tells what it is asked for: the commands are those of the presets, and parse."""
+    (tmp_path / "gencli").write_text('#!/bin/sh\necho "$@" >> asked\n[ "$1/$3" != evaluate/mnist:test ] || exit 5\n')
+    (tmp_path / "python").symlink_to(sys.executable)
+    (tmp_path / "gencli").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    script(tmp_path, "ledger.sh", "l.jsonl", "pca/mnist", "naive-bayes/binarized-mnist", code=5, RUNS="r")
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [
+        "train pca mnist --preset mnist -o r/pca-mnist --resume -q",
+        "evaluate r/pca-mnist mnist:test --metrics likelihood --ledger l.jsonl -q",
+        "train naive-bayes binarized-mnist --preset binarized-mnist -o r/naive-bayes-binarized-mnist --resume -q",
+        "evaluate r/naive-bayes-binarized-mnist binarized-mnist:test --metrics likelihood --ledger l.jsonl -q"]
+    for line in asked:
+        made, rest = command(shlex.split(line))
+        made.make_context("gencli", rest)
+
+
+def test_sweep_is_a_sweep(tmp_path):
+    done = run(tmp_path, "gencli", "train", "vae", "digits", "--config", str(EXAMPLES / "sweep.toml"), "-o", "sweep",
+               "--dry-run", "--json")
+    assert len(json.loads(done.stdout)["runs"]) == 6
+
+
+def test_optuna_search(tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    for _ in range(2):
+        done = run(tmp_path, sys.executable, str(EXAMPLES / "optuna_search.py"), "search", "1")
+    assert "search/trial-" in done.stdout and (tmp_path / "search/trial-1/model.safetensors").exists()
+
+
 def test_pipeline(tmp_path):
     done = script(tmp_path, "pipeline.sh", "out", FEATURES="pixels")
     assert done.stderr == ""

@@ -64,7 +64,7 @@ def test_what_is_worse_is_further(name):
     reference, samples = handwritten("test"), handwritten("train")
     space, x = feature_space(Inputs(reference, features=name)), samples.examples.double()
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for worse in ([x, blurred(x, 1), blurred(x, 3)], [x, x + 10 * noise, x + 40 * noise],
+    for worse in ([x, blurred(x, 1), blurred(x, 3)], [x, x + 20 * noise, x + 60 * noise],
                   [x, x[torch.arange(COUNT) % 40], x[torch.arange(COUNT) % 8]]):
         distances = [compared(space, altered(samples, one), reference)[0] for one in worse]
         assert distances == sorted(distances) and distances[2] > 2 * distances[0]

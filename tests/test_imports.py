@@ -18,7 +18,8 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # From the top down: a module imports only what stands below its own layer, and the modules of its own package. Those
 # of one layer that are not one package do not import each other.
 LAYERS = [
-    {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training", "sharing"},
+    {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"sweeps"},
+    {"training", "sharing", "ledger"},
     {"live", "trackers"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},

@@ -54,8 +54,9 @@ def evaluate(
                                                  f"default: those that fit, of {', '.join(registry.metrics)}.")] = None,
     features: Annotated[str | None, typer.Option("--features", autocompletion=_completion.features,
                                                  help="Space that samples are compared in: pixels, "
-                                                 "columns, log-mel, inception, classifier (trained on the labelled "
-                                                 "training data, once) or classifier:RUN.")] = None,
+                                                 "digits or scattering (fixed, the same everywhere), columns, log-mel, "
+                                                 "inception, classifier (trained on the labelled training data, once) "
+                                                 "or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS",
@@ -72,6 +73,8 @@ def evaluate(
                                                  "told.")] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", metavar="PERCENT", help="By how much of the earlier value a "
                                            "number may be worse.")] = "0%",
+    ledger: Annotated[str | None, typer.Option("--ledger", metavar="JSONL", help="Append what the preset of the run "
+                                               "came to, and exit with 5 if that is not what it expects.")] = None,
     junit: Annotated[str | None, typer.Option("--junit", metavar="XML", help="Report: requirements as test cases, for "
                                                                              "CI systems.")] = None,
     markdown: Annotated[str | None, typer.Option("--markdown", metavar="MD", help="Report: a summary for the page of a "
@@ -111,7 +114,11 @@ def evaluate(
         rules += read_baseline(baseline, share)
     if share and baseline is None:
         raise UsageError(f"--tolerance {tolerance} is about a comparison: name the earlier result with --baseline JSON")
-    if junit and not rules and not reference:
+    if ledger and (compare or not given):
+        raise UsageError(f"--ledger {ledger} is about a run that was trained by a preset: name one, RUN DATA")
+    if ledger == "-":
+        raise UsageError("--ledger -: a ledger is a file that grows by a line; name one")
+    if junit and not (rules or reference or ledger):
         raise UsageError(f"--junit {junit} lists requirements: give some with --require or --baseline")
 
     from gencli import device as devices
@@ -119,13 +126,16 @@ def evaluate(
     from gencli.commands._comparing import measure_one
     from gencli.commands._measuring import Request
     from gencli.commands._outputs import require_apart
+    from gencli.ledger import entry
 
+    noted = entry(given[0], data, ledger) if ledger else None
+    rules += noted.requirements if noted else []
     subjects = list(dict.fromkeys([*given, *([reference] if reference else [])]))
     _refuse_unknown(rules, subjects, names, compare)
     paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
     for run in (*subjects, None):
-        require_apart({f"--{report}": path for report, path in paths.items()}, [data, samples, training, baseline],
-                      run, json)
+        require_apart({f"--{report}": path for report, path in (paths | {"ledger": ledger}).items()},
+                      [data, samples, training, baseline], run, json)
     processes = devices.Processes(devices.pick(device))
     request = Request(data, settings, stop, processes, names, samples, training, draw, reconstruct, features, anomalies,
                       set, limit, skip_bad, download, data_root, seed, device)
@@ -149,6 +159,8 @@ def evaluate(
     processes.wait()
     if not processes.first:
         return
+    if noted:
+        noted.append(found.document)
     for one, document in zip(found.measured, found.documents, strict=True):
         _save_in_run(one, document, console)
     results = found.document["requirements"]

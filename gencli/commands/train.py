@@ -9,10 +9,11 @@ from gencli import registry
 from gencli.commands import _completion
 from gencli.commands import _options as options
 from gencli.commands._lazy import LazyGroup
+from gencli.commands._sweeping import sweep
 from gencli.console import Console
 from gencli.errors import UsageError
 from gencli.escape import to_json
-from gencli.settings import DataSettings, TrainSettings
+from gencli.settings import DataSettings, TrainSettings, read_config, varied
 
 
 class _Families(LazyGroup):
@@ -52,7 +53,10 @@ def command(family: registry.Family, cls: Any) -> Any:
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run.")] = False,
         wait: Annotated[bool, typer.Option("--wait", help="Wait until no other process uses the run.")] = False,
         config: Annotated[str | None, typer.Option("--config", autocompletion=_completion.configs,
-                                                   help="TOML or JSON file of settings.")] = None,
+                                                   help="TOML or JSON file of settings; where some are lists, -o gets "
+                                                        "a run for every combination.")] = None,
+        part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Of the runs of a --config with lists "
+                                                 "only part I of N.")] = None,
         preset: Annotated[str | None, typer.Option("--preset", autocompletion=_completion.presets_of(family.name),
                                                    help="Settings of a published result.")] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings, the number of "
@@ -84,6 +88,13 @@ def command(family: registry.Family, cls: Any) -> Any:
             require_local("-o", output)
         if watch and quiet:
             raise UsageError("--watch draws what --quiet silences; leave one of them out")
+        several = read_config(config) if config else {}
+        if varied(several):
+            return sweep(family.name, data, output or "", several, part, dry_run, console, resume=not overwrite,
+                         overwrite=overwrite, wait=wait, device=device, preset=preset, limit=limit, skip_bad=skip_bad,
+                         download=download, data_root=data_root, **settings)
+        if part:
+            raise UsageError(f"--shard {part} is a part of several runs; give a --config in which settings are lists")
         settings |= {"config": config, "preset": preset, "limit": limit, "skip_bad": skip_bad, "download": download,
                      "data_root": data_root}
         if dry_run or output is None:

@@ -4,25 +4,50 @@ import tomllib
 from importlib import resources
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from gencli import registry
 from gencli.errors import UsageError, did_you_mean
 
-ABOUT = ("paper", "command", "duration", "expected", "measured")  # the keys of [about], for readers
+ABOUT = ("paper", "command", "duration", "expected", "measured")  # the keys of [about] that are sentences, for readers
 _FOLDER = resources.files("gencli.presets")
 
 
+class About(BaseModel):
+    """What a preset says of itself, its table `[about]`.
+
+    Attributes:
+        paper, command, duration, expected, measured: sentences for readers; `command` trains, and measures by the
+            protocol.
+        metric: the number of `gencli evaluate` that decides; None: no single number does.
+        interval: the lowest and the highest value of it that a training by this preset may have.
+        published: what the paper has for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    paper: str
+    command: str
+    duration: str
+    expected: str
+    measured: str | None = None
+    metric: str | None = None
+    interval: tuple[float, float] | None = None
+    published: float | None = None
+
+
 def read_preset(family: str, name: str) -> dict[str, Any]:
-    """The settings of a preset of a family; `[about]` (paper, command, expected value) is for readers.
+    """The settings of a preset of a family, without its `[about]`.
 
     Raises:
         UsageError: the family has no preset of that name.
     """
-    names = names_of(family)
-    if name not in names:
-        raise UsageError(f"family {family!r} has no preset {name!r}{did_you_mean(name, names)}")
-    content = _read(f"{family}-{name}")
-    content.pop("about", None)
-    return content
+    return {key: value for key, value in _read(family, name).items() if key != "about"}
+
+
+def about(family: str, name: str) -> About:
+    """What a preset of a family says of itself; UsageError as above."""
+    return About(**_read(family, name)["about"])
 
 
 def names_of(family: str) -> list[str]:
@@ -31,9 +56,8 @@ def names_of(family: str) -> list[str]:
 
 
 def presets() -> list[dict[str, Any]]:
-    """All presets as `families --presets --json` prints them: what `[about]` says, None where it says nothing."""
-    return [{"family": family, "name": name, **dict.fromkeys(ABOUT), **_read(f"{family}-{name}").get("about", {})}
-            for family, name in _all()]
+    """All presets as `families --presets --json` prints them: what each says of itself."""
+    return [{"family": family, "name": name, **about(family, name).model_dump()} for family, name in _all()]
 
 
 def _all() -> list[tuple[str, str]]:
@@ -43,5 +67,8 @@ def _all() -> list[tuple[str, str]]:
     return [(owner, file.removeprefix(f"{owner}-")) for owner, file in zip(owners, files, strict=True)]
 
 
-def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+def _read(family: str, name: str) -> dict[str, Any]:
+    names = names_of(family)
+    if name not in names:
+        raise UsageError(f"family {family!r} has no preset {name!r}{did_you_mean(name, names)}")
+    return tomllib.loads((_FOLDER / f"{family}-{name}.toml").read_text(encoding="utf-8"))
