@@ -227,10 +227,12 @@ def rewind(run: Path, step: int, retries: int, warn: Callable[[str], None]) -> N
     last line that is cut."""
     manifest = run / "checkpoints" / f"step-{step}" / MANIFEST
     for log in _logs(run):
-        lines = [line for line in log.read_bytes().split(b"\n") if _is_before(line, step, retries)]
+        lines = [line + b"\n" for line in log.read_bytes().split(b"\n") if _is_before(line, step, retries)]
         with publish(log) as file:
-            file.write(b"".join(line + b"\n" for line in lines))
-        if manifest.exists() and sha256(log) not in checksums(manifest.with_name(log.name)):
+            file.write(b"".join(lines))
+        known = checksums(manifest.with_name(log.name))
+        begun = lines or known  # before the first line there was no log
+        if manifest.exists() and begun and sha256(log) not in known:
             warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
 
 

@@ -338,7 +338,8 @@ class Trainer:
         if not self.processes.agree(step is not None):
             raise error
         if self.processes.first:
-            self.hooks.warn(f"{str(error).partition(';')[0]}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
+            reason, _, _ = str(error).partition(";")  # what follows is for the user to do
+            self.hooks.warn(f"{reason}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
                             f"{0.5 ** (done + 1):g} of the learning rate")
         self.processes.wait()
 
