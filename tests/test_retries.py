@@ -63,6 +63,27 @@ def test_what_is_told(small_data, gencli, tmp_path):
     assert not any("retry" in record for record in _logged(tmp_path / "run/metrics.jsonl"))
 
 
+def test_a_checkpoint_that_is_no_good_is_not_gone_back_to_twice(small_data, gencli, tmp_path, monkeypatch):
+    """Weights that are finite and spoilt: whatever the rate, the steps after them diverge."""
+    loss, spoilt = VAE.loss, []
+
+    def diverging(self, batch, rng):
+        found = loss(self, batch, rng)
+        if self.step == 8 and not spoilt:
+            spoilt.append(float("nan"))
+        if 12 > self.step > 9 and spoilt:  # until it has gone back to before step 9
+            found.total = found.total * spoilt[0]
+        if self.step == 5 and spoilt:
+            spoilt[0] = 1.0
+        return found
+
+    monkeypatch.setattr(VAE, "loss", diverging)
+    gencli(*args(small_data, "--retries", "9", "--lr", "0.01", family="vae"))
+    retried = [(line["step"], line["diverged"]) for line in lines(tmp_path / "run") if "retry" in line]
+    assert retried == [(10, 10), (5, 10)]
+    assert [line["step"] for line in lines(tmp_path / "run")] == [5, 10, 5, 10, 15, 20, 25, 30]
+
+
 def test_no_retry_is_left(small_data, gencli, tmp_path, whole):
     assert "in step 2" in gencli(*args(small_data), code=6).stderr
     told = gencli(*args(small_data, "--retries", "1", "--overwrite"), code=6).stderr
