@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class TrainingState:
     best_step: int = 0  # the step of `best_weights`
     waited: int = 0  # validations since then
     stopped_early: bool = False  # the training is over, before its last step
-    anchor: int = 0  # the step of the newest checkpoint that any training with these settings has: one to go back to
+    anchors: list[int] = field(default_factory=list)  # steps of the newest checkpoints that fell due, to go back to
     retries: list[dict[str, int]] = field(default_factory=list)  # {"diverged": step, "from": step gone back to} of each
 
     @property
@@ -123,8 +123,14 @@ def folders(run: Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir() and not path.is_symlink()), key=_step)
 
 
-def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int, spare: int | None = None) -> None:
-    """Publish a checkpoint and remove all but the newest `keep`, and that of step `spare`.
+def steps(run: Path) -> list[int]:
+    """The steps of the checkpoints of a run, oldest first."""
+    return [_step(folder) for folder in folders(run)]
+
+
+def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: int,
+         spare: Collection[int] = ()) -> None:
+    """Publish a checkpoint and remove all but the newest `keep`, and those of the steps in `spare`.
 
     The logs are on the disk before it.
     """
@@ -144,7 +150,7 @@ def save(run: Path, step: int, tensors: Tensors, numbers: dict[str, Any], keep: 
     earlier = [folder for folder in own if _step(folder) <= step]
     later = [folder for folder in own if _step(folder) > step]  # damaged: this training started before
     for folder in earlier[:-keep] + later:
-        if _step(folder) != spare:
+        if _step(folder) not in spare:
             discard(folder)
 
 
@@ -199,38 +205,44 @@ def current_phase(tensors: Tensors, numbers: dict[str, Any], phases: list[tuple[
                      f"and cannot be continued; start anew with --overwrite")
 
 
-def retry(run: Run, anchor: int, diverged: int, settings: TrainSettings, warn: Callable[[str], None]) -> int | None:
-    """Make the checkpoint of step `anchor`, or one before it, that of a training that diverged and goes back to it.
+def retry(run: Run, state: TrainingState, anchors: list[int], keep: int, warn: Callable[[str], None]) -> int | None:
+    """Make the checkpoint of the last of the `anchors`, or one before it, that of a training that goes back to it.
 
     A line of metrics.jsonl says so. Whatever moment this is cut short at, a resumed training does the same again.
+
+    Args:
+        state: that has diverged.
 
     Returns:
         The step gone back to; None if there is no checkpoint.
     """
     for folder in folders(run.path):  # first: of a later one a resumed training would go on
-        if _step(folder) > anchor and "state.json" in named(folder):
+        if _step(folder) > anchors[-1] and "state.json" in named(folder):
             discard(folder)
-    found = load(run.path, warn, anchor)
+    found = load(run.path, warn, anchors[-1])
     if found is None:
         return None
     tensors, numbers = found
-    step, done = numbers["step"], numbers.get("retries", [])
-    rewind(run.path, step, len(done), warn)
-    run.append("metrics.jsonl", {"step": step, "retry": len(done) + 1, "diverged": diverged})
-    numbers |= {"retries": [*done, {"diverged": diverged, "from": step}], "anchor": step}
-    save(run.path, step, tensors, numbers, settings.keep, step)
-    return int(step)
+    step = int(numbers["step"])
+    rewind(run.path, step, len(state.retries))
+    run.append("metrics.jsonl", {"step": step, "retry": len(state.retries) + 1, "diverged": state.step})
+    numbers |= {"retries": [*state.retries, {"diverged": state.step, "from": step}],
+                "anchors": [anchor for anchor in anchors if anchor < step] + [step]}
+    save(run.path, step, tensors, numbers, keep, numbers["anchors"])
+    return step
 
 
-def rewind(run: Path, step: int, retries: int, warn: Callable[[str], None]) -> None:
-    """Drop the lines of the logs after `step` and after so many `retries`, so that a resumed run repeats none, and a
-    last line that is cut."""
+def rewind(run: Path, step: int, retries: int, warn: Callable[[str], None] = lambda message: None) -> None:
+    """Drop the lines of the logs after `step`, those of more than so many `retries`, and a last one that is cut, so
+    that a resumed run repeats none."""
     manifest = run / "checkpoints" / f"step-{step}" / MANIFEST
     for log in _logs(run):
-        lines = [line for line in log.read_bytes().split(b"\n") if _is_before(line, step, retries)]
+        lines = [line + b"\n" for line in log.read_bytes().split(b"\n") if _is_before(line, step, retries)]
         with publish(log) as file:
-            file.write(b"".join(line + b"\n" for line in lines))
-        if manifest.exists() and sha256(log) not in checksums(manifest.with_name(log.name)):
+            file.write(b"".join(lines))
+        known = checksums(manifest.with_name(log.name))
+        begun = lines or known  # before the first line there was no log
+        if manifest.exists() and begun and sha256(log) not in known:
             warn(f"{log} is not what it was when the checkpoint was saved: lines were changed or lost")
 
 
@@ -272,9 +284,9 @@ def _step(folder: Path) -> int:
 
 
 def _is_before(line: bytes, step: int, retries: int) -> bool:
-    """Whether a line of a log was written up to that step, and that retry."""
+    """Whether a line of a log was written up to that step, or tells of one of so many retries."""
     try:
         record = json.loads(line)
-        return record["step"] <= step and record.get("retry", 0) <= retries
+        return record["retry"] <= retries if "retry" in record else record["step"] <= step
     except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         return False

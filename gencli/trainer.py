@@ -397,19 +397,23 @@ class Trainer:
     def go_back(self, error: DivergedError) -> None:
         """Make the run one that goes on from its last good checkpoint with half the learning rate, when it is resumed.
 
+        A checkpoint from which a training diverged again, before the next one, may not be good: then the one before.
+
         Raises:
             DivergedError: the same, as there is no checkpoint or no retry left.
         """
-        done, step = len(self.state.retries), None
-        if self.run_folder is None or done >= self.settings.retries:
+        done, step, anchors = len(self.state.retries), None, self.state.anchors
+        if self.run_folder is None or done >= self.settings.retries or not anchors:
             raise error
+        if len(anchors) > 1 and done and self.state.retries[-1]["from"] == anchors[-1]:
+            anchors = anchors[:-1]
         if self.processes.first:
-            step = checkpoints.retry(self.run_folder, self.state.anchor, self.state.step, self.settings,
-                                     self.hooks.warn)
+            step = checkpoints.retry(self.run_folder, self.state, anchors, self.settings.keep, self.hooks.warn)
         if not self.processes.agree(step is not None):
             raise error
         if self.processes.first:
-            self.hooks.warn(f"{str(error).partition(';')[0]}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
+            reason, _, _ = str(error).partition(";")  # what follows is for the user to do
+            self.hooks.warn(f"{reason}; retry {done + 1} of {self.settings.retries} goes on from step {step} with "
                             f"{0.5 ** (done + 1):g} of the learning rate")
         self.processes.wait()
 
@@ -454,13 +458,14 @@ class Trainer:
         """Publish a checkpoint; `anchor`: one to go back to, as any training with these settings saves it."""
         self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
         if anchor:
-            self.state.anchor = self.state.step
+            before = [step for step in self.state.anchors if step < self.state.step]
+            self.state.anchors = [*before, self.state.step][-self.settings.keep :]
         carried = self.processes.gather(self.model.training_state())
         if self.run_folder and self.processes.first:
             tensors = self.state.tensors() | {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
             self.hooks.save()
             numbers = self.state.numbers() | {"conditions": self._conditions()}
-            spare = self.state.anchor if self.settings.retries else None
+            spare = self.state.anchors if self.settings.retries else ()
             checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep, spare)
         self.processes.wait()
         self._saved_at = time.monotonic()
@@ -480,8 +485,8 @@ class Trainer:
             self.state.restore(tensors, numbers, self.settings, phase)
             carried = tensors.get(f"state-{self.processes.rank}", {})
             self.model.load_training_state({name: tensor.to(self.device) for name, tensor in carried.items()})
-            if not (path / "checkpoints" / f"step-{self.state.anchor}").is_dir():  # of a training without --retries
-                self.state.anchor = self.state.step
+            kept = checkpoints.steps(path)  # a training without --retries keeps fewer
+            self.state.anchors = [step for step in self.state.anchors if step in kept] or [self.state.step]
             if self.processes.first:
                 self.hooks.go_on(self.state.step)
 

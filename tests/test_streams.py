@@ -308,7 +308,7 @@ def test_formats_that_do_not_fit_and_terminals():
     with pytest.raises(UsageError, match="rows of a table cannot be written as 'png'"):
         open_writer(None, TABLE, format="png", stdout=io.BytesIO())
     with pytest.raises(UsageError, match="tar is binary"):
-        open_writer("-", GREY, stdout=Terminal())
+        open_writer("-", GREY, format="tar", stdout=Terminal())
     with pytest.raises(UsageError, match="npy is binary"):
         open_writer("-", TABLE, format="npy", stdout=Terminal())
     with pytest.raises(UsageError, match="folder cannot"):

@@ -168,7 +168,8 @@ def kills(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None
 
 def retries(trial: int, folder: Path, cases: Cases, chance: random.Random) -> None:
     """A training that diverges and goes back, killed or told to stop at random moments: the same bytes as without."""
-    args = command("flow", "vector", cases.data, "run", "--lr", "300", "--retries", "9", "--checkpoint-every", "5")
+    args = command("flow", "vector", cases.data, "run", "--lr", "1000", "--warmup", "40", "--retries", "9",
+                   "--checkpoint-every", "5")
     whole, took = cases.whole("flow", args)
     assert b"retry" in (whole / "metrics.jsonl").read_bytes()
     for _ in range(chance.randint(2, 4)):
