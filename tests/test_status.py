@@ -84,7 +84,8 @@ def test_validation_and_early_stopping(gencli):
 def test_what_is_damaged_is_left_out(run, gencli):
     for name in ("metrics.jsonl", "config.json", "checkpoints/step-12/state.json"):
         (run / name).write_bytes(b'{"step": 1, \xff')
-    (run / "eval").mkdir(exist_ok=True)
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    (run / "eval").mkdir()
     (run / "eval" / "x.json").write_text('{"metrics": 3}')
     found = status(str(run))
     assert (found["state"], found["training"], found["evaluation"]) == ("finished", None, None)
