@@ -132,6 +132,27 @@ def test_numbers_of_another_protocol_stand_apart():
     assert row.cells[1].apart and row.reference == 0 and row.best == ()
 
 
+def test_by_products_in_a_protocol_are_no_other_protocol():
+    """What is found of a model on the way differs between any two; how data is read does not."""
+    found = [metric(1.0 + k, "column_distance", columns=3, distances={"a": k}, log_z=k, axis=k) for k in (0, 1)]
+    (row,) = side_by_side([[one] for one in found])
+    assert row.best == (0,) and row.cells[1].difference == 1.0
+    (result,) = check(no_worse_than([found[1]], 0.0, "old"), [found[0]])
+    assert result["passed"] and "cannot be compared" not in result["reason"]
+    (row,) = side_by_side([[found[0]], [metric(2.0, "column_distance", columns=4)]])
+    assert row.cells[1].apart == "columns is 4, elsewhere 3"
+
+
+def test_means_over_other_examples_are_compared_as_independent_ones():
+    """Such as the accuracy of the worst class, which is not the same for two models."""
+    right = torch.arange(40) > 3
+    a, b, c = (mean("worst_class_accuracy", x, "", "exact", {"class": name})
+               for x, name in ((right, "7"), (right[5:], "7"), (right, "8")))
+    (row,) = side_by_side([[a], [b], [c]])
+    assert [cell.paired for cell in row.cells] == [False, False, False] and not any(cell.apart for cell in row.cells)
+    assert row.cells[0].error == pytest.approx(math.hypot(a.error, b.error))
+
+
 def test_a_gate_against_a_run_is_paired():
     hard = 10 * normal(400)
     old, new = (mean("elbo", hard + shift + 0.1 * normal(400, seed=seed), "nats", "bound", {})

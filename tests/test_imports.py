@@ -326,7 +326,8 @@ def test_typers_private_parts_are_left_alone(path):
     assert not {name for name in names if name.startswith(("click", "typer._"))}
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["families"], ["families", "--json"], ["train", "--help"],
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["families"], ["families", "--presets"],
+                                  ["families", "vae"], ["train", "--help"], ["train", "vae", "--help"],
                                   ["sample", "--help"], ["encode", "--help"], ["interpolate", "--help"],
                                   ["evaluate", "--help"], ["train", "vae", "--help"]], ids=" ".join)
 def test_listing_imports_no_torch(args):

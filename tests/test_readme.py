@@ -88,7 +88,8 @@ def test_a_command_with_a_mistake_would_not_parse():
 
 def test_every_option_that_is_mentioned_exists():
     mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
-    lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:]), ["families"]]
+    lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:]),
+             ["families"]]
     options = [option for line in lines for option in command(line)[0].params]
     known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     assert len(mentioned) > 30 and mentioned - known == set()

@@ -40,7 +40,8 @@ def test_all_about_a_finished_run(run, gencli, small_data):
     (elbo,) = [metric for metric in found["evaluation"]["metrics"] if metric["name"] == "elbo"]
     assert elbo["value"] > 0 and found["evaluation"]["data"].endswith("pictures.npz:test")
     text = gencli("families", "run").stdout.decode()
-    assert text.startswith("run: vae, finished\n") and "12 of 12" in text and f"elbo {shown(elbo['value'], elbo['error'])}" in text
+    assert text.startswith("run: vae, finished\n") and "12 of 12" in text
+    assert f"elbo {shown(elbo['value'], elbo['error'])}" in text
 
 
 def test_an_interrupted_run_says_how_to_go_on(run, gencli):
@@ -83,7 +84,8 @@ def test_validation_and_early_stopping(gencli):
 def test_what_is_damaged_is_left_out(run, gencli):
     for name in ("metrics.jsonl", "config.json", "checkpoints/step-12/state.json"):
         (run / name).write_bytes(b'{"step": 1, \xff')
-    (run / "eval").mkdir(exist_ok=True)
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    (run / "eval").mkdir()
     (run / "eval" / "x.json").write_text('{"metrics": 3}')
     found = status(str(run))
     assert (found["state"], found["training"], found["evaluation"]) == ("finished", None, None)

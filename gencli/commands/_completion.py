@@ -53,7 +53,7 @@ def metrics(incomplete: str) -> Values:
 
 
 def features(incomplete: str) -> Values:
-    """Feature spaces, of the kind of the run's examples where a run is named; families that classify, and their runs."""
+    """Feature spaces, of the kind of the run's examples if a run is named; families that classify, and their runs."""
     from gencli.metrics import family_classifies
 
     spec = _spec()

@@ -14,6 +14,7 @@ class LazyGroup(TyperGroup):
     """A group that knows its commands' names and summaries, and makes the one that runs."""
 
     _invoked: str | None = None
+    asks_for_help = False  # whether the command that runs is to show its help
 
     def summaries(self) -> dict[str, str]:
         """Every command's name and its line in the list."""
@@ -27,7 +28,7 @@ class LazyGroup(TyperGroup):
         return list(self.summaries())
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        self._invoked = args[0]
+        self._invoked, self.asks_for_help = args[0], "--help" in args
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

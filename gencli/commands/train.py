@@ -1,6 +1,5 @@
 """`gencli train FAMILY DATA -o RUN`: fit a model of a family to data."""
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -25,7 +24,7 @@ class _Families(LazyGroup):
     def make(self, name: str) -> Any:
         family = registry.families.named(name)
         # Help needs no torch; should a value be called --help, the training itself imports it nevertheless.
-        return command(family, family.declared() if "--help" in sys.argv else family.load())
+        return command(family, family.declared() if self.asks_for_help else family.load())
 
 
 app = typer.Typer(cls=_Families, no_args_is_help=True, add_completion=False)

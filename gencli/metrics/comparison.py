@@ -35,9 +35,10 @@ def brief(value: Any) -> str:
 
 
 def is_paired(metric: Metric, other: Metric) -> bool:
-    """Whether two comparable numbers are means over the same examples."""
+    """Whether two comparable numbers are means over the same examples, of one class if they are of a class."""
     return metric.influence is not None and other.influence is not None \
-        and metric.influence.shape == other.influence.shape
+        and metric.influence.shape == other.influence.shape \
+        and metric.protocol.get("class") == other.protocol.get("class")
 
 
 def error_of_difference(metric: Metric, other: Metric) -> float | None:
@@ -150,6 +151,6 @@ def _apart(metric: Metric, other: Metric) -> str:
     if found := other_protocol(metric, other):
         key, own, its = found
         return f"{key} is {brief(own)}, elsewhere {brief(its)}"
-    if metric.n != other.n:  # the time was up: distances depend on the number of samples, examples differ
-        return f"from {metric.n:,}, elsewhere from {other.n:,}"
+    if metric.n != other.n and (metric.influence is None or other.influence is None):
+        return f"from {metric.n:,}, elsewhere from {other.n:,}"  # what is no mean depends on their number
     return ""
