@@ -29,8 +29,21 @@ app()
 
 
 def startup(rounds: int = 15) -> None:
-    """`gencli --help` and `gencli families` against a bare Typer application with seven commands."""
+    """`gencli --help` and `gencli families` against a bare Typer application with seven commands; the help of a family,
+    and a sample of a small model to its first byte, against the import of torch."""
     with tempfile.TemporaryDirectory() as folder:
+        small = f"{folder}/run"
+        run(["-m", "gencli", "train", "vae", "digits", "--net", "mlp", "--steps", "5", "-q", "-o", small])
+
+        def first_byte() -> None:
+            with subprocess.Popen([sys.executable, "-m", "gencli", "sample", small, "-n", "1", "-q"],
+                                  stdout=subprocess.PIPE) as process:
+                assert process.stdout and process.stdout.read(1)
+
+        for what, work in (("gencli train vae --help", lambda: run(["-m", "gencli", "train", "vae", "--help"])),
+                           ("gencli sample, first byte", first_byte)):
+            ours, theirs = alternate(work, lambda: run(["-c", "import torch"]), rounds)
+            report(what, ours, theirs, "s", "import torch")
         bare = Path(folder) / "bare.py"
         bare.write_text(BARE)
         for args in (["--help"], ["families"]):
