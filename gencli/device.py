@@ -92,6 +92,8 @@ class Processes:
         self.world = 1 if alone else process_count()
         self.device = device
         if self.world > 1 and not dist.is_initialized():
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # what is no tensor travels through the current one
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     @property

@@ -57,9 +57,10 @@ class Ahead(Iterator[tuple[Tensor, Fetched | None]]):
             return next(self._parts), None
         with _explained():
             fetched = next(self._loaded)
+        numbers = self._waiting.popleft()
         if isinstance(fetched, DataError):
             raise fetched
-        return self._waiting.popleft(), fetched
+        return numbers, fetched
 
     def close(self) -> None:
         """End the processes."""
