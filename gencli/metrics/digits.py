@@ -12,9 +12,9 @@ bilinear interpolation that averages where it makes smaller. It expects what MNI
 import hashlib
 from importlib import resources
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load
 from torch import Tensor
 
 from gencli.errors import ModelError
@@ -75,4 +75,4 @@ def digits(inputs: Inputs) -> Space:
     if digest != _SHA256:
         raise ModelError(f"features digits: the weights have the SHA-256 {digest[:16]}..., and those of this version "
                          f"{_SHA256[:16]}...; install gencli again")
-    return Digits(safetensors.torch.load(content), digest)
+    return Digits(load(content), digest)

@@ -1,6 +1,6 @@
 """What feature spaces make of pictures that are real, blurred, noisy or collapsed: the table in RESULTS.md.
 
-    GENCLI_DATA=DATA python tests/benchmarks/features.py [--count 2000] [--spaces digits,scattering,pixels] [DATA ...]
+    GENCLI_DATA=DATA python tests/benchmarks/features.py --count 1000 mnist:test DATA/cifar10/png/:all DATA/smiles:all
 
 Of each data set `count` pictures are the reference and `count` others are what is compared with it: as they are,
 spoilt, or fewer than they seem. A space is of use where each of these is further than real pictures are, and further
@@ -57,9 +57,9 @@ def sets(data: Dataset, count: int) -> dict[str, Dataset]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--spaces", default="digits,scattering,pixels")
-    parser.add_argument("data", nargs="*", default=["mnist:test", "cifar10/png:all", "smiles:all"])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--spaces", default="digits,scattering")
+    parser.add_argument("data", nargs="+", help="known names or paths; labelled pictures")
     arguments = parser.parse_args()
     for name in arguments.data:
         data = load(name)
