@@ -26,7 +26,7 @@ from gencli.model import Batch
 KINDS = [entry.name for entry in registry.kinds.values() if entry.source == "gencli"]
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-OF_OTHERS = {"--nproc-per-node", "--help"}  # torchrun's; every command's
+OF_OTHERS = {"--nproc-per-node", "--logdir", "--help"}  # torchrun's; tensorboard's; every command's
 
 
 def blocks(language: str) -> list[str]:
