@@ -10,10 +10,10 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
@@ -146,10 +146,50 @@ class Phase:
 # The model
 
 
+NetSize = Literal["small", "base", "large"]
+
+
+class Sizes:
+    """What `--net-size` stands for in a network: the values of some options, small, base and large.
+
+    Where these are the same for all networks of a family, they are `FamilyConfig.sizes`, and what is small is the
+    default of each option. Else the defaults are None, and the model asks `of` for those of its network.
+    """
+
+    def __init__(self, **options: tuple[Any, Any, Any]):
+        self.options = options
+
+    def fill(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a config with the options that nobody gave, as its size has them."""
+        size = values.get("net_size", "small")
+        if size not in get_args(NetSize):
+            return values  # which is refused
+        place = get_args(NetSize).index(size)
+        return {**{option: sizes[place] for option, sizes in self.options.items()},
+                **{option: value for option, value in values.items()
+                   if value is not None or option not in self.options}}
+
+    def of(self, config: "FamilyConfig") -> tuple[Any, ...]:
+        """The values of the options, in their order: those that `config` has, else those of its `net_size`."""
+        place = get_args(NetSize).index(config.net_size)  # type: ignore[attr-defined]
+        return tuple(sizes[place] if (own := getattr(config, option)) is None else own
+                     for option, sizes in self.options.items())
+
+    def __str__(self) -> str:
+        return "; ".join(f"--{option.replace('_', '-')} {' or '.join(map(str, sizes))}"
+                         for option, sizes in self.options.items())
+
+
 class FamilyConfig(BaseModel):
     """The options of a family: each field becomes one of `gencli train FAMILY`, with its help, range and default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    sizes: ClassVar[Sizes | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return cls.sizes.fill(values) if cls.sizes else values
 
     @field_validator("*")
     @classmethod
@@ -158,6 +198,14 @@ class FamilyConfig(BaseModel):
         if isinstance(value, int) and value > 10**7:
             raise ValueError("expected at most 10,000,000")
         return value
+
+
+def net_size(*sizes: Sizes, **nets: Sizes) -> Any:
+    """The option `net_size` of a config; its help says what it stands for, of each network where they differ."""
+    values = [*map(str, sizes), *(f"{net}: {some}" for net, some in nets.items())]
+    options: Any = [option for some in (*sizes, *nets.values()) for option in some.options]
+    return Field("small", json_schema_extra={"stands_for": options}, description=(
+        f"Small, base or large: how large the network is where these options do not say it. {'. '.join(values)}."))
 
 
 def parse_widths(text: str, least: int = 1) -> list[int]:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -132,6 +132,12 @@ def plain_type(field: FieldInfo) -> tuple[type, tuple[Any, ...]]:
 _EXCLUSIVE = ("steps", "epochs")
 
 
+def _stands_for(field: FieldInfo | None) -> list[str]:
+    """Options that a dial such as `net_size` says together; what earlier layers say of them does not count."""
+    extra = field and field.json_schema_extra
+    return cast(list[str], extra.get("stands_for", [])) if isinstance(extra, dict) else []
+
+
 def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, str]]:
     """Values of fields from layers, later ones overriding earlier ones; and where each comes from.
 
@@ -148,6 +154,9 @@ def resolve(fields: Fields, *layers: Layer) -> tuple[dict[str, Any], dict[str, s
             raise UsageError(f"{where} sets --steps and --epochs, which both say how long; leave one out")
         for name in _EXCLUSIVE if given else ():
             values.pop(name, None)
+        for name in layer:
+            for option in _stands_for(fields.get(name)):
+                values.pop(option, None)
         for name, value in layer.items():
             if name in _REPORTED:
                 continue

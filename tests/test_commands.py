@@ -139,6 +139,21 @@ def test_steps_or_epochs(gencli, tmp_path, monkeypatch):
         gencli("train", "vae", "digits", "--dry-run", "--config", "both.toml", code=2).stderr)
 
 
+def test_a_later_size_replaces_what_it_stands_for(gencli, tmp_path):
+    """`--net-size large` beside a file or preset that says a width, but not beside a width that is given too."""
+    (tmp_path / "w.toml").write_text('width = 7\nlatent = 3\n')
+
+    def resolved(*more):
+        found = gencli("train", "vae", "digits", "--dry-run", *more).json()
+        return found["width"], found["net_size"], found["latent"]
+
+    assert resolved("--config", "w.toml") == (7, "small", 3)
+    assert resolved("--config", "w.toml", "--net-size", "large") == (None, "large", 3)
+    assert resolved("--config", "w.toml", "--net-size", "large", "--width", "9") == (9, "large", 3)
+    rnn = gencli("train", "rnn", "shakespeare", "--preset", "shakespeare", "--net-size", "base", "--dry-run").json()
+    assert (rnn["width"], rnn["layers"]) == (1024, 2)
+
+
 def test_variables_that_name_no_option(gencli, small_run, monkeypatch):
     run = str(small_run("vae", "vector"))
     for name in ("GENCLI_WINDOW", "GENCLI_RATE", "GENCLI_EACH", "GENCLI_OVERWRITE", "GENCLI_LR"):  # of any of them

@@ -6,6 +6,7 @@ It needs one line in `conftest.SMALL` for each kind of data: options that make t
 import json
 import zipfile
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import SMALL, form_of, short_chains
 from gencli import inference, registry, runs
 from gencli.commands._options import set_options
 from gencli.data import load
+from gencli.errors import UsageError
 from gencli.model import Given, Model
 from gencli.rng import StepStream, generator
 
@@ -130,6 +132,36 @@ def test_config_round_trip(family, kind, small_run):
     assert cls.Config(**json.loads(config.model_dump_json())) == config
     with pytest.raises(ValueError, match="no_such_option"):
         cls.Config(no_such_option=1)
+
+
+FITTED = {"gaussian", "gmm", "hmm", "lda", "naive-bayes", "ngram", "pca"}  # in closed form, by counts or by EM
+
+
+def test_the_size_of_a_network_is_one_dial(family, kind, small_run):
+    cls, card = family.load(), runs.read_card(small_run(family.name, kind))
+    assert ("net_size" in cls.Config.model_fields) == (family.name not in FITTED)
+    if family.name in FITTED:
+        return
+    sized = cls.Config.model_fields["net_size"].json_schema_extra["stands_for"]
+    plain = {name: value for name, value in card.config.items() if name not in sized and name != "net_size"}
+    nets = get_args(cls.Config.model_fields["net"].annotation) if "net" in cls.Config.model_fields else [None]
+    grown = 0
+    for net in nets:
+        counts = []
+        for size in ("small", "base", "large"):
+            options = {**plain, "net_size": size, **({} if net is None else {"net": net})}
+            try:
+                counts.append(sum(p.numel() for p in cls(cls.Config(**options), card.spec).parameters()))
+            except (UsageError, ValueError):
+                break  # a network that is not for this kind
+        if len(counts) == 3 and counts[0] != counts[2]:  # a softmax has no units
+            assert 1.3 * counts[0] < counts[1] < counts[2] / 1.3, (net, counts)
+            grown += 1
+    assert grown
+    config = cls.Config(**plain)
+    for name, field in cls.Config.model_fields.items():
+        if name in sized:
+            assert getattr(config, name) == field.default, "what is small is the default"
 
 
 # --- training

@@ -278,10 +278,11 @@ def test_a_window_longer_than_the_text_is_told(gencli, tmp_path):
 
 
 @pytest.mark.parametrize(("options", "expected"), [
-    ({}, (128, 4, 2)), ({"size": "base"}, (256, 6, 4)), ({"size": "large", "layers": 2}, (512, 2, 8)),
-    ({"width": 64, "heads": 8}, (64, 4, 8))])
+    ({}, (128, 4, 2)), ({"net_size": "base"}, (256, 6, 4)), ({"net_size": "large", "layers": 2}, (512, 2, 8)),
+    ({"width": 64, "heads": 8}, (64, 4, 8)), ({"size": "base", "width": None}, (256, 6, 4))])  # the last: an old run
 def test_one_dial_sets_the_size(options, expected):
-    assert TransformerConfig(**options).dimensions == expected
+    config = TransformerConfig(**options)
+    assert (config.width, config.layers, config.heads) == expected
 
 
 def test_a_width_that_heads_cannot_share_is_refused():

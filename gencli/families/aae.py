@@ -30,10 +30,24 @@ from torch import Tensor, nn
 from gencli.adamw import AdamW
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers.coders import conv_coders, mlp_coders
+from gencli.layers.coders import CODERS, conv_coders, mlp_coders
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.subsample import Subsample
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Score, Spec
+from gencli.model import (
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Score,
+    Spec,
+    net_size,
+)
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import view_of
 
@@ -53,10 +67,11 @@ class AAEConfig(FamilyConfig):
 
     latent: int = Field(8, ge=1, description="Dimensions of the latent code z; with --labelled, of the style.")
     net: Literal["mlp", "conv"] = Field("mlp", description="Encoder and decoder; conv: for pictures.")
-    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 500) or feature maps "
-                                                      "at half the resolution (conv, by default 16).")
-    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp, by default 2) or residual blocks at each "
-                                                      "resolution (conv, by default 1).")
+    net_size: NetSize = net_size(**CODERS)
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
+                                                      "resolution (conv); default by --net-size.")
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
+                                                      "(conv); default by --net-size.")
     critic_width: int = Field(500, ge=1, description="Units of each of the two hidden layers of a critic.")
     encoder: Literal["deterministic", "gaussian"] = Field(
         "deterministic", description="The code of an example: one point, or a draw from a Gaussian.")
@@ -114,11 +129,11 @@ class AAE(Model):
         size = self.view.size if self.view else spec.size
         self.moments = (2 if config.encoder == "gaussian" else 1) * config.latent
         code, features = config.latent + self.classes, self.moments + self.classes
+        width, depth = CODERS[config.net].of(config)
         if config.net == "conv":
-            self.encoder, self.decoder = conv_coders(spec, config.width or 16, config.depth or 1, code, features, 1)
+            self.encoder, self.decoder = conv_coders(spec, width, depth, code, features, 1)
         else:
-            widths = [config.width or 500] * (config.depth or 2)
-            self.encoder, self.decoder = mlp_coders(size, widths, code, features, 1)
+            self.encoder, self.decoder = mlp_coders(size, [width] * depth, code, features, 1)
         judged = {"code": code, "label": self.classes} if config.adversarial else {}
         self.critics = nn.ModuleDict({name: _critic(numbers, config.critic_width)
                                       for name, numbers in judged.items() if numbers})

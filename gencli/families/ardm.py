@@ -16,7 +16,7 @@ conditional distribution: row and code determine each other.
 Shapes: B rows, D columns, O of them ordered, C bins of all columns, M of one, J logistics.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from gencli.kinds.vector import VectorSpec
 from gencli.layers.bins import Bins
 from gencli.layers.distributions import FLOOR, MARGIN, log_bin, precise
 from gencli.layers.subsample import Subsample
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng, generator
 
 _WAVES = 6  # of the place of a number among all, in the input
@@ -38,6 +38,8 @@ _SUBSAMPLE = 100_000  # rows by which the columns are cut into bins
 
 
 class ARDMConfig(FamilyConfig):
+    sizes: ClassVar = Sizes(width=(256, 512, 1024), depth=(2, 3, 4))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(256, ge=1, description="Hidden units of each layer.")
     depth: int = Field(2, ge=1, description="Residual blocks of two layers.")
     bins: int = Field(256, ge=8, description="Bins of a column of numbers, at most.")

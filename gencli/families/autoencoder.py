@@ -43,10 +43,13 @@ from gencli.model import (
     Graph,
     Loss,
     Model,
+    NetSize,
     Phase,
     Player,
     Score,
+    Sizes,
     Spec,
+    net_size,
     parse_widths,
 )
 from gencli.rng import ExampleStreams, Rng
@@ -61,13 +64,18 @@ _CODES = 50_000  # that the density is fitted to, at most; fewer where they are 
 _FLOOR = 1e-3  # of the variances of the density, as a share of those of the codes
 
 
+_SIZES = {"mlp": Sizes(widths=("1000,500,250", "2000,1000,500", "4000,2000,1000")),
+          "conv": Sizes(widths=("16", "32", "64")), "recurrent": Sizes(widths=("256", "512", "1024"))}
+
+
 class AutoencoderConfig(FamilyConfig):
     latent: int = Field(30, ge=1, description="Units of the code.")
     net: Literal["auto", "mlp", "conv", "recurrent"] = Field(
         "auto", description="Network; auto: recurrent for texts, series and drawings, else mlp.")
+    net_size: NetSize = net_size(**_SIZES)
     widths: str | None = Field(None, coerce_numbers_to_str=True, description=(
-        "Units of the hidden layers from the example to the code, such as 1000,500,250 (mlp, the default), or none; "
-        "feature maps at half the resolution (conv, by default 16); units of the state (recurrent, by default 256)."))
+        "Units of the hidden layers from the example to the code, such as 1000,500,250 (mlp), or none; feature maps "
+        "at half the resolution (conv); units of the state (recurrent); default by --net-size."))
     units: Literal["silu", "tanh", "relu", "sigmoid", "linear"] = Field(
         "silu", description="Hidden units (mlp); linear ones span what principal components do.")
     tied: bool = Field(False, description="The decoder's weights are the encoder's, transposed (mlp).")
@@ -383,7 +391,7 @@ class _Step(nn.Module):
 
 
 def _widths(config: AutoencoderConfig, net: str) -> list[int]:
-    text = config.widths or {"mlp": "1000,500,250", "conv": "16", "recurrent": "256"}[net]
+    (text,) = _SIZES[net].of(config)
     return [] if text == "none" else [int(part) for part in text.split(",")]
 
 

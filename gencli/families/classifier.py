@@ -46,7 +46,21 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.series import SeriesSpec
 from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
-from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Player, Score, Spec, anything
+from gencli.model import (
+    Batch,
+    FamilyConfig,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Score,
+    Sizes,
+    Spec,
+    anything,
+    net_size,
+)
 from gencli.rng import ExampleStreams, Rng
 from gencli.spectrogram import SpectrogramPicture
 from gencli.view import View, view_of
@@ -63,17 +77,27 @@ _EVIDENCE = 0.3  # of what naive Bayes takes n-grams for, which depend on each o
 _STEPS = 1000  # of plain descent, in steps of Adam
 
 
+_SIZES = {"mlp": Sizes(width=(256, 512, 1024), depth=(2, 2, 3), features=(128, 256, 512)),
+          "cnn": Sizes(width=(32, 48, 64), features=(128, 256, 512)),
+          "cnn of texts": Sizes(width=(100, 200, 300), embedding=(64, 128, 256)),
+          "lstm": Sizes(width=(128, 256, 512), embedding=(64, 128, 256)),
+          "mean": Sizes(embedding=(64, 128, 256))}
+
+
 class ClassifierConfig(FamilyConfig):
     net: Literal["auto", "softmax", "mlp", "cnn", "mean", "lstm"] = Field(
         "auto", description="Network; softmax: one layer, of texts on their n-grams; mean: of embeddings of n-grams "
                             "(texts); lstm: texts, drawings, series; auto: mlp for tables and films, softmax (of "
                             "several labels mean) for texts, else cnn.")
+    net_size: NetSize = net_size(**_SIZES)
     width: int | None = Field(None, ge=1, description=(
-        "Units of a hidden layer (mlp, by default 256) or of the state (lstm, 128); feature maps of the first layer "
-        "(cnn, 32), of texts those of each length of filter (100)."))
-    depth: int = Field(2, ge=1, description="Hidden layers (mlp).")
-    features: int = Field(128, ge=1, description="Units of the last hidden layer (mlp, cnn but of texts).")
-    embedding: int = Field(64, ge=1, description="Texts: dimensions of an embedding (mean, cnn, lstm).")
+        "Units of a hidden layer (mlp) or of the state (lstm); feature maps of the first layer (cnn), of texts those "
+        "of each length of filter; default by --net-size."))
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp); default by --net-size.")
+    features: int | None = Field(None, ge=1, description="Units of the last hidden layer (mlp, cnn but of texts); "
+                                                         "default by --net-size.")
+    embedding: int | None = Field(None, ge=1, description="Texts: dimensions of an embedding (mean, cnn, lstm); "
+                                                          "default by --net-size.")
     ngrams: int | None = Field(None, ge=1, description="Texts: tokens of the longest n-grams (softmax, mean; by "
                                                        "default 2 words or subwords, 4 characters or bytes).")
     buckets: int | None = Field(None, ge=1, description="Texts: numbers that n-grams of two tokens or more share by "
@@ -432,10 +456,11 @@ def _flat(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, 
 
 
 def _mlp(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
-    sizes = [math.prod(shape), *[config.width or 256] * (config.depth - 1), config.features]
+    width, depth, features = _SIZES["mlp"].of(config)
+    sizes = [math.prod(shape), *[width] * (depth - 1), features]
     layers = [layer for a, b in itertools.pairwise(sizes)
               for layer in (nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *layers), config.features
+    return nn.Sequential(nn.Flatten(), *layers), features
 
 
 def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, int]:
@@ -450,7 +475,7 @@ def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
     if (factor := -(-max(sides) // _LARGEST)) > 1:
         layers.append(average(factor, ceil_mode=True))
         sides = [-(-side // factor) for side in sides]
-    maps = config.width or 32
+    maps, features = _SIZES["cnn"].of(config)
     most = 4 * maps
     while True:
         halved = tuple(2 if side > _SMALLEST else 1 for side in sides)
@@ -460,8 +485,8 @@ def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
         inputs, maps = maps, min(2 * maps, most)
         if max(sides) <= _SMALLEST:
             break
-    last = [nn.Flatten(), nn.Linear(inputs * math.prod(sides), config.features), nn.ReLU()]
-    return nn.Sequential(*layers, *last), config.features
+    last = [nn.Flatten(), nn.Linear(inputs * math.prod(sides), features), nn.ReLU()]
+    return nn.Sequential(*layers, *last), features
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,7 +495,8 @@ def _cnn(shape: tuple[int, ...], config: ClassifierConfig) -> tuple[nn.Module, i
 
 def _sequence_net(net: str, spec: Spec, config: ClassifierConfig) -> tuple[nn.Module, int]:
     if net == "lstm":
-        body = _LSTM(_front(spec, config), config.width or 128)
+        width, embedding = _SIZES["lstm"].of(config)
+        body = _LSTM(_front(spec, embedding), width)
         return body, body.width
     if not isinstance(spec, TextSpec):
         raise ValueError(f"net {net} fits texts; for other data use --net mlp, or cnn where it has a shape")
@@ -481,10 +507,11 @@ def _sequence_net(net: str, spec: Spec, config: ClassifierConfig) -> tuple[nn.Mo
         classes = len(spec.classes)
         return _Ratios(_NGrams(spec, config, max(2**14, 2**21 >> (classes - 1).bit_length())), classes), classes
     if net == "mean":
-        return _Mean(_NGrams(spec, config, 2**18), config.embedding), config.embedding
+        (embedding,) = _SIZES["mean"].of(config)
+        return _Mean(_NGrams(spec, config, 2**18), embedding), embedding
     if net == "cnn":
-        maps = config.width or 100
-        return _TextCNN(_Embedded(spec, config.embedding), maps), maps * len(_FILTERS)
+        maps, embedding = _SIZES["cnn of texts"].of(config)
+        return _TextCNN(_Embedded(spec, embedding), maps), maps * len(_FILTERS)
     raise ValueError(f"net {net} fits numbers, and tokens are none; for texts use --net softmax, mean, cnn or lstm")
 
 
@@ -642,10 +669,10 @@ class _Moments(nn.Module):
         return torch.cat([values, gone.to(values)], 2), ~x.isinf().any(2)
 
 
-def _front(spec: Spec, config: ClassifierConfig) -> _Embedded | _Points | _Moments:
+def _front(spec: Spec, embedding: int) -> _Embedded | _Points | _Moments:
     """How a recurrent network sees the steps of examples."""
     if isinstance(spec, TextSpec):
-        return _Embedded(spec, config.embedding)
+        return _Embedded(spec, embedding)
     if isinstance(spec, StrokesSpec):
         return _Points(spec)
     if isinstance(spec, SeriesSpec):

@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,19 @@ from gencli.layers.boltzmann import (
 )
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Spec, parse_widths
+from gencli.model import (
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Loss,
+    NetSize,
+    Phase,
+    Player,
+    Sizes,
+    Spec,
+    net_size,
+    parse_widths,
+)
 from gencli.rng import Rng, StepStream, generator
 
 # Mean field ends for an example when no probability of it moves by more than this in a pass over all layers; earlier in
@@ -319,6 +331,8 @@ class DeepMachine(Machine):
 
 
 class DBMConfig(FamilyConfig):
+    sizes: ClassVar = Sizes(widths=("500,1000", "1000,1000", "2000,2000"))
+    net_size: NetSize = net_size(sizes)
     widths: str = Field("500,1000", description="Hidden units of each layer, the lowest first.")
     pretrain: float = Field(0.4, ge=0, lt=1, description="Share of the steps in which the layers below the top are "
                                                          "trained first, one more at a time.")

@@ -26,7 +26,7 @@ Shapes: B batch, D visible units, H_l hidden units of layer l, M chains.
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,26 @@ from gencli.errors import UsageError
 from gencli.layers.boltzmann import ACTIVITY, REFINING, BoltzmannModel, CoarseStream, Links, RestrictedMachine
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Score, Spec, parse_widths
+from gencli.model import (
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Loss,
+    NetSize,
+    Phase,
+    Player,
+    Score,
+    Sizes,
+    Spec,
+    net_size,
+    parse_widths,
+)
 from gencli.rng import Rng
 
 
 class DBNConfig(FamilyConfig):
+    sizes: ClassVar = Sizes(widths=("500,2000", "1000,3000", "2000,4000"))
+    net_size: NetSize = net_size(sizes)
     widths: str = Field("500,2000", description="Hidden units of each layer, the lowest first.")
     chain: Literal["pcd", "cd"] = Field("pcd", description="Gibbs chains of the gradient: pcd: kept from step to step; "
                                                            "cd: started at the data.")

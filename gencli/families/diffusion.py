@@ -38,7 +38,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ from gencli.kinds.video import VideoSpec
 from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
 from gencli.layers.known import complete
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Score, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -69,6 +69,11 @@ Sampler = Literal["dpm++", "heun", "euler", "ddim", "ddpm", "meanflow"]
 Denoise = Callable[..., Tensor]
 
 
+_SIZES = {"mlp": Sizes(width=(256, 512, 1024), depth=(4, 4, 6)),
+          "unet": Sizes(width=(32, 64, 96), depth=(2, 2, 2), blocks=(1, 1, 2)),
+          "transformer": Sizes(width=(128, 256, 512), depth=(4, 6, 8))}
+
+
 class DiffusionConfig(FamilyConfig):
     """Options of `diffusion`."""
 
@@ -78,9 +83,7 @@ class DiffusionConfig(FamilyConfig):
     net: Literal["auto", "mlp", "unet", "transformer"] = Field(
         "auto", description="Network: mlp for rows, unet for pictures and sequences, or a transformer of patches of "
                             "them; auto: unet where there are neighbours, else mlp.")
-    net_size: Literal["small", "base", "large"] = Field(
-        "small", description="Width, depth and blocks together: unet 32, 2, 1 or 64, 2, 1 or 96, 2, 2; transformer "
-                             "128, 4 or 256, 6 or 512, 8; mlp 256, 4 or 512, 4 or 1024, 6.")
+    net_size: NetSize = net_size(**_SIZES)
     width: int | None = Field(None, ge=1, description="Units of a layer, or feature maps at the first level; default "
                                                       "by --net-size.")
     depth: int | None = Field(None, ge=0, description="Layers or residual blocks, or how often a picture or sequence "
@@ -100,19 +103,6 @@ class DiffusionConfig(FamilyConfig):
                                                         "that samples are not.")
     transport: bool = Field(False, description="Give the examples of a batch the noise that is nearest (minibatch "
                                                "optimal transport), which makes their ways straighter.")
-
-
-class _Size(NamedTuple):
-    width: int
-    depth: int
-    blocks: int = 1
-
-
-_SIZES = {
-    "mlp": {"small": _Size(256, 4), "base": _Size(512, 4), "large": _Size(1024, 6)},
-    "unet": {"small": _Size(32, 2), "base": _Size(64, 2), "large": _Size(96, 2, 2)},
-    "transformer": {"small": _Size(128, 4), "base": _Size(256, 6), "large": _Size(512, 8)},
-}
 
 
 class Diffusion(Model):
@@ -796,9 +786,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
             raise UsageError(f"--net {net} is for pictures and sequences, whose numbers have neighbours; use mlp")
     else:
         net = "unet" if config.net == "auto" else config.net
-    given = _SIZES[net][config.net_size]
-    width, blocks = config.width or given.width, config.blocks or given.blocks
-    depth = given.depth if config.depth is None else config.depth
+    width, depth, *blocks = _SIZES[net].of(config)
     if net == "mlp":
         if len(shape) > 1:
             raise UsageError("--net mlp is for rows and sequences; pictures take unet or transformer")
@@ -813,7 +801,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
         else:
             if steps is not None and config.depth is None:
                 depth = max(0, round(math.log2(sides[1] / patch / 64)))
-            points = UNet(maps_in, maps, sides, patch, width, depth, blocks, config.dropout)
+            points = UNet(maps_in, maps, sides, patch, width, depth, blocks[0], config.dropout)
         network = points if steps is None else OverSteps(points, steps)
     return Known(network.features, classes, source, spans=config.objective == "meanflow",
                  changes=6 if config.augment else 0), network

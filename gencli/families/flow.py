@@ -31,11 +31,15 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.distributions import log_normal
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Sizes, Spec, net_size
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import noise_of_pass, view_of
 
 _START = 256  # examples that initialise the actnorms
+
+
+_SIZES = {"tables": Sizes(layers=(8, 10, 12), width=(64, 128, 256)),
+          "pictures": Sizes(layers=(3, 4, 6), width=(32, 64, 96))}
 
 
 class FlowConfig(FamilyConfig):
@@ -43,10 +47,11 @@ class FlowConfig(FamilyConfig):
         "auto", description="Map of one number in a layer; auto: spline for tables, affine for pictures.")
     autoregressive: bool = Field(False, description="Autoregressive layers in place of coupling layers (MAF, tables "
                                                     "alone): a closer fit, slower samples.")
-    layers: int | None = Field(None, ge=1, description="Layers in all (tables, by default 8), or with each mask at "
-                                                       "each resolution (pictures, by default 3).")
-    width: int | None = Field(None, ge=1, description="Units (tables, by default 64) or feature maps (pictures, by "
-                                                      "default 32) of a layer's network.")
+    net_size: NetSize = net_size(**_SIZES)
+    layers: int | None = Field(None, ge=1, description="Layers in all (tables), or with each mask at each resolution "
+                                                       "(pictures); default by --net-size.")
+    width: int | None = Field(None, ge=1, description="Units (tables) or feature maps (pictures) of a layer's network; "
+                                                      "default by --net-size.")
     depth: int = Field(2, ge=0, description="Residual blocks of a layer's network.")
     bins: int = Field(8, ge=2, description="Bins of a spline.")
 
@@ -188,10 +193,10 @@ class _Inverse(nn.Module):
 
 def _rows(config: FlowConfig, d: int) -> "_Chain":
     """`layers` times an actnorm, a linear map and a layer of either sort; then a linear map. (B, D)"""
-    width = config.width or 64
+    layers, width = _SIZES["tables"].of(config)
     mask = torch.arange(d) < d // 2  # the linear map reverses the order, so that every column is transformed
     steps: list[nn.Module] = [_Cast()]
-    for _ in range(config.layers or 8):
+    for _ in range(layers):
         transform = _transform(config, "spline")
         layer: nn.Module
         if config.autoregressive:
@@ -208,7 +213,7 @@ def _picture(config: FlowConfig, spec: ImageSpec) -> "_Chain":
 
 def _resolutions(config: FlowConfig, c: int, h: int, w: int) -> list[nn.Module]:
     """The layers for (C, H, W) and, after squeezing, for those below; the last gives a code (B, D)."""
-    layers, width = config.layers or 3, config.width or 32
+    layers, width = _SIZES["pictures"].of(config)
 
     def couplings(masks: list[Tensor], channels: int) -> list[nn.Module]:
         steps: list[nn.Module] = []

@@ -20,7 +20,7 @@ by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from gencli.adamw import AdamW
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.model import Batch, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
+from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -43,6 +43,8 @@ class GANConfig(FamilyConfig):
     latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
     net: Literal["auto", "mlp", "dcgan"] = Field(
         "auto", description=f"Networks. auto: dcgan for pictures of at least {SMALLEST}x{SMALLEST}, else mlp.")
+    sizes: ClassVar = Sizes(width=(64, 96, 128))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(64, ge=1, description="dcgan: feature maps next to the picture, doubled with every halving of "
                                              "its size up to 8 times; mlp: a quarter of the units of a hidden layer.")
     loss: Literal["minimax", "non-saturating", "least-squares", "hinge", "wgan-gp"] = Field(

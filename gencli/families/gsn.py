@@ -23,6 +23,7 @@ Shapes: B batch, D numbers of an example, H_i units of layer i, H of all hidden 
 import itertools
 import math
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -33,7 +34,20 @@ from gencli.kinds.image import ImageSpec
 from gencli.layers.boltzmann import ChainStreams
 from gencli.layers.filters import filters_by_layer
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Phase, Player, Spec
+from gencli.model import (
+    Batch,
+    Diagnostic,
+    FamilyConfig,
+    Given,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Sizes,
+    Spec,
+    net_size,
+)
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import noise_of_pass, view_of
 
@@ -43,6 +57,8 @@ _WATCHED = 200  # steps of the chains by which the autocorrelation is measured
 
 class GSNConfig(FamilyConfig):
     layers: int | None = Field(None, ge=1, description="Layers of hidden units; default: 2, of a table 1.")
+    sizes: ClassVar = Sizes(hidden=(1500, 2500, 4000))
+    net_size: NetSize = net_size(sizes)
     hidden: int = Field(1500, ge=1, description="Hidden units of a layer.")
     walkback: int | None = Field(None, ge=1, description="Steps of the chain from each example in training; default: "
                                                          "two for each layer, of a table 1.")

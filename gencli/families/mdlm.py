@@ -107,7 +107,7 @@ class MDLM(Model):
         if config.conditional and not spec.classes:
             raise UsageError("a conditional mdlm needs labelled data, and this data has none or a single class; leave "
                              "--conditional out or give texts with classes")
-        self.width, layers, self.heads = config.dimensions
+        self.width, self.heads = config.width, config.heads
         self.classes = len(spec.classes) if config.conditional else 0
         self.mask = len(spec.vocabulary)  # the number that stands for a masked token
         self.distribution = Categorical(len(spec.vocabulary))
@@ -116,7 +116,7 @@ class MDLM(Model):
         if self.classes:  # the last is for one that is not known
             self.class_embedding = nn.Embedding(self.classes + 1, self.width)
             nn.init.normal_(self.class_embedding.weight, std=0.02)
-        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(layers)))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(self.width, self.heads) for _ in range(config.layers)))
         self.gain = nn.Parameter(torch.ones(self.width))
         # Of lines, one more than were seen of each number of tokens 1..length.
         self.register_buffer("lengths", torch.ones(spec.length if spec.lines else 0, dtype=torch.float64))

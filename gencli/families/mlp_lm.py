@@ -15,7 +15,7 @@ err, and in different places. The other model goes into the model file, and stay
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, TrainedByWindows, after_end, inside
-from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, Phase, Score
+from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, NetSize, Phase, Score, Sizes, net_size
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once while a long text is scored or encoded.
@@ -35,6 +35,8 @@ _PIECE = 2**17
 class MLPLMConfig(FamilyConfig):
     context: int = Field(8, ge=1, le=1000, description="Tokens before it that the next one depends on.")
     embedding: int = Field(32, ge=1, description="Dimensions of a token's embedding.")
+    sizes: ClassVar = Sizes(width=(512, 1024, 2048), embedding=(32, 64, 128))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(512, ge=1, description="Hidden units.")
     direct: bool = Field(True, description="Direct connections from the embeddings to the logits.")
     dropout: float = Field(0.3, ge=0, lt=1, description="Share of hidden units dropped in training.")

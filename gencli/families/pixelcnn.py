@@ -17,7 +17,7 @@ Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the
 import copy
 import math
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +28,15 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
 from gencli.rng import Rng
 
 
 class PixelCNNConfig(FamilyConfig):
     net: Literal["gated", "plain"] = Field("gated", description="gated: two stacks, no blind spot (van den Oord "
                                                                 "2016b); plain: one masked stack (2016a).")
+    sizes: ClassVar = Sizes(width=(32, 64, 96), layers=(6, 8, 12))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(32, ge=2, description="Feature maps of a stack.")
     layers: int = Field(6, ge=1, description="Layers after the first.")
     kernel: int = Field(5, ge=3, description="Size of the masked filters, an odd number; at least 7 in the first "

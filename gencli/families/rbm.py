@@ -20,7 +20,7 @@ Shapes: B batch, D visible and H hidden units, M chains.
 
 import itertools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,12 +28,14 @@ from torch import Tensor
 
 from gencli.layers.boltzmann import BoltzmannModel, RestrictedMachine
 from gencli.layers.visible_units import BernoulliUnits, GaussianUnits, draw_bernoulli
-from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, Phase, Player, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng, StepStream, generator
 from gencli.view import Standardised
 
 
 class RBMConfig(FamilyConfig):
+    sizes: ClassVar = Sizes(hidden=(500, 1000, 2000))
+    net_size: NetSize = net_size(sizes)
     hidden: int = Field(500, ge=1, description="Hidden units H.")
     chain: Literal["pcd", "cd"] = Field("pcd", description="Gibbs chains of the gradient: pcd: kept from step to step; "
                                                            "cd: started at the data.")

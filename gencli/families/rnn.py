@@ -14,7 +14,7 @@ what it knows at their end is added to the embedding of every token (Cho et al. 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ from gencli.layers.autoregressive import (
     variational_dropout,
 )
 from gencli.layers.sources import SOURCES, graph_given, sources_of
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, NetSize, Sizes, net_size
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once while a long text is scored or encoded.
@@ -42,6 +42,8 @@ _PIECE = 2**18
 
 class RNNConfig(FamilyConfig):
     cell: Literal["lstm", "gru", "vanilla"] = Field("lstm", description="Recurrent unit.")
+    sizes: ClassVar = Sizes(width=(512, 1024, 1536), layers=(1, 2, 3), embedding=(128, 256, 256))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(512, ge=1, description="Units of each layer.")
     layers: int = Field(1, ge=1, description="Recurrent layers.")
     embedding: int = Field(128, ge=1, description="Dimensions of a token's embedding.")

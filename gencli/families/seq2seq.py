@@ -21,7 +21,7 @@ Shapes: B batch, S positions of a source, T tokens of a target, W width, H heads
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from gencli.layers.autoregressive import (
     variational_dropout,
 )
 from gencli.layers.sources import SOURCES, graph_given, sources_of, token_embedding
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, NetSize, Sizes, net_size
 from gencli.rng import Rng
 
 Drop = Callable[[Tensor], Tensor]
@@ -57,6 +57,8 @@ class Seq2SeqConfig(FamilyConfig):
 
     net: Literal["transformer", "rnn"] = Field("transformer", description="Encoder and decoder: attention alone, or "
                                                                           "gated recurrent units with attention.")
+    sizes: ClassVar = Sizes(width=(256, 384, 512), layers=(3, 4, 6), heads=(4, 6, 8), feedforward=(512, 1024, 2048))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(256, ge=2, multiple_of=2, description="Units of each layer, and dimensions of an embedding.")
     layers: int = Field(3, ge=1, description="Layers of the encoder, and of the decoder.")
     heads: int = Field(4, ge=1, description="Heads of attention of a transformer; they divide the width.")

@@ -59,7 +59,7 @@ class Transformer(TrainedByWindows):
 
     def __init__(self, config: TransformerConfig, spec: TextSpec):
         super().__init__(config, spec)
-        self.width, self.layers, self.heads = config.dimensions
+        self.width, self.layers, self.heads = config.width, config.layers, config.heads
         self.reach = self.layers * (config.window - 1) + 1
         self.embedding = nn.Embedding(len(spec.vocabulary), self.width)
         nn.init.normal_(self.embedding.weight, std=0.02)

@@ -25,7 +25,7 @@ count the channels of all frames.
 
 import itertools
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Continuous, Gaussian, Laplace
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
 from gencli.rng import Rng
 
 _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values
@@ -49,6 +49,8 @@ class UNetConfig(FamilyConfig):
     """Options of `unet`."""
 
     loss: Literal["l1", "l2"] = Field("l1", description="Distribution of the target's numbers: l1 Laplace, l2 normal.")
+    sizes: ClassVar = Sizes(width=(32, 64, 96), blocks=(1, 1, 2))
+    net_size: NetSize = net_size(sizes)
     width: int = Field(32, ge=1, description="Feature maps at the first level, doubled at the next two.")
     depth: int | None = Field(None, ge=0, description="How often the picture is halved. Default: 1 if the target is "
                                                       "larger than the source, which asks for detail, else 4.")

@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from gencli.kinds.image import ImageSpec
-from gencli.layers.coders import conv_coders, mlp_coders
+from gencli.layers.coders import CODERS, conv_coders, mlp_coders
 from gencli.layers.distributions import log_normal
 from gencli.layers.observations import PIXELS, GaussianObservation, observation
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, Score, Spec
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, NetSize, Score, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -28,10 +28,11 @@ from gencli.view import view_of
 class VAEConfig(FamilyConfig):
     latent: int = Field(50, ge=1, description="Dimensions of the latent code z.")
     net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
-    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp, by default 500) or feature maps "
-                                                      "at half the resolution (conv, by default 16).")
-    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp, by default 2) or residual blocks at each "
-                                                      "resolution (conv, by default 1).")
+    net_size: NetSize = net_size(**CODERS)
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
+                                                      "resolution (conv); default by --net-size.")
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
+                                                      "(conv); default by --net-size.")
     likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
         "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
                             "gaussian for real values.")
@@ -57,11 +58,11 @@ class VAE(Model):
         self.observation = observation(config.likelihood, spec, size)
         self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
         sizes = config.latent, 2 * config.latent, self.observation.outputs
+        width, depth = CODERS["conv" if conv else "mlp"].of(config)
         if conv:
-            self.encoder, self.decoder = conv_coders(spec, config.width or 16, config.depth or 1, *sizes)
+            self.encoder, self.decoder = conv_coders(spec, width, depth, *sizes)
         else:
-            widths = [config.width or 500] * (config.depth or 2)
-            self.encoder, self.decoder = mlp_coders(size, widths, *sizes)
+            self.encoder, self.decoder = mlp_coders(size, [width] * depth, *sizes)
         self.register_load_state_dict_pre_hook(_without_units)
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,21 @@ from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
 from gencli.layers.distributions import Categorical, Discrete, DiscretisedLogisticMixture
 from gencli.layers.gate import gate
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Score, Spec, fill, join
+from gencli.model import (
+    Batch,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Score,
+    Sizes,
+    Spec,
+    fill,
+    join,
+    net_size,
+)
 from gencli.rng import Rng
 from gencli.spectrogram import LogMel
 
@@ -45,6 +59,8 @@ _PIECES = 10  # a second: pieces in which a recording is generated
 
 class WaveNetConfig(FamilyConfig):
     layers: int = Field(10, ge=1, description="Layers of a stack; their dilations are 1, 2, 4, ...")
+    sizes: ClassVar = Sizes(stacks=(2, 3, 3), residual=(64, 96, 128), skip=(128, 256, 512))
+    net_size: NetSize = net_size(sizes)
     stacks: int = Field(2, ge=1, description="Stacks of layers, one after the other.")
     residual: int = Field(64, ge=1, description="Channels of the residual connections and gates.")
     skip: int = Field(128, ge=1, description="Channels of the skip connections and of the last two layers.")

@@ -9,49 +9,40 @@ Shapes: B texts, T tokens, D dimensions of a token, or of a head.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gencli.model import FamilyConfig
+from gencli.model import FamilyConfig, NetSize, Sizes, net_size
 from gencli.muon import Muon
 
 _BASE = 10_000  # of the wavelengths of rotary positions
 
 
-class Size(NamedTuple):
-    width: int
-    layers: int
-    heads: int
-
-
-SIZES = {"small": Size(128, 4, 2), "base": Size(256, 6, 4), "large": Size(512, 8, 8)}
-
-
 class AttentionConfig(FamilyConfig):
     """Options of every network of these layers."""
 
-    size: Literal["small", "base", "large"] = Field(
-        "small", description="Width, layers and heads together: 128, 4, 2 or 256, 6, 4 or 512, 8, 8.")
-    width: int | None = Field(None, ge=2, description="Dimensions of a token in the network; default by --size.")
-    layers: int | None = Field(None, ge=1, description="Layers, of attention and a feed-forward network each; default "
-                                                       "by --size.")
-    heads: int | None = Field(None, ge=1, description="Heads of attention of each layer; default by --size.")
+    sizes: ClassVar = Sizes(width=(128, 256, 512), layers=(4, 6, 8), heads=(2, 4, 8))
+    net_size: NetSize = net_size(sizes)
+    width: int = Field(128, ge=2, description="Dimensions of a token in the network.")
+    layers: int = Field(4, ge=1, description="Layers, of attention and a feed-forward network each.")
+    heads: int = Field(2, ge=1, description="Heads of attention of each layer.")
 
-    @property
-    def dimensions(self) -> Size:
-        """Width, layers and heads, as given or of the size."""
-        return Size(*(getattr(self, name) or value for name, value in SIZES[self.size]._asdict().items()))
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_runs(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "size" not in values:
+            return values
+        return {"net_size": values["size"], **{name: value for name, value in values.items() if name != "size"}}
 
     @model_validator(mode="after")
     def _heads_are_pairs(self) -> "AttentionConfig":
-        width, _, heads = self.dimensions
-        if width % (2 * heads):
-            raise ValueError(f"--width {width} cannot be shared by {heads} heads of an even number of dimensions each; "
-                             f"expected a multiple of {2 * heads}")
+        if self.width % (2 * self.heads):
+            raise ValueError(f"--width {self.width} cannot be shared by {self.heads} heads of an even number of "
+                             f"dimensions each; expected a multiple of {2 * self.heads}")
         return self
 
 

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.layers.observations import PIXELS
-from gencli.model import Spec
+from gencli.model import Sizes, Spec
+
+CODERS = {"mlp": Sizes(width=(500, 1000, 2000), depth=(2, 2, 3)), "conv": Sizes(width=(16, 32, 64), depth=(1, 2, 2))}
 
 
 def mlp_coders(size: int, widths: Sequence[int], latent: int, features: int, parameters: int,

@@ -38,7 +38,7 @@ ZUKO = {
 }
 TOYS = ["--steps", "3000", "--batch-size", "1024"]
 FLOWS = ["--layers", "5", "--width", "128", "--bins", "32"]  # of toys
-SCORING = {"diffusion": ["--set", "by=ode"]}
+SCORING = {"diffusion": ["--set", "by=ode", "--set", "steps=32"]}
 # A tenth of the training data says when to stop.
 TABLES = ["--steps", "4000", "--validation", "0.1", "--validate-every", "200", "--patience", "6"]
 
