@@ -381,7 +381,7 @@ class _Followers:
         if not self._tracking:
             return
         path, document = self._run.path / "tracking" / "id", self._resolved.document()
-        known = path.read_text() if resumed and path.is_file() else ""
+        known = path.read_bytes().decode(errors="replace") if resumed and path.is_file() else ""
         if not trackers.is_id(known):
             known = trackers.new_id()
             self._run.publish("tracking/id", known.encode())

@@ -432,12 +432,13 @@ def test_a_model_of_the_plugin_without_it(tmp_path, plugin):
 def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
     monkeypatch.syspath_prepend(plugin)
     registry.families.clear()
+    registry.trackers.clear()
     random = np.random.default_rng(0)
     chance = np.array([0, 0.1, 0.5, 0.8, 1])
     bits = (random.random((1000, 1, 5)) < chance).astype(np.uint8) * 255
     np.save(tmp_path / "bits.npy", bits)
     try:
-        gencli("train", "independent", "bits.npy", "-o", "run", "--binarize", "threshold", "-q")
+        gencli("train", "independent", "bits.npy", "-o", "run", "--binarize", "threshold", "--track", "journal", "-q")
         gencli("sample", "run", "-n", "500", "-o", "samples.npz")
         gencli("encode", "run", "bits.npy", "--limit", "20", "-o", "codes.npz")
         gencli("sample", "run", "--latents", "codes.npz", "-o", "again.npz")
@@ -448,7 +449,10 @@ def test_the_plugin_has_every_verb(tmp_path, plugin, gencli, monkeypatch):
         gencli("sample", "model.safetensors", "-n", "2", "-o", "two.png")
     finally:
         registry.families.clear()
+        registry.trackers.clear()
 
+    page = (tmp_path / "run/tracking/journal/README.md").read_text().splitlines()
+    assert page[0] == "# run: independent begins" and page[-2] == "finished" and '<img src="samples.png">' in page
     samples = np.load(tmp_path / "samples.npz")["images"].reshape(500, 5) / 255
     assert np.abs(samples.mean(0) - chance).max() < 0.08  # 3.5 standard errors
     assert np.array_equal(np.load(tmp_path / "again.npz")["images"].ravel(), bits[:20].ravel())

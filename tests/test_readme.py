@@ -26,8 +26,8 @@ from gencli.model import Batch
 KINDS = [entry.name for entry in registry.kinds.values() if entry.source == "gencli"]
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-# torchrun's; every command's; those of gencli without a verb
-OF_OTHERS = {"--nproc-per-node", "--help", "--install-completion", "--show-completion"}
+# torchrun's; tensorboard's; every command's; those of gencli without a verb
+OF_OTHERS = {"--nproc-per-node", "--logdir", "--help", "--install-completion", "--show-completion"}
 
 
 def blocks(language: str) -> list[str]:

@@ -17,7 +17,7 @@ class Journal(Tracker):
     def preview(self, step, preview):
         if preview.picture is not None:
             Image.fromarray(preview.picture).save(self.page.with_name("samples.png"))
-            self.say("\n![samples](samples.png)\n")
+            self.say('\n<img src="samples.png">\n')
 
     def end(self, status):
         self.say(f"\n{status}\n")

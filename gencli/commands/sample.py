@@ -70,7 +70,7 @@ def sample(
     *,
     settings: dict[str, Any],
 ) -> None:
-    """Draw new examples: a tar of them on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .csv, .txt."""
+    """Draw new examples: shown on a terminal, a tar on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .txt."""
     from gencli import device as devices
     from gencli import runs, streams
     from gencli.commands._outputs import require_apart

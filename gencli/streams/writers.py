@@ -198,10 +198,11 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         UsageError: a format that does not fit, or binary data for a terminal.
         ResourceError: the output cannot be written.
     """
-    kind, terminal = registry.kind_of(spec), stdout or sys.stdout.buffer
-    if format is None and is_stdout(output) and terminal.isatty() and kind.terminal in (None, _TABLE):
-        table = partial(_open_table, spec) if kind.terminal else None
-        return Screen(spec, terminal, table)
+    kind = registry.kind_of(spec)
+    if format is None and is_stdout(output) and kind.terminal in (None, _TABLE):
+        terminal = stdout or sys.stdout.buffer
+        if terminal.isatty():
+            return Screen(spec, terminal, partial(_open_table, spec) if kind.terminal else None)
     content = Content(kind.name, kind.plural, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
                       () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")})
     formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
