@@ -70,7 +70,7 @@ class Family(Entry):
 
     kinds: tuple[str, ...] = ()
     # Verbs, then abilities: "label", "prompt", "complete", "condition" (sample), "log_prob", "classify" (evaluate),
-    # "finetune" and "mix" (train).
+    # "finetune" and "mix" (train), "compress" (encode to .gcz).
     can: tuple[str, ...] = ()
     noun = "family"
     base = "gencli.model:Model"
@@ -214,16 +214,16 @@ families = Table("gencli.families", Family,
     Family("aae", "gencli.families.aae:AAE", "Adversarial autoencoder (Makhzani 2015), with classes of few labels",
            kinds=("image", "vector"), can=(*VERBS, "label", "classify", "filters")),
     Family("rnn", "gencli.families.rnn:RNN", "Recurrent language model: vanilla, LSTM, GRU",
-           kinds=("text",), can=(*VERBS, "log_prob", "prompt", "condition")),
+           kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt", "condition")),
     Family("transformer", "gencli.families.transformer:Transformer",
            "Transformer language model (Vaswani 2017): decoder only, rotary positions, sliding attention",
-           kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+           kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt")),
     Family("mdlm", "gencli.families.mdlm:MDLM", "Masked diffusion language model (Sahoo 2024, Shi 2024)",
            kinds=("text",), can=(*VERBS, "log_prob", "label", "prompt", "complete", "film")),
     Family("ngram", "gencli.families.ngram:NGram", "N-gram language model: Kneser-Ney (Chen & Goodman 1999), add-k",
-           kinds=("text",), can=(*VERBS, "log_prob", "prompt")),
+           kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt")),
     Family("mlp-lm", "gencli.families.mlp_lm:MLPLM", "Feed-forward language model (Bengio 2003)",
-           kinds=("text",), can=(*VERBS, "log_prob", "prompt", "mix")),
+           kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt", "mix")),
     Family("hmm", "gencli.families.hmm:HMM", "Hidden Markov model by Baum-Welch (Rabiner 1989)",
            kinds=("text", "series", "strokes"), can=(*VERBS, "log_prob", "prompt")),
     Family("gaussian", "gencli.families.gaussian:Gaussian", "Multivariate normal distribution in closed form",
@@ -242,7 +242,7 @@ families = Table("gencli.families", Family,
            kinds=("image", "vector", "strokes", "series", "audio", "video"),
            can=(*VERBS, "log_prob", "label", "complete", "film", "condition")),
     Family("pixelcnn", "gencli.families.pixelcnn:PixelCNN", "Autoregressive model of pixels (van den Oord 2016)",
-           kinds=("image",), can=(*VERBS, "log_prob", "label", "complete")),
+           kinds=("image",), can=(*VERBS, "log_prob", "compress", "label", "complete")),
     Family("autoencoder", "gencli.families.autoencoder:Autoencoder",
            "Autoencoder (Hinton & Salakhutdinov 2006): deep, denoising, sparse, contractive",
            kinds=("image", "vector", "text", "series", "strokes"), can=(*VERBS, "film", "filters")),
@@ -267,7 +267,7 @@ families = Table("gencli.families", Family,
            kinds=("image", "video"), can=(*VERBS, "log_prob", "condition")),
     Family("seq2seq", "gencli.families.seq2seq:Seq2Seq",
            "Encoder-decoder (Vaswani 2017, Luong 2015): texts from texts, pictures, series, rows",
-           kinds=("text",), can=(*VERBS, "log_prob", "prompt", "condition")),
+           kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
            kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
 )

@@ -19,8 +19,8 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 # of one layer that are not one package do not import each other.
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
-    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"sampling"}, {"inference"},
-    {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "sampling"},
+    {"inference"}, {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
     {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},

@@ -10,13 +10,22 @@ formats fit, each kind says (`Kind.formats`, `Kind.own_formats`).
 | npz    | examples of one shape, codes           | yes                         |
 | npy    | the same                               | yes                         |
 | jsonl  | rows of tables, texts, codes           | no                          |
+| gcz    | compressed examples (gencli.codec)     | yes                         |
 | csv    | codes (rows of tables: gencli.kinds)   | yes, as their lengths differ|
 """
 
 from gencli.streams.codes import Codes, read_codes
 from gencli.streams.shards import Shards
 from gencli.streams.tar import TarReader, parse_record, read_tar
-from gencli.streams.writers import CodeWriter, Writer, open_code_writer, open_neighbour_writer, open_writer
+from gencli.streams.writers import (
+    CodeWriter,
+    Writer,
+    compresses,
+    open_code_writer,
+    open_compressed_writer,
+    open_neighbour_writer,
+    open_writer,
+)
 
-__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "open_code_writer", "open_neighbour_writer",
-           "open_writer", "parse_record", "read_codes", "read_tar"]
+__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "compresses", "open_code_writer",
+           "open_compressed_writer", "open_neighbour_writer", "open_writer", "parse_record", "read_codes", "read_tar"]
