@@ -76,8 +76,8 @@ class Diagnostic:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
-# Probabilities (B, L) of the levels of one symbol of B examples, which need not add up to 1; and which examples have such
-# a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none.
+# Probabilities (B, L) of the levels of one symbol of B examples, which need not add up to 1; and which examples have
+# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none.
 Visit = Callable[[Tensor, Tensor | None], Tensor]
 
 

@@ -20,8 +20,8 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"training"}, {"trainer"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "sampling"},
-    {"inference"}, {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"}, {"kinds"}, {"kind"},
-    {"clock", "columns", "long_texts", "pictures", "view"},
+    {"inference"}, {"gencli"}, {"runs"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"}, {"model"},
+    {"kinds"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},

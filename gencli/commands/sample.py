@@ -47,7 +47,7 @@ def sample(
                                               "'age=30,sex=Female'.")] = None,
     each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given or --complete.")] = 1,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
-                                                "encode'; - is stdin) instead of drawing; from a .gcz come the examples "
+                                                "encode'; - is stdin) instead of drawing; a .gcz gives the examples "
                                                 "themselves, or those that -n and --shard choose.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
                                              "FRAMES frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
