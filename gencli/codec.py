@@ -57,6 +57,7 @@ MAGIC = b"GCZ\x01"
 _AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
 _MOST = 4096  # examples of a block
 _ENOUGH = 2**18  # symbols of a block, beside which its 17 bytes do not count
+_LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
 _CLASSES, _LENGTHS = 1, 2
 
 Progress = Callable[[int, int], None]
@@ -83,7 +84,8 @@ class Compressed:
         file: the whole file.
         payload: bytes of its blocks.
         symbols: how many were coded.
-        bits: how many the probabilities ask for, classes and lengths included.
+        bits: how many the probabilities of these ask for.
+        uniform: how many classes and lengths take.
         notes: sentences about what is not in the file.
     """
 
@@ -91,6 +93,7 @@ class Compressed:
     payload: int
     symbols: int
     bits: float
+    uniform: float
     notes: list[str] = field(default_factory=list)
 
 
@@ -104,12 +107,11 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
         ModelError: constriction is missing; the model gives no probabilities.
     """
     model = _ready(model)
-    size, blocks, symbols, bits = _examples_of_block(model), [], 0, 0.0
+    size, blocks, coders = _examples_of_block(model), [], []
     for numbers in torch.arange(len(data)).split(size):
         with _one_thread():
-            coder = _Encoder()
-            blocks.append(_write_block(model, data, numbers, coder, lambda done: progress(done, len(data))))
-        symbols, bits = symbols + coder.symbols, bits + coder.bits
+            coders.append(_Encoder())
+            blocks.append(_write_block(model, data, numbers, coders[-1], lambda done: progress(done, len(data))))
     head = Head(model=identity[:32], family=family, examples=len(data), block=size, numerics=numerics(),
                 whole=data.document is not None)
     about = head.model_dump_json().encode()
@@ -119,7 +121,8 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
     lost = [name for name, there in (("classes", data.labels is not None and model.outline(first).labels is None),
                                      ("labels", data.tasks is not None), ("names", data.keys is not None)) if there]
     notes = [f"the {' and the '.join(lost)} of the examples are not in the file: the model knows none"] if lost else []
-    return Compressed(file, sum(map(len, blocks)), symbols, bits, notes)
+    return Compressed(file, sum(map(len, blocks)), sum(coder.symbols for coder in coders),
+                      sum(coder.bits for coder in coders), sum(coder.uniform_bits for coder in coders), notes)
 
 
 class Archive:
@@ -300,9 +303,11 @@ def _examples_of_block(model: Model) -> int:
 # ---------------------------------------------------------------------------------------------------------------------
 # Blocks
 
+_LOST = "would not come back as it is: its values are not the levels that the model knows"
+
 
 class _Mismatch(Exception):
-    """A block that decodes to something else than was written."""
+    """What is decoded is something else than was written, or would be."""
 
 
 def _constriction() -> Any:
@@ -318,21 +323,23 @@ class _Encoder:
         stream = _constriction()
         self._coder, self._uniform = stream.queue.RangeEncoder(), stream.model.Uniform
         self._categorical = stream.model.Categorical(perfect=False)
-        self.crc, self.symbols, self.bits = 0, 0, 0.0
+        self.crc, self.symbols, self.bits, self.uniform_bits = 0, 0, 0.0, 0.0
 
     def uniform(self, values: Tensor, levels: int) -> None:
         self.crc = _sum(values, self.crc)
         if levels > 1:
             self._coder.encode(values.to(torch.int32).numpy(), self._uniform(levels))
-            self.bits += len(values) * math.log2(levels)
+            self.uniform_bits += len(values) * math.log2(levels)
 
     def categorical(self, level: Tensor, probabilities: Tensor) -> None:
         self.crc = _sum(level, self.crc)
         try:
-            self._coder.encode(level.to(torch.int32).numpy(), self._categorical, probabilities.double().numpy())
+            self._coder.encode(level.to(torch.int32).numpy(), self._categorical, _table(probabilities))
         except ValueError as error:
             raise ModelError("the model gives no probabilities, but numbers that are not finite; train it again"
                              ) from error
+        except (KeyError, OverflowError) as error:  # no level has this number
+            raise _Mismatch from error
         self.symbols += len(level)
         own = probabilities.gather(1, level[:, None])[:, 0] / probabilities.sum(1)
         self.bits -= float(own.log2().sum())
@@ -359,7 +366,7 @@ class _Decoder:
         return values
 
     def categorical(self, probabilities: Tensor) -> Tensor:
-        level = self._decode(self._categorical, probabilities.double().numpy())
+        level = self._decode(self._categorical, _table(probabilities))
         self.crc = _sum(level, self.crc)
         return level
 
@@ -368,6 +375,10 @@ class _Decoder:
             return torch.from_numpy(self._coder.decode(model, parameters).astype(np.int64))
         except (ValueError, AssertionError) as error:  # words that no encoder writes, or no probabilities
             raise _Mismatch from error
+
+
+def _table(probabilities: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(probabilities.double().numpy())
 
 
 def _sum(values: Tensor, before: int) -> int:
@@ -386,8 +397,8 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
         outlines = [replace(outline, lengths=own) for outline, own in zip(outlines, lengths, strict=True)]
         every = torch.cat(lengths)
         low, high = int(every.min()), int(every.max())
-        if high > model.spec.shape[0]:
-            raise DataError(f"an example is {high} long, and those of the model {model.spec.shape[0]}; cut it")
+        if high > _longest(model):
+            raise DataError(f"{data.name}: an example is {high:,} long, and {_longest(model):,} is the most; cut it")
         start = struct.pack("<II", low, high)
         coder.uniform(every - low, high - low + 1)
     if classes := [outline.labels for outline in outlines if outline.labels is not None]:
@@ -401,11 +412,13 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
             coder.categorical(*(level, probabilities) if there is None else (level[there], probabilities[there]))
             return level
 
-        made = model.ancestral(outline, write)
+        try:
+            made = model.ancestral(outline, write)
+        except _Mismatch as error:
+            raise DataError(f"{data.name}: one of the examples {done} to {done + len(part) - 1} {_LOST}") from error
         for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
             if not torch.equal(one, other):
-                raise DataError(f"{data.name}: example {done + i} would not come back as it is: its values are not the "
-                                f"levels that the model knows")
+                raise DataError(f"{data.name}: example {done + i} {_LOST}")
         progress(done := done + len(part))
     flags = _CLASSES * bool(classes) + _LENGTHS * bool(lengths)
     content = struct.pack("<IB", coder.crc, flags) + start + coder.words()
@@ -418,7 +431,7 @@ def _read_block(model: Model, content: bytes, numbers: range, condition: Batch |
     place, lengths, classes = 9, None, None
     if flags & _LENGTHS:
         low, high = struct.unpack_from("<II", content.ljust(17, b"\0"), 9)
-        if not low <= high <= model.spec.shape[0]:
+        if not low <= high <= _longest(model):
             raise _Mismatch
         place = 17
     coder = _Decoder(content[place:])
@@ -442,6 +455,10 @@ def _read_block(model: Model, content: bytes, numbers: range, condition: Batch |
     if coder.crc != crc:
         raise _Mismatch
     return _joined(made)
+
+
+def _longest(model: Model) -> int:
+    return max(model.spec.shape[0], _LONGEST)
 
 
 def _cut(batch: Batch) -> Batch:

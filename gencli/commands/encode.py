@@ -126,7 +126,7 @@ def _compress(run: str, examples: "Dataset", output: str | None, device: str, co
     console.note(f"{len(examples)} examples, {size:,} bytes, {8 * size / max(made.symbols, 1):.4g} bits a symbol "
                  f"({made.symbols / seconds:,.0f} symbols/s)")
     if console.json:
-        console.result({"examples": len(examples), "bytes": size, "symbols": made.symbols, "output": output,
+        console.result({"codes": len(examples), "bytes": size, "symbols": made.symbols, "output": output,
                         "skipped": examples.skipped}, "")
 
 

@@ -205,7 +205,7 @@ def _decompress(run: str, found: "Archive", numbers: range, condition: "Batch | 
     for sentence in lost:
         console.warn(sentence)
     if console.json:
-        console.result({"samples": done, "output": output, "skipped": len(numbers) - done}, "")
+        console.result({"samples": done, "output": output, "seed": None, "skipped": len(numbers) - done}, "")
     if stopped:
         raise StoppedError(f"the time was up after {done} of {len(numbers)} examples, which are written")
 

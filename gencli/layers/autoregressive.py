@@ -193,7 +193,8 @@ class AutoregressiveText(Model):
         if self.spec.lines:
             ends = (batch.x == self.spec.END) & there
             last = ends.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
-            if ((ends.sum(1) == last) & (last | (lengths == self.spec.length)) & (lengths > 0)).all():
+            whole = last | (lengths == self.spec.length)
+            if ((ends.sum(1) == last) & whole & (lengths > 0) & (lengths <= self.spec.length)).all():
                 return replace(outline, lengths=None)
         return replace(outline, lengths=lengths)
 
