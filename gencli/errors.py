@@ -74,7 +74,7 @@ class StoppedError(GencliError):
 
 # Packages of the extras in pyproject.toml: no index has a package gencli to ask for them.
 _EXTRAS = dict(fast="numba", onnx="onnx onnxscript onnxruntime", metrics="torch-fidelity scikit-learn",
-               text="tokenizers sacrebleu", hub="huggingface_hub")
+               text="tokenizers sacrebleu", hub="huggingface_hub", codec="constriction")
 
 
 def install(extra: str) -> str:

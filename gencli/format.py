@@ -42,6 +42,7 @@ class Content:
         spec: of examples; None for codes.
         header: what the first record of a tar says.
         rewritable: whether the sink is a file, whose beginning may be written again.
+        whole: whether the examples are pieces of one whole, and nothing may stand between them.
     """
 
     noun: str
@@ -53,6 +54,7 @@ class Content:
     spec: Spec | None = None
     header: dict[str, Any] = field(default_factory=dict)
     rewritable: bool = False
+    whole: bool = False
 
 
 class Format:

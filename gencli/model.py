@@ -9,7 +9,7 @@ is `examples/plugin/`. Everything that a command needs to know about a family is
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -20,7 +20,7 @@ from gencli.rng import ExampleStreams, NoNoise, Rng
 from gencli.spec import Batch, Spec, anything, join
 
 __all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "anything", "fill", "join", "parse_widths"]
+           "Visit", "anything", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -77,6 +77,11 @@ class Diagnostic:
     kind: Literal["exact", "bound", "estimate"] = "exact"
     error: float | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
+
+
+# Probabilities (B, L) of the levels of one symbol of B examples, which need not add up to 1; and which examples have
+# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none.
+Visit = Callable[[Tensor, Tensor | None], Tensor]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,7 +300,7 @@ class Model(nn.Module):
     @classmethod
     def abilities(cls) -> set[str]:
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters",
-        "finetune" and "mix".
+        "finetune", "mix" and "compress".
 
         "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
         """
@@ -307,6 +312,8 @@ class Model(nn.Module):
             able.add("sample")
         if {"encode", "decode"} <= own:
             able.add("interpolate")
+        if cls.ancestral is not Model.ancestral:
+            able.add("compress")
         return able
 
     # --- train
@@ -392,6 +399,32 @@ class Model(nn.Module):
         """Codes -> examples. Without `rng` nothing random is added.
 
         A model of examples that are made from others takes a third argument, `given`, as `sample` does.
+        """
+        raise NotImplementedError
+
+    # --- compress: examples as symbols, each of a few levels, whose distribution those before it determine
+
+    def outline(self, batch: Batch) -> Batch:
+        """What is to be known of B examples before their first symbol: classes, lengths, what they are made from.
+
+        Its x is (B, 0). Default: the lengths and the conditions.
+        """
+        return replace(batch, x=batch.x.flatten(1)[:, :0], labels=None, tasks=None)
+
+    def symbols(self, batch: Batch) -> Tensor:
+        """The symbols of B examples in the order of `ancestral`, (B, S) int64; anything where an example has none.
+
+        Raises:
+            DataError: an example is not determined by its symbols.
+        """
+        raise NotImplementedError
+
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        """B examples of this outline, symbol by symbol, in the order and with the computation of ancestral sampling.
+
+        `visit` is called for each symbol in turn. Whatever it returns, the same levels at all calls before lead to the
+        same bits of its probabilities: the codec (`gencli.codec`) writes what it returns in one call, and returns what
+        it reads in another. -log of the probabilities of the levels adds up to that of `log_prob`.
         """
         raise NotImplementedError
 

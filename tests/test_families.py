@@ -4,6 +4,7 @@ It needs one line in `conftest.SMALL` for each kind of data: options that make t
 """
 
 import json
+import math
 import zipfile
 from functools import partial
 from typing import get_args
@@ -13,7 +14,7 @@ import pytest
 import torch
 from conftest import SMALL, form_of, short_chains
 
-from gencli import inference, registry, runs
+from gencli import codec, inference, registry, runs
 from gencli.commands._options import set_options
 from gencli.data import load
 from gencli.errors import UsageError
@@ -296,6 +297,20 @@ def test_a_path_between_seeds_begins_and_ends_at_their_samples(family, kind, mod
     if options:
         usual = next(inference.sample(model, range(1), 3, given=given)).x[0]
         assert ends[0].shape != usual.shape or not torch.allclose(ends[0], usual), "it is no exception"
+
+
+@needs("compress")
+def test_what_is_compressed_is_as_short_as_the_likelihood_and_comes_back(model, data):
+    from gencli.metrics.likelihood import collect
+
+    data = data.subset(70)  # more than the codec computes at a time
+    made = codec.compress(model, data, "0" * 32)
+    archive = codec.Archive(made.file, "a.gcz")
+    pieces = [x for b in archive.decode(model, range(len(data)), data.whole().condition) for x in b.pieces()]
+    assert len(pieces) == len(data) and all(map(torch.equal, pieces, data.whole().pieces()))
+    bits = float(collect(model, data)["nll"].values.sum()) / math.log(2)
+    assert made.bits == pytest.approx(bits, rel=1e-4)  # nets compute in float32, of 24 bits
+    assert bits + made.uniform - 1 < 8 * made.payload < 1.001 * (bits + made.uniform) + 8 * 64
 
 
 # --- files

@@ -466,7 +466,8 @@ def two(folder: Path, args: list[str]) -> list[Child]:
 
 
 TRIALS = {function.__name__: function
-          for function in (kills, retries, signals, writers, saves, disks, foreign, devices, namespaces, ranks, streams)}
+          for function in (kills, retries, signals, writers, saves, disks, foreign, devices, namespaces, ranks,
+                           streams)}
 
 
 def run_trials(name: str, numbers: range, folder: Path, cases: Cases) -> None:

@@ -42,6 +42,8 @@ def encode(
 ) -> None:
     """Turn examples into codes: .npz, .npy, .csv, .jsonl; on a pipe a tar that 'sample RUN --latents -' reads.
 
+    A .gcz is as short as the likelihood says, and 'sample RUN --latents FILE.gcz' gives the same examples back.
+
     Of texts - reads lines, or records of JSON, from stdin.
     """
     import torch
@@ -61,8 +63,11 @@ def encode(
     if nearest == data == "-":
         raise UsageError("encode - --nearest -: both would read stdin; write one of them to a file")
     require_apart({"-o": output}, [data, nearest], run)
+    compressed = streams.compresses(output, format)
+    if compressed and (errors or nearest or set):
+        raise UsageError("a .gcz loses nothing and has no options; leave --errors, --nearest and --set out")
     card = runs.read_card(run)
-    registry.require(card.family, "encode")
+    registry.require(card.family, "compress" if compressed else "encode")
     with console.progress("encode: reading") as progress:
         reading: dict[str, Any] = {"skip_bad": skip_bad, "download": download, "data_root": data_root}
         lines = examples_of_stdin(card, settings, console) if data == "-" else None
@@ -74,6 +79,9 @@ def encode(
         if json:
             console.result({"examples": len(examples), "collection": len(others), "nearest": found,
                             "output": output, "skipped": examples.skipped}, "")
+        return
+    if compressed:
+        _compress(run, examples, output, device, console)
         return
     with streams.open_code_writer(output, format=format, total=len(examples), meta={"family": card.family}) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
@@ -96,6 +104,30 @@ def encode(
         console.note(f"{done} examples, mean squared reconstruction error {document['reconstruction_error']:.5g}")
     if json:
         console.result(document, "")
+
+
+def _compress(run: str, examples: "Dataset", output: str | None, device: str, console: Console) -> None:
+    """Write the examples as a compressed file."""
+    import time
+
+    from gencli import codec, runs, streams
+
+    with streams.open_compressed_writer(output) as writer, console.progress("encode") as progress:
+        model, card = runs.load_model(run, codec.device_of(device))
+        begin = time.monotonic()
+        made = codec.compress(model, examples, runs.identity(run), card.family, progress)
+        seconds = max(time.monotonic() - begin, 1e-6)
+        if is_stdout(output):
+            progress.give_way()
+        writer.write(made.file)
+    for note in made.notes:
+        console.note(note)
+    size = len(made.file)
+    console.note(f"{len(examples)} examples, {size:,} bytes, {8 * size / max(made.symbols, 1):.4g} bits a symbol "
+                 f"({made.symbols / seconds:,.0f} symbols/s)")
+    if console.json:
+        console.result({"codes": len(examples), "bytes": size, "symbols": made.symbols, "output": output,
+                        "skipped": examples.skipped}, "")
 
 
 def _write_nearest(run: str, examples: "Dataset", collection: "Dataset", number: int, output: str | None,

@@ -20,7 +20,9 @@ from gencli.publish import is_stdout
 from gencli.stopping import checked
 
 if TYPE_CHECKING:
+    from gencli.codec import Archive
     from gencli.model import Batch
+    from gencli.stopping import Stop
 
 
 @options.with_fields(*options.reading_panels("Data of --given and --complete"))
@@ -51,7 +53,8 @@ def sample(
                                               "'age=30,sex=Female'.")] = None,
     each: Annotated[int, typer.Option("--each", min=1, help="Samples for each of --given or --complete.")] = 1,
     latents: Annotated[str | None, typer.Option("--latents", metavar="CODES", help="Decode these codes (from 'gencli "
-                                                "encode'; - is stdin) instead of drawing.")] = None,
+                                                "encode'; - is stdin) instead of drawing; a .gcz gives the examples "
+                                                "themselves, or those that -n and --shard choose.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
                                              "FRAMES frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
     part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
@@ -61,6 +64,7 @@ def sample(
     engine: Annotated[str | None, typer.Option("--engine", help="How samples are computed, where the family has "
                                                "several ways; short for --set engine=...")] = None,
     set: options.Set = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out damaged blocks of a .gcz.")] = False,
     time_limit: options.TimeLimit = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -71,8 +75,8 @@ def sample(
     settings: dict[str, Any],
 ) -> None:
     """Draw new examples: shown on a terminal, a tar on a pipe, or as -o ends: .png sheet, folder/, .gif, .npz, .txt."""
+    from gencli import codec, runs, streams
     from gencli import device as devices
-    from gencli import runs, streams
     from gencli.commands._outputs import require_apart
     from gencli.dataset import records_of
     from gencli.sampling import SampleRequest, shard
@@ -94,6 +98,19 @@ def sample(
     card = runs.read_card(run)
     registry.require(card.family, "film" if film else "sample")
     class_of_all = class_number(card, label)
+    stdin = None
+    if latents:
+        found, stdin = codec.archive(latents)
+        if found:
+            if film or set or engine or stop or each > 1:
+                raise UsageError("a .gcz holds examples as they are; leave --film, --set, --engine, --stop and "
+                                 "--each out")
+            conditions, _ = read_given(card, console, settings, condition=given)
+            part_of = shard(part, min(number or len(found), len(found)), 1)
+            _decompress(run, found, part_of, conditions.condition, output, format, skip_bad, device, console, stopping)
+            return
+    if skip_bad:
+        raise UsageError("--skip-bad is about a .gcz; name one with --latents")
     lines = lines_of_stdin(card, settings, console) if given == "-" and prompt != "-" else None
     if lines and (number, part, shard_size, latents, film) != (None,) * 5:
         raise UsageError("--given - makes an example of each line as it comes; leave -n, --shard, --shard-size, "
@@ -142,7 +159,7 @@ def sample(
             progress(done, total, pace.values())
 
         if latents:
-            codes = (block.values for block in streams.read_codes(latents, block=model.block))
+            codes = (block.values for block in streams.read_codes(latents, stdin, model.block))
             batches = request.decoded(model, codes)
         elif lines:
             batches, called = request.answered(model, lines), lines.records(each)
@@ -178,6 +195,35 @@ def sample(
     if stopped:
         raise StoppedError("the time was up; what was made until then is written" if continuous else
                            f"the time was up after {done}{f' of {total}' if total else ''} samples, which are written")
+
+
+def _decompress(run: str, found: "Archive", numbers: range, condition: "Batch | None", output: str | None,
+                format: str | None, skip_bad: bool, device: str, console: Console, stopping: "Stop") -> None:
+    """Write examples of a compressed file."""
+    from gencli import codec, runs, streams
+
+    card = runs.read_card(run)
+    registry.require(card.family, "compress")
+    found.require(runs.identity(run), card.family)
+    lost: list[str] = []
+    done, stopped = 0, False
+    with (streams.open_writer(output, card.spec, format=format, start=numbers.start, whole=found.head.whole,
+                              meta={"family": card.family}, total=None if skip_bad else len(numbers)) as writer,
+          console.progress("sample") as progress):
+        model, _ = runs.load_model(run, codec.device_of(device))
+        for batch in found.decode(model, numbers, condition, lost.append if skip_bad else None, progress):
+            if is_stdout(output):
+                progress.give_way()
+            writer.write(batch)
+            done += len(batch)
+            if stopped := bool(stopping.reason()) and done != len(numbers):
+                break
+    for sentence in lost:
+        console.warn(sentence)
+    if console.json:
+        console.result({"samples": done, "output": output, "seed": None, "skipped": len(numbers) - done}, "")
+    if stopped:
+        raise StoppedError(f"the time was up after {done} of {len(numbers)} examples, which are written")
 
 
 class _Pace:

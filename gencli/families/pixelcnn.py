@@ -17,6 +17,7 @@ Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -28,7 +29,7 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, Visit, net_size
 from gencli.rng import Rng
 
 
@@ -150,9 +151,7 @@ class PixelCNN(Model):
 
         Where a conditional model gets no labels it takes the class under which the picture is likeliest.
         """
-        labels = None
-        if self.classes:
-            labels = self._of_classes(batch.x).argmax(dim=1) if batch.labels is None else batch.labels
+        labels = self._classes_of(batch)
         levels, z = self._in_order(batch.x), rng.uniform(self.spec.size, dtype=torch.float64)
 
         def read_level(i: int, logits: Tensor) -> Tensor:
@@ -162,9 +161,27 @@ class PixelCNN(Model):
         self._walk(len(batch), labels, read_level, torch.float64)
         return self._code(z, labels)
 
+    def _classes_of(self, batch: Batch) -> Tensor | None:
+        """The classes of pictures (B,): their labels, else those that make them likeliest. None: there are none."""
+        if not self.classes:
+            return None
+        return self._of_classes(batch.x).argmax(dim=1) if batch.labels is None else batch.labels
+
     def _in_order(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> levels (B, D) row by row, the channels of a pixel side by side."""
         return (x * (self.levels - 1)).round().long().permute(0, 2, 3, 1).flatten(1)
+
+    def outline(self, batch: Batch) -> Batch:
+        """A conditional model's picture has the class of its label, else the one under which it is likeliest."""
+        return replace(super().outline(batch), labels=self._classes_of(batch))
+
+    def symbols(self, batch: Batch) -> Tensor:
+        return self._in_order(batch.x)
+
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        x = self._walk(len(outline), outline.labels, lambda i, logits: visit(
+            self.distribution.probabilities(logits.double()), None), torch.float32)
+        return Batch(x, outline.labels)
 
     @torch.no_grad()
     def _walk(self, count: int, labels: Tensor | None, visit: Callable[[int, Tensor], Tensor],

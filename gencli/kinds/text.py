@@ -373,13 +373,17 @@ def _dtype(spec: TextSpec) -> torch.dtype:
 
 
 class Txt(Format):
-    """One text a line; texts of a document, which have lines of their own, stand between lines `-----`."""
+    """One text a line; texts of a document, which have lines of their own, stand between lines `-----`. Pieces of one
+    whole follow each other as they are."""
 
     binary = False
 
     def put(self, rows: Rows) -> None:
         assert isinstance(self.content.spec, TextSpec)
         for number, text, _ in self._numbered(rows):
+            if self.content.whole:
+                self.out.write(text.encode())
+                continue
             between = "" if self.content.spec.lines or number == self.start else f"{SEPARATOR}\n"
             self.out.write((between + text.removesuffix("\n") + "\n").encode())
 

@@ -8,6 +8,7 @@ determine each other. Logits are float64 here, so that rounding changes no token
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gencli.errors import DataError, UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.distributions import Categorical
-from gencli.model import Batch, Given, Model, Score
+from gencli.model import Batch, Given, Model, Score, Visit
 from gencli.rng import Rng
 
 # Tokens (1, T) -> logits of the next token (1, V), state (1, ...); or of B texts that differ in what they are made
@@ -181,6 +182,47 @@ class AutoregressiveText(Model):
                     active[i] = False
             logits, state = advance(token, state)
         return cut(Batch(x, lengths=lengths), len(prompt), self.spec, stop)
+
+
+    # --- compress
+
+    def outline(self, batch: Batch) -> Batch:
+        """Without lengths, where texts say themselves where they end: with `<end>`, or as the longest there can be."""
+        outline, there = super().outline(batch), inside(batch.x, batch.lengths)
+        lengths = there.sum(1)
+        if self.spec.lines:
+            ends = (batch.x == self.spec.END) & there
+            last = ends.gather(1, (lengths - 1).clamp(min=0)[:, None])[:, 0]
+            whole = last | (lengths == self.spec.length)
+            if ((ends.sum(1) == last) & whole & (lengths > 0) & (lengths <= self.spec.length)).all():
+                return replace(outline, lengths=None)
+        return replace(outline, lengths=lengths)
+
+    def symbols(self, batch: Batch) -> Tensor:
+        if self.spec.UNKNOWN in batch.x[inside(batch.x, batch.lengths)]:
+            raise DataError(f"there are {self.spec.unit} that the vocabulary of this model lacks, and of which nothing "
+                            f"would come back; leave these texts out, or train a model with them")
+        return batch.x
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        read, advance = self._reader(Given(condition=outline.condition))
+        count, end = len(outline), self.spec.END
+        logits, state = read(torch.full((1, 1), end, device=self.device))
+        logits, state = logits.expand(count, -1), state.expand(count, *state.shape[1:])
+        longest = torch.full((count,), self.spec.length) if outline.lengths is None else outline.lengths
+        x = torch.zeros(count, int(longest.max()), dtype=torch.int64, device=self.device)
+        lengths = torch.zeros_like(longest)
+        active = longest > 0
+        for t in range(x.shape[1]):
+            if not active.any():
+                break
+            token = visit(self.distribution.probabilities(logits.double()), active).where(active, 0)
+            x[:, t] = token
+            lengths += active
+            active = active & (lengths < longest) & ((token != end) | (outline.lengths is not None))
+            logits, state = advance(token, state)
+        return Batch(x[:, : int(lengths.max())], lengths=lengths)
 
 
 def prompt_of(given: Given | None) -> Tensor:

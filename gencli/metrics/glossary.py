@@ -44,6 +44,10 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "nats_per_step": ("Nats per step", "less", "The same for one step of a series."),
         "nats_per_point": ("Nats per point", "less", "The same for one point of a drawing."),
         "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
+        "codec_bits": ("Bits of a symbol in a compressed file", "less", "What a symbol really takes when the model "
+                                                                        "compresses examples, and they come back."),
+        "codec_excess": ("Excess of a compressed file", "less", "How much longer it is than the likelihood says."),
+        "codec_speed": ("Symbols a second", "more", "How fast the model compresses and decompresses here."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),

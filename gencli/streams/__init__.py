@@ -10,6 +10,7 @@ formats fit, each kind says (`Kind.formats`, `Kind.own_formats`).
 | npz    | examples of one shape, codes           | yes                         |
 | npy    | the same                               | yes                         |
 | jsonl  | rows of tables, texts, codes           | no                          |
+| gcz    | compressed examples (gencli.codec)     | yes                         |
 | csv    | codes (rows of tables: gencli.kinds)   | yes, as their lengths differ|
 """
 
@@ -20,10 +21,12 @@ from gencli.streams.writers import (
     CodeWriter,
     Writer,
     as_text,
+    compresses,
     open_code_writer,
+    open_compressed_writer,
     open_neighbour_writer,
     open_writer,
 )
 
-__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "as_text", "open_code_writer",
-           "open_neighbour_writer", "open_writer", "parse_record", "read_codes", "read_tar"]
+__all__ = ["CodeWriter", "Codes", "Shards", "TarReader", "Writer", "as_text", "compresses", "open_code_writer",
+           "open_compressed_writer", "open_neighbour_writer", "open_writer", "parse_record", "read_codes", "read_tar"]

@@ -26,6 +26,7 @@ from gencli.spec import Batch, Spec
 from gencli.streams import codes as coding
 from gencli.streams.formats import COMMON
 
+COMPRESSED = "gcz"
 _TABLE = "csv"  # the format on a terminal of examples that are rows
 _FEWEST_ROWS, _AROUND = 5, 8  # of a table on a terminal; lines that its rows leave
 
@@ -153,6 +154,22 @@ class NeighbourWriter(_Output):
         self._to.put(Rows([nearest], [record]))
 
 
+class CompressedWriter(_Output):
+    """Takes a compressed file; from `open_compressed_writer`."""
+
+    def write(self, content: bytes) -> None:
+        """The whole of it."""
+        self._to.put(Rows([content], [{}]))
+
+
+class Compressed(Format):
+    """What `gencli.codec` made."""
+
+    def put(self, rows: Rows) -> None:
+        for content in rows.values:
+            self.out.write(content)
+
+
 class NeighbourLines(Format):
     """`{"example": 0, ..., "nearest": [{"example": 7, "similarity": 0.9, ...}, ...]}`, one a line."""
 
@@ -181,7 +198,8 @@ class NeighbourCsv(Format):
 
 
 def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
-                stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None) -> Writer:
+                stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None,
+                whole: bool = False) -> Writer:
     """A writer of examples.
 
     Args:
@@ -193,6 +211,8 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         stdout: the binary stream that stands for standard output.
         start: the number of the first example in the whole, of which this output may be a part.
         meta: what else the header of a tar says (model, seed, ...): plain JSON values.
+        whole: whether the examples are pieces of one whole, so that nothing may stand between them where they follow
+            each other in one file.
 
     Raises:
         UsageError: a format that does not fit, or binary data for a terminal.
@@ -204,7 +224,7 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         if terminal.isatty():
             return Screen(spec, terminal, partial(_open_table, spec) if kind.terminal else None)
     content = Content(kind.name, kind.plural, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
-                      () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")})
+                      () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")}, whole=whole)
     formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
     return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
 
@@ -234,6 +254,18 @@ def open_neighbour_writer(output: str | None, *, format: str | None = None) -> N
     content = Content("example", "neighbours", "json", json_line, "neighbours")
     formats: dict[str, type[Format]] = {"jsonl": NeighbourLines, "csv": NeighbourCsv}
     return NeighbourWriter(_open(output, content, formats, "jsonl", format, None, None, 0, None))
+
+
+def open_compressed_writer(output: str | None, *, stdout: BinaryIO | None = None) -> CompressedWriter:
+    """A writer of a file in which examples are compressed; arguments and errors are those of `open_writer`."""
+    content = Content("example", "compressed examples", "gcz", bytes, "compressed")
+    formats: dict[str, type[Format]] = {COMPRESSED: Compressed}
+    return CompressedWriter(_open(output, content, formats, None, COMPRESSED, None, stdout, 0, None))
+
+
+def compresses(output: str | None, format: str | None) -> bool:
+    """Whether this output is a file of `open_compressed_writer`."""
+    return (format or Path(output or "").suffix).lower().removeprefix(".") == COMPRESSED
 
 
 def _open(output: str | None, content: Content, formats: Mapping[str, type[Format]], on_terminal: str | None,

@@ -1,0 +1,479 @@
+"""The lossless codec: examples in as many bits as a model of exact likelihood says, and the same examples back.
+
+A range coder (Martin 1979; `constriction`, Bamler 2022, arXiv:2201.01741) spends -log2 p bits on a symbol of which the
+model says the probability p. Writing and reading are the same computation, `Model.ancestral`, on as many examples at a
+time, so that both see the same bits of p. It runs in one thread, for sums are rounded otherwise in several, and on the
+processor; what else rounding depends on stands in the file, and elsewhere it is refused.
+
+A file, numbers little-endian:
+
+| bytes | what                                                                                                    |
+|-------|---------------------------------------------------------------------------------------------------------|
+| 4     | `GCZ` and the version of this format, 1                                                                 |
+| 4     | size of the head                                                                                        |
+|       | the head, a JSON object (`Head`)                                                                        |
+| 4 N   | sizes of the N blocks                                                                                   |
+| 4     | CRC-32 of all before                                                                                    |
+|       | the N blocks, of so many examples each as the head says, the last of the rest. Each decodes by itself   |
+
+and a block:
+
+| bytes | what                                                                                                    |
+|-------|---------------------------------------------------------------------------------------------------------|
+| 4     | CRC-32 of the rest of the block                                                                         |
+| 4     | CRC-32 of its classes, lengths and symbols, each int64                                                  |
+| 1     | 1: examples have classes; 2: they have lengths; 3: both; 0: neither                                     |
+| 8     | where they have lengths, the least and the greatest                                                     |
+|       | 32-bit words of the range coder: lengths and classes, as uniform numbers, then symbol by symbol         |
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import math
+import os
+import platform
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from gencli.dataset import Dataset
+from gencli.device import processor
+from gencli.errors import DataError, ModelError, UsageError, first_line, install
+from gencli.model import Batch, Model
+from gencli.version import __version__
+
+MAGIC = b"GCZ\x01"
+_AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
+_MOST = 4096  # examples of a block
+_ENOUGH = 2**18  # symbols of a block, beside which its 17 bytes do not count
+_LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
+_CLASSES, _LENGTHS = 1, 2
+
+Progress = Callable[[int, int], None]
+
+
+class Head(BaseModel):
+    """What a file says of itself."""
+
+    model_config = ConfigDict(frozen=True)
+    model: str = Field(description="Identity of the model (`gencli.runs.identity`), 32 hex digits of it.")
+    family: str
+    examples: int = Field(ge=1)
+    block: int = Field(ge=1, le=_MOST, description="Examples of a block.")
+    whole: bool = Field(False, description="Whether the examples are pieces of one text, in order.")
+    numerics: str = Field(description="What rounding depends on (`numerics`).")
+    gencli: str = __version__
+
+
+@dataclass
+class Compressed:
+    """What coding made of a data set.
+
+    Attributes:
+        file: the whole file.
+        payload: bytes of its blocks.
+        symbols: how many were coded.
+        bits: how many the probabilities of these ask for.
+        uniform: how many classes and lengths take.
+        notes: sentences about what is not in the file.
+    """
+
+    file: bytes
+    payload: int
+    symbols: int
+    bits: float
+    uniform: float
+    notes: list[str] = field(default_factory=list)
+
+
+def compress(model: Model, data: Dataset, identity: str, family: str = "",
+             progress: Progress = lambda done, total: None) -> Compressed:
+    """Code all examples of a data set.
+
+    Raises:
+        UsageError: this model cannot.
+        DataError: an example is not determined by its symbols, such as a text with characters that the model lacks.
+        ModelError: constriction is missing; the model gives no probabilities.
+    """
+    model = _ready(model)
+    size, blocks, coders = _examples_of_block(model), [], []
+    for numbers in torch.arange(len(data)).split(size):
+        with _one_thread():
+            coders.append(_Encoder())
+            blocks.append(_write_block(model, data, numbers, coders[-1], lambda done: progress(done, len(data))))
+    head = Head(model=identity[:32], family=family, examples=len(data), block=size, numerics=numerics(),
+                whole=data.document is not None)
+    about = head.model_dump_json().encode()
+    start = MAGIC + struct.pack("<I", len(about)) + about + struct.pack(f"<{len(blocks)}I", *map(len, blocks))
+    file = b"".join([start, struct.pack("<I", zlib.crc32(start)), *blocks])
+    first = data.batch(torch.arange(1))
+    lost = [name for name, there in (("classes", data.labels is not None and model.outline(first).labels is None),
+                                     ("labels", data.tasks is not None), ("names", data.keys is not None)) if there]
+    notes = [f"the {' and the '.join(lost)} of the examples are not in the file: the model knows none"] if lost else []
+    return Compressed(file, sum(map(len, blocks)), sum(coder.symbols for coder in coders),
+                      sum(coder.bits for coder in coders), sum(coder.uniform_bits for coder in coders), notes)
+
+
+class Archive:
+    """A compressed file that was read: its head, and blocks to decode.
+
+    Raises:
+        DataError: it is no such file, cut or damaged. Blocks may be damaged none the less: see `damaged`.
+    """
+
+    def __init__(self, content: bytes, name: str):
+        self.name = name
+        try:
+            if content[:4] != MAGIC:
+                raise ValueError("its first bytes are not those of a compressed file of this version")
+            (size,) = struct.unpack_from("<I", content, 4)
+            about = content[8 : 8 + size]
+            # Before it is checked the number of blocks may be anything.
+            count = -(-int(json.loads(about)["examples"]) // max(1, int(json.loads(about)["block"])))
+            place = 8 + size + 4 * count
+            if not 0 <= count <= len(content) // 4 or zlib.crc32(content[:place]) != struct.unpack_from(
+                    "<I", content, place)[0]:
+                raise ValueError("its head is damaged")
+            self.head = Head.model_validate_json(about)
+            sizes = struct.unpack_from(f"<{count}I", content, 8 + size)
+        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, struct.error) as error:
+            raise DataError(f"{name} cannot be decoded: {first_line(error)}; write it again with 'gencli encode'"
+                            ) from error
+        ends = np.cumsum([place + 4, *sizes]).tolist()
+        self.blocks = [content[start:end] for start, end in itertools.pairwise(ends)]
+        self.sizes, self.extra = sizes, len(content) - ends[-1]
+        if self.extra > 0:
+            raise DataError(f"{name} goes on for {self.extra} bytes after its last block; write it again with 'gencli "
+                            f"encode'")
+
+    def __len__(self) -> int:
+        return self.head.examples
+
+    def numbers(self, block: int) -> range:
+        """Those of the examples of a block."""
+        return range(block * self.head.block, min((block + 1) * self.head.block, len(self)))
+
+    def require(self, identity: str, family: str) -> None:
+        """Refuse another model than that which wrote the file, and a machine that computes otherwise.
+
+        Raises:
+            DataError: it is so.
+        """
+        if self.head.model != identity[:32]:
+            what = "another model" if self.head.family == family else f"a model of the family {self.head.family}"
+            raise DataError(f"{self.name} was written by {what} ({self.head.model[:12]}), and this is "
+                            f"{identity[:12]}; name the run that wrote it")
+        if self.head.numerics != (here := numerics()):
+            raise DataError(f"{self.name} was written with {self.head.numerics}, and this is {here}: probabilities are "
+                            f"rounded otherwise here; decode it where it was written")
+
+    def damaged(self, block: int) -> str:
+        """What is wrong with the bytes of a block; "" if nothing is."""
+        content = self.blocks[block]
+        if len(content) < self.sizes[block]:
+            return "cut"
+        if len(content) < 9 or zlib.crc32(content[4:]) != struct.unpack_from("<I", content)[0]:
+            return "damaged"
+        return ""
+
+    def decode(self, model: Model, numbers: range, condition: Batch | None = None,
+               skip: Callable[[str], None] | None = None,
+               progress: Progress = lambda done, total: None) -> Iterator[Batch]:
+        """The examples of these numbers, a block at a time, on the CPU. Every one is what was written.
+
+        Args:
+            condition: what they were made from: example i from number i, from the start again after the last.
+            skip: called with a sentence for each block that is damaged, whose examples are left out; None: such a block
+                is an error, before anything is decoded.
+
+        Raises:
+            UsageError: this model cannot. DataError: a block is damaged, or decodes to something else here.
+            ModelError: constriction is missing.
+        """
+        model = _ready(model)
+        wanted = range(numbers.start // self.head.block, -(-numbers.stop // self.head.block)) if numbers else range(0)
+        for block in wanted:
+            if (fault := self.damaged(block)) and skip is None:
+                raise DataError(f"{self._of(block)}: the block is {fault}; --skip-bad writes all others")
+        done = 0
+        for block in wanted:
+            own = self.numbers(block)
+            try:
+                if fault := self.damaged(block):
+                    raise DataError(f"{self._of(block)}: the block is {fault}")
+                with _one_thread():
+                    batch = self._block(model, block, condition)
+            except DataError as error:
+                if skip is None:
+                    raise
+                skip(f"{error}; its examples are left out")
+                continue
+            first, last = max(own.start, numbers.start), min(own.stop, numbers.stop)
+            done += last - first
+            yield batch[slice(first - own.start, last - own.start)]
+            progress(done, len(numbers))
+
+    def _of(self, block: int) -> str:
+        own = self.numbers(block)
+        return f"{self.name}, examples {own.start} to {own.stop - 1}"
+
+    def _block(self, model: Model, block: int, condition: Batch | None) -> Batch:
+        try:
+            return _read_block(model, self.blocks[block], self.numbers(block), condition)
+        except _Mismatch as error:
+            others = "" if condition is None else ", or was made from something else"
+            raise DataError(f"{self._of(block)}: they decode to something else than was written: the file is damaged"
+                            f"{others}, or was written where sums are rounded otherwise") from error
+
+
+def archive(source: str, stdin: BinaryIO | None = None) -> tuple[Archive | None, BinaryIO | None]:
+    """The compressed file of this name ("-": standard input); or None, and the stream that is to be read instead.
+
+    Raises:
+        DataError: it is damaged, or cannot be read.
+    """
+    if source == "-":
+        file: Any = io.BufferedReader(stdin or sys.stdin.buffer)  # type: ignore[arg-type]
+        return (Archive(file.read(), "standard input"), None) if file.peek(4)[:4] == MAGIC else (None, file)
+    try:
+        with open(source, "rb") as named:
+            return (Archive(named.read(), source) if named.peek(4)[:4] == MAGIC else None), None
+    except OSError as error:
+        raise DataError(f"cannot read codes from {source}: {error.strerror}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What rounding depends on
+
+
+def device_of(name: str) -> torch.device:
+    """The processor; UsageError if another device is named."""
+    if name not in ("auto", "cpu"):
+        raise UsageError(f"--device {name}: compressed files are computed on the processor, where sums are rounded the "
+                         f"same way every time; leave --device out")
+    return torch.device("cpu")
+
+
+@cache
+def numerics() -> str:
+    """The version of torch and the machine type, as far as they decide how sums are rounded."""
+    about = torch.cpu.get_capabilities()
+    kernels = {name: value for name, value in os.environ.items() if name.startswith(("MKL_", "ONEDNN_", "DNNL_"))}
+    machine = {name: value for name, value in about.items() if name not in ("num_sockets", "num_logical_cores",
+                                                                            "num_physical_cores")}
+    digest = zlib.crc32(json.dumps([machine, platform.machine(), platform.system(), kernels], sort_keys=True,
+                                   default=str).encode())
+    return (f"torch {torch.__version__}, {about.get('cpu_name') or platform.machine()} {processor(torch.device('cpu'))}"
+            f" {digest:08x}")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _ready(model: Model) -> Model:
+    if "compress" not in model.abilities() - model.lacks:
+        raise UsageError("this model cannot compress: its examples are not symbols of which it knows the "
+                         "probabilities, each given those before it")
+    return (model if model.device.type == "cpu" else model.clone().to("cpu")).eval()
+
+
+def _examples_of_block(model: Model) -> int:
+    return _AT_ONCE * min(max(1, _ENOUGH // (_AT_ONCE * max(1, model.spec.size))), _MOST // _AT_ONCE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blocks
+
+_LOST = "would not come back as it is: its values are not the levels that the model knows"
+
+
+class _Mismatch(Exception):
+    """What is decoded is something else than was written, or would be."""
+
+
+def _constriction() -> Any:
+    try:
+        import constriction
+    except ImportError as error:
+        raise ModelError(f"compressed files need the package constriction: {install('codec')}") from error
+    return constriction.stream
+
+
+class _Encoder:
+    def __init__(self) -> None:
+        stream = _constriction()
+        self._coder, self._uniform = stream.queue.RangeEncoder(), stream.model.Uniform
+        self._categorical = stream.model.Categorical(perfect=False)
+        self.crc, self.symbols, self.bits, self.uniform_bits = 0, 0, 0.0, 0.0
+
+    def uniform(self, values: Tensor, levels: int) -> None:
+        self.crc = _sum(values, self.crc)
+        if levels > 1:
+            self._coder.encode(values.to(torch.int32).numpy(), self._uniform(levels))
+            self.uniform_bits += len(values) * math.log2(levels)
+
+    def categorical(self, level: Tensor, probabilities: Tensor) -> None:
+        self.crc = _sum(level, self.crc)
+        try:
+            self._coder.encode(level.to(torch.int32).numpy(), self._categorical, _table(probabilities))
+        except ValueError as error:
+            raise ModelError("the model gives no probabilities, but numbers that are not finite; train it again"
+                             ) from error
+        except (KeyError, OverflowError) as error:  # no level has this number
+            raise _Mismatch from error
+        self.symbols += len(level)
+        own = probabilities.gather(1, level[:, None])[:, 0] / probabilities.sum(1)
+        self.bits -= float(own.log2().sum())
+
+    def words(self) -> bytes:
+        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+
+
+class _Decoder:
+    def __init__(self, words: bytes) -> None:
+        stream = _constriction()
+        if len(words) % 4:
+            raise _Mismatch
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
+        self._uniform = stream.model.Uniform
+        self._categorical = stream.model.Categorical(perfect=False)
+        self.crc = 0
+
+    def uniform(self, count: int, levels: int) -> Tensor:
+        values = torch.zeros(count, dtype=torch.int64)
+        if levels > 1:
+            values = self._decode(self._uniform(levels), count)
+        self.crc = _sum(values, self.crc)
+        return values
+
+    def categorical(self, probabilities: Tensor) -> Tensor:
+        level = self._decode(self._categorical, _table(probabilities))
+        self.crc = _sum(level, self.crc)
+        return level
+
+    def _decode(self, model: Any, parameters: Any) -> Tensor:
+        try:
+            return torch.from_numpy(self._coder.decode(model, parameters).astype(np.int64))
+        except (ValueError, AssertionError) as error:  # words that no encoder writes, or no probabilities
+            raise _Mismatch from error
+
+
+def _table(probabilities: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(probabilities.double().numpy())
+
+
+def _sum(values: Tensor, before: int) -> int:
+    return zlib.crc32(values.to(torch.int64).contiguous().numpy().astype("<i8").tobytes(), before)
+
+
+def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
+                 progress: Callable[[int], None]) -> bytes:
+    parts = [data.batch(part) for part in numbers.split(_AT_ONCE)]
+    outlines = [model.outline(part) for part in parts]
+    start = b""
+    if lengths := [outline.lengths for outline in outlines if outline.lengths is not None]:
+        # An outline without them is that of texts that end by themselves; in one block all have them or none.
+        lengths = [part.lengths if part.lengths is not None else torch.full((len(part),), part.x.shape[1])
+                   for part in parts]
+        outlines = [replace(outline, lengths=own) for outline, own in zip(outlines, lengths, strict=True)]
+        every = torch.cat(lengths)
+        low, high = int(every.min()), int(every.max())
+        if high > _longest(model):
+            raise DataError(f"{data.name}: an example is {high:,} long, and {_longest(model):,} is the most; cut it")
+        start = struct.pack("<II", low, high)
+        coder.uniform(every - low, high - low + 1)
+    if classes := [outline.labels for outline in outlines if outline.labels is not None]:
+        coder.uniform(torch.cat(classes), len(model.spec.classes))
+    done = int(numbers[0])
+    for part, outline in zip(parts, outlines, strict=True):
+        columns = iter(model.symbols(part).unbind(1))
+
+        def write(probabilities: Tensor, there: Tensor | None, columns: Iterator[Tensor] = columns) -> Tensor:
+            level = next(columns)
+            coder.categorical(*(level, probabilities) if there is None else (level[there], probabilities[there]))
+            return level
+
+        try:
+            made = model.ancestral(outline, write)
+        except _Mismatch as error:
+            raise DataError(f"{data.name}: one of the examples {done} to {done + len(part) - 1} {_LOST}") from error
+        for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
+            if not torch.equal(one, other):
+                raise DataError(f"{data.name}: example {done + i} {_LOST}")
+        progress(done := done + len(part))
+    flags = _CLASSES * bool(classes) + _LENGTHS * bool(lengths)
+    content = struct.pack("<IB", coder.crc, flags) + start + coder.words()
+    return struct.pack("<I", zlib.crc32(content)) + content
+
+
+def _read_block(model: Model, content: bytes, numbers: range, condition: Batch | None) -> Batch:
+    """The examples of a block whose bytes are not damaged."""
+    crc, flags = struct.unpack_from("<IB", content, 4)
+    place, lengths, classes = 9, None, None
+    if flags & _LENGTHS:
+        low, high = struct.unpack_from("<II", content.ljust(17, b"\0"), 9)
+        if not low <= high <= _longest(model):
+            raise _Mismatch
+        place = 17
+    coder = _Decoder(content[place:])
+    if flags & _LENGTHS:
+        lengths = low + coder.uniform(len(numbers), high - low + 1)
+    if flags & _CLASSES:
+        if not model.spec.classes:
+            raise _Mismatch
+        classes = coder.uniform(len(numbers), len(model.spec.classes))
+
+    def read(probabilities: Tensor, there: Tensor | None) -> Tensor:
+        if there is None:
+            return coder.categorical(probabilities)
+        return torch.zeros(len(there), dtype=torch.int64).masked_scatter(there, coder.categorical(probabilities[there]))
+
+    made = []
+    for part in torch.arange(len(numbers)).split(_AT_ONCE):
+        own = None if condition is None else _cut(condition[(numbers.start + part) % len(condition)])
+        made.append(model.ancestral(Batch(torch.zeros(len(part), 0), None if classes is None else classes[part],
+                                          None if lengths is None else lengths[part], own), read))
+    if coder.crc != crc:
+        raise _Mismatch
+    return _joined(made)
+
+
+def _longest(model: Model) -> int:
+    return max(model.spec.shape[0], _LONGEST)
+
+
+def _cut(batch: Batch) -> Batch:
+    """Without what lies past the end of all: sums of other widths are rounded otherwise."""
+    return batch if batch.lengths is None else replace(batch, x=batch.x[:, : int(batch.lengths.max())])
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Examples one after the other, those of variable length filled up with 0."""
+    longest = max(batch.x.shape[1] for batch in batches) if batches[0].lengths is not None else None
+    x = [batch.x if longest is None else torch.nn.functional.pad(batch.x, (0, longest - batch.x.shape[1]))
+         for batch in batches]
+
+    def of(name: str) -> Tensor | None:
+        parts = [getattr(batch, name) for batch in batches]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return Batch(torch.cat(x), of("labels"), of("lengths"))
