@@ -14,14 +14,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Exit, TyperException
 
 from gencli import __version__, registry
-from gencli.absent import absent
 from gencli.commands._lazy import LazyGroup
 from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
@@ -140,8 +139,7 @@ def run(args: list[str]) -> int:
             _require_room(limit)
             keep_memory()
             check_environment(_options())
-        with absent() if _asks_for_options(args) else nullcontext():
-            code = app(args, prog_name="gencli", standalone_mode=False)
+        code = app(args, prog_name="gencli", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except TyperException as error:  # a usage error from Typer; that of no arguments has shown the help
@@ -184,13 +182,6 @@ def run(args: list[str]) -> int:
         console.error(f"internal error: {type(error).__name__}: {error}; "
                       f"this is a bug in gencli: run again with -v and report what it prints", 1)
         return 1
-
-
-def _asks_for_options(args: list[str]) -> bool:
-    """Whether help about a family of gencli's own is wanted, whose options stand in the file of its network."""
-    if args[:1] != ["train"] or "--help" not in args:
-        return False
-    return any(word in registry.families and registry.families[word].source == "gencli" for word in args[1:2])
 
 
 def _interrupted(error: BaseException | None) -> int:

@@ -27,7 +27,7 @@ LAYERS = [
     {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"headers", "tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
-    {"absent", "adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
+    {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
