@@ -10,11 +10,14 @@ A file, numbers little-endian:
 | bytes | what                                                                                                    |
 |-------|---------------------------------------------------------------------------------------------------------|
 | 4     | `GCZ` and the version of this format, 1                                                                 |
-| 4     | size of the head                                                                                        |
-|       | the head, a JSON object (`Head`)                                                                        |
-| 4 N   | sizes of the N blocks                                                                                   |
-| 4     | CRC-32 of all before                                                                                    |
-|       | the N blocks, of so many examples each as the head says, the last of the rest. Each decodes by itself   |
+| 4     | CRC-32 of the rest of the head                                                                          |
+| 16    | the first half of the identity of the model (`gencli.runs.identity`)                                    |
+| 4     | examples                                                                                                |
+| 2     | examples of a block; the last has the rest                                                              |
+| 4     | CRC-32 of what is known of the processor (`processor`)                                                  |
+| 1     | 1 if the examples are pieces of one text, in order; else 0                                              |
+|       | family, version of torch, version of gencli: a byte for the length and UTF-8 each                       |
+| 4 N   | sizes of the N blocks, which follow; each decodes by itself                                             |
 
 and a block:
 
@@ -40,20 +43,19 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gencli.dataset import Dataset
-from gencli.device import processor
 from gencli.errors import DataError, ModelError, UsageError, first_line, install
 from gencli.model import Batch, Model
 from gencli.version import __version__
 
 MAGIC = b"GCZ\x01"
+_HEAD_LIMIT = 1024  # bytes, without the sizes of blocks
 _AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
 _MOST = 4096  # examples of a block
 _ENOUGH = 2**18  # symbols of a block, beside which its 17 bytes do not count
@@ -63,17 +65,38 @@ _CLASSES, _LENGTHS = 1, 2
 Progress = Callable[[int, int], None]
 
 
-class Head(BaseModel):
+@dataclass(frozen=True)
+class Head:
     """What a file says of itself."""
 
-    model_config = ConfigDict(frozen=True)
-    model: str = Field(description="Identity of the model (`gencli.runs.identity`), 32 hex digits of it.")
+    model: bytes  # 16 of them
+    examples: int
+    block: int  # examples of a block
+    processor: int
+    whole: bool
     family: str
-    examples: int = Field(ge=1)
-    block: int = Field(ge=1, le=_MOST, description="Examples of a block.")
-    whole: bool = Field(False, description="Whether the examples are pieces of one text, in order.")
-    numerics: str = Field(description="What rounding depends on (`numerics`).")
+    torch: str
     gencli: str = __version__
+
+    FIXED: ClassVar[struct.Struct] = struct.Struct("<16sIHIB")
+
+    def write(self) -> bytes:
+        names = [name.encode()[:255] for name in (self.family, self.torch, self.gencli)]
+        return self.FIXED.pack(self.model, self.examples, self.block, self.processor, self.whole) + b"".join(
+            bytes([len(name)]) + name for name in names)
+
+    @classmethod
+    def read(cls, content: bytes) -> tuple["Head", int]:
+        """The head at the beginning, and where it ends; ValueError, IndexError or struct.error if there is none."""
+        model, examples, block, processor, whole = cls.FIXED.unpack_from(content)
+        place, names = cls.FIXED.size, []
+        for _ in range(3):
+            end = place + 1 + content[place]
+            names.append(content[place + 1 : end].decode())
+            place = end
+        if not (examples and 0 < block <= _MOST):
+            raise ValueError("it has no examples")
+        return cls(model, examples, block, processor, bool(whole), *names), place
 
 
 @dataclass
@@ -112,11 +135,10 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
         with _one_thread():
             coders.append(_Encoder())
             blocks.append(_write_block(model, data, numbers, coders[-1], lambda done: progress(done, len(data))))
-    head = Head(model=identity[:32], family=family, examples=len(data), block=size, numerics=numerics(),
-                whole=data.document is not None)
-    about = head.model_dump_json().encode()
-    start = MAGIC + struct.pack("<I", len(about)) + about + struct.pack(f"<{len(blocks)}I", *map(len, blocks))
-    file = b"".join([start, struct.pack("<I", zlib.crc32(start)), *blocks])
+    head = Head(bytes.fromhex(identity[:32]), len(data), size, processor(), data.document is not None, family,
+                torch.__version__)
+    rest = head.write() + struct.pack(f"<{len(blocks)}I", *map(len, blocks))
+    file = b"".join([MAGIC, struct.pack("<I", zlib.crc32(rest)), rest, *blocks])
     first = data.batch(torch.arange(1))
     lost = [name for name, there in (("classes", data.labels is not None and model.outline(first).labels is None),
                                      ("labels", data.tasks is not None), ("names", data.keys is not None)) if there]
@@ -137,20 +159,16 @@ class Archive:
         try:
             if content[:4] != MAGIC:
                 raise ValueError("its first bytes are not those of a compressed file of this version")
-            (size,) = struct.unpack_from("<I", content, 4)
-            about = content[8 : 8 + size]
-            # Before it is checked the number of blocks may be anything.
-            count = -(-int(json.loads(about)["examples"]) // max(1, int(json.loads(about)["block"])))
+            self.head, size = Head.read(content[8 : 8 + _HEAD_LIMIT])
+            count = -(-self.head.examples // self.head.block)
             place = 8 + size + 4 * count
-            if not 0 <= count <= len(content) // 4 or zlib.crc32(content[:place]) != struct.unpack_from(
-                    "<I", content, place)[0]:
+            if place > len(content) or zlib.crc32(content[8:place]) != struct.unpack_from("<I", content, 4)[0]:
                 raise ValueError("its head is damaged")
-            self.head = Head.model_validate_json(about)
             sizes = struct.unpack_from(f"<{count}I", content, 8 + size)
-        except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError, struct.error) as error:
+        except (ValueError, IndexError, struct.error) as error:
             raise DataError(f"{name} cannot be decoded: {first_line(error)}; write it again with 'gencli encode'"
                             ) from error
-        ends = np.cumsum([place + 4, *sizes]).tolist()
+        ends = [*itertools.accumulate(sizes, initial=place)]
         self.blocks = [content[start:end] for start, end in itertools.pairwise(ends)]
         self.sizes, self.extra = sizes, len(content) - ends[-1]
         if self.extra > 0:
@@ -170,13 +188,15 @@ class Archive:
         Raises:
             DataError: it is so.
         """
-        if self.head.model != identity[:32]:
-            what = "another model" if self.head.family == family else f"a model of the family {self.head.family}"
-            raise DataError(f"{self.name} was written by {what} ({self.head.model[:12]}), and this is "
+        head = self.head
+        if head.model != bytes.fromhex(identity[:32]):
+            what = "another model" if head.family == family else f"a model of the family {head.family}"
+            raise DataError(f"{self.name} was written by {what} ({head.model.hex()[:12]}), and this is "
                             f"{identity[:12]}; name the run that wrote it")
-        if self.head.numerics != (here := numerics()):
-            raise DataError(f"{self.name} was written with {self.head.numerics}, and this is {here}: probabilities are "
-                            f"rounded otherwise here; decode it where it was written")
+        if (head.torch, head.processor) != (torch.__version__, processor()):
+            raise DataError(f"{self.name} was written by gencli {head.gencli} with torch {head.torch} on a processor "
+                            f"of type {head.processor:08x}, and this is torch {torch.__version__} on type "
+                            f"{processor():08x}: sums are rounded otherwise here; decode it where it was written")
 
     def damaged(self, block: int) -> str:
         """What is wrong with the bytes of a block; "" if nothing is."""
@@ -266,16 +286,14 @@ def device_of(name: str) -> torch.device:
 
 
 @cache
-def numerics() -> str:
-    """The version of torch and the machine type, as far as they decide how sums are rounded."""
-    about = torch.cpu.get_capabilities()
-    kernels = {name: value for name, value in os.environ.items() if name.startswith(("MKL_", "ONEDNN_", "DNNL_"))}
-    machine = {name: value for name, value in about.items() if name not in ("num_sockets", "num_logical_cores",
-                                                                            "num_physical_cores")}
-    digest = zlib.crc32(json.dumps([machine, platform.machine(), platform.system(), kernels], sort_keys=True,
-                                   default=str).encode())
-    return (f"torch {torch.__version__}, {about.get('cpu_name') or platform.machine()} {processor(torch.device('cpu'))}"
-            f" {digest:08x}")
+def processor() -> int:
+    """A CRC-32 of the type of this machine's processor, as far as it decides how sums are rounded: what it can do, the
+    sizes of its caches, by which libraries cut matrices, and what they were told by the environment."""
+    about = {name: value for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}
+    told = {name: value for name, value in os.environ.items() if name.startswith(("MKL_", "ONEDNN_", "DNNL_"))
+            and not name.endswith("_NUM_THREADS")}
+    system = platform.machine(), platform.system(), torch.backends.cpu.get_cpu_capability()
+    return zlib.crc32(json.dumps([about, told, system], sort_keys=True, default=str).encode())
 
 
 @contextlib.contextmanager

@@ -298,7 +298,7 @@ families = Table("gencli.families", Family,
            "Encoder-decoder (Vaswani 2017, Luong 2015): texts from texts, pictures, series, rows",
            kinds=("text",), can=(*VERBS, "log_prob", "compress", "prompt", "condition")),
     Family("wavenet", "gencli.families.wavenet:WaveNet", "WaveNet (van den Oord 2016): dilated causal convolutions",
-           kinds=("audio",), can=(*VERBS, "log_prob", "label", "prompt", "condition")),
+           kinds=("audio",), can=(*VERBS, "log_prob", "compress", "label", "prompt", "condition")),
 )
 
 metrics = Table("gencli.metrics", MetricGroup,

@@ -21,6 +21,27 @@ def normal(*shape, seed=0):
 # --- discrete
 
 
+@pytest.mark.parametrize("distribution", [Categorical(7), DiscretisedLogisticMixture(2**16, 3),
+                                          DiscretisedLogisticMixture(7, 3)], ids=["categorical", "16 bits", "7 levels"])
+def test_digits_have_the_chances_of_their_level(distribution):
+    """And say which level it is; the chances of a digit add up to those of the digits before."""
+    levels, parameters = distribution.levels, torch.randn(20, distribution.parameters, dtype=torch.float64)
+    level = torch.randint(levels, (20,))
+    level[:2] = torch.tensor([0, levels - 1])
+    digits, chance = iter(distribution.digits(level).unbind(-1)), torch.ones(20, dtype=torch.float64)
+
+    def ask(chances):
+        nonlocal chance
+        assert torch.allclose(chances.sum(-1), chance, rtol=1e-6, atol=1e-12) and chances.shape[-1] <= 256
+        digit = next(digits)
+        chance = chances.gather(-1, digit[:, None])[:, 0]
+        return digit
+
+    assert torch.equal(distribution.visited(parameters, ask), level)
+    assert next(digits, None) is None
+    assert torch.allclose(chance, distribution.log_prob(parameters, level).exp(), rtol=1e-3, atol=1e-8)
+
+
 def test_a_mixture_is_a_distribution_and_its_inverse_is_one():
     levels = DiscretisedLogisticMixture(65536, 3)
     parameters = torch.tensor([0.3, -1, 0.5, -0.2, 0.9, 0.1, -3, -6, -20], dtype=torch.float64)

@@ -43,6 +43,7 @@ from gencli.model import (
     Score,
     Sizes,
     Spec,
+    Visit,
     fill,
     join,
     net_size,
@@ -366,6 +367,37 @@ class WaveNet(Model):
         for piece in self._write(noise, condition, given.prompt, temperature, engine, ends=not self.mels):
             yield replace(piece, labels=labels)
 
+    # --- compress
+
+    def outline(self, batch: Batch) -> Batch:
+        """A vocoder's recordings are made from their condition, a conditional model's have classes."""
+        labels, lengths = batch.labels if self.classes else None, inside(batch.x, batch.lengths).sum(1)
+        condition = batch.condition or (batch if self.mels else None)
+        return replace(super().outline(batch), labels=labels, lengths=lengths, condition=condition)
+
+    def symbols(self, batch: Batch) -> Tensor:
+        return self.distribution.digits(self.spec.to_levels(batch.x)).flatten(1)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        """By plain torch: the compiled engine draws in native code."""
+        assert outline.lengths is not None
+        levels = torch.zeros(len(outline), int(outline.lengths.max()), dtype=torch.int64, device=self.device)
+        there = inside(levels, outline.lengths)
+        spectrogram = None
+        if self.mels:
+            if outline.condition is None:
+                raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
+            x = outline.condition.x
+            spectrogram = self.spectrogram(F.pad(x, (0, levels.shape[1] - x.shape[1])))
+
+        def choose(t: int, parameters: Tensor) -> Tensor:
+            return self.distribution.visited(parameters, lambda chances: visit(chances, there[:, t]))
+
+        condition = self._condition(self._one_hot(outline.labels), spectrogram)
+        _TorchEngine(self, levels, choose, condition, 0)(0, levels.shape[1])
+        return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)
+
     @torch.no_grad()
     def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, temperature: float, engine: str,
                ends: bool) -> Iterator[Batch]:
@@ -381,7 +413,7 @@ class WaveNet(Model):
         levels = torch.zeros_like(u, dtype=torch.int64)
         if prompt is not None:
             levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
-        make_engine = _compiled_engine if self._compiled(engine) else _TorchEngine
+        make_engine = _compiled_engine if self._compiled(engine) else _torch_engine
         run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, temperature)
         piece = max(1, self.spec.rate // _PIECES)
         for begin in range(0, u.shape[1], piece):
@@ -432,14 +464,22 @@ class _Linears(nn.ModuleList):
 # the levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
 
 
-class _TorchEngine:
-    """All recordings together, in plain torch, on any device."""
+def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
+                  temperature: float) -> Callable[[int, int], None]:
+    """All recordings together."""
+    return _TorchEngine(model, levels, lambda t, parameters: model.distribution.from_uniform(parameters, u[:, t],
+                                                                                             temperature),
+                        condition, known)
 
-    def __init__(self, model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                 temperature: float):
-        self.model, self.levels, self.u, self.known, self.temperature = model, levels, u, known, temperature
+
+class _TorchEngine:
+    """All recordings together, in plain torch, on any device: `choose(t, parameters)` says their levels t (B,)."""
+
+    def __init__(self, model: WaveNet, levels: Tensor, choose: Callable[[int, Tensor], Tensor],
+                 condition: Tensor | None, known: int):
+        self.model, self.levels, self.choose, self.known = model, levels, choose, known
         width = model.config.residual
-        self.rings = [model.output.weight.new_zeros(len(u), dilation, width) for dilation in model.dilations]
+        self.rings = [model.output.weight.new_zeros(len(levels), dilation, width) for dilation in model.dilations]
         self.biases = None if condition is None else model.condition(condition).unflatten(2, (-1, 2 * width))
         self.weights = [(gates.weight.T.contiguous(), gates.bias) for gates in model.gates]
 
@@ -449,7 +489,7 @@ class _TorchEngine:
             skip = self._advance(x, t)
             if t >= self.known:
                 parameters = self.model._out(skip).double()
-                self.levels[:, t] = self.model.distribution.from_uniform(parameters, self.u[:, t], self.temperature)
+                self.levels[:, t] = self.choose(t, parameters)
 
     def _advance(self, x: Tensor, t: int) -> Tensor:
         """(B, residual) -> (B, skip); the rings hold what each layer read, for as long as its dilation."""

@@ -13,7 +13,7 @@ Noise codes. Element and noise determine each other, and an element that is draw
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -41,6 +41,14 @@ class Discrete(Protocol):
 
     def from_uniform(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
         """The level in whose interval u = Phi(z) lies. A lower temperature prefers likelier levels."""
+        ...
+
+    def digits(self, level: Tensor) -> Tensor:
+        """What `visited` asks for, one after the other, (..., N) int64: digits of which the level is made."""
+        ...
+
+    def visited(self, parameters: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """The level that `ask` knows: of probabilities (..., M) of a digit, given those before, it says the digit."""
         ...
 
 
@@ -81,6 +89,12 @@ class Categorical:
     def probabilities(self, parameters: Tensor) -> Tensor:
         """(..., L), none below the floor."""
         return torch.softmax(parameters, dim=-1) * (1 - self.levels * FLOOR) + FLOOR
+
+    def digits(self, level: Tensor) -> Tensor:
+        return level[..., None]
+
+    def visited(self, parameters: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        return ask(self.probabilities(parameters))
 
     def to_noise(self, parameters: Tensor, level: Tensor, place: Tensor) -> Tensor:
         p, level = self.probabilities(parameters), level[..., None]
@@ -165,6 +179,7 @@ class DiscretisedLogisticMixture:
 
     def __init__(self, levels: int, components: int = 10):
         self.levels, self.parameters = levels, 3 * components
+        self._base = math.isqrt(levels - 1) + 1
 
     def log_prob(self, parameters: Tensor, level: Tensor) -> Tensor:
         weight, mean, scale = self._components(parameters)
@@ -191,12 +206,28 @@ class DiscretisedLogisticMixture:
             low, high = torch.where(beyond, middle + 1, low), torch.where(beyond, high, middle)
         return low
 
+    def digits(self, level: Tensor) -> Tensor:
+        """The upper and the lower half of the bits: tables of all levels would be long."""
+        return torch.stack([level // self._base, level % self._base], dim=-1)
+
+    def visited(self, parameters: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        components, base = [part[..., None, :] for part in self._components(parameters)], self._base
+        places = torch.arange(base, device=parameters.device)
+        upper = ask(self._between(components, (base * places - 1).expand(*parameters.shape[:-1], -1), base))
+        lower = ask(self._between(components, base * upper[..., None] + places - 1, 1))
+        return base * upper + lower
+
+    def _between(self, components: Sequence[Tensor], level: Tensor, count: int) -> Tensor:
+        """P(level < x <= level + count), (...)."""
+        low, high = (self._cumulative(components, edge) for edge in (level, level + count))
+        return (high - low).clamp(min=0)
+
     def _components(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and scales, (..., K) each, float32 or more."""
         weight, mean, scale = precise(parameters).chunk(3, dim=-1)
         return torch.log_softmax(weight, dim=-1), mean, scale.clamp(min=self.NARROWEST).exp()
 
-    def _cumulative(self, components: tuple[Tensor, Tensor, Tensor], level: Tensor) -> Tensor:
+    def _cumulative(self, components: Sequence[Tensor], level: Tensor) -> Tensor:
         """F(level), 0 below the first level and 1 from the last on, with the floor under every level."""
         weight, mean, scale = components
         edge = ((2 * level + 1 - self.levels) / self.levels)[..., None]

@@ -25,7 +25,7 @@ def codec(inputs: Inputs) -> Iterator[Found]:
     model, data = inputs.model, inputs.examples.subset(_EXAMPLES)
     assert model is not None
     begin = time.monotonic()
-    made = coding.compress(model, data, "", progress=inputs.progress)
+    made = coding.compress(model, data, "0" * 32, progress=inputs.progress)
     batches = coding.Archive(made.file, data.name).decode(model, range(len(data)), data.whole().condition)
     pieces = [piece for batch in batches for piece in batch.pieces()]
     seconds = max(time.monotonic() - begin, 1e-6)
