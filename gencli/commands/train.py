@@ -89,6 +89,8 @@ def command(family: registry.Family, cls: Any) -> Any:
             raise UsageError("--watch draws what --quiet silences; leave one of them out")
         several = read_config(config) if config else {}
         if varied(several):
+            if watch:
+                raise UsageError("--watch draws one training, and --config has several; leave it out")
             return sweep(family.name, data, output or "", several, part, dry_run, console, resume=not overwrite,
                          overwrite=overwrite, wait=wait, device=device, preset=preset, limit=limit, skip_bad=skip_bad,
                          download=download, data_root=data_root, **settings)
