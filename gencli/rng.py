@@ -62,6 +62,14 @@ class Rng(Protocol):
         """(B, *shape), int64 in 0..high-1."""
         ...
 
+    def spread(self) -> Tensor:
+        """(B,), each uniform in [0, 1); those of a step at even distances from each other.
+
+        Together they are spread more evenly than B that are independent (Kingma et al. 2021, "Variational Diffusion
+        Models", arXiv:2107.00630, appendix I).
+        """
+        ...
+
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Philox4x32-10: four int64 tensors holding 32-bit counters -> four int64 tensors of 32 random bits."""
@@ -123,6 +131,9 @@ class ExampleStreams:
     def integers(self, high: int, *shape: int) -> Tensor:
         return (self.uniform(*shape, dtype=torch.float64) * high).long()
 
+    def spread(self) -> Tensor:
+        return self.uniform()  # whatever examples are beside it
+
 
 class DrawsNoise(RuntimeError):
     """Something that must be a function of the examples alone draws noise."""
@@ -146,6 +157,9 @@ class NoNoise:
     def integers(self, high: int, *shape: int) -> Tensor:
         raise DrawsNoise
 
+    def spread(self) -> Tensor:
+        raise DrawsNoise
+
 
 class StepStream:
     """The noise of one training step for a batch of B examples; `generator` is torch's own."""
@@ -167,6 +181,9 @@ class StepStream:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return torch.randint(high, (len(self), *shape), generator=self.generator, device=self.device)
+
+    def spread(self) -> Tensor:
+        return (self.uniform()[0] + torch.arange(len(self), device=self.device) / len(self)) % 1
 
 
 class PartStream:
@@ -200,3 +217,6 @@ class PartStream:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return self._draw("integers", high, *shape)
+
+    def spread(self) -> Tensor:
+        return self._draw("spread")

@@ -262,10 +262,7 @@ class Diffusion(Model):
         if self.config.transport:
             noise = noise[_nearest(y.flatten(1), noise.flatten(1))]
         labels, source = self._shown(batch, rng)
-        # One random number for the batch, and the others at even distances: each is uniform, and together they are
-        # spread more evenly than B that are independent (Kingma et al. 2021, appendix I).
-        u = (rng.uniform()[0] + torch.arange(len(y), device=y.device) / len(y)) % 1
-        deviation = self.objective.deviation(u).clamp(_SMALLEST, _LARGEST)
+        deviation = self.objective.deviation(rng.spread()).clamp(_SMALLEST, _LARGEST)
         if self.config.objective == "meanflow":
             return Loss(self._error_of_means(y, noise, deviation, labels, source, rng, changes).square().mean())
         deviation = _wide(deviation, y)

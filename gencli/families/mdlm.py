@@ -178,10 +178,7 @@ class MDLM(Model):
         longest = batch.x.shape[1] if batch.lengths is None else int(batch.lengths.max())
         tokens = batch.x[:, :longest if self.spec.lines else self.config.window]
         free = self._free(tokens, batch.lengths)
-        # One random number for the batch, and the others at even distances: each is uniform, and together they are
-        # spread more evenly than B that are independent (Kingma et al. 2021, arXiv:2107.00630, appendix I).
-        u = (rng.uniform()[0] + torch.arange(len(tokens), device=tokens.device) / len(tokens)) % 1
-        hidden, count, masked = _masks(free, u, rng.uniform(tokens.shape[1]))
+        hidden, count, masked = _masks(free, rng.spread(), rng.uniform(tokens.shape[1]))
         there = None if bool(free.all()) else inside(tokens, batch.lengths)
         labels = self._labels(batch)
         if labels is not None and self.training:
@@ -189,7 +186,7 @@ class MDLM(Model):
         x = self._read(tokens.masked_fill(hidden, self.mask), there, labels, lambda x: self._dropout(x, rng))
         nats = F.cross_entropy(self._logits(x[hidden]).float(), tokens[hidden], reduction="none")
         weight = (count / masked.clamp(min=1))[:, None].expand_as(hidden)[hidden]
-        return Loss((nats * weight).sum() / count.sum())
+        return Loss((nats * weight).sum() / count.sum(), of=count.sum())
 
     def _labels(self, given: Batch | Given) -> Tensor | None:
         return given.labels if self.classes else None

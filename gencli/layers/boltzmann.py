@@ -498,3 +498,6 @@ class ChainStreams:
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return (self.uniform(*shape, dtype=torch.float64) * high).long()
+
+    def spread(self) -> Tensor:
+        return self.uniform()
