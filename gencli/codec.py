@@ -257,18 +257,18 @@ class Archive:
                             f"{others}, or was written where sums are rounded otherwise") from error
 
 
-def archive(source: str, stdin: BinaryIO | None = None) -> tuple[Archive | None, BinaryIO | None]:
+def archive(source: str) -> tuple[Archive | None, BinaryIO | None]:
     """The compressed file of this name ("-": standard input); or None, and the stream that is to be read instead.
 
     Raises:
         DataError: it is damaged, or cannot be read.
     """
-    if source == "-":
-        file: Any = io.BufferedReader(stdin or sys.stdin.buffer)  # type: ignore[arg-type]
-        return (Archive(file.read(), "standard input"), None) if file.peek(4)[:4] == MAGIC else (None, file)
     try:
-        with open(source, "rb") as named:
-            return (Archive(named.read(), source) if named.peek(4)[:4] == MAGIC else None), None
+        file: Any = io.BufferedReader(sys.stdin.buffer) if source == "-" else open(source, "rb")  # type: ignore
+        if file.peek(4)[:4] != MAGIC:
+            return None, file  # what comes through a pipe cannot be opened again
+        with file:
+            return Archive(file.read(), "standard input" if source == "-" else source), None
     except OSError as error:
         raise DataError(f"cannot read codes from {source}: {error.strerror}") from error
 
