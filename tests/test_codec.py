@@ -62,7 +62,7 @@ def test_the_size_is_that_of_a_known_distribution(model):
     made = codec.compress(model, data, "ab" * 32, "dice")
     levels = model.symbols(data.whole())
     bits = float(-CHANCES[levels].log2().sum())
-    assert made.bits == pytest.approx(bits) and made.symbols == 24_000 and made.uniform == 0
+    assert made.bits == pytest.approx(bits) and made.symbols == 24_000 and made.side == 0
     assert bits < 8 * made.payload < 1.001 * bits + 8 * 32
     assert struct.unpack_from("<I16sIH", made.file, 4)[1:] == (b"\xab" * 16, 4000, 4096) and made.file[36:40] == b"dice"
     assert len(made.file) < made.payload + 80
@@ -124,7 +124,8 @@ def rebuilt(examples: int = 64, block: int = 64, lengths: bytes = b"", names: by
 @pytest.mark.parametrize("changes", [
     {}, {"examples": 2**32 - 1, "block": 2**16 - 1}, {"examples": 2**32 - 1}, {"examples": 0, "count": 0}, {"block": 0},
     {"names": b"\2\xff\xff\0\0"}, {"names": b"\xff" * 9}, {"names": b"", "count": 0},
-    {"lengths": struct.pack("<II", 9, 2)}, {"lengths": struct.pack("<II", 0, 2**32 - 1)}])
+    {"lengths": struct.pack("<IIH", 9, 2, 64)}, {"lengths": struct.pack("<IIH", 0, 2**32 - 1, 1)},
+    {"lengths": struct.pack("<IIH", 2, 2, 1)}, {"lengths": struct.pack("<IIH", 1, 2, 0)}])
 def test_a_hostile_file_is_refused(model, changes):
     with pytest.raises(DataError):
         decoded(rebuilt(**changes), model, 64)
