@@ -4,6 +4,7 @@ import math
 import struct
 import sys
 import zlib
+from dataclasses import replace
 
 import constriction
 import numpy as np
@@ -159,6 +160,25 @@ def test_the_bytes_do_not_depend_on_threads(small_run, small_data):
     finally:
         torch.set_num_threads(threads)
     assert len(set(files)) == 1 and torch.equal(decoded(files[0], trained, 65), data.whole().x)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_classes_are_symbols(labelled):
+    """Each costs log2 of their number; without labels the likeliest is chosen."""
+    from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
+
+    spec = ImageSpec(channels=1, height=3, width=2, levels=4, classes=("a", "b", "c"))
+    torch.manual_seed(0)
+    made = PixelCNN(PixelCNNConfig(width=4, layers=1, kernel=3, conditional=True), spec)
+    labels = torch.arange(70) % 3 if labelled else None
+    data = replace(dice(70), spec=spec, labels=labels)
+    coded = codec.compress(made, data, ID)
+    (batch,) = codec.Archive(coded.file, "a.gcz").decode(made, range(70))
+    assert torch.equal(batch.x, data.whole().x) and coded.side == pytest.approx(70 * math.log2(3))
+    best = made._of_classes(data.whole().x).detach()
+    assert torch.equal(batch.labels, labels if labelled else best.argmax(1))
+    nats = best.gather(1, batch.labels[:, None]).sum()
+    assert coded.bits == pytest.approx(-float(nats) / math.log(2), rel=1e-4)
 
 
 # --- the command line
