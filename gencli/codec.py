@@ -26,8 +26,9 @@ and a block:
 | 4     | CRC-32 of the rest of the block                                                                         |
 | 4     | CRC-32 of its classes, lengths and symbols, each int64                                                  |
 | 1     | 1: examples have classes; 2: they have lengths; 3: both; 0: neither                                     |
-| 8     | where they have lengths, the least and the greatest                                                     |
-|       | 32-bit words of the range coder: lengths and classes, as uniform numbers, then symbol by symbol         |
+| 10    | where they have lengths, the least, the greatest (4 bytes each), and how many have the greatest         |
+|       | 32-bit words of the range coder: which of the examples have the greatest length, the lengths of the     |
+|       | others and the classes, as uniform numbers, then the examples symbol by symbol, 64 at a time            |
 """
 
 import contextlib
@@ -108,7 +109,7 @@ class Compressed:
         payload: bytes of its blocks.
         symbols: how many were coded.
         bits: how many the probabilities of these ask for.
-        uniform: how many classes and lengths take.
+        side: how many classes and lengths take.
         notes: sentences about what is not in the file.
     """
 
@@ -116,7 +117,7 @@ class Compressed:
     payload: int
     symbols: int
     bits: float
-    uniform: float
+    side: float
     notes: list[str] = field(default_factory=list)
 
 
@@ -144,7 +145,7 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
                                      ("labels", data.tasks is not None), ("names", data.keys is not None)) if there]
     notes = [f"the {' and the '.join(lost)} of the examples are not in the file: the model knows none"] if lost else []
     return Compressed(file, sum(map(len, blocks)), sum(coder.symbols for coder in coders),
-                      sum(coder.bits for coder in coders), sum(coder.uniform_bits for coder in coders), notes)
+                      sum(coder.bits for coder in coders), sum(coder.side for coder in coders), notes)
 
 
 class Archive:
@@ -257,18 +258,18 @@ class Archive:
                             f"{others}, or was written where sums are rounded otherwise") from error
 
 
-def archive(source: str, stdin: BinaryIO | None = None) -> tuple[Archive | None, BinaryIO | None]:
+def archive(source: str) -> tuple[Archive | None, BinaryIO | None]:
     """The compressed file of this name ("-": standard input); or None, and the stream that is to be read instead.
 
     Raises:
         DataError: it is damaged, or cannot be read.
     """
-    if source == "-":
-        file: Any = io.BufferedReader(stdin or sys.stdin.buffer)  # type: ignore[arg-type]
-        return (Archive(file.read(), "standard input"), None) if file.peek(4)[:4] == MAGIC else (None, file)
     try:
-        with open(source, "rb") as named:
-            return (Archive(named.read(), source) if named.peek(4)[:4] == MAGIC else None), None
+        file: Any = io.BufferedReader(sys.stdin.buffer) if source == "-" else open(source, "rb")  # type: ignore # noqa: SIM115
+        if file.peek(4)[:4] != MAGIC:
+            return None, file  # what comes through a pipe cannot be opened again
+        with file:
+            return Archive(file.read(), "standard input" if source == "-" else source), None
     except OSError as error:
         raise DataError(f"cannot read codes from {source}: {error.strerror}") from error
 
@@ -336,18 +337,30 @@ def _constriction() -> Any:
     return constriction.stream
 
 
+def _bernoulli(stream: Any) -> Callable[[float], Any]:
+    """A distribution over 0 and 1 from the share of 1."""
+    return lambda share: stream.model.Categorical(np.array([1 - share, share]), perfect=False)
+
+
 class _Encoder:
     def __init__(self) -> None:
         stream = _constriction()
-        self._coder, self._uniform = stream.queue.RangeEncoder(), stream.model.Uniform
+        self._coder = stream.queue.RangeEncoder()
+        self._uniform, self._bernoulli = stream.model.Uniform, _bernoulli(stream)
         self._categorical = stream.model.Categorical(perfect=False)
-        self.crc, self.symbols, self.bits, self.uniform_bits = 0, 0, 0.0, 0.0
+        self.crc, self.symbols, self.bits, self.side = 0, 0, 0.0, 0.0
 
     def uniform(self, values: Tensor, levels: int) -> None:
         self.crc = _sum(values, self.crc)
         if levels > 1:
             self._coder.encode(values.to(torch.int32).numpy(), self._uniform(levels))
-            self.uniform_bits += len(values) * math.log2(levels)
+            self.side += len(values) * math.log2(levels)
+
+    def binary(self, values: Tensor, share: float) -> None:
+        self.crc = _sum(values, self.crc)
+        if 0 < share < 1:
+            self._coder.encode(values.to(torch.int32).numpy(), self._bernoulli(share))
+            self.side -= len(values) * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
 
     def categorical(self, level: Tensor, probabilities: Tensor) -> None:
         self.crc = _sum(level, self.crc)
@@ -372,7 +385,7 @@ class _Decoder:
         if len(words) % 4:
             raise _Mismatch
         self._coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        self._uniform = stream.model.Uniform
+        self._uniform, self._bernoulli = stream.model.Uniform, _bernoulli(stream)
         self._categorical = stream.model.Categorical(perfect=False)
         self.crc = 0
 
@@ -380,6 +393,13 @@ class _Decoder:
         values = torch.zeros(count, dtype=torch.int64)
         if levels > 1:
             values = self._decode(self._uniform(levels), count)
+        self.crc = _sum(values, self.crc)
+        return values
+
+    def binary(self, count: int, share: float) -> Tensor:
+        values = torch.full((count,), int(share))
+        if 0 < share < 1:
+            values = self._decode(self._bernoulli(share), count)
         self.crc = _sum(values, self.crc)
         return values
 
@@ -417,8 +437,10 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
         low, high = int(every.min()), int(every.max())
         if high > _longest(model):
             raise DataError(f"{data.name}: an example is {high:,} long, and {_longest(model):,} is the most; cut it")
-        start = struct.pack("<II", low, high)
-        coder.uniform(every - low, high - low + 1)
+        longest = every == high
+        start = struct.pack("<IIH", low, high, int(longest.sum()))
+        coder.binary(longest, float(longest.sum()) / len(every))
+        coder.uniform((every - low)[~longest], high - low)
     if classes := [outline.labels for outline in outlines if outline.labels is not None]:
         coder.uniform(torch.cat(classes), len(model.spec.classes))
     done = int(numbers[0])
@@ -448,13 +470,15 @@ def _read_block(model: Model, content: bytes, numbers: range, condition: Batch |
     crc, flags = struct.unpack_from("<IB", content, 4)
     place, lengths, classes = 9, None, None
     if flags & _LENGTHS:
-        low, high = struct.unpack_from("<II", content.ljust(17, b"\0"), 9)
-        if not low <= high <= _longest(model):
+        low, high, most = struct.unpack_from("<IIH", content.ljust(19, b"\0"), 9)
+        if not (low <= high <= _longest(model) and 0 < most <= len(numbers) and (low < high or most == len(numbers))):
             raise _Mismatch
-        place = 17
+        place = 19
     coder = _Decoder(content[place:])
     if flags & _LENGTHS:
-        lengths = low + coder.uniform(len(numbers), high - low + 1)
+        longest = coder.binary(len(numbers), most / len(numbers)).bool()
+        lengths = torch.full((len(numbers),), high)
+        lengths[~longest] = low + coder.uniform(int((~longest).sum()), high - low)
     if flags & _CLASSES:
         if not model.spec.classes:
             raise _Mismatch

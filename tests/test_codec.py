@@ -4,6 +4,7 @@ import math
 import struct
 import sys
 import zlib
+from dataclasses import replace
 
 import constriction
 import numpy as np
@@ -62,7 +63,7 @@ def test_the_size_is_that_of_a_known_distribution(model):
     made = codec.compress(model, data, "ab" * 32, "dice")
     levels = model.symbols(data.whole())
     bits = float(-CHANCES[levels].log2().sum())
-    assert made.bits == pytest.approx(bits) and made.symbols == 24_000 and made.uniform == 0
+    assert made.bits == pytest.approx(bits) and made.symbols == 24_000 and made.side == 0
     assert bits < 8 * made.payload < 1.001 * bits + 8 * 32
     assert struct.unpack_from("<I16sIH", made.file, 4)[1:] == (b"\xab" * 16, 4000, 4096) and made.file[36:40] == b"dice"
     assert len(made.file) < made.payload + 80
@@ -124,7 +125,8 @@ def rebuilt(examples: int = 64, block: int = 64, lengths: bytes = b"", names: by
 @pytest.mark.parametrize("changes", [
     {}, {"examples": 2**32 - 1, "block": 2**16 - 1}, {"examples": 2**32 - 1}, {"examples": 0, "count": 0}, {"block": 0},
     {"names": b"\2\xff\xff\0\0"}, {"names": b"\xff" * 9}, {"names": b"", "count": 0},
-    {"lengths": struct.pack("<II", 9, 2)}, {"lengths": struct.pack("<II", 0, 2**32 - 1)}])
+    {"lengths": struct.pack("<IIH", 9, 2, 64)}, {"lengths": struct.pack("<IIH", 0, 2**32 - 1, 1)},
+    {"lengths": struct.pack("<IIH", 2, 2, 1)}, {"lengths": struct.pack("<IIH", 1, 2, 0)}])
 def test_a_hostile_file_is_refused(model, changes):
     with pytest.raises(DataError):
         decoded(rebuilt(**changes), model, 64)
@@ -158,6 +160,25 @@ def test_the_bytes_do_not_depend_on_threads(small_run, small_data):
     finally:
         torch.set_num_threads(threads)
     assert len(set(files)) == 1 and torch.equal(decoded(files[0], trained, 65), data.whole().x)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_classes_are_symbols(labelled):
+    """Each costs log2 of their number; without labels the likeliest is chosen."""
+    from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
+
+    spec = ImageSpec(channels=1, height=3, width=2, levels=4, classes=("a", "b", "c"))
+    torch.manual_seed(0)
+    made = PixelCNN(PixelCNNConfig(width=4, layers=1, kernel=3, conditional=True), spec)
+    labels = torch.arange(70) % 3 if labelled else None
+    data = replace(dice(70), spec=spec, labels=labels)
+    coded = codec.compress(made, data, ID)
+    (batch,) = codec.Archive(coded.file, "a.gcz").decode(made, range(70))
+    assert torch.equal(batch.x, data.whole().x) and coded.side == pytest.approx(70 * math.log2(3))
+    best = made._of_classes(data.whole().x).detach()
+    assert torch.equal(batch.labels, labels if labelled else best.argmax(1))
+    nats = best.gather(1, batch.labels[:, None]).sum()
+    assert coded.bits == pytest.approx(-float(nats) / math.log(2), rel=1e-4)
 
 
 # --- the command line

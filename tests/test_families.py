@@ -310,7 +310,7 @@ def test_what_is_compressed_is_as_short_as_the_likelihood_and_comes_back(model, 
     assert len(pieces) == len(data) and all(map(torch.equal, pieces, data.whole().pieces()))
     bits = float(collect(model, data)["nll"].values.sum()) / math.log(2)
     assert made.bits == pytest.approx(bits, rel=1e-4)  # nets compute in float32, of 24 bits
-    assert bits + made.uniform - 1 < 8 * made.payload < 1.001 * (bits + made.uniform) + 8 * 64
+    assert bits + made.side - 1 < 8 * made.payload < 1.001 * (bits + made.side) + 8 * 64
 
 
 # --- files

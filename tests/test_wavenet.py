@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
-from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _TorchEngine
+from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _torch_engine
 from gencli.kinds.audio import AudioSpec
 from gencli.model import Batch, Given, join
 from gencli.rng import ExampleStreams, StepStream, generator
@@ -68,7 +68,7 @@ def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels):
     condition = model._condition(*model._class_and_spectrogram(batch))
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
-    engine = _TorchEngine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
+    engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
     step, state = _Step(model), torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)
     level = torch.full((3, 1), -1)
     for t in range(k.shape[1]):
@@ -130,7 +130,7 @@ def test_an_engine_that_forgets_is_noticed():
     model = network()
     u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
     k = torch.zeros(3, 59, dtype=torch.int64)
-    engine = _TorchEngine(model, k, u, None, 0, 1.0)
+    engine = _torch_engine(model, k, u, None, 0, 1.0)
     engine(0, 20)
     engine.rings[-1].copy_(engine.rings[-1].roll(1, dims=1))
     engine(20, 59)

@@ -465,7 +465,7 @@ class _Linears(nn.ModuleList):
 
 
 def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                  temperature: float) -> Callable[[int, int], None]:
+                  temperature: float) -> "_TorchEngine":
     """All recordings together."""
     return _TorchEngine(model, levels, lambda t, parameters: model.distribution.from_uniform(parameters, u[:, t],
                                                                                              temperature),

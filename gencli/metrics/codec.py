@@ -35,6 +35,6 @@ def codec(inputs: Inputs) -> Iterator[Found]:
     size = 8 * made.payload
     yield Metric("codec_bits", size / made.symbols, None, len(data), "bits/symbol", "exact", record)
     nats = float(collect(model, data, seed=inputs.seed)["nll"].values.sum())
-    said = nats / math.log(2) + made.uniform
+    said = nats / math.log(2) + made.side
     yield Metric("codec_excess", 100 * (size / said - 1), None, len(data), "%", "exact", record)
     yield Metric("codec_speed", 2 * made.symbols / seconds, None, len(data), "symbols/s", "estimate", record)

@@ -73,7 +73,7 @@ def read_codes(source: str, stdin: BinaryIO | None = None, block: int = 64) -> I
 
     Args:
         source: a path, or "-" for standard input.
-        stdin: the binary stream that stands for standard input.
+        stdin: the binary stream that stands for standard input, or for the file that was opened already.
         block: codes yielded at once; the last block may have fewer. Short ones are filled up to the longest of a block.
 
     Raises:
@@ -81,7 +81,7 @@ def read_codes(source: str, stdin: BinaryIO | None = None, block: int = 64) -> I
     """
     name = "standard input" if source == "-" else source
     with ExitStack() as stack:
-        if source == "-":
+        if stdin is not None or source == "-":
             file = stdin or sys.stdin.buffer
         else:
             try:
