@@ -61,6 +61,7 @@ _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples hav
 _RHO = 7.0  # how densely a sampler steps where the noise is small (Karras et al. 2022, equation 5)
 _SPANS = 0.25  # share of the examples with a step ahead in training (Geng et al. 2025, table 1a)
 _WAVES = (1, 2, 4, 8, 16, 32, 64)  # grey levels from crest to crest
+_RATES = (1, 2, 4, 8, 16, 32)  # of the sines of a row's numbers, which are about 1
 _WHITE, _MANY = 2.2, 0.05  # |y| that is far beyond black or white, which are 2; the share that is told
 _FEW = 16  # dimensions in which the trace of a Jacobian is computed and not estimated
 
@@ -138,15 +139,16 @@ class Diffusion(Model):
         self.beside = isinstance(source, _PIXELS) and isinstance(spec, _PIXELS)
         self.source = None if source is None or self.beside else view_of(source)
         if isinstance(spec, _PIXELS):
-            self.view, self.levels = None, spec.levels
+            self.view, self.levels, steps = None, spec.levels, None
             self.shape: tuple[int, ...] = (math.prod(spec.shape[:-2]), *spec.shape[-2:])
-            self.fine = bool(spec.levels and spec.levels > 2)
-            steps, maps = None, self.shape[0] * (1 + 2 * len(_WAVES) * self.fine)
-            maps += math.prod(source.shape[:-2]) if source is not None and self.beside else 0
+            levels = self.levels if self.levels and self.levels > 2 else 0
+            self.rates = [2 * math.pi * (levels - 1) * _GREY / length for length in _WAVES if levels]
         else:
-            self.view, self.levels, self.fine = view_of(spec), None, False
-            self.shape = (self.view.size,)
-            steps, maps = self.view.steps(), 0
+            self.view, self.levels = view_of(spec), None
+            self.shape, steps = (self.view.size,), self.view.steps()
+            self.rates = [] if steps is not None else list(_RATES)
+        maps = self.shape[0] * (1 + 2 * len(self.rates))
+        maps += math.prod(source.shape[:-2]) if source is not None and self.beside else 0
         self.known, self.network = _networks(config, self.shape, maps, steps, self.classes,
                                              self.source.size if self.source else 0)
         self.size = math.prod(self.shape)
@@ -161,27 +163,25 @@ class Diffusion(Model):
         """F for y (B, ...), noisy by `deviation` (B, 1, ...); in its units of unit variance, float32."""
         _, _, scale = self.objective.preconditioning(deviation)
         parts = [(scale * y).float()]
-        if self.fine:
-            parts.append(self._fine(y, deviation))
+        parts += self._waves(y, deviation)
         if self.beside and source is not None:
             parts.append(F.interpolate(source, size=self.shape[1:], mode="bicubic", antialias=True))
             source = None
         known = self.known(deviation.flatten().log().float(), labels, source, span, changes)
         return self.network(torch.cat(parts, dim=1), known).to(y.dtype)
 
-    def _fine(self, y: Tensor, deviation: Tensor) -> Tensor:
-        """Sines of y with wavelengths of 1 to 64 grey levels, which show little noise (Kingma et al. 2021, appendix C).
+    def _waves(self, y: Tensor, deviation: Tensor) -> list[Tensor]:
+        """Sines of y, of pictures with wavelengths of 1 to 64 grey levels, which show what is small beside the range of
+        y (Kingma et al. 2021, appendix C).
 
         Each as far as it can be told through the noise: without them a picture looks the same to the network with a
-        noise of 0.05 as without, and what is left of the likelihood lies there.
+        noise of 0.05 as without, and a ring in two columns like a disc.
         """
-        assert self.levels
-        waves = []
-        for length in _WAVES:
-            rate = 2 * math.pi * (self.levels - 1) * _GREY / length
+        start, waves = y if self.view else y + 0.5 / _GREY, []
+        for rate in self.rates:
             clear = torch.exp(-0.5 * (rate * deviation).square())
-            waves += [clear * (rate * (y + 0.5 / _GREY)).sin(), clear * (rate * (y + 0.5 / _GREY)).cos()]
-        return torch.cat(waves, dim=1).float()
+            waves += [(clear * (rate * start).sin()).float(), (clear * (rate * start).cos()).float()]
+        return waves
 
     def denoise(self, y: Tensor, deviation: Tensor, labels: Tensor | None = None, source: Tensor | None = None,
                 target: Tensor | None = None) -> Tensor:
@@ -773,7 +773,7 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
 
     Args:
         shape: (C, H, W) of pictures, (D,) of rows.
-        maps_in: numbers of a point that the network sees, of pictures.
+        maps_in: numbers that the network sees of a point, or of a row.
         steps: (T, C) the places of each step's numbers in a row, of sequences.
         source: numbers of what an example is made from.
     """
@@ -787,7 +787,8 @@ def _networks(config: DiffusionConfig, shape: tuple[int, ...], maps_in: int, ste
     if net == "mlp":
         if len(shape) > 1:
             raise UsageError("--net mlp is for rows and sequences; pictures take unet or transformer")
-        network: RowNet | UNet | PatchTransformer | OverSteps = RowNet(shape[0], width, depth, config.dropout)
+        network: RowNet | UNet | PatchTransformer | OverSteps = RowNet(maps_in, shape[0], width, depth,
+                                                                               config.dropout)
     else:
         maps_in, maps, sides = (maps_in, shape[0], (shape[1], shape[2])) if steps is None else \
             (steps.shape[1], steps.shape[1], (1, len(steps)))

@@ -63,12 +63,16 @@ class Known(nn.Module):
 
 
 class RowNet(nn.Module):
-    """Rows (B, V): residual blocks of two layers, scaled and shifted by what is known."""
+    """Rows (B, V): residual blocks of two layers, scaled and shifted by what is known.
 
-    def __init__(self, size: int, width: int, depth: int, dropout: float):
+    Args:
+        seen, size: numbers of a row that go in and that come out.
+    """
+
+    def __init__(self, seen: int, size: int, width: int, depth: int, dropout: float):
         super().__init__()
         self.features = width
-        self.first = nn.Linear(size, width)
+        self.first = nn.Linear(seen, width)
         self.blocks = nn.ModuleList(_RowBlock(width, dropout) for _ in range(depth))
         self.last = zero(nn.Linear(width, size))
 
