@@ -501,7 +501,7 @@ def read_bytes(path: Path | Part) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix.lower() in PACKED:
         data = unpack(data, path.suffix.lower(), str(path))
-    if not data:
+    if not data and isinstance(path, Path):  # of a part whoever reads it says which one it is
         raise DataError(f"{path} is empty")
     return data
 

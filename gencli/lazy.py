@@ -46,6 +46,9 @@ class _Shell(type):
             raise AttributeError(name)
         return _shell(name)
 
+    def __getitem__(cls, _: Any) -> Any:
+        return cls
+
     def __call__(cls, *args: Any, **keywords: Any) -> Any:
         if not _is_hollow(cls):
             return super().__call__(*args, **keywords)

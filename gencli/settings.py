@@ -243,7 +243,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def varied(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The settings of a config that have several values, which make it a sweep."""
-    return {name: value for name, value in config.items() if isinstance(value, list)}
+    return {name: value for name, value in config.items() if isinstance(value, list) and name not in _REPORTED}
 
 
 def without_defaults(values: Mapping[str, Any], fields: Fields) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_ledger_is_of_presets_as_they_are(gencli, preset, small_data, small_ru
     assert f"is measured otherwise than on {data}:" in refused("run", data)
     assert "no such" in refused("run", ledger="nowhere/l.jsonl", code=7).lower()
     assert "name one" in refused("run", ledger="-")
-    assert "name it, RUN DATA" in one_line(gencli("evaluate", "--samples", data, data, "--ledger", "l", code=2).stderr)
+    assert "name one, RUN DATA" in one_line(gencli("evaluate", "--samples", data, data, "--ledger", "l", code=2).stderr)
 
 
 # --- the table

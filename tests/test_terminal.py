@@ -22,6 +22,7 @@ from rich.console import Console
 from test_progress import in_terminal
 from test_streams import TABLE
 
+from gencli import terminal
 from gencli.kind import Tile
 from gencli.live import LiveView
 from gencli.model import Batch
@@ -32,6 +33,7 @@ from gencli.terminal import Gallery, curves, waveform
 def drawn(what, width=80, height=25, colour="truecolor", **options) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=width, height=height, color_system=colour, **options)
+    terminal._style.cache_clear()  # a style of rich keeps the colours of the first console that it was printed on
     console.print(what, end="")
     return out.getvalue()
 
@@ -104,16 +106,17 @@ def test_curves():
     assert curves({"loss": [(3, 2.0)]}, 20, 5)
 
 
-def test_the_head_of_a_table():
+def test_the_head_of_a_table(monkeypatch):
+    monkeypatch.setenv("LINES", "25")
     class Terminal(io.BytesIO):
         def isatty(self) -> bool:
             return True
 
-    terminal = Terminal()
-    with open_writer("-", TABLE, stdout=terminal) as writer:
+    screen = Terminal()
+    with open_writer("-", TABLE, stdout=screen) as writer:
         for _ in range(3):
             writer.write(Batch(torch.tensor([[1.0, 2.0]] * 10), torch.tensor([1] * 10)))
-    text = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue().decode())
+    text = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue().decode())
     assert re.search(r"x .* y .* label", text) and text.count("1.0") == 17 and "13 more rows" in text
 
 
@@ -143,8 +146,9 @@ def test_watch(small_data, python, tmp_path):
     before = termios.tcgetattr(theirs)
     command = ["train", "vae", str(small_data["image"]), "-o", "run", "--width", "4", "--latent", "2", "--watch",
                "--steps", "100000", "--preview-every", "5", "--log-every", "2"]
+    sized = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
     process = subprocess.Popen([*python, "-m", "gencli", *command], stdin=theirs, stdout=theirs, stderr=theirs,
-                               cwd=tmp_path, env={**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor",
+                               cwd=tmp_path, env={**sized, "TERM": "xterm-256color", "COLORTERM": "truecolor",
                                                   "PYTHONPATH": str(Path(__file__).parent.parent)})
     written: list[bytes] = []
 

@@ -2,6 +2,7 @@
 
 import tomllib
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +11,6 @@ from gencli import registry
 from gencli.errors import UsageError, did_you_mean
 
 ABOUT = ("paper", "command", "duration", "expected", "measured")  # the keys of [about] that are sentences, for readers
-_FOLDER = resources.files("gencli.presets")
 
 
 class About(BaseModel):
@@ -60,9 +60,13 @@ def presets() -> list[dict[str, Any]]:
     return [{"family": family, "name": name, **about(family, name).model_dump()} for family, name in _all()]
 
 
+def _folder() -> Traversable:
+    return resources.files("gencli.presets")
+
+
 def _all() -> list[tuple[str, str]]:
     """Family and name of each preset; of families whose names are the beginning of others the longest owns a file."""
-    files = sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+    files = sorted(entry.name.removesuffix(".toml") for entry in _folder().iterdir() if entry.name.endswith(".toml"))
     owners = [max((name for name in registry.families if file.startswith(f"{name}-")), key=len) for file in files]
     return [(owner, file.removeprefix(f"{owner}-")) for owner, file in zip(owners, files, strict=True)]
 
@@ -71,4 +75,4 @@ def _read(family: str, name: str) -> dict[str, Any]:
     names = names_of(family)
     if name not in names:
         raise UsageError(f"family {family!r} has no preset {name!r}{did_you_mean(name, names)}")
-    return tomllib.loads((_FOLDER / f"{family}-{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((_folder() / f"{family}-{name}.toml").read_text(encoding="utf-8"))
