@@ -367,7 +367,8 @@ def test_units_of_systemd(tmp_path):
         (tmp_path / "runtime").mkdir()
         done = run(tmp_path, "systemd-analyze", "verify", "--user", *(str(EXAMPLES / unit) for unit in units),
                    XDG_RUNTIME_DIR=str(tmp_path / "runtime"))
-        assert done.stderr == ""
+        # Of the units of the machine itself it may have more to say.
+        assert not [line for line in done.stderr.splitlines() if "gencli" in line.replace(str(tmp_path), "")]
     text = (EXAMPLES / units[0]).read_text()
     line = re.search(r"^ExecStart=(.*)$", text, re.M)[1].replace("%%", "%")
     run(tmp_path, "gencli", "train", "vae", "digits", "-o", "runs/vae", "--steps", "2", "-q")

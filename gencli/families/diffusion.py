@@ -147,6 +147,8 @@ class Diffusion(Model):
             self.view, self.levels = view_of(spec), None
             self.shape, steps = (self.view.size,), self.view.steps()
             self.rates = [] if steps is not None else list(_RATES)
+        if config.objective == "meanflow":  # which learns from derivatives, and those of fast sines are large
+            self.rates = []
         maps = self.shape[0] * (1 + 2 * len(self.rates))
         maps += math.prod(source.shape[:-2]) if source is not None and self.beside else 0
         self.known, self.network = _networks(config, self.shape, maps, steps, self.classes,
