@@ -25,7 +25,7 @@ from gencli.commands._lazy import LazyGroup
 from gencli.console import Console, leave_streams, prepare_streams
 from gencli.errors import ClosedPipeError, GencliError, ModelError, ResourceError, UsageError, did_you_mean
 from gencli.lazy import COMPUTING, hollow
-from gencli.stopping import Signalled, leave_on_signals
+from gencli.stopping import Signalled, leave_on_signals, leaving
 
 _COMPLETION = "_GENCLI_COMPLETE"  # set by the scripts that Typer makes for shells
 _RESERVE = 2**26  # bytes
@@ -185,10 +185,12 @@ def run(args: list[str]) -> int:
 
 
 def _interrupted(error: BaseException | None) -> int:
-    """The exit code of the signal on whose way out an error was raised, e.g. where it met a lock half taken; else 0."""
+    """The exit code of the signal on whose way out an error was raised, e.g. where it met a lock half taken or a library
+    that makes an error of its own of it; else 0.
+    """
     while error and not isinstance(error, Signalled):
         error = error.__context__
-    return error.code if isinstance(error, Signalled) and isinstance(error.code, int) else 0
+    return error.code if isinstance(error, Signalled) and isinstance(error.code, int) else leaving()
 
 
 def _address_limit() -> float:

@@ -66,6 +66,14 @@ class Signalled(SystemExit):
     """Ends the process because of a signal."""
 
 
+_leaving: list[int] = []  # the exit code of the signal because of which this process ends
+
+
+def leaving() -> int:
+    """The exit code of the signal because of which this process ends; 0 where none has come."""
+    return _leaving[0] if _leaving else 0
+
+
 def leave_on_signals() -> None:
     """From now on a signal ends the process with its exit code; half-written files are removed on the way out."""
     sys.unraisablehook = _raise_again
@@ -76,7 +84,8 @@ def leave_on_signals() -> None:
 def _leave(number: int, _: object) -> NoReturn:
     for later in CODES:  # another one would interrupt the cleanup
         signal.signal(later, signal.SIG_IGN)
-    raise Signalled(CODES[signal.Signals(number)])
+    _leaving.append(CODES[signal.Signals(number)])
+    raise Signalled(_leaving[0])
 
 
 @contextmanager

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -96,6 +98,33 @@ def test_a_signal_at_a_moment_where_exceptions_are_lost(moment, cases, tmp_path)
     args, _, _ = cases.get(0, random.Random(0))
     child = torture.Child(tmp_path, args, prepare)
     assert child.wait() == 75 and child.said.read_text() == ""
+
+
+def test_a_signal_of_which_a_library_makes_an_error():
+    """One that comes while pydantic calls back, which drops where the error is from."""
+    script = """if True:
+        import os, signal, sys
+        from typing import Any
+        from pydantic import BaseModel, field_serializer
+        from gencli import app
+        from gencli.stopping import leave_on_signals
+
+        class Called(BaseModel):
+            x: int = 0
+
+            @field_serializer("x")
+            def _send(self, value: Any) -> Any:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        def command(*_: Any, **__: Any) -> None:
+            leave_on_signals()
+            Called().model_dump()
+
+        app.app = command
+        sys.exit(app.run([]))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")
 
 
 @pytest.mark.parametrize(("number", "code"), torture.STOPS.items())
