@@ -185,8 +185,9 @@ def run(args: list[str]) -> int:
 
 
 def _interrupted(error: BaseException | None) -> int:
-    """The exit code of the signal on whose way out an error was raised, e.g. where it met a lock half taken or a library
-    that makes an error of its own of it; else 0.
+    """The exit code of the signal on whose way out an error was raised, else 0.
+
+    It may have met a lock half taken, or a library that makes an error of its own of it.
     """
     while error and not isinstance(error, Signalled):
         error = error.__context__
