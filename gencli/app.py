@@ -94,7 +94,9 @@ def main(args: list[str] | None = None) -> None:
     prepare_streams()
     code = _complete() if _COMPLETION in os.environ else run(sys.argv[1:] if args is None else args)
     leave_streams()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    from gencli.limits import process_count
+
+    if process_count() > 1:
         # Threads of torch.distributed may still hold tensors, which sometimes aborts the process while Python shuts
         # down (pytorch/pytorch#179291). All files are closed and published by now.
         sys.stdout.flush()

@@ -50,7 +50,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gencli.dataset import Dataset
+from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, ModelError, UsageError, first_line, install
 from gencli.model import Batch, Model
 from gencli.version import __version__
@@ -510,12 +510,7 @@ def _cut(batch: Batch) -> Batch:
 
 def _joined(batches: list[Batch]) -> Batch:
     """Examples one after the other, those of variable length filled up with 0."""
-    longest = max(batch.x.shape[1] for batch in batches) if batches[0].lengths is not None else None
-    x = [batch.x if longest is None else torch.nn.functional.pad(batch.x, (0, longest - batch.x.shape[1]))
-         for batch in batches]
-
-    def of(name: str) -> Tensor | None:
-        parts = [getattr(batch, name) for batch in batches]
-        return None if parts[0] is None else torch.cat(parts)
-
-    return Batch(torch.cat(x), of("labels"), of("lengths"))
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    x, lengths = (torch.cat([batch.x for batch in batches]), None) if batches[0].lengths is None else \
+        stack_padded([piece for batch in batches for piece in batch.pieces()])
+    return Batch(x, torch.cat(labels) if labels else None, lengths)

@@ -49,13 +49,13 @@ def status(run: str) -> dict[str, Any]:
     folder = path if path.is_dir() else None
     model = path / "model.safetensors" if folder else path
     card = _card(model) if model.exists() else {}
-    config = _json(path / "config.json") if folder else {}
+    config = read_object(path / "config.json") if folder else {}
     config = config if "family" in config else {}  # else it is of another program
     if folder and not (card or config):
         raise ModelError(f"{run} is not a run: it holds neither config.json nor model.safetensors")
     if not (folder or card):
         raise ModelError(f"no run or model file is called {run}; expected a run directory or a .safetensors file")
-    newest = _json(_newest_checkpoint(path) / "state.json") if folder else {}
+    newest = read_object(_newest_checkpoint(path) / "state.json") if folder else {}
     settings = {**card.get("data_settings", {}), **card.get("config", {}), **config}
     family = str(card.get("family") or config.get("family"))
     done = max(_whole(newest.get("step")), _whole(card.get("stopped") or card.get("steps")))
@@ -77,7 +77,7 @@ def status(run: str) -> dict[str, Any]:
         "bytes": {"model": model.stat().st_size if card else None, "all": sum(f.stat().st_size for f in _files(path))},
         "training": next((line for line in logged if _TOLD & line.keys() > {"step"}), None),
         "validation": next((line for line in logged if any(name.startswith("validation/") for name in line)), None),
-        "evaluation": _evaluation(path / "eval") if folder else None,
+        "evaluation": _evaluation(path) if folder else None,
         "began": config.get("date"), "changed": datetime.fromtimestamp(changed, UTC).isoformat(timespec="seconds"),
         "age": max(0, round(time.time() - changed)),
         "resume": _resume(config, run) if state == "interrupted" else None,
@@ -100,7 +100,7 @@ def _card(model: Path) -> dict[str, Any]:
         raise ModelError(f"{model}: its description is damaged: {error}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; empty where there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
@@ -160,20 +160,25 @@ def _logged(path: Path) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _evaluation(folder: Path) -> dict[str, Any] | None:
-    """The newest result of `evaluate`."""
+def newest_result(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest evaluation of a run, as `evaluate --json` printed it, and its file; None where there is none."""
     try:
-        found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = sorted((run / "eval").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name), reverse=True)
     except OSError:
         return None
-    for path in found:
-        document = _json(path)
-        if isinstance(document.get("metrics"), list) and isinstance(document.get("data"), dict):
-            return {"file": str(path), "data": f"{document['data'].get('name')}:{document['data'].get('split')}",
-                    "changed": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
-                    "metrics": [{key: metric.get(key) for key in ("name", "value", "error", "unit")}
-                                for metric in document["metrics"] if isinstance(metric, dict)]}
-    return None
+    return next(((path, document) for path in found if isinstance((document := read_object(path)).get("metrics"), list)
+                 and isinstance(document.get("data"), dict)), None)
+
+
+def _evaluation(run: Path) -> dict[str, Any] | None:
+    """What is told of the newest evaluation."""
+    if not (newest := newest_result(run)):
+        return None
+    path, document = newest
+    return {"file": str(path), "data": f"{document['data'].get('name')}:{document['data'].get('split')}",
+            "changed": datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"),
+            "metrics": [{key: metric.get(key) for key in ("name", "value", "error", "unit")}
+                        for metric in document["metrics"] if isinstance(metric, dict)]}
 
 
 def _describe(spec: Any) -> str | None:

@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 
 from gencli import registry, training
 from gencli.errors import DivergedError, GencliError, LockedError, UsageError
+from gencli.limits import process_count
 from gencli.runs import Run
 from gencli.settings import TrainSettings, environment, resolve, validated, varied
 from gencli.stopping import seconds
@@ -111,7 +111,7 @@ def sweep(family: str, data: str, folder: str, combined: Sequence[Combination], 
     """
     if Run(folder).started:
         raise UsageError(f"{folder} is a run; a sweep writes a folder of runs: name another with -o FOLDER")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise UsageError("a sweep trains its runs in one process each: leave torchrun out, and divide it by --shard "
                          "I/N")
     same = {name: value for name, value in config.items() if name not in varied(config)}

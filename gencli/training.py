@@ -366,15 +366,15 @@ class _Followers:
     """Who follows the training of a run: the trackers of its settings, and the watcher of the caller."""
 
     def __init__(self, run: Run, resolved: Plan, events: Events):
-        self._run, self._resolved = run, resolved
-
-        def warn(message: str) -> None:
-            events.warn(message)
-            run.log(f"warning: {message}")
-
-        self._tracking = Tracking(trackers.chosen(resolved.settings.track), warn)
+        self._run, self._resolved, self._events = run, resolved, events
+        self._tracking = Tracking(trackers.chosen(resolved.settings.track), self.warn)
         self._all: list[Watcher] = [*([self._tracking] if self._tracking else []),
                                     *([events.watcher] if events.watcher else [])]
+
+    def warn(self, message: str) -> None:
+        """Tell the user, and the log of the run."""
+        self._events.warn(message)
+        self._run.log(f"warning: {message}")
 
     def start(self, resumed: bool) -> None:
         """Tell the trackers that a training begins, or goes on."""
@@ -423,17 +423,12 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
     The settings of a run are those of its newest checkpoint: others, given to a resumed training, are kept with the
     first that it saves, so that one which fails before leaves them as they were.
     """
-
-    def warn(message: str) -> None:
-        events.warn(message)
-        run.log(f"warning: {message}")
-
     @functools.cache  # once
     def keep_settings() -> None:
         run.write_config(resolved.document())
 
     return Trainer(model, resolved.examples, resolved.settings, run, device,
-                   Hooks(events.progress, warn, followers.preview, keep_settings, followers.log,
+                   Hooks(events.progress, followers.warn, followers.preview, keep_settings, followers.log,
                          followers.rewind),
                    started=resolved.other is not None and resolved.other.use == "weights")
 

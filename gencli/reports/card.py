@@ -1,6 +1,5 @@
 """The model card, Markdown with a YAML head: what a model is, how it was made, what was measured, how to use it."""
 
-import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,8 @@ from gencli.escape import printable, to_json
 from gencli.metrics.glossary import term
 from gencli.metrics.requirements import shown
 from gencli.model import Model
+from gencli.status import newest_result, read_object
 
-_MOST = 2**22  # bytes of a file that is read for a card
 _PICTURES = {".png", ".gif", ".webp", ".svg"}
 _NOT_OPTIONS = {"family", "data", "argv", "versions", "fingerprint", "date"}
 
@@ -32,7 +31,7 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
         license: an identifier of a license, as the Hugging Face hub has them (mit, cc-by-4.0).
     """
     family = registry.families.named(card.family)
-    settings = _json(folder / "config.json") if folder else {}
+    settings = read_object(folder / "config.json") if folder else {}
     title = f"{card.family} trained on {plain(card.data)}"
     results = measured(folder) if folder else {}
     head = _head(model, card, results, (address or card.family).rpartition("/")[2], license)
@@ -100,9 +99,9 @@ def _head(model: Model, card: runs.Card, document: dict[str, Any], name: str, li
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The newest evaluation of a run, as `evaluate --json` printed it; empty where there is none."""
-    found = sorted((folder / "eval").glob("*.json"), key=lambda path: (path.stat().st_mtime, path.name))
-    return next((d for path in reversed(found) if isinstance((d := _json(path)).get("metrics"), list)), {})
+    """The newest evaluation of a run; empty where there is none."""
+    newest = newest_result(folder)
+    return newest[1] if newest else {}
 
 
 def _results(document: dict[str, Any]) -> Iterator[str]:
@@ -125,12 +124,3 @@ def _results(document: dict[str, Any]) -> Iterator[str]:
 def newest_samples(folder: Path) -> Path | None:
     """The newest file of samples of a run."""
     return max((folder / "samples").glob("step-*.*"), key=lambda path: (len(path.stem), path.stem), default=None)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a run; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes()[:_MOST])
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
