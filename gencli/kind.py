@@ -19,7 +19,8 @@ from gencli import registry
 from gencli import spec as specs
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, KindSettings, Numbered, Request, Source, Splits, classes_in, readable
+from gencli.examples import Examples, KindSettings, Numbered, Request, Splits, classes_in, readable
+from gencli.files import Source
 from gencli.format import Format, stack
 from gencli.lazy import Lazy
 from gencli.spec import Batch, Spec

@@ -23,7 +23,8 @@ from pydantic import Field
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import STRETCH, KindSettings, Part, Rows, Source, Whole, bytes_of, expect
+from gencli.examples import KindSettings
+from gencli.files import STRETCH, Part, Source, StoredRows, Whole, bytes_of, expect
 from gencli.lazy import Lazy
 from gencli.messages import about, hearing, printing
 
@@ -339,7 +340,7 @@ class Survey:
     digests: np.ndarray
 
 
-def survey(rows: Rows) -> Survey:
+def survey(rows: StoredRows) -> Survey:
     """All of an array is read once for it, and the cache keeps what was found until its file changes."""
     from gencli.cache import cached  # imports torch
 
@@ -371,7 +372,7 @@ class StoredPixels:
         digests: (M, 32), the SHA-256 of each example of the array.
     """
 
-    rows: Rows
+    rows: StoredRows
     places: np.ndarray
     example_shape: Shape
     channels_first: bool

@@ -24,7 +24,7 @@ LAYERS = [
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},
     {"model"}, {"kinds"}, {"terminal"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
-    {"format", "examples"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},
+    {"format", "examples"}, {"files"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"headers", "tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
     {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from gencli import examples, pictures
+from gencli import files, pictures
 from gencli.data import Shuffled, arrays, load
 from gencli.errors import DataError, ResourceError
-from gencli.examples import Part, Whole
+from gencli.files import Part, Whole
 from gencli.kinds import image
 from gencli.trainer import Trainer
 
@@ -42,7 +42,7 @@ def shards(tmp_path, monkeypatch) -> str:
     """Shards in `tmp_path`, of pictures too many for memory; two lie together."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(image, "IN_MEMORY", 100)
-    monkeypatch.setattr("gencli.examples.STRETCH", 2 * len(pictures.png(PIXELS[0][None])))
+    monkeypatch.setattr("gencli.files.STRETCH", 2 * len(pictures.png(PIXELS[0][None])))
     for k in range(COUNT // PER):
         write(tmp_path / f"pics-{k}.tar", range(k * PER, (k + 1) * PER))
     return "pics-{0..2}.tar"
@@ -95,7 +95,7 @@ def test_arrays_stay_in_their_files(array, levels, settings, tmp_path, monkeypat
     monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
     np.save(tmp_path / "a.npy", array)
     held = load(f"{tmp_path}/a.npy:all", settings)
-    for module, name, size in ((image, "IN_MEMORY", 100), (arrays, "LARGE", 0), (examples, "_READ", 500)):
+    for module, name, size in ((image, "IN_MEMORY", 100), (arrays, "LARGE", 0), (files, "_READ", 500)):
         monkeypatch.setattr(module, name, size)
     stored = load(f"{tmp_path}/a.npy:all", settings)
     assert isinstance(stored.examples, pictures.StoredPixels) and stored.spec == held.spec
@@ -104,7 +104,7 @@ def test_arrays_stay_in_their_files(array, levels, settings, tmp_path, monkeypat
     assert torch.equal(stored.batch(numbers).x, held.batch(numbers).x) and stored.examples.stretch > COUNT
     assert torch.equal(order[3][0].x, held.batch(order._indices(3)).x)
     order.close()
-    monkeypatch.setattr(examples.Rows, "parts", lambda rows: pytest.fail("it is read again"))
+    monkeypatch.setattr(files.StoredRows, "parts", lambda rows: pytest.fail("it is read again"))
     assert load(f"{tmp_path}/a.npy:all", settings).fingerprint == stored.fingerprint
     changed = array.copy()
     changed[7] = changed[8]
@@ -117,9 +117,9 @@ def test_arrays_stay_in_their_files(array, levels, settings, tmp_path, monkeypat
                                                ([1, 1, 0, 0], True), ([0, 1, 2, 2], False)])
 def test_black_and_white_is_seen_piece_by_piece(values, binary, tmp_path, monkeypatch):
     monkeypatch.setenv("GENCLI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(examples, "_READ", 2)
+    monkeypatch.setattr(files, "_READ", 2)
     np.save(tmp_path / "a.npy", np.array(values, np.uint8)[:, None])
-    found = pictures.survey(examples.Rows.of(np.load(tmp_path / "a.npy", "r")))
+    found = pictures.survey(files.StoredRows.of(np.load(tmp_path / "a.npy", "r")))
     assert (found.low, found.high, found.binary) == (min(values), max(values), binary)
 
 

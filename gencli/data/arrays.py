@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from gencli import registry
 from gencli.errors import DataError, UsageError, first_line
 from gencli.escape import printable
-from gencli.examples import Examples, Request, Splits, all_kinds, read_bytes, shorten, whole
+from gencli.examples import Examples, Request, Splits, all_kinds, shorten, whole
+from gencli.files import read_bytes
 from gencli.kind import Kind
 from gencli.limits import PACKED, check_archive
 from gencli.pictures import LARGE

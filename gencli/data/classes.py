@@ -7,7 +7,8 @@ from typing import Any
 
 from gencli import registry
 from gencli.errors import DataError, UsageError, did_you_mean
-from gencli.examples import Examples, Request, Splits, read_bytes, shorten
+from gencli.examples import Examples, Request, Splits, shorten
+from gencli.files import read_bytes
 from gencli.streams import parse_record
 
 

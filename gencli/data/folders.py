@@ -17,19 +17,8 @@ from gencli.data.tars import arrays_of, read_tars
 from gencli.data.walk import Walk
 from gencli.dataset import Keys
 from gencli.errors import DataError, UsageError
-from gencli.examples import (
-    Examples,
-    Request,
-    Source,
-    Splits,
-    all_kinds,
-    joined,
-    keys_in,
-    read_bytes,
-    shorten,
-    unpacked_name,
-    whole,
-)
+from gencli.examples import Examples, Request, Splits, all_kinds, joined, keys_in, shorten, whole
+from gencli.files import Source, read_bytes, unpacked_name
 from gencli.kind import Kind
 from gencli.limits import PACKED
 from gencli.streams.shards import ABOUT as SHARDS

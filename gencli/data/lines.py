@@ -7,18 +7,8 @@ from typing import Any, TypeVar
 
 from gencli.dataset import Keys
 from gencli.errors import DataError
-from gencli.examples import (
-    Examples,
-    Numbered,
-    Request,
-    Splits,
-    all_kinds,
-    keys_in,
-    read_bytes,
-    readable,
-    shorten,
-    whole,
-)
+from gencli.examples import Examples, Numbered, Request, Splits, all_kinds, keys_in, readable, shorten, whole
+from gencli.files import read_bytes
 from gencli.streams import parse_record
 from gencli.tables import decode, unlisted
 

@@ -19,21 +19,8 @@ from gencli.data.classes import class_of
 from gencli.data.names import arranged
 from gencli.dataset import Keys
 from gencli.errors import DataError
-from gencli.examples import (
-    Examples,
-    Part,
-    Request,
-    Source,
-    Splits,
-    Whole,
-    all_kinds,
-    bytes_of,
-    joined,
-    read_bytes,
-    readable,
-    shorten,
-    whole,
-)
+from gencli.examples import Examples, Request, Splits, all_kinds, joined, readable, shorten, whole
+from gencli.files import Part, Source, Whole, bytes_of, read_bytes
 from gencli.kind import Kind
 from gencli.limits import PACKED
 from gencli.spec import Spec

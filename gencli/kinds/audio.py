@@ -20,7 +20,8 @@ from pydantic import Field
 
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, KindSettings, Part, Request, Source, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, KindSettings, Request, shorten
+from gencli.files import Part, Source, bytes_of
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy

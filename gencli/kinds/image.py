@@ -20,7 +20,8 @@ from pydantic import Field, field_validator, model_validator
 
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, FileExamples, Request, Rows, Source, Sources, bytes_of, shorten
+from gencli.examples import Examples, FileExamples, Request, shorten
+from gencli.files import Source, Sources, StoredRows, bytes_of
 from gencli.format import Format, Held
 from gencli.kind import Kind, Partial, Rate, Shown, Tile, deriving
 from gencli.lazy import Lazy
@@ -403,7 +404,7 @@ class Pictures(FileExamples, PictureExamples):
 class MappedPictures(PictureExamples):
     """Pictures in an array too large for memory, which stays in its file; `places` (N,): which of its examples."""
 
-    def __init__(self, name: str, rows: Rows, found: Survey, channels_first: bool, places: np.ndarray,
+    def __init__(self, name: str, rows: StoredRows, found: Survey, channels_first: bool, places: np.ndarray,
                  labels: Sequence[str] | None = None, skipped: int = 0):
         super().__init__(name, labels, skipped)
         self.rows, self.found, self.channels_first, self.places = rows, found, channels_first, places
@@ -680,7 +681,7 @@ class Images(Kind):
             raise DataError(f"{name} has the shape {shape}; expected pictures of 1 or 3 channels, (N, H, W), "
                             "(N, H, W, C) or (N, C, H, W)")
         if isinstance(whole, np.memmap) and whole.nbytes > IN_MEMORY and whole.flags.c_contiguous:
-            rows = Rows.of(whole)
+            rows = StoredRows.of(whole)
             found = survey(rows)
             from_numbers(np.array([found.low, found.high]).astype(rows.dtype), name, "pictures")
             return MappedPictures(name, rows, found, array.shape[1:3] != whole.shape[1:3], np.arange(len(rows)), labels)

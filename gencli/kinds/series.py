@@ -22,19 +22,8 @@ from gencli.clock import Clock, date_formats, on_clock
 from gencli.dataset import Dataset, fingerprint, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded, printable, unguarded
-from gencli.examples import (
-    Examples,
-    KindSettings,
-    ListedExamples,
-    Part,
-    Request,
-    Source,
-    Splits,
-    bytes_of,
-    readable,
-    shorten,
-    whole,
-)
+from gencli.examples import Examples, KindSettings, ListedExamples, Request, Splits, readable, shorten, whole
+from gencli.files import Part, Source, bytes_of
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy

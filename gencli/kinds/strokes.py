@@ -25,17 +25,8 @@ from pydantic import Field
 from gencli.dataset import Dataset, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import printable, to_json
-from gencli.examples import (
-    Examples,
-    KindSettings,
-    ListedExamples,
-    Request,
-    Source,
-    Splits,
-    bytes_of,
-    readable,
-    whole,
-)
+from gencli.examples import Examples, KindSettings, ListedExamples, Request, Splits, readable, whole
+from gencli.files import Source, bytes_of
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.kinds.text import Texts

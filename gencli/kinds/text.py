@@ -25,14 +25,12 @@ from gencli.examples import (
     ListedExamples,
     Numbered,
     Request,
-    Source,
-    bytes_of,
     classes_in,
     keys_in,
     readable,
     shorten,
-    unpacked_name,
 )
+from gencli.files import Source, bytes_of, unpacked_name
 from gencli.format import Format, Rows
 from gencli.kind import Kind, Partial, Rate, Shown, Tile
 from gencli.lazy import Lazy

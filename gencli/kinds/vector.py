@@ -38,17 +38,8 @@ from gencli.columns import (
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded
-from gencli.examples import (
-    Examples,
-    KindSettings,
-    Numbered,
-    Request,
-    Source,
-    all_kinds,
-    bytes_of,
-    readable,
-    shorten,
-)
+from gencli.examples import Examples, KindSettings, Numbered, Request, all_kinds, readable, shorten
+from gencli.files import Source, bytes_of
 from gencli.format import Format, Held, Rows, json_line
 from gencli.kind import Chart, Kind, Partial, Shown
 from gencli.lazy import Lazy

@@ -30,7 +30,8 @@ from pydantic import Field
 from gencli import pictures
 from gencli.dataset import Dataset, fingerprint
 from gencli.errors import DataError, UsageError
-from gencli.examples import Examples, ListedExamples, Request, Source, bytes_of
+from gencli.examples import Examples, ListedExamples, Request
+from gencli.files import Source, bytes_of
 from gencli.format import Content, Format, Held, Rows
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
