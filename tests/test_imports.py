@@ -37,7 +37,7 @@ MAY = {
     "families": {"ink", "kinds", "layers", "model", "spectrogram", "view"} | HELPERS,
     "layers": {"columns", "kinds", "model", "view"} | HELPERS,
     "model": {"rng", "spec"},
-    "kinds": {"charts", "clock", "columns", "dataset", "examples", "format", "kind", "line_drawing",
+    "kinds": {"charts", "clock", "columns", "dataset", "examples", "files", "format", "kind", "line_drawing",
               "long_texts", "pictures", "publish", "spec", "spectrogram", "tokens", "view", *HELPERS},
     "spec": {"lazy", "registry"},
     "registry": {"errors", "lazy", "stopping"},
