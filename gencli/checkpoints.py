@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,10 +30,14 @@ from gencli.escape import to_json
 from gencli.manifests import MANIFEST, checksums, discard, named, read_checked
 from gencli.model import Model, Phase
 from gencli.optimisers import MovingAverage, load_optimiser, make_optimiser, optimiser_tensors
+from gencli.parts import part, whole
 from gencli.publish import explained, publish, publish_folder, sync, system, write
 from gencli.runs import LOGS, Run, read_card
 from gencli.settings import TrainSettings
 from gencli.tensors import is_finite, read_tensors, sha256, to_bytes, verified
+
+if TYPE_CHECKING:
+    from gencli.sharding import Sharding
 
 Tensors = dict[str, dict[str, Tensor]]  # name of a file without its ending -> what it holds
 
@@ -44,6 +48,7 @@ class TrainingState:
 
     model: Model
     total: int  # steps planned
+    sharding: "Sharding | None" = None  # how the weights lie on several processes, if each holds a part of them
     optimisers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the current phase, by player
     average: MovingAverage | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)  # of the phase on validation, with --patience
@@ -68,7 +73,10 @@ class TrainingState:
     def start_average(self, settings: TrainSettings) -> None:
         """Average from the present weights on, if the user wants an average."""
         if settings.ema:
-            self.average = MovingAverage(self.model, settings.ema)
+            self.average = MovingAverage(self._clone(), settings.ema, self.model)
+
+    def _clone(self) -> Model:
+        return self.sharding.clone(self.model) if self.sharding else self.model.clone()
 
     def out_of_patience(self, settings: TrainSettings) -> bool:
         """Whether early stopping ends the phase."""
@@ -77,14 +85,16 @@ class TrainingState:
     def refuse_not_finite(self, kept: str) -> None:
         """Raise DivergedError if a weight is not finite; `kept` says what is left."""
         for name, tensor in self.result.state_dict().items():
-            if not is_finite(tensor):
+            if not is_finite(whole(tensor)):
                 raise DivergedError(f"after step {self.step} the weight {name} is not finite; try a smaller --lr, "
                                     f"--grad-clip 1 or --precision fp32; {kept}")
 
     def tensors(self) -> Tensors:
+        """What safetensors files hold, whole. All processes have to ask for it."""
         optimisers = {f"optimiser-{name}": optimiser_tensors(item) for name, item in self.optimisers.items()}
         average = {} if self.average is None else {"average": self.average.model.state_dict()}
-        return {"weights": self.model.state_dict(), "best": self.best_weights, **average, **optimisers}
+        groups = {"weights": self.model.state_dict(), "best": self.best_weights, **average, **optimisers}
+        return {group: {name: whole(tensor) for name, tensor in of.items()} for group, of in groups.items()}
 
     def numbers(self) -> dict[str, Any]:
         """Everything else, for JSON."""
@@ -101,9 +111,11 @@ class TrainingState:
         self.history = [{name: float(value) for name, value in line.items()} for line in self.history]
         self.best = float(self.best)
         self.model.load_state_dict(tensors["weights"])
-        self.best_weights = {name: tensor.to(self.model.device) for name, tensor in tensors.get("best", {}).items()}
+        like = self.model.state_dict()
+        self.best_weights = {name: part(tensor.to(self.model.device), like[name])
+                             for name, tensor in tensors.get("best", {}).items()}
         if settings.ema:
-            self.average = MovingAverage(self.model, settings.ema, tensors.get("average"))
+            self.average = MovingAverage(self._clone(), settings.ema, self.model, tensors.get("average"))
         for player in phase.players if phase else ():
             self.optimisers[player.name] = make_optimiser(player, settings)
             load_optimiser(self.optimisers[player.name], tensors[f"optimiser-{player.name}"])
@@ -114,7 +126,7 @@ def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-_TENSORS = {"model", "optimisers", "average", "best_weights"}
+_TENSORS = {"model", "sharding", "optimisers", "average", "best_weights"}
 
 
 def folders(run: Path) -> list[Path]:

@@ -111,6 +111,12 @@ class Processes:
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def mean(self, value: float) -> float:
+        """The mean of the processes' values."""
+        tensor = torch.tensor([value], device=self.device)
+        self.average([tensor])
+        return float(tensor)
+
     def agree(self, value: int) -> int:
         """The largest of the processes' values: if one is asked to stop, all stop at the same step."""
         if self.world == 1:

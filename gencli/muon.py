@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gencli.adamw import AdamW
+from gencli.parts import part, whole
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -38,9 +39,10 @@ class Muon(AdamW):
             if weight.grad is not None:
                 shapes[weight.shape].append(weight)
         for shape, weights in shapes.items():
-            steps = orthogonal(torch.stack([self._momentum(weight) for weight in weights]))
+            steps = orthogonal(torch.stack([whole(self._momentum(weight)) for weight in weights]))
+            parts = [part(step, weight) for step, weight in zip(steps, weights, strict=True)]
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, steps.unbind(), alpha=-0.2 * max(shape[-2:]) ** 0.5 * group["lr"])
+            torch._foreach_add_(weights, parts, alpha=-0.2 * max(shape[-2:]) ** 0.5 * group["lr"])
             for weight in weights:
                 weight.grad = None  # AdamW moves what is left
         return super().step(closure)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gencli.adamw import AdamW
 from gencli.model import Model, Player
+from gencli.parts import local, part
 from gencli.settings import TrainSettings
 
 
@@ -37,7 +38,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor])
         like = parameters[int(number)]
         if tensor.shape == like.shape:
             # Fused optimisers read memory in the order it lies in: moments need the layout of their weights.
-            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+            tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(part(tensor, like))
         state.setdefault(int(number), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
@@ -48,14 +49,15 @@ class MovingAverage:
     torch's AveragedModel does the same, but looks all names up again at every step, which costs more than the average.
     """
 
-    def __init__(self, model: Model, decay: float, state: dict[str, Tensor] | None = None):
-        self.model = model.clone()
+    def __init__(self, average: Model, decay: float, model: Model, state: dict[str, Tensor] | None = None):
+        """Average the weights of `model` in those of `average`, a copy of it; `state`: to go on from."""
+        self.model = average
         self.decay = decay
         if state is not None:
             self.model.load_state_dict(state)
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        self._averages = [average for average, tensor in pairs if tensor.is_floating_point()]
-        self._tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        self._averages = [local(average) for average, tensor in pairs if tensor.is_floating_point()]
+        self._tensors = [local(tensor) for _, tensor in pairs if tensor.is_floating_point()]
         self._copied = [(average, tensor) for average, tensor in pairs if not tensor.is_floating_point()]
 
     @torch.no_grad()

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,11 +29,17 @@ from gencli.metrics.estimates import mean
 from gencli.metrics.likelihood import collect
 from gencli.model import Batch, Loss, Model, Player
 from gencli.optimisers import make_optimiser
+from gencli.parts import whole
 from gencli.rng import PartStream, Rng, seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
 from gencli.settings import TrainSettings
 from gencli.stopping import Stop, seconds
+
+if TYPE_CHECKING:
+    from gencli.sharding import Sharding
+
+T = TypeVar("T")
 
 # Settings that decide what a step computes.
 _DECISIVE = ("batch_size", "accumulate", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile",
@@ -102,9 +109,10 @@ class Trainer:
         self.device = torch.device(device)
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device, alone)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        if settings.recompute and not recompute(self.model):
+        if settings.recompute and not recompute(model):
             raise UsageError(f"--recompute: a {type(model).__name__.lower()} has no repeated blocks; leave it out")
+        self.sharding = self._sharding(model) if settings.fsdp else None
+        self.model = model if self.sharding else model.to(self.device).to(memory_format=torch.channels_last)
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None and type(model).scores is Model.scores:
             raise UsageError("--validation needs a family that scores examples; this one does not")
@@ -113,9 +121,10 @@ class Trainer:
         self.total = settings.steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
         self.phases = phases_of(model, self.total, started)  # with their ends
         self.phase, self.phase_end = self.phases[0]  # the current one
+        self._refuse_divided()
         self._refuse_small_steps()
         self._require_parts()
-        self.state = TrainingState(self.model, self.total)
+        self.state = TrainingState(self.model, self.total, self.sharding)
         self._warned: set[str] = set()  # phases whose validation was told to rise
 
     def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
@@ -149,18 +158,40 @@ class Trainer:
                     self.state.step = self.phase_end  # early stopping ends a phase, and the next one starts on time
         self.state.stopped_early = self.state.step < self.total
         self._save()
-        model, kept = self.state.result, None
+        model, kept = self.result, None
         if self.state.best_weights:
-            model.load_state_dict(self.state.best_weights)
+            model.load_state_dict({name: whole(tensor) for name, tensor in self.state.best_weights.items()})
             kept = self.state.best_step or None  # 0: an older checkpoint, which does not say
         last = self.state.history[-1] if self.state.history else {}
         return Outcome(model.eval().requires_grad_(False), self.state.step, last,
                        None if kept == self.state.step else kept, self.state.stopped_early, self.state.retries)
 
     @property
+    def result(self) -> Model:
+        """The model as it would be saved now, whole. All processes have to ask for it."""
+        return self.sharding.whole(self.state.result) if self.sharding else self.state.result
+
+    @property
     def learns(self) -> bool:
         """Whether there are steps; phases without gradients take all examples as they come."""
         return any(phase.players for phase, _ in self.phases)
+
+    def _sharding(self, model: Model) -> "Sharding":
+        """Divide the weights of the model among the processes."""
+        from gencli.sharding import Sharding  # takes long to import
+
+        if self.processes.world == 1:
+            raise UsageError("--fsdp divides a model among processes, and there is one; start several with torchrun "
+                             "--nproc-per-node, or give --no-fsdp")
+        if self.settings.compile:
+            raise UsageError("--fsdp and --compile do not go together; leave one out")
+        return Sharding(model, self.device, self.processes.world)
+
+    def _refuse_divided(self) -> None:
+        """UsageError if the phases of this model need weights that lie in one place."""
+        if self.sharding and not all(len(phase.players) == 1 for phase, _ in self.phases):
+            raise UsageError(f"--fsdp: {type(self.model).__name__.lower()} is trained by several players, or by passes "
+                             f"over its data, and needs whole weights; leave it out")
 
     def _refuse_small_steps(self) -> None:
         """DataError if a process would get fewer examples in a step than it can compute with."""
@@ -219,7 +250,7 @@ class Trainer:
         if phase.begin and not again:
             seed_layers(self.device, self.settings.seed, "begin", phase.name)
             with torch.no_grad():
-                phase.begin()
+                self._compute(self.model, phase.begin)
         state.start_average(self.settings)
 
     def _learning_rate(self) -> float:
@@ -275,11 +306,13 @@ class Trainer:
             values |= {prefix + name: total / terms for name, total in sums.items()}
             gradients = [p.grad for p in player.parameters if p.grad is not None]
             if len(parts) > 1:
+                terms = self.processes.mean(terms) if self.sharding else terms
                 for gradient in gradients:
                     gradient /= terms
 
             # Update the weights
-            self.processes.average(gradients)
+            if not self.sharding:  # which has averaged them
+                self.processes.average(gradients)
             if self.settings.grad_clip:
                 nn.utils.clip_grad_norm_(player.parameters, self.settings.grad_clip, foreach=True)
             for group in optimiser.param_groups:
@@ -310,10 +343,14 @@ class Trainer:
         if part.carried is not None:
             self.model.load_training_state(part.carried)
         with autocast(self.precision, self.device):
-            value = loss(part.batch, part.rng)
+            value = self._compute(self.model, loss, part.batch, part.rng)
         if part.carried is not None:
             part.carried = self.model.training_state()
         return value
+
+    def _compute(self, model: Model, function: Callable[..., T], *values: Any) -> T:
+        """`function(*values)`, which uses the weights of the model."""
+        return self.sharding.compute(model, function, *values) if self.sharding else function(*values)
 
     def _join_carried(self, parts: list[Part]) -> None:
         """Let the model carry on the state of all parts."""
@@ -364,8 +401,10 @@ class Trainer:
             self.hooks.progress(step, self.total, self.state.history[-1] if self.state.history else {})
         if self.validation_data and (due(settings.validate_every) or phase_over):
             self._validate(self.validation_data)
-        if settings.preview_every and due(settings.preview_every) and self.processes.first:
-            self.hooks.preview(self.state.result.eval(), step)
+        if settings.preview_every and due(settings.preview_every) and (self.processes.first or self.sharding):
+            result = self.result.eval()
+            if self.processes.first:
+                self.hooks.preview(result, step)
             self.model.train()
         reason, save = self.processes.agree(stop.reason()), self._checkpoint_due(due)
         if reason or save:
@@ -427,7 +466,8 @@ class Trainer:
     def _validate(self, data: Dataset) -> None:
         """The first score of the family on the validation split, with the weights that would be saved."""
         model, state = self.state.result.eval(), self.state
-        name, score = next(iter(collect(model, data, seed=self.settings.seed).items()))
+        scores = self._compute(model, partial(collect, model, data, seed=self.settings.seed))
+        name, score = next(iter(scores.items()))
         metric = mean(name, score.values, score.unit, score.kind, {}, score.weight)
         value = metric.value
         self.model.train()
@@ -461,8 +501,9 @@ class Trainer:
             before = [step for step in self.state.anchors if step < self.state.step]
             self.state.anchors = [*before, self.state.step][-self.settings.keep :]
         carried = self.processes.gather(self.model.training_state())
+        tensors = self.state.tensors()
         if self.run_folder and self.processes.first:
-            tensors = self.state.tensors() | {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
+            tensors |= {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
             self.hooks.save()
             numbers = self.state.numbers() | {"conditions": self._conditions()}
             spare = self.state.anchors if self.settings.retries else ()

@@ -466,9 +466,9 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
                     trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
                     resume = True
             except StoppedError:  # the model so far can be sampled from until the run is resumed
+                so_far = trainer.result.eval()
                 if processes.first:
-                    publish(Outcome(trainer.state.result.eval(), trainer.state.step, retries=trainer.state.retries),
-                            finished=False)
+                    publish(Outcome(so_far, trainer.state.step, retries=trainer.state.retries), finished=False)
                 processes.wait()  # a process that exits early makes torchrun end the others
                 raise
             if processes.first:

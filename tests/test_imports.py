@@ -20,14 +20,14 @@ FAMILIES = {path.stem for path in (ROOT / "families").glob("*.py")} - {"__init__
 LAYERS = [
     {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"sweeps"},
     {"training", "sharing", "ledger"},
-    {"live", "trackers"}, {"trainer"},
+    {"live", "trackers"}, {"trainer"}, {"sharding"},
     {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},
     {"model"}, {"kinds"}, {"terminal"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"files"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},
     {"publish", "tensors"},
     {"device"}, {"settings"}, {"headers", "tables", "limits", "messages", "muon", "ragged", "stopping", "tokens"},
-    {"adamw", "charts", "errors", "ink", "line_drawing", "rng", "spectrogram", "version"}, {"escape", "lazy"},
+    {"adamw", "charts", "errors", "ink", "line_drawing", "parts", "rng", "spectrogram", "version"}, {"escape", "lazy"},
 ]
 RANK = {name: rank for rank, layer in enumerate(reversed(LAYERS)) for name in layer}
 
