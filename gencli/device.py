@@ -3,7 +3,9 @@
 import contextlib
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -166,6 +168,24 @@ def shared(items: Iterable[T], compute: Callable[[T], R]) -> Iterator[R]:
         made: list[Any] = [None] * world
         dist.all_gather_object(made, compute(turn[rank]) if rank < len(turn) else None)
         yield from made[: len(turn)]
+
+
+def in_threads(compute: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """What `compute` makes of each item, in order, of as many items at a time as there are threads."""
+    if threads == 1:
+        yield from map(compute, items)
+        return
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(compute, item))
+            if len(waiting) == threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ whichever others are computed. So a seed gives the same bits for any number of e
 import inspect
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from gencli import registry
 from gencli.dataset import Dataset, stack_padded
-from gencli.device import shared
+from gencli.device import in_threads, shared
 from gencli.errors import DataError, UsageError
 from gencli.model import Batch, Given, Model, join
 from gencli.rng import ExampleStreams
@@ -68,12 +69,24 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
         each: examples made from one and the same condition.
         options: of the family's `sample`, or `film`.
     """
-    for pieces in _generated(model, numbers, seed, label, given, frames, each, options):
+    turn, over = threading.Lock(), threading.Event()
+
+    def whole(pieces: Iterator[Batch]) -> Batch:
         parts = []
         for part in pieces:
-            watch(part)
+            with turn:
+                watch(part)
             parts.append(part)
-        yield parts[0] if len(parts) == 1 else join(parts)
+            if over.is_set():  # nobody waits for it any longer
+                break
+        return parts[0] if len(parts) == 1 else join(parts)
+
+    method = model.film if frames else model.sample
+    threads = torch.get_num_threads() if model.side_by_side(**own_options(method, options)) else 1
+    try:
+        yield from in_threads(whole, _generated(model, numbers, seed, label, given, frames, each, options), threads)
+    finally:
+        over.set()
 
 
 def sample_together(model: Model, parts: Iterable[range], seed: int = 0, label: int | None = None,

@@ -365,6 +365,12 @@ class Model(nn.Module):
         """How many examples `sample` and `decode` compute at once with these options. Default: `block`."""
         return self.block
 
+    def side_by_side(self, **options: Any) -> bool:
+        """Whether threads gain from making several of these blocks at a time, each on one core. Default: no, as torch
+        divides what it computes among the cores.
+        """
+        return False
+
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Examples -> codes (B, *code), float."""
         raise NotImplementedError

@@ -3,6 +3,7 @@
 import io
 import math
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -123,6 +124,26 @@ def place(model: WaveNet, k: torch.Tensor, condition: torch.Tensor | None) -> to
     parameters = model.clone().double()(k, None if condition is None else condition.double())
     middle = torch.full(k.shape, 0.5, dtype=torch.float64)
     return torch.special.ndtr(model.distribution.to_noise(parameters, k, middle))
+
+
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+def test_threads_make_recordings_side_by_side(engine, monkeypatch):
+    """The compiled engine leaves the interpreter; the bits and their order are those of one thread."""
+    model, at_work = network(), set()
+
+    def watch(piece):
+        at_work.add(threading.get_ident())
+
+    def made(threads: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return [batch.x for batch in inference.sample(model, range(3, 10), seed=5, watch=watch, length=30,
+                                                      engine=engine)]
+
+    assert all(map(torch.equal, made(1), made(3)))
+    assert (len(at_work - {threading.get_ident()}) > 1) == (engine == "compiled")
+    unfinished = inference.sample(model, range(100_000), watch=watch, length=30, engine=engine)
+    next(unfinished)
+    unfinished.close()  # what nobody waits for is not made
 
 
 def test_an_engine_that_forgets_is_noticed():

@@ -315,6 +315,9 @@ class WaveNet(Model):
     def at_once(self, *, engine: str = "auto", **options: object) -> int:
         return 1 if self._compiled(engine) else _TORCH_BLOCK
 
+    def side_by_side(self, *, engine: str = "auto", **options: object) -> bool:
+        return self._compiled(engine)
+
     def _compiled(self, engine: str) -> bool:
         """Whether to use the compiled engine. Raises if it cannot run."""
         installed = importlib.util.find_spec("numba") is not None
@@ -330,7 +333,7 @@ class WaveNet(Model):
 
         Args:
             temperature: below 1 prefers likelier levels.
-            engine: torch computes all recordings together, compiled (numba) one after the other in native code; auto is
+            engine: torch computes all recordings together, compiled (numba) one on each core in native code; auto is
                 compiled on a CPU if numba is installed.
         """
         noise, classes, spectrogram = self._decoded(code.to(self.device).double())
