@@ -44,7 +44,7 @@ TERMINAL = "jsonl"
 
 
 def content() -> Content:
-    """Codes as formats see them."""
+    """Codes as formats see them. `CodeWriter.describe` says what else they are."""
     return Content("code", "codes", "npy", npy_bytes, "codes", header={"content": "codes"})
 
 
