@@ -56,11 +56,11 @@ from gencli.model import (
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import view_of
 
-_PRIOR: dict[str, tuple[Any, Any, Any]] = {"prior_width": (48, 96, 128), "prior_layers": (5, 6, 10)}
+_PRIOR: dict[str, tuple[Any, Any, Any]] = {"prior_width": (32, 64, 96), "prior_layers": (5, 8, 12)}
 _SIZES = {net: Sizes(**sizes.options, **_PRIOR) for net, sizes in CODERS.items()}
 _MOST_CODES = 2**16
 _DEAD = 0.03  # of the mean use of a code: a vector that is used less starts anew
-_COLLAPSED = 0.1  # of the codes that a batch could use
+_COLLAPSED, _SETTLED = 0.1, 300  # of the codes that a batch could use; steps in which an encoder begins to use them
 
 
 class VQVAEConfig(FamilyConfig):
@@ -196,7 +196,7 @@ class VQVAE(Model):
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: the examples of a batch share a few codes."""
         used = [line["codes_used"] for line in history if "codes_used" in line][-3:]
-        if len(used) < 3 or max(used) >= _COLLAPSED:
+        if self.step < _SETTLED or len(used) < 3 or max(used) >= _COLLAPSED:
             return None
         other = "--quantiser fsq" if self.config.quantiser == "vq" else "fewer --grades"
         return (f"the codes have collapsed: a batch uses {used[-1]:.1%} of the {self.quantiser.codes} that there are; "
