@@ -8,15 +8,16 @@ learns p(z): a gated PixelCNN over the grid, by class with `--conditional`. A sa
 Quantisers:
 
 - fsq: each of a few dimensions is squashed and rounded to one of its levels; a code is their combination. Mentzer et
-  al. 2024, "Finite Scalar Quantization: VQ-VAE Made Simple", arXiv:2309.15505. There is no codebook that could collapse.
+  al. 2024, "Finite Scalar Quantization: VQ-VAE Made Simple", arXiv:2309.15505. No codebook is there to collapse.
 - vq: the nearest of K vectors, each a moving average of what it was nearest to (appendix A.1 of van den Oord et al.),
-  the encoder held to them by a commitment loss. A vector that hardly anything is near to starts anew at an output of the
-  encoder (Dhariwal et al. 2020, "Jukebox", arXiv:2005.00341).
+  the encoder held to them by a commitment loss. A vector that hardly anything is near to starts anew at an output of
+  the encoder (Dhariwal et al. 2020, "Jukebox", arXiv:2005.00341).
 
 p(x) is the sum of p(z) p(x|z) over all z, so that the one that the encoder chooses gives a bound:
 -log p(x) <= -log p(x|z) - log p(z). The second term is the divergence of the prior from a posterior that is certain.
 
-Pictures have codes at each place of a smaller grid, rows of a table, seen through the real view, `--positions` in a row.
+Pictures have a code at each place of a smaller grid; rows of a table, seen through the real view, have `--positions`
+of them in a row.
 
 Shapes: B batch, K codes, Z numbers of a vector, h x w places, P parameters of each of D numbers.
 """
@@ -96,7 +97,7 @@ class VQVAEConfig(FamilyConfig):
     def _whole_levels(cls, text: str) -> str:
         parts = [part.strip() for part in text.split(",")]
         if not all(part.isascii() and part.isdigit() and len(part) < 6 and int(part) >= 2 for part in parts):
-            raise ValueError("expected the levels of each dimension, 2 or more, with commas between them, such as 8,6,5")
+            raise ValueError("expected the levels of each dimension, 2 or more, with commas between them: 8,6,5")
         if math.prod(map(int, parts)) > _MOST_CODES:
             raise ValueError(f"{text} are {math.prod(map(int, parts)):,} codes; expected at most {_MOST_CODES:,}")
         return ",".join(str(int(part)) for part in parts)
@@ -105,7 +106,8 @@ class VQVAEConfig(FamilyConfig):
 class VQVAE(Model):
     """z = quantiser(encoder(x)), p(x|z) by `likelihood` around decoder(z), p(z) autoregressive.
 
-    Codes (B, 1, h, w) are the numbers of the codes, 0..K-1, as floats: pictures of K levels, which other families learn.
+    Codes (B, 1, h, w) are the numbers of the codes, 0..K-1, as floats: pictures of K levels, for other families to
+    learn.
     """
 
     Config = VQVAEConfig
@@ -143,7 +145,8 @@ class VQVAE(Model):
             self.decoder = nn.Sequential(nn.Flatten(), *decoder)
         self.classes = len(spec.classes) if config.conditional else 0
         self.prior_net = _Prior(self.quantiser.codes, prior_width, prior_layers, self.classes)
-        self.code_spec: ImageSpec = ImageSpec(channels=1, height=self.grid[0], width=self.grid[1], levels=self.quantiser.codes,
+        height, width = self.grid
+        self.code_spec = ImageSpec(channels=1, height=height, width=width, levels=self.quantiser.codes,
                                    classes=spec.classes)
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
@@ -165,7 +168,7 @@ class VQVAE(Model):
 
     def phases(self) -> list[Phase]:
         """The autoencoder, then the prior of its codes."""
-        coders = [parameter for part in (self.encoder, self.decoder, self.observation) for parameter in part.parameters()]
+        coders = [p for part in (self.encoder, self.decoder, self.observation) for p in part.parameters()]
         return [Phase("codes", [Player("model", coders, self.loss)]),
                 Phase("prior", [Player("prior", [*self.prior_net.parameters()], self._prior_loss)],
                       share=self.config.prior_share)]
@@ -461,7 +464,8 @@ def _perplexity(counts: Tensor) -> Tensor:
 
 
 class _Prior(nn.Module):
-    """p(z) = prod p(z_i | z above and left of it), of a class if there are some: a gated PixelCNN over embedded codes."""
+    """p(z) = prod p(z_i | z above and left of it), given a class if there are some: a gated PixelCNN of embedded codes.
+    """
 
     def __init__(self, codes: int, width: int, layers: int, classes: int):
         super().__init__()
