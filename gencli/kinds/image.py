@@ -496,7 +496,7 @@ class PictureArray(PictureExamples):
         channels, height, width = shape
         if self.levels and self.pixels.shape[1:] != (height, width, channels):
             own = "x".join(map(str, self.pixels.shape[1:]))
-            raise UsageError(f"{self.name} holds numbers of {self.levels} levels, {own}, which are no shades that could "
+            raise UsageError(f"{self.name} holds numbers of {self.levels} levels, {own}, which are no shades to "
                              f"be scaled or coloured to {height}x{width}x{channels}; leave --size, --crop and "
                              f"--channels out")
         if settings.crop:
