@@ -9,10 +9,9 @@ import torch
 
 from gencli import inference, runs
 from gencli.data import load
-from gencli.errors import DataError
 from gencli.families.vqvae import FSQ, VQ, VQVAE, VQVAEConfig, _Prior
 from gencli.kinds.image import ImageSpec
-from gencli.model import Batch, Given
+from gencli.model import Batch
 from gencli.rng import ExampleStreams, StepStream, generator
 
 SPEC = ImageSpec(channels=1, height=6, width=7, levels=2)
