@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gencli import inference, runs
+from gencli import runs, streams
 from gencli.data import load
+from gencli.errors import DataError
 from gencli.families.vqvae import FSQ, VQ, VQVAE, VQVAEConfig, _Prior
 from gencli.kinds.image import ImageSpec
 from gencli.model import Batch
@@ -134,22 +135,8 @@ def test_draws_of_the_prior_have_its_distribution():
 # --- the model
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run on 8 x 8 digits, drawn to black and white."""
-    import gencli
-    from gencli.pictures import quantize
-
-    folder = tmp_path_factory.mktemp("vqvae")
-    x = load("digits", {"binarize": "threshold", "size": 16}).whole()
-    np.savez(folder / "small.npz", x=quantize(x.x)[:, 0].numpy(), y=x.labels.numpy())
-    gencli.train("vqvae", str(folder / "small.npz"), str(folder / "run"), grades="4,3", width=8, prior_width=8,
-                 prior_layers=2, prior_share=0.5, conditional=True, steps=360, batch_size=32, lr=5e-3, ema=0.9)
-    return folder
-
-
 @torch.no_grad()
-def test_the_bound_is_one(trained):
+def test_the_bound_is_one():
     """Over all codes of a model with a 1 x 2 grid, the sum of p(z) p(x|z) is at least what the encoder's code says."""
     torch.manual_seed(0)
     spec = ImageSpec(channels=1, height=2, width=4, levels=2)
@@ -171,11 +158,108 @@ def test_the_bound_is_one(trained):
     assert torch.allclose(scores["reconstruction"].values + scores["kl"].values, -bound)
 
 
-def test_codes_come_back_from_what_they_decode_to(trained):
-    model, card = runs.load_model(trained / "run")
-    data = load(str(trained / "small.npz"), card.reading, split="all", like=model.spec)
-    codes = torch.cat([codes for codes, _, _ in inference.encode(model, data)])
-    pictures = torch.cat([batch.x for batch in inference.decode(model, [codes])])
-    with torch.no_grad():
-        again = model.encode(Batch(pictures), noise(len(codes)))
-    assert float((again == codes).double().mean()) > 0.9
+def test_a_path_has_the_nearest_codes_of_a_straight_line():
+    for options in ({"grades": "5,3"}, {"quantiser": "vq", "codes": 6, "dimensions": 2}):
+        torch.manual_seed(0)
+        model = VQVAE(VQVAEConfig(width=4, prior_width=4, prior_layers=1, **options), SPEC)
+        a, b = (model.prior(noise(1, seed))[0] for seed in (1, 2))
+        path = model.interpolate(a, b, 5)
+        assert torch.equal(path[0], a) and torch.equal(path[-1], b) and path.shape == (5, 1, 2, 2)
+        vectors = model.quantiser.vectors_of(torch.arange(model.quantiser.codes).view(1, 1, -1))[0, :, 0].T
+        ends = vectors[a.long().flatten()], vectors[b.long().flatten()]
+        for t, code in zip(torch.linspace(0, 1, 5)[1:-1], path[1:-1], strict=True):
+            distance = torch.cdist(torch.lerp(*ends, t), vectors)
+            chosen = distance.gather(1, code.long().view(-1, 1))[:, 0]
+            assert torch.allclose(chosen, distance.min(1).values, atol=1e-6)
+
+
+def test_the_prior_learns_codes_that_stay_as_they_are():
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig(grades="3,2", width=4, prior_width=4, prior_layers=1), SPEC)
+    batch, rng = Batch(torch.rand(4, 1, 6, 7).round()), StepStream(4, generator("prior"))
+    _, prior = model.phases()
+    prior.players[0].loss(batch, rng).total.backward()
+    moved = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == {"prior_net"}
+
+
+def test_a_collapse_is_told_once_an_encoder_has_had_its_time():
+    model = VQVAE(VQVAEConfig(width=4, prior_width=4, prior_layers=1), SPEC)
+    few, many = [[{"codes_used": used}] * 3 for used in (0.05, 0.5)]
+    model.step = 299
+    assert model.alarm(few) is None
+    model.step = 300
+    assert "5.0% of the 240" in model.alarm(few)
+    assert model.alarm(many) is None and model.alarm(few[:2]) is None and model.alarm([{"loss": 1.0}] * 3) is None
+
+
+def test_codes_in_use_are_counted():
+    model = VQVAE(VQVAEConfig(grades="2,2", width=4, prior_width=4, prior_layers=1), SPEC)
+    model._index_of = lambda batch: batch.x.long()
+    used, perplexity = model.diagnose([Batch(torch.tensor([[[0, 0]]])), Batch(torch.tensor([[[2, 2]]]))])
+    assert (used.name, used.value, used.unit) == ("codes_in_use", 2, "of 4")
+    assert perplexity.value == pytest.approx(2)
+
+
+# --- codes as examples
+
+
+def test_other_families_learn_codes_and_their_samples_are_codes(small_run, small_data, tmp_path, gencli):
+    run = str(small_run("vqvae", "image"))
+    gencli("encode", run, str(small_data["image"]), "-o", "codes.npz")
+    with np.load(tmp_path / "codes.npz", allow_pickle=False) as file:
+        codes = file["codes"]
+    assert codes.dtype == np.int32 and codes.shape[1:] == (1, 3, 2) and 0 <= codes.min() <= codes.max() < 6
+    data = load(str(tmp_path / "codes.npz"), split="all")
+    assert data.spec == runs.load_model(run)[0].code_spec and data.spec.classes == ("0", "1")
+    assert np.array_equal((data.whole().x * 5).round().numpy(), codes)
+    gencli("train", "pixelcnn", "codes.npz", "--likelihood", "categorical", "--conditional", "--width", "4", "--layers",
+           "1", "--steps", "4", "-o", "prior")
+    gencli("sample", "prior", "-n", "5", "--label", "1", "-o", "drawn.npz")
+    with np.load(tmp_path / "drawn.npz", allow_pickle=False) as file:
+        assert file["images"].dtype == np.int32 and file["images"].max() < 6
+        drawn = file["images"]
+    gencli("sample", run, "--latents", "drawn.npz", "-o", "pictures.npz")
+    np.savez(tmp_path / "plain.npz", codes=drawn)
+    gencli("sample", run, "--latents", "plain.npz", "-o", "same.npz")
+    with np.load(tmp_path / "pictures.npz") as file, np.load(tmp_path / "same.npz") as same:
+        assert file["images"].shape == (5, 1, 9, 7) and np.array_equal(file["images"], same["images"])
+    for words, message in ((["--size", "2"], "leave --size"), (["--channels", "3"], "leave --size")):
+        assert message in gencli("train", "pixelcnn", "codes.npz", *words, "-o", "no", code=2).stderr
+
+
+def test_codes_of_other_families_are_rows(small_run, small_data, tmp_path, gencli):
+    gencli("encode", str(small_run("vae", "image")), str(small_data["image"]), "-o", "codes.npz")
+    gencli("train", "gmm", "codes.npz", "--components", "2", "-o", "density")
+    data = load(str(tmp_path / "codes.npz"), split="all")
+    assert data.spec.kind == "vector" and data.spec.classes == ("0", "1") and len(data) == 96
+
+
+@pytest.mark.parametrize("levels", [3, 240, 1000, 40_000])
+def test_any_number_of_levels_goes_through_a_file(levels, tmp_path):
+    spec = ImageSpec(channels=1, height=2, width=3, levels=levels)
+    numbers = torch.randint(levels, (50, 1, 2, 3), generator=generator("levels"))
+    numbers[0] = levels - 1
+    with streams.open_writer(str(tmp_path / "a.npz"), spec) as writer:
+        writer.write(Batch(numbers / (levels - 1)))
+    data = load(str(tmp_path / "a.npz"), split="all")
+    assert data.spec == spec and torch.equal((data.whole().x * (levels - 1)).round().long(), numbers)
+    np.savez(tmp_path / "b.npz", images=numbers.numpy() + 1, spec=np.array(spec.model_dump_json()))
+    with pytest.raises(DataError, match=f"levels 0 to {levels - 1}"):
+        load(str(tmp_path / "b.npz"), split="all")
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 6.0, 0.5, math.nan])
+def test_codes_that_the_model_lacks_are_refused(wrong, small_run, tmp_path, gencli):
+    codes = np.zeros((3, 1, 3, 2))
+    codes[1, 0, 2, 1] = wrong
+    np.savez(tmp_path / "c.npz", codes=codes)
+    said = gencli("sample", str(small_run("vqvae", "image")), "--latents", "c.npz", "-o", "s.png", code=3).stderr
+    assert "whole numbers from 0 to 5" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--grades", "8,1"], "2 or more"), (["--grades", "eight"], "2 or more"),
+    (["--grades", "300,300"], "at most 65,536"), (["--quantiser", "vq", "--codes", "1"], "--codes 1")])
+def test_options_that_make_no_codes(words, message, gencli):
+    assert message in gencli("train", "vqvae", "digits", *words, "-o", "x", code=2).stderr
