@@ -212,6 +212,11 @@ class Kind:
         """
         raise UsageError(f"--kind {self.name}: {self.plural} are not read from arrays; {name} is one")
 
+    def from_written(self, array: np.ndarray, spec: Any, name: str, request: Request,
+                     labels: Sequence[str] | None = None) -> Examples:
+        """The examples of an array that gencli wrote, and of which it said that they are of `spec`."""
+        return self.from_array(array, name, request, labels, getattr(spec, "columns", None))
+
     def from_archive(self, arrays: Mapping[str, np.ndarray], name: str, request: Request) -> Splits | None:
         """The examples of an .npz file whose arrays together are of this kind; None if they are not.
 

@@ -278,6 +278,8 @@ class Model(nn.Module):
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: bool = False
+    # What its codes are as examples, where other families can learn them: `encode` says so in the files that it writes.
+    code_spec: Spec | None = None
     # Of a prompt, the elements before its end on which what follows may depend; None: as many as there are.
     reach: int | None = None
 

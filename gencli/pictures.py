@@ -115,17 +115,20 @@ def drawing(examples: Any, levels: int | None, settings: PixelSettings, what: st
 
 
 def to_levels(pixels: Tensor, levels: int | None) -> Tensor:
-    """uint8 in 0..255 or float in [0, 1] -> uint8 in 0..levels-1, or float32 in [0, 1] where `levels` is None.
+    """uint8 in 0..255 or float in [0, 1] -> integers in 0..levels-1, or float32 in [0, 1] where `levels` is None.
 
-    Two levels are told apart at 128.
+    Two levels are told apart at 128. More than 256 take more than 8 bits.
     """
     if levels is None:
         return pixels if pixels.is_floating_point() else pixels.float() / 255
+    if levels not in (2, 256) and pixels.is_floating_point():
+        narrow = torch.uint8 if levels <= 2**8 else torch.int16 if levels <= 2**15 else torch.int32
+        return (pixels * (levels - 1)).round_().to(narrow)
     if pixels.is_floating_point():
         pixels = (pixels * 255).round_().to(torch.uint8)
     if levels == 2:
         return (pixels >= 128).to(torch.uint8)
-    return pixels if levels == 256 else (pixels.float() * ((levels - 1) / 255)).round_().to(torch.uint8)
+    return pixels if levels == 256 else to_levels(pixels.float() / 255, levels)
 
 
 def is_binary(pixels: np.ndarray | Tensor) -> bool:
@@ -147,7 +150,7 @@ def to_unit(data: Dataset, x: Tensor, numbers: Tensor, rng: Rng | None) -> Tenso
             rng = ExampleStreams(0, numbers, "binarize", x.device)
         # A byte is 1 with probability grey/255: the draw from 0..254 lies below it.
         return (x > rng.integers(255, *x.shape[1:])).float()
-    if x.dtype == torch.uint8:
+    if not x.is_floating_point():
         return x.float().div_((data.spec.levels or 256) - 1)  # type: ignore[attr-defined]
     return x
 

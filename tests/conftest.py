@@ -129,6 +129,10 @@ def torchrun(python, tmp_path):
 SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "image"): ["--latent", "3", "--width", "4"],
     ("vae", "vector"): ["--latent", "2", "--width", "8"],
+    ("vqvae", "image"): ["--grades", "3,2", "--width", "4", "--prior-width", "4", "--prior-layers", "1",
+                         "--conditional"],
+    ("vqvae", "vector"): ["--quantiser", "vq", "--codes", "5", "--dimensions", "2", "--width", "8", "--positions", "3",
+                          "--prior-width", "4", "--prior-layers", "1"],
     ("autoencoder", "image"): ["--latent", "3", "--widths", "8", "--noise", "masking", "--components", "2"],
     ("autoencoder", "vector"): ["--latent", "2", "--widths", "8", "--components", "2"],
     ("autoencoder", "text"): ["--latent", "2", "--widths", "8", "--components", "0", "--length", "8", "--lr", "0.1"],

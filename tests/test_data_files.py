@@ -432,7 +432,7 @@ FAULTS = {
     "range.npy": (npy(np.full((3, 4, 4), 1.5)), "values from 1.5 to 1.5"),
     "big.npy": (npy(np.full((3, 4, 4), 256)), "values from 256 to 256"),
     "channels.npy": (npy(np.zeros((3, 5, 4, 4))), "1 or 3 channels"),
-    "other.npz": (npz(codes=PIXELS), "holds codes; expected"),
+    "other.npz": (npz(weights=PIXELS), "holds weights; expected"),
     "labels.npz": (npz(x=PIXELS, y=np.zeros(3)), "6 examples but 3 labels"),
     "cut.npz": (npz(x=PIXELS)[:-40], "damaged or cut short"),
     "text.npz": (b"hello", "not a .npz file"),

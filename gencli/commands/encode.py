@@ -85,6 +85,8 @@ def encode(
         return
     with streams.open_code_writer(output, format=format, total=len(examples), meta={"family": card.family}) as writer:
         model, _ = runs.load_model(run, devices.pick(device))
+        if model.code_spec:
+            writer.describe(model.code_spec)
         methods = [model.encode, model.decode] if errors else [model.encode]
         keywords = options.parse_set(set, *methods)
         measured, called = [], records_of(examples.keys, range(len(examples)))

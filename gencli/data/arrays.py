@@ -29,13 +29,12 @@ _ROWS = 4096  # examples that are looked through at once
 
 
 def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarray | Sequence[str] | None = None,
-                columns: Sequence[str] | None = None, kind: str | None = None, key: str = "") -> Examples:
+                spec: Spec | None = None, key: str = "") -> Examples:
     """The examples of an array (N, ...) of numbers, of the kind that claims its shape.
 
     Args:
         labels: (N,) integers or text.
-        columns: names of the columns of (N, D).
-        kind: that of the examples, where it is known.
+        spec: what the examples are, where the file says it.
         key: the name of the array in its file, which may tell the kind.
 
     Raises:
@@ -46,12 +45,12 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
     if array.dtype.kind not in "buif":
         raise DataError(f"{name} holds {array.dtype} values; expected numbers")
     claiming = [other for other in all_kinds() if other.claims(array)] if array.size else []
-    wanted = kind or request.general.kind
+    wanted = spec.kind if spec else request.general.kind
     if named := [other for other in all_kinds() if other.array == key != Kind.array and not wanted]:
         claiming = named
     if wanted and (not claiming or registry.kind(wanted).takes(array)):
         claiming = [registry.kind(wanted)]  # it says what it expects
-    chosen = registry.kind(kind) if kind else request.choose(claiming, f"{name} of the shape {shape}")
+    chosen = registry.kind(spec.kind) if spec else request.choose(claiming, f"{name} of the shape {shape}")
     if chosen is None or not array.size:
         raise DataError(f"{name} has the shape {shape}; expected (N, D) rows, or (N, H, W), (N, H, W, C) or "
                         "(N, C, H, W) pictures")
@@ -68,7 +67,9 @@ def examples_of(array: np.ndarray, name: str, request: Request, labels: np.ndarr
         raise DataError(f"{name}: example {bad.argmax()} holds {'' if chosen.missing else 'NaN or '}infinity")
     if classes is not None and bad.any():
         classes = [label for label, wrong in zip(classes, bad.tolist(), strict=True) if not wrong]
-    examples = chosen.from_array(array[~bad] if bad.any() else array, name, request, classes, columns)
+    good = array[~bad] if bad.any() else array
+    examples = (chosen.from_written(good, spec, name, request, classes) if spec else
+                chosen.from_array(good, name, request, classes))
     examples.skipped += int(bad.sum())
     examples.numbers = np.flatnonzero(~bad).tolist() if bad.any() else None
     return examples
@@ -168,7 +169,7 @@ class _Archive(Mapping[str, np.ndarray]):
 
 
 def read_npz(path: Path, request: Request) -> Splits:
-    """A .npz file: x (or images, data, arr_0) and perhaps y (or labels), or x_train, y_train, x_test, y_test.
+    """A .npz file: x (or images, data, arr_0, codes) and perhaps y (or labels), or x_train, y_train, x_test, y_test.
 
     A kind may have an arrangement of its own (`Kind.from_archive`).
     """
@@ -176,18 +177,17 @@ def read_npz(path: Path, request: Request) -> Splits:
     own = {kind: splits for kind in all_kinds() if (splits := kind.from_archive(archive, str(path), request))}
     if kind := request.choose(list(own), str(path)):
         return own[kind]
-    names = ("x", *dict.fromkeys(kind.array for kind in all_kinds()), "arr_0")
+    names = ("x", *dict.fromkeys(kind.array for kind in all_kinds()), "arr_0", "codes")
     spec = _spec(archive, str(path))
 
     def part(suffix: str) -> Callable[[], Examples] | None:
         examples = next((key + suffix for key in names if key + suffix in archive), None)
         labels = next((key + suffix for key in _LABELS if key + suffix in archive), None)
         used.update(key for key in (examples, labels) if key)
-        known = spec.kind if spec and not request.general.kind else None
         return None if examples is None else lambda: examples_of(
             archive[examples], f"{path}: {examples}", request,
             None if labels is None else _named(archive[labels], spec.classes if spec else ()),
-            getattr(spec, "columns", None), known, key=examples.removesuffix(suffix))
+            spec if spec and request.general.kind in (None, spec.kind) else None, key=examples.removesuffix(suffix))
 
     used: set[str] = set()
     splits = {split: read for split in ("train", "test", "valid") if (read := part(f"_{split}"))}

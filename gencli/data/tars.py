@@ -181,7 +181,7 @@ def arrays_of(members: Sequence[Source], labels: Sequence[str] | None, name: str
     if len({value.shape for value in values}) > 1:
         raise DataError(f"{name}: the arrays have different shapes")
     examples = examples_of(np.stack(values), name, request, [labels[i] for i in numbers] if labels else None,
-                           getattr(spec, "columns", None), spec.kind if spec else None)
+                           spec)
     examples.skipped += len(members) - len(numbers)
     examples.numbers = [numbers[i] for i in examples.numbers or range(len(numbers))]
     return examples

@@ -455,24 +455,30 @@ class MappedPictures(PictureExamples):
 
 
 class PictureArray(PictureExamples):
-    """Pictures in an array (N, H, W, C) with C = 1 or 3: uint8 in 0..255 or float32 in [0, 1]."""
+    """Pictures in an array (N, H, W, C) with C = 1 or 3: uint8 in 0..255 or float32 in [0, 1].
 
-    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[str] | None = None, skipped: int = 0):
+    `levels`: what grey values number, such as codes, of which there are so many; then they are floats, and no picture
+    is scaled. None: they are shades.
+    """
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: Sequence[str] | None = None, skipped: int = 0,
+                 levels: int | None = None):
         super().__init__(name, labels, skipped)
-        self.pixels = pixels
+        self.pixels, self.levels = pixels, levels
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def _take(self, indices: Sequence[int]) -> Self:
-        return type(self)(self.name, self.pixels[np.asarray(indices, np.int64)], self._label(indices), self.skipped)
+        return type(self)(self.name, self.pixels[np.asarray(indices, np.int64)], self._label(indices), self.skipped,
+                          self.levels)
 
     def _join(self, others: Sequence[Self]) -> Self:
         parts = [self.pixels, *(other.pixels for other in others)]
         if len({(part.shape[1:], part.dtype) for part in parts}) > 1:
             raise DataError(f"{self.name}: the splits hold pictures of different sizes; read them one by one")
         return type(self)(self.name, np.concatenate(parts), self._join_labels(others),
-                          self.skipped + sum(other.skipped for other in others))
+                          self.skipped + sum(other.skipped for other in others), self.levels)
 
     def identities(self) -> list[Any]:
         return [hashlib.sha256(picture.tobytes()).digest() for picture in self.pixels]
@@ -484,10 +490,15 @@ class PictureArray(PictureExamples):
     def look(self) -> tuple[int, set[tuple[int, int]], int | None]:
         _, height, width, channels = self.pixels.shape
         levels = 2 if is_binary(self.pixels) else 256 if self.pixels.dtype == np.uint8 else None
-        return channels, {(height, width)}, levels
+        return channels, {(height, width)}, self.levels or levels
 
     def decode(self, shape: Shape, settings: ImageSettings, request: Request) -> tuple[Self, Tensor, Tensor | None]:
         channels, height, width = shape
+        if self.levels and self.pixels.shape[1:] != (height, width, channels):
+            own = "x".join(map(str, self.pixels.shape[1:]))
+            raise UsageError(f"{self.name} holds numbers of {self.levels} levels, {own}, which are no shades to "
+                             f"be scaled or coloured to {height}x{width}x{channels}; leave --size, --crop and "
+                             f"--channels out")
         if settings.crop:
             rows, columns = self.pixels.shape[1] // height, self.pixels.shape[2] // width
             if not rows * columns:
@@ -687,6 +698,17 @@ class Images(Kind):
             return MappedPictures(name, rows, found, array.shape[1:3] != whole.shape[1:3], np.arange(len(rows)), labels)
         return PictureArray(name, from_numbers(array, name, "pictures"), labels)
 
+    def from_written(self, array: np.ndarray, spec: Any, name: str, request: Request,
+                     labels: Sequence[str] | None = None) -> Examples:
+        """(N, C, H, W) whole numbers of levels, where there are neither 2 nor 256 of these."""
+        if spec.levels in (None, 2, 256) or array.dtype.kind == "f":
+            return super().from_written(array, spec, name, request, labels)
+        if array.shape[1:] != spec.shape or array.min() < 0 or array.max() >= spec.levels:
+            raise DataError(f"{name} has the shape {array.shape} and values from {array.min()} to {array.max()}; its "
+                            f"spec says {self.describe(spec)} of the levels 0 to {spec.levels - 1}")
+        pixels = (array.transpose(0, 2, 3, 1) / (spec.levels - 1)).astype(np.float32)
+        return PictureArray(name, pixels, labels, levels=spec.levels)
+
     def halves(self, examples: Examples, source: Half) -> Examples:
         if not isinstance(examples, Pictures):
             raise UsageError(f"--pair {source}: {examples.name} is not made of picture files")
@@ -755,6 +777,8 @@ class Images(Kind):
         return {"png": Sheet, "gif": Film} if spec.channels in MODES else {}
 
     def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
+        if exact and spec.levels not in (None, 2, 256):
+            return (batch.x.float() * (spec.levels - 1)).round().int().contiguous().numpy()
         eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in MODES)
         return (quantize(batch.x) if eight_bit else batch.x.float()).contiguous().numpy()
 

@@ -1,7 +1,9 @@
 """Encoders x (B, ...) -> (B, F) and decoders z (B, Z) -> (B, P, D), with P parameters for each number of an example.
 
 F is Z, or more where a code has a distribution: 2 Z for a mean and a log-variance of each number. The two of a pair
-mirror each other. Shapes: B batch, Z numbers of a code, D of an example or of a row of the view.
+mirror each other. Those of `map_coders` have codes that are maps (B, Z, h, w).
+
+Shapes: B batch, Z numbers of a code, or of each place of one that is a map; D of an example or of a row of the view.
 """
 
 import itertools
@@ -72,6 +74,38 @@ def conv_coders(spec: Spec, width: int, depth: int, latent: int, features: int, 
         nn.SiLU(), nn.Conv2d(width, 4 * channels * parameters, 3, padding=1), nn.PixelShuffle(2),
         _Crop(spec, parameters),
     )
+    return encoder, decoder
+
+
+def map_coders(spec: ImageSpec, width: int, depth: int, halvings: int, latent: int, parameters: int
+               ) -> tuple[nn.Sequential, nn.Sequential]:
+    """Codes with a place for each square of 2**halvings pixels: pictures (B, C, H, W) -> (B, Z, h, w) -> (B, P, D).
+
+    A picture of any size is padded at the right and the bottom, so that h and w are its sides over 2**halvings, rounded
+    up.
+
+    Args:
+        width: feature maps at half the resolution; below that twice as many.
+        depth: residual blocks at each resolution.
+        latent: Z.
+        parameters: P.
+    """
+    square = 2**halvings
+    padding = nn.ZeroPad2d((0, -spec.width % square, 0, -spec.height % square))
+    maps = [width, *[2 * width] * (halvings - 1)]
+
+    def residuals(count: int) -> list[nn.Module]:
+        return [_Residual(count) for _ in range(depth)]
+
+    down: list[nn.Module] = [nn.Conv2d(spec.channels, width, 5, stride=2, padding=2), *residuals(width)]
+    up: list[nn.Module] = []
+    for fine, coarse in itertools.pairwise(maps):
+        down += [nn.Conv2d(fine, coarse, 3, stride=2, padding=1), *residuals(coarse)]
+        up = [nn.SiLU(), nn.Conv2d(coarse, 4 * fine, 3, padding=1), nn.PixelShuffle(2), *residuals(fine), *up]
+    encoder = nn.Sequential(padding, *down, nn.SiLU(), nn.Conv2d(maps[-1], latent, 1))
+    decoder = nn.Sequential(nn.Conv2d(latent, maps[-1], 3, padding=1), *residuals(maps[-1]), *up, nn.SiLU(),
+                            nn.Conv2d(width, 4 * spec.channels * parameters, 3, padding=1), nn.PixelShuffle(2),
+                            _Crop(spec, parameters))
     return encoder, decoder
 
 

@@ -51,6 +51,8 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
         "active_units": ("Active units", None, "Dimensions of the code that tell something about the example."),
+        "codes_in_use": ("Codes in use", None, "How many of the discrete codes the examples need."),
+        "code_perplexity": ("Perplexity of the codes", None, "How many codes are in use, if all were as frequent."),
         "active_share": ("Share of active units", None, "How many units of a sparse code an example switches on."),
         "log_z": ("Log partition function", None, "The constant that makes the probabilities sum to one."),
         "log_z_reverse": ("The same, from the model's side", None, "Far above it, neither can be trusted."),

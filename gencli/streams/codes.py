@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gencli import registry
 from gencli.errors import DataError
 from gencli.escape import guarded, unguarded
 from gencli.format import Content, Format, Held, npy_bytes, stack
@@ -44,7 +45,7 @@ TERMINAL = "jsonl"
 
 
 def content() -> Content:
-    """Codes as formats see them."""
+    """Codes as formats see them. `CodeWriter.describe` says what else they are."""
     return Content("code", "codes", "npy", npy_bytes, "codes", header={"content": "codes"})
 
 
@@ -132,6 +133,10 @@ def _array_codes(file: BinaryIO, name: str, block: int) -> Iterator[Codes]:
         raise
     except Exception as error:  # on damaged or hostile bytes numpy raises nearly anything
         raise DataError(f"{name} cannot be read as arrays: {error}") from error
+    if "spec" in arrays and arrays.pop("spec").dtype.kind == "U" and "codes" not in arrays:
+        # Samples of a model that learnt codes.
+        found = next((key for kind in registry.kinds if (key := registry.kind(kind).array) in arrays), None)
+        arrays |= {"codes": arrays.pop(found)} if found else {}
     if "codes" not in arrays:
         raise DataError(f"{name} holds {', '.join(arrays) or 'nothing'}; expected an array called codes")
     sizes = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}

@@ -131,6 +131,13 @@ class Screen(Writer):
 class CodeWriter(_Output):
     """Takes codes; from `open_code_writer`."""
 
+    _whole = False
+
+    def describe(self, spec: Spec) -> None:
+        """Say, before any is written, that codes are examples of a Spec, made of whole numbers."""
+        self._whole = True
+        self._to.content = replace(self._to.content, spec=spec)
+
     def write(self, codes: Tensor, labels: Tensor | None = None, info: Sequence[Mapping[str, Any]] | None = None,
               **columns: Tensor) -> None:
         """Append codes (B, ...), float, NaN past the end of a short one; `labels` and further columns are (B,).
@@ -138,12 +145,12 @@ class CodeWriter(_Output):
         `info`: what else is known of each example, as in `Writer.write`.
         """
         codes = codes.detach().cpu()
-        values = (codes if codes.dtype == torch.float64 else codes.float()).numpy()
+        values = (codes.int() if self._whole else codes if codes.dtype == torch.float64 else codes.float()).numpy()
         named = ({} if labels is None else {"label": labels}) | columns
         plain = {name: column.tolist() for name, column in named.items()}
         records = [{name: column[i] for name, column in plain.items()} | dict(info[i] if info else {})
                    for i in range(len(values))]
-        self._to.put(Rows([coding.trimmed(value) for value in values], records))
+        self._to.put(Rows(values if self._whole else [coding.trimmed(value) for value in values], records))
 
 
 class NeighbourWriter(_Output):
