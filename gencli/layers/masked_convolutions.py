@@ -22,7 +22,19 @@ from gencli.layers.gate import gate
 # Over whole pictures
 
 
-class _CausalConv(nn.Module):
+class CausalNet(nn.Module):
+    """A network in which the features of a pixel depend on the pixels before it in reading order, and on a class."""
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] and classes (B,), if there are some -> features (B, F, H, W)."""
+        raise NotImplementedError
+
+    def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
+        """The same, pixel by pixel, of len(like) pictures of so many columns, in the precision of `like`."""
+        raise NotImplementedError
+
+
+class CausalConv(nn.Module):
     """A masked filter as its two rectangles: `above` the rows above, `left` the pixels before it in its row.
 
     `reach`: rows above and columns to either side. `own`: whether the pixel itself is seen (mask B) or not (mask A).
@@ -72,13 +84,13 @@ class _GatedLayer(nn.Module):
         return self.classes(labels)[:, :, None, None].chunk(2, dim=1)
 
 
-class GatedStacks(nn.Module):
+class GatedStacks(CausalNet):
     """The two stacks of the gated network; the output is that of the horizontal one."""
 
     def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0):
         super().__init__()
         reach = kernel // 2
-        self.first = _CausalConv(channels, width, max(3, reach), own=False)
+        self.first = CausalConv(channels, width, max(3, reach), own=False)
         self.layers = nn.ModuleList(_GatedLayer(width, reach, classes) for _ in range(layers))
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -97,7 +109,7 @@ class _PlainLayer(nn.Module):
     def __init__(self, width: int, reach: int, classes: int):
         super().__init__()
         self.narrow = nn.Conv2d(width, width // 2, 1)
-        self.masked = _CausalConv(width // 2, width // 2, reach, own=True)
+        self.masked = CausalConv(width // 2, width // 2, reach, own=True)
         self.widen = nn.Conv2d(width // 2, width, 1, bias=False)
         self.classes = nn.Embedding(classes, width // 2) if classes else None
 
@@ -112,13 +124,13 @@ class _PlainLayer(nn.Module):
         return self.widen.weight.new_zeros(()) if self.classes is None else self.classes(labels)[:, :, None, None]
 
 
-class PlainStack(nn.Module):
+class PlainStack(CausalNet):
     """The one stack of the plain network."""
 
     def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0):
         super().__init__()
         reach = kernel // 2
-        self.first = _CausalConv(channels, width, max(3, reach), own=False)
+        self.first = CausalConv(channels, width, max(3, reach), own=False)
         self.layers = nn.ModuleList(_PlainLayer(width, reach, classes) for _ in range(layers))
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -135,7 +147,7 @@ class PlainStack(nn.Module):
 # Pixel by pixel
 
 
-class _Row:
+class Row:
     """Activations of a row, written from left to right, after `reach` zeros.
 
     Attributes:
@@ -150,7 +162,7 @@ class _Row:
         self.before = [flat[:, j * width : (reach + j + own) * width] for j in range(columns)]
 
 
-class _Rows:
+class Rows:
     """The last `rows` rows of an activation, (B, width, rows, W + 2 * reach) with zeros at both sides."""
 
     def __init__(self, like: Tensor, columns: int, width: int, rows: int, reach: int):
@@ -185,11 +197,11 @@ class Walk:
     `x` holds the row: the channels of pixel j, in [-1, 1], are written to `x.at[j]` once they are known.
     """
 
-    def __init__(self, first: _CausalConv, like: Tensor, columns: int):
+    def __init__(self, first: CausalConv, like: Tensor, columns: int):
         channels = first.left.in_channels
         self.first, self.taps = first, _taps(first.left)
-        self.x = _Row(like, columns, channels, first.reach, own=False)
-        self.rows = _Rows(like, columns, channels, first.reach, first.reach)
+        self.x = Row(like, columns, channels, first.reach, own=False)
+        self.rows = Rows(like, columns, channels, first.reach, first.reach)
         self.context: list[list[Tensor]] = []  # by layer and pixel: the contribution of the rows above
 
     def start_row(self) -> None:
@@ -206,8 +218,8 @@ class _GatedWalk(Walk):
         super().__init__(net.first, like, columns)
         self.layers = cast(list[_GatedLayer], list(net.layers))
         width, reach = net.first.left.out_channels, self.layers[0].reach
-        self.h = [_Row(like, columns, width, reach, own=True) for _ in range(len(self.layers) + 1)]
-        self.v = [_Rows(like, columns, width, reach + 1, reach) for _ in self.layers]
+        self.h = [Row(like, columns, width, reach, own=True) for _ in range(len(self.layers) + 1)]
+        self.v = [Rows(like, columns, width, reach + 1, reach) for _ in self.layers]
         self.classes = [layer.of_class(labels) for layer in self.layers]
         y, g = like.new_empty(len(like), 2 * width), like.new_empty(len(like), width)
         self.space = y, *y.chunk(2, dim=1), g
@@ -236,8 +248,8 @@ class _PlainWalk(Walk):
         super().__init__(net.first, like, columns)
         self.layers = cast(list[_PlainLayer], list(net.layers))
         width, reach = self.layers[0].masked.left.in_channels, self.layers[0].masked.reach
-        self.y = [_Row(like, columns, width, reach, own=True) for _ in self.layers]
-        self.above = [_Rows(like, columns, width, reach, reach) for _ in self.layers]
+        self.y = [Row(like, columns, width, reach, own=True) for _ in self.layers]
+        self.above = [Rows(like, columns, width, reach, reach) for _ in self.layers]
         self.classes = [layer.of_class(labels) for layer in self.layers]
         self.weights = [(cast(Tensor, layer.narrow.bias), _taps(layer.narrow), _taps(layer.masked.left),
                          _taps(layer.widen)) for layer in self.layers]
