@@ -7,17 +7,25 @@ convolutional LSTMs with residual connections, and skip connections to the outpu
   the right, and is shifted down by one row. Together they have read every pixel before.
 - row: the Row LSTM. A pixel's state follows from the three above it: a triangle of the rows above.
 
+- multi-scale: a small picture, of every n-th pixel of every n-th row, is made first, and the rest given it. Pixels that
+  both have count once, so that the likelihood is that of the picture.
+
 All states of a diagonal (or row) are computed at once. Where the rows of a picture are skewed, each against the one
 above it by a pixel, diagonals become columns; here the pixels are put in the order of diagonals, so that each of these
 lies in one piece, and none of the corners that skewing adds is computed.
 
 Departures: the channels of a pixel follow one another in the output alone, not in every layer, so that the LSTMs read a
-pixel once. The candidate of the cell is 1 - 2 sigmoid(a), which is tanh(-a / 2), so that all gates are one function.
+pixel once. The small picture is added to the features of the first layer, which the residual connections bring to the
+others, not to the gates of each. The second LSTM also reads what a pixel itself is. The candidate of the cell is
+1 - 2 sigmoid(a), which is tanh(-a / 2), so that all gates are one function.
 
 Shapes: B batch, C channels, H x W pixels, P = H * W, F features, N units of an LSTM, D directions, T states that one
 follows from. In the network features come first and examples last, (F, P, B), for the speed of a processor.
 """
 
+from collections.abc import Callable
+from functools import partial
+from itertools import count as count_from
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -25,8 +33,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from gencli.errors import UsageError
 from gencli.layers.masked_convolutions import CausalConv, CausalNet, Row, Walk
-from gencli.layers.pixels import AutoregressivePixels, Likelihood
+from gencli.layers.pixels import AutoregressivePixels, CategoricalHead, Likelihood, MixtureHead
 from gencli.model import FamilyConfig, NetSize, Sizes, Spec, net_size
 
 
@@ -37,6 +46,8 @@ class PixelRNNConfig(FamilyConfig):
     net_size: NetSize = net_size(sizes)
     width: int = Field(16, ge=1, description="Units of an LSTM; the layers are connected by twice as many features.")
     layers: int = Field(7, ge=1, description="Layers of LSTMs after the first one, of filters.")
+    multiscale: int = Field(0, ge=0, description="Rows of a small picture, of every n-th pixel, that is made first; "
+                                                 "they have to divide those of the picture. 0: none.")
     likelihood: Likelihood = Field(
         "auto", description="Distribution of a channel; auto: by the levels of the data: bernoulli for 2, categorical "
                             "up to 16, mixture of discretised logistics for more.")
@@ -54,12 +65,79 @@ class PixelRNN(AutoregressivePixels):
     Config = PixelRNNConfig
     defaults = {"lr": 2e-3, "batch_size": 16, "warmup": 200, "schedule": "cosine", "ema": 0.999, "grad_clip": 50.0}
     config: PixelRNNConfig
+    net: "_LSTMs"
+    small: "_LSTMs"  # of the small picture, if there is one
+    small_output: CategoricalHead | MixtureHead
+    enlarge: nn.Sequential
+    first: Tensor  # where the small picture's numbers are among those of the picture
+    rest: Tensor  # (size,) bool, those that are not
 
     def __init__(self, config: PixelRNNConfig, spec: Spec):
         super().__init__(config, spec, "pixelrnn")
-        net = DiagonalLSTMs if config.net == "diagonal" else RowLSTMs
+        net, (channels, height, width) = _NETS[config.net], self.spec.shape
         self.net = net(self.spec.shape, config.width, config.layers, self.classes)
         self.output = self._head(2 * config.width)
+        self.every = _every(height, config.multiscale)
+        if self.every:
+            small = channels, config.multiscale, -(-width // self.every)
+            self.small = net(small, config.width, config.layers, self.classes)
+            self.small_output = self._head(2 * config.width)
+            self.enlarge = nn.Sequential(
+                nn.ConvTranspose2d(channels, 2 * config.width, 3 * self.every, self.every, padding=self.every),
+                nn.ReLU(), nn.Conv2d(2 * config.width, 2 * config.width, 3, padding=1))
+            number = torch.arange(self.spec.size).view(height, width, channels)
+            first = number[:: self.every, :: self.every].flatten()
+            rest = torch.ones(self.spec.size, dtype=torch.bool).index_fill_(0, first, False)
+            self.register_buffer("first", first, persistent=False)
+            self.register_buffer("rest", rest, persistent=False)
+
+    def _guide(self, x: Tensor) -> Tensor:
+        """What the small picture (B, C, h, w) in [-1, 1] says to each pixel, (B, F, H, W)."""
+        return self.enlarge(x)[:, :, : self.spec.height, : self.spec.width]
+
+    def _log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        if not self.every:
+            return super()._log_prob(x, labels)
+        x = 2 * x - 1
+        small = x[:, :, :: self.every, :: self.every]
+
+        features, of_small = self.net(x, labels, self._guide(small)), self.small(small, labels)
+        last, pixels = (0, 2, 3, 1), self.rest.view(-1, self.spec.channels)[:, 0]
+        rest = self.output.log_prob(features.permute(last), x.permute(last)).flatten(1) * pixels
+        return rest.sum(1) + self.small_output.log_prob(of_small.permute(last), small.permute(last)).flatten(1).sum(1)
+
+    def _in_order(self, x: Tensor) -> Tensor:
+        levels = super()._in_order(x)
+        return torch.cat([levels[:, self.first], levels[:, self.rest]], dim=1) if self.every else levels
+
+    @torch.no_grad()
+    def _walk(self, count: int, labels: Tensor | None, visit: Callable[[int, Tensor], Tensor],
+              precision: torch.dtype) -> Tensor:
+        if not self.every:
+            return super()._walk(count, labels, visit, precision)
+        model, (channels, height, width) = self.clone().to(precision), self.spec.shape
+        like, (_, rows, columns) = torch.empty(count, 0, dtype=precision, device=self.device), model.small.shape
+        first = self._pass(model.small.walk(like, columns, labels), model.small_output, rows, columns, visit)
+        x = first.T.unflatten(1, (rows, columns, channels)).permute(0, 3, 1, 2).to(precision)
+        guide = model._guide(2 * x / (self.levels - 1) - 1)
+        known, numbers = dict(zip(self.first.tolist(), first, strict=True)), count_from(len(first))
+
+        def visit_rest(number: int, logits: Tensor) -> Tensor:
+            return known[number] if number in known else visit(next(numbers), logits)
+
+        return self._pictures(self._pass(model.net.walk(like, width, labels, guide), model.output, height, width,
+                                         visit_rest))
+
+
+def _every(height: int, rows: int) -> int:
+    """The distance of the pixels of a small picture of so many rows; 0 where there is none."""
+    if not rows:
+        return 0
+    if rows >= height or height % rows:
+        fit = [n for n in range(1, height) if height % n == 0]
+        raise UsageError(f"--multiscale {rows} of pictures of {height} rows; expected a number that divides these: "
+                         f"{', '.join(map(str, fit)) or 'there is none'}")
+    return height // rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,14 +422,16 @@ class _LSTMs(CausalNet):
         super().__init__()
         channels, height, width = shape
         self.course = _Course(height, width, diagonal)
+        self.shape = shape
         self.first = CausalConv(channels, 2 * units, 3, own=False)
         # What the second LSTM says of a pixel is seen by the row below, so that it may read the pixel. If it did not,
         # the last one of a row would be seen by few of the next row: filters have seen what is left of it alone.
         self.own = nn.Conv2d(channels, 2 * units, 1, bias=False) if diagonal else None
         self.layers = nn.ModuleList(_Layer(units, self.course, classes) for _ in range(layers))
 
-    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        first = self.first(x)
+    def forward(self, x: Tensor, labels: Tensor | None, guide: Tensor | None = None) -> Tensor:
+        """As `CausalNet`; `guide` (B, F, H, W) is what is known of each pixel before the first one is read."""
+        first = self.first(x) if guide is None else self.first(x) + guide
         with torch.autocast(x.device.type, enabled=False):  # states add up over many steps
             features, own = self._ordered(first), None if self.own is None else self._ordered(self.own(x))
             carried = torch.cat([features, torch.zeros_like(features)])
@@ -366,22 +446,11 @@ class _LSTMs(CausalNet):
         pixels = y.to(self.first.left.weight.dtype).flatten(2).permute(1, 2, 0)
         return _reorder(pixels, self.course.order, self.course.place)
 
-    def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> Walk:
-        return (_DiagonalWalk if self.course.directions == 2 else _RowWalk)(self, like, columns, labels)
+    def walk(self, like: Tensor, columns: int, labels: Tensor | None, guide: Tensor | None = None) -> Walk:
+        return (_DiagonalWalk if self.course.directions == 2 else _RowWalk)(self, like, columns, labels, guide)
 
 
-class DiagonalLSTMs(_LSTMs):
-    """Of the Diagonal BiLSTM."""
-
-    def __init__(self, shape: tuple[int, ...], units: int, layers: int, classes: int = 0):
-        super().__init__(shape, units, layers, classes, diagonal=True)
-
-
-class RowLSTMs(_LSTMs):
-    """Of the Row LSTM."""
-
-    def __init__(self, shape: tuple[int, ...], units: int, layers: int, classes: int = 0):
-        super().__init__(shape, units, layers, classes, diagonal=False)
+_NETS = {"diagonal": partial(_LSTMs, diagonal=True), "row": partial(_LSTMs, diagonal=False)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -391,8 +460,9 @@ class RowLSTMs(_LSTMs):
 class _LSTMWalk(Walk):
     """What both networks share: the cells, and what a pixel carries from layer to layer."""
 
-    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None):
+    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None, guide: Tensor | None):
         super().__init__(net.first, like, columns)
+        self.guides = None if guide is None else iter(guide.unbind(2))  # by row
         layers = cast(list[_Layer], list(net.layers))
         self.count, self.columns, self.units = len(like), columns, layers[0].mix.shape[0] // 4
         self.like, self.depth = like, len(layers)
@@ -406,8 +476,10 @@ class _LSTMWalk(Walk):
         return self.like.new_zeros(shape)
 
     def start_row(self) -> None:
-        above = self.first.above(self.rows.push(self.x.all)) + cast(Tensor, self.first.left.bias)[:, None, None]
-        self.start = above[:, :, 0].permute(2, 0, 1).contiguous().unbind(0)  # by column
+        above = self.first.above(self.rows.push(self.x.all))[:, :, 0] + cast(Tensor, self.first.left.bias)[:, None]
+        if self.guides:
+            above = above + next(self.guides)
+        self.start = above.permute(2, 0, 1).contiguous().unbind(0)  # by column
 
     def begin(self, j: int) -> Tensor:
         """What a pixel carries into the first layer (B, 2 F): x, and nothing of the skip connections."""
@@ -426,8 +498,8 @@ class _LSTMWalk(Walk):
 class _DiagonalWalk(_LSTMWalk):
     """The first LSTM goes with the pixels; the second one reads a row, from the right, when it is complete."""
 
-    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None):
-        super().__init__(net, like, columns, labels)
+    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None, guide: Tensor | None):
+        super().__init__(net, like, columns, labels, guide)
         units, depth, count = self.units, self.depth, self.count
         self.own = cast(nn.Conv2d, net.own).weight[:, :, 0, 0].T
         above, self.left = self.follow.chunk(2, dim=2)  # each (L, D, N, 4 N)
@@ -473,8 +545,8 @@ class _DiagonalWalk(_LSTMWalk):
 class _RowWalk(_LSTMWalk):
     """States follow from the row above alone."""
 
-    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None):
-        super().__init__(net, like, columns, labels)
+    def __init__(self, net: _LSTMs, like: Tensor, columns: int, labels: Tensor | None, guide: Tensor | None):
+        super().__init__(net, like, columns, labels, guide)
         units, depth, count = self.units, self.depth, self.count
         self.weights = list(zip(self.read[:, 0].unbind(0), self.mix.unbind(0), strict=True))
         self.inputs = [Row(like, columns, 2 * units, 1, own=True) for _ in range(depth)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
-from gencli.layers.masked_convolutions import CausalNet
+from gencli.layers.masked_convolutions import CausalNet, Walk
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec, Visit
 from gencli.rng import Rng
 
@@ -170,21 +170,31 @@ class AutoregressivePixels(Model):
         Rounding differs with the place in a batch. What has to come out the same elsewhere, a code, takes float64,
         where it is too small to change a level. -> (B, C, H, W).
         """
-        channels, height, width = self.spec.shape
         net, output = copy.deepcopy(self.net).to(precision), copy.deepcopy(self.output).to(precision)
-        values = torch.linspace(-1, 1, self.levels, dtype=precision, device=self.device)
-        levels = torch.empty(height * width * channels, count, dtype=torch.int64, device=self.device)
-        walk = net.walk(values.new_empty(count, 0), width, labels)
-        number = 0
+        like = torch.empty(count, 0, dtype=precision, device=self.device)
+        _, height, width = self.spec.shape
+        return self._pictures(self._pass(net.walk(like, width, labels), output, height, width, visit))
+
+    def _pass(self, walk: Walk, output: "CategoricalHead | MixtureHead", height: int, width: int,
+              visit: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """One pass over pictures, in the order of reading -> levels (H * W * C, B)."""
+        pixel, number = walk.x.at[0], 0
+        values = torch.linspace(-1, 1, self.levels, dtype=pixel.dtype, device=self.device)
+        levels = torch.empty(height * width * pixel.shape[1], len(pixel), dtype=torch.int64, device=self.device)
         for _ in range(height):
             walk.start_row()
             for column in range(width):
                 features, pixel = walk.pixel(column), walk.x.at[column]
-                for channel in range(channels):
+                for channel in range(pixel.shape[1]):
                     level = visit(number, output.logits(features, pixel, channel))
                     levels[number] = level
                     pixel[:, channel] = values[level]
                     number += 1
+        return levels
+
+    def _pictures(self, levels: Tensor) -> Tensor:
+        """Levels (H * W * C, B) row by row, the channels of a pixel side by side -> (B, C, H, W) in [0, 1]."""
+        channels, height, width = self.spec.shape
         return (levels.T.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2) / (self.levels - 1)).float()
 
     # --- train
