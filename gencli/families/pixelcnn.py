@@ -4,6 +4,8 @@
   arXiv:1601.06759. Filters with a corner cut out leave a blind spot: pixels above to the right that no depth reaches.
 - gated: a vertical stack that sees all rows above, and a horizontal one that sees the row and the vertical stack; no
   blind spot. Van den Oord et al. 2016b, "Conditional Image Generation with PixelCNN Decoders", arXiv:1606.05328.
+- attention: blocks between the layers, in which a pixel attends to all before it. Chen et al. 2018, "PixelSNAIL: An
+  Improved Autoregressive Generative Model", arXiv:1712.09763.
 - mixture: each channel is a mixture of discretised logistics whose means are linear in the channels before it.
   Salimans et al. 2017, "PixelCNN++", arXiv:1701.05517.
 
@@ -16,7 +18,7 @@ Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
 from gencli.layers.pixels import AutoregressivePixels, Likelihood
@@ -32,6 +34,8 @@ class PixelCNNConfig(FamilyConfig):
     layers: int = Field(6, ge=1, description="Layers after the first.")
     kernel: int = Field(5, ge=3, description="Size of the masked filters, an odd number; at least 7 in the first "
                                              "layer.")
+    attention: int = Field(0, ge=0, description="Blocks of attention to all pixels before, between the layers of the "
+                                                "gated net.")
     likelihood: Likelihood = Field(
         "auto", description="Distribution of a channel; auto: by the levels of the data: bernoulli for 2, categorical "
                             "up to 16, mixture of discretised logistics for more.")
@@ -44,6 +48,14 @@ class PixelCNNConfig(FamilyConfig):
         if kernel % 2 == 0:
             raise ValueError("expected an odd number")
         return kernel
+
+    @model_validator(mode="after")
+    def _attention_between_layers(self) -> "PixelCNNConfig":
+        if self.attention and self.net != "gated":
+            raise ValueError(f"--attention is for the gated net, and this is --net {self.net}")
+        if self.attention > self.layers:
+            raise ValueError(f"--attention {self.attention} in {self.layers} layers; expected as many at most")
+        return self
 
 
 class PixelCNN(AutoregressivePixels):
@@ -59,6 +71,6 @@ class PixelCNN(AutoregressivePixels):
 
     def __init__(self, config: PixelCNNConfig, spec: Spec):
         super().__init__(config, spec, "pixelcnn")
-        net = GatedStacks if config.net == "gated" else PlainStack
-        self.net = net(self.spec.channels, config.width, config.layers, config.kernel, self.classes)
+        size = self.spec.channels, config.width, config.layers, config.kernel, self.classes
+        self.net = GatedStacks(*size, config.attention) if config.net == "gated" else PlainStack(*size)
         self.output = self._head(config.width)
