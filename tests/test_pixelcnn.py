@@ -39,7 +39,8 @@ def make(net, channels, height, width, levels, likelihood, classes, scale=2.0, *
     """A network of random weights, large enough that pixels matter to each other."""
     torch.manual_seed(0)
     spec = ImageSpec(channels=channels, height=height, width=width, levels=levels, classes=tuple("abc"[:classes]))
-    settings = {"width": 8, "layers": 2, "kernel": 3, "components": 3, "conditional": classes > 0, **KINDS_OF_NET[net], **config}
+    settings = {"width": 8, "layers": 2, "kernel": 3, "components": 3, "conditional": classes > 0, **KINDS_OF_NET[net],
+                **config}
     model = PixelCNN(PixelCNNConfig(**{"net": net, "likelihood": likelihood, **settings}), spec)
     for parameter in model.parameters():
         parameter.data.mul_(scale)
