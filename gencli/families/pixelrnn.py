@@ -6,7 +6,6 @@ convolutional LSTMs with residual connections, and skip connections to the outpu
 - diagonal: the Diagonal BiLSTM. A pixel's state follows from those left of it and above it; a second LSTM goes from
   the right, and is shifted down by one row. Together they have read every pixel before.
 - row: the Row LSTM. A pixel's state follows from the three above it: a triangle of the rows above.
-
 - multi-scale: a small picture, of every n-th pixel of every n-th row, is made first, and the rest given it. Pixels that
   both have count once, so that the likelihood is that of the picture.
 
@@ -59,7 +58,8 @@ class PixelRNN(AutoregressivePixels):
     """p(x) = prod p(x_i | pixels above and left of it), channels in sequence. Exact likelihood.
 
     Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row, the channels of a pixel side
-    by side. A conditional model's are followed by the class as one-hot.
+    by side; of a multi-scale model those of the small picture come first. A conditional model's are followed by the
+    class as one-hot.
     """
 
     Config = PixelRNNConfig
@@ -100,11 +100,11 @@ class PixelRNN(AutoregressivePixels):
             return super()._log_prob(x, labels)
         x = 2 * x - 1
         small = x[:, :, :: self.every, :: self.every]
-
         features, of_small = self.net(x, labels, self._guide(small)), self.small(small, labels)
         last, pixels = (0, 2, 3, 1), self.rest.view(-1, self.spec.channels)[:, 0]
+        known = self.small_output.log_prob(of_small.permute(last), small.permute(last)).flatten(1)
         rest = self.output.log_prob(features.permute(last), x.permute(last)).flatten(1) * pixels
-        return rest.sum(1) + self.small_output.log_prob(of_small.permute(last), small.permute(last)).flatten(1).sum(1)
+        return known.sum(1) + rest.sum(1)
 
     def _in_order(self, x: Tensor) -> Tensor:
         levels = super()._in_order(x)
@@ -280,7 +280,7 @@ class _States(torch.autograd.Function):
         before = x.new_zeros(directions, len(course.taps), units, pixels * batch)  # the states that one follows from
         cells, squashed, states = (x.new_empty(directions, units, pixels * batch) for _ in range(3))
         cell, steps = x.new_zeros(directions, units, course.side * batch), course.steps(batch)
-        sources, targets = states, before.unbind(1)
+        targets = before.unbind(1)
         for step, whole, products, o, f, i, g, cell_before, t, state in zip(
                 steps, _by_step(gates, steps), _products(gates, before, steps), *_gates_by_step(gates, steps),
                 _by_step(cells, steps), _by_step(squashed, steps), _by_step(states, steps), strict=True):
@@ -292,7 +292,7 @@ class _States(torch.autograd.Function):
             torch.addcmul(torch.addcmul(i, i, g, value=-2), f, c, out=c)
             torch.mul(torch.tanh(c, out=t), o, out=state)
             for tap, source, target in step.followed:
-                targets[tap][..., target].copy_(sources[..., source])
+                targets[tap][..., target].copy_(states[..., source])
         ctx.course = course
         ctx.save_for_backward(x, own, read, bias, follow, gates, before, cells, squashed)
         return course.seen(states.view(directions, units, pixels, batch))
@@ -400,7 +400,7 @@ class _Layer(nn.Module):
         x, course = carried[: len(carried) // 2], self.course
         if self.reads == 2:
             x = torch.cat([self._before(x), x])
-        compute = _states if torch.compiler.is_compiling() else _States.apply
+        compute = _states if torch.compiler.is_exporting() else _States.apply
         states = compute(x, own, self.read, self.biases(labels), self.follow, course)
         return carried + (self.mix @ states.flatten(1)).view_as(carried)
 
@@ -470,7 +470,6 @@ class _LSTMWalk(Walk):
                                             for name in ("read", "follow", "mix"))  # the first two (L, D, in, out)
         self.biases = torch.stack([layer.biases(labels) for layer in layers]).mT  # (L, D, B or 1, 4 N)
         self.carried = like.new_zeros(len(like), 4 * self.units)
-        self.spare = like.new_empty(len(like), self.units)
 
     def zeros(self, *shape: int) -> Tensor:
         return self.like.new_zeros(shape)
