@@ -171,6 +171,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("dbm", "image"): ["--widths", "4,3", "--chains", "10", "--binarize", "dynamic"],
     ("dbm", "vector"): ["--widths", "4,3", "--chains", "10"],
     ("pixelcnn", "image"): ["--width", "4", "--layers", "1", "--kernel", "3", "--components", "2"],
+    ("pixelrnn", "image"): ["--width", "3", "--layers", "1", "--components", "2"],
     ("diffusion", "image"): ["--width", "4", "--depth", "1", "--conditional"],
     ("diffusion", "vector"): ["--width", "8", "--depth", "1"],
     ("diffusion", "strokes"): ["--width", "8", "--depth", "1"],

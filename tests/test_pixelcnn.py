@@ -16,6 +16,8 @@ from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
 
 NETS = ["gated", "plain"]
+# name -> options
+KINDS_OF_NET = {"gated": {}, "plain": {}, "attention": {"net": "gated", "attention": 2}}
 # name -> (channels, height, width, levels, likelihood, classes): each with few enough pictures to try them all
 SMALL = {
     "bernoulli": (1, 3, 3, 2, "auto", 0),
@@ -37,8 +39,9 @@ def make(net, channels, height, width, levels, likelihood, classes, scale=2.0, *
     """A network of random weights, large enough that pixels matter to each other."""
     torch.manual_seed(0)
     spec = ImageSpec(channels=channels, height=height, width=width, levels=levels, classes=tuple("abc"[:classes]))
-    settings = {"width": 8, "layers": 2, "kernel": 3, "components": 3, "conditional": classes > 0, **config}
-    model = PixelCNN(PixelCNNConfig(net=net, likelihood=likelihood, **settings), spec)
+    settings = {"width": 8, "layers": 2, "kernel": 3, "components": 3, "conditional": classes > 0, **KINDS_OF_NET[net],
+                **config}
+    model = PixelCNN(PixelCNNConfig(**{"net": net, "likelihood": likelihood, **settings}), spec)
     for parameter in model.parameters():
         parameter.data.mul_(scale)
     return model.eval().requires_grad_(False)
@@ -63,7 +66,7 @@ def streams(count) -> ExampleStreams:
 
 
 cases = pytest.mark.parametrize("case", LARGER)
-nets = pytest.mark.parametrize("net", NETS)
+nets = pytest.mark.parametrize("net", KINDS_OF_NET)
 
 
 # --- likelihood
@@ -147,6 +150,12 @@ def test_the_plain_net_has_a_blind_spot_and_the_gated_net_has_none():
         missed = before(model.spec, 8, 4)[0] & ~views[net]
         assert bool(missed.any()) == (net == "plain")
     assert not views["plain"][7, 8] and views["gated"][7, 8]  # close by, above to the right
+
+
+def test_a_block_of_attention_sees_every_pixel_before():
+    model = make("attention", 2, 9, 12, 2, "auto", 0, kernel=3, layers=1, attention=1).double()
+    for row, column in ((8, 4), (1, 0), (4, 11)):
+        assert torch.equal(seen(model, row, column), before(model.spec, row, column))
 
 
 def test_the_gate_has_the_right_gradient():
@@ -264,6 +273,7 @@ def test_it_learns_that_rows_have_one_colour(tmp_path, gencli):
 @pytest.mark.parametrize(("option", "value", "code", "message"), [
     ("--likelihood", "bernoulli", 2, "256 levels"),
     ("--kernel", "4", 2, "odd"),
+    ("--attention", "7", 2, "--attention 7 in 6 layers"),
     ("--conditional", None, 2, "a single class"),
 ])
 def test_settings_that_do_not_fit(option, value, code, message, tmp_path, gencli):

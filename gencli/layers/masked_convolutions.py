@@ -3,7 +3,8 @@
 Pictures (B, C, H, W) in [-1, 1] -> features (B, width, H, W). `PlainStack` is one stack of masked filters (van den Oord
 et al. 2016a, arXiv:1601.06759), `GatedStacks` the two of van den Oord et al. 2016b (arXiv:1606.05328), which leave no
 blind spot. A masked filter is stored as its two rectangles, the rows above and the left of its own row, so that no
-zeros are multiplied; the horizontal stack reads the vertical one after its gate.
+zeros are multiplied; the horizontal stack reads the vertical one after its gate. Blocks of attention between the layers
+of the horizontal stack reach all pixels before at once (PixelSNAIL: Chen et al. 2018, arXiv:1712.09763).
 
 `walk` gives the same features pixel by pixel, while the picture is generated: the contribution of the rows above is
 computed once per row, the rest per pixel, from the layers' activations so far. A picture costs one pass through the
@@ -16,13 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.layers.attention import attend, norm
 from gencli.layers.gate import gate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Over whole pictures
 
 
-class _CausalConv(nn.Module):
+class CausalNet(nn.Module):
+    """A network in which the features of a pixel depend on the pixels before it in reading order, and on a class."""
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] and classes (B,), if there are some -> features (B, F, H, W)."""
+        raise NotImplementedError
+
+    def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
+        """The same, pixel by pixel, of len(like) pictures of so many columns, in the precision of `like`."""
+        raise NotImplementedError
+
+
+class CausalConv(nn.Module):
     """A masked filter as its two rectangles: `above` the rows above, `left` the pixels before it in its row.
 
     `reach`: rows above and columns to either side. `own`: whether the pixel itself is seen (mask B) or not (mask A).
@@ -72,19 +86,68 @@ class _GatedLayer(nn.Module):
         return self.classes(labels)[:, :, None, None].chunk(2, dim=1)
 
 
-class GatedStacks(nn.Module):
-    """The two stacks of the gated network; the output is that of the horizontal one."""
+class _Attention(nn.Module):
+    """Attention of each pixel to all before it: h + the mean of what these say, by their features, values and places.
 
-    def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0):
+    The query is of the features of a pixel, which have not seen it; the keys are those of the pixels up to the one
+    before it. What the first pixel attends to says nothing.
+    """
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.heads = 2 - width % 2
+        self.query = nn.Linear(width + 2, width)
+        self.key_and_value = nn.Linear(width + channels + 2, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """Features (B, width, H, W) and pictures (B, C, H, W) -> features."""
+        features, pixels = norm(h.flatten(2).mT), x.flatten(2).mT
+        place = _places(0, h.shape[2], h.shape[3], h).expand(len(x), -1, -1)
+        known = self.read(features[:, :-1], pixels[:, :-1], place[:, :-1])
+        q = self.ask(features, place)
+        k, v = F.pad(known, (0, 0, 0, 0, 1, 0)).unbind(0)
+        attended = attend(q, k, v, None)
+        return self.output(attended).mT.view_as(h) + h
+
+    def ask(self, features: Tensor, place: Tensor) -> Tensor:
+        """Queries (B, P, heads, D) of P pixels."""
+        return self.query(torch.cat([features, place], dim=-1)).unflatten(-1, (self.heads, -1))
+
+    def read(self, features: Tensor, pixels: Tensor, place: Tensor) -> Tensor:
+        """Keys and values (2, B, P, heads, D) of P pixels."""
+        made = self.key_and_value(torch.cat([features, pixels, place], dim=-1))
+        return made.unflatten(-1, (2, self.heads, -1)).movedim(2, 0)
+
+
+def _places(first: int, rows: int, columns: int, like: Tensor) -> Tensor:
+    """Row and column of the pixels of some rows from `first` on, in units of 32 pixels, (rows * columns, 2)."""
+    numbers = (torch.arange(begin, begin + n, dtype=like.dtype, device=like.device) / 32
+               for begin, n in ((first, rows), (0, columns)))
+    return torch.cartesian_prod(*numbers)
+
+
+class GatedStacks(CausalNet):
+    """The two stacks of the gated network; the output is that of the horizontal one.
+
+    `attention` blocks lie at even distances between the layers, the last one after the last of these.
+    """
+
+    def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0, attention: int = 0):
         super().__init__()
         reach = kernel // 2
-        self.first = _CausalConv(channels, width, max(3, reach), own=False)
+        self.first = CausalConv(channels, width, max(3, reach), own=False)
         self.layers = nn.ModuleList(_GatedLayer(width, reach, classes) for _ in range(layers))
+        self.attention = nn.ModuleList(_Attention(channels, width) for _ in range(attention))
+        self.attending = [layers * (i + 1) // attention - 1 for i in range(attention)]  # after these layers
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         v, h = self.first.see_above(x), self.first.see_left(x)
-        for layer in self.layers:
+        blocks = dict(zip(self.attending, self.attention, strict=True))
+        for number, layer in enumerate(self.layers):
             v, h = layer(v, h, labels)
+            if number in blocks:
+                h = blocks[number](h, x)
         return h
 
     def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
@@ -97,7 +160,7 @@ class _PlainLayer(nn.Module):
     def __init__(self, width: int, reach: int, classes: int):
         super().__init__()
         self.narrow = nn.Conv2d(width, width // 2, 1)
-        self.masked = _CausalConv(width // 2, width // 2, reach, own=True)
+        self.masked = CausalConv(width // 2, width // 2, reach, own=True)
         self.widen = nn.Conv2d(width // 2, width, 1, bias=False)
         self.classes = nn.Embedding(classes, width // 2) if classes else None
 
@@ -112,13 +175,13 @@ class _PlainLayer(nn.Module):
         return self.widen.weight.new_zeros(()) if self.classes is None else self.classes(labels)[:, :, None, None]
 
 
-class PlainStack(nn.Module):
+class PlainStack(CausalNet):
     """The one stack of the plain network."""
 
     def __init__(self, channels: int, width: int, layers: int, kernel: int, classes: int = 0):
         super().__init__()
         reach = kernel // 2
-        self.first = _CausalConv(channels, width, max(3, reach), own=False)
+        self.first = CausalConv(channels, width, max(3, reach), own=False)
         self.layers = nn.ModuleList(_PlainLayer(width, reach, classes) for _ in range(layers))
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -135,7 +198,7 @@ class PlainStack(nn.Module):
 # Pixel by pixel
 
 
-class _Row:
+class Row:
     """Activations of a row, written from left to right, after `reach` zeros.
 
     Attributes:
@@ -150,7 +213,7 @@ class _Row:
         self.before = [flat[:, j * width : (reach + j + own) * width] for j in range(columns)]
 
 
-class _Rows:
+class Rows:
     """The last `rows` rows of an activation, (B, width, rows, W + 2 * reach) with zeros at both sides."""
 
     def __init__(self, like: Tensor, columns: int, width: int, rows: int, reach: int):
@@ -185,11 +248,11 @@ class Walk:
     `x` holds the row: the channels of pixel j, in [-1, 1], are written to `x.at[j]` once they are known.
     """
 
-    def __init__(self, first: _CausalConv, like: Tensor, columns: int):
+    def __init__(self, first: CausalConv, like: Tensor, columns: int):
         channels = first.left.in_channels
         self.first, self.taps = first, _taps(first.left)
-        self.x = _Row(like, columns, channels, first.reach, own=False)
-        self.rows = _Rows(like, columns, channels, first.reach, first.reach)
+        self.x = Row(like, columns, channels, first.reach, own=False)
+        self.rows = Rows(like, columns, channels, first.reach, first.reach)
         self.context: list[list[Tensor]] = []  # by layer and pixel: the contribution of the rows above
 
     def start_row(self) -> None:
@@ -206,16 +269,22 @@ class _GatedWalk(Walk):
         super().__init__(net.first, like, columns)
         self.layers = cast(list[_GatedLayer], list(net.layers))
         width, reach = net.first.left.out_channels, self.layers[0].reach
-        self.h = [_Row(like, columns, width, reach, own=True) for _ in range(len(self.layers) + 1)]
-        self.v = [_Rows(like, columns, width, reach + 1, reach) for _ in self.layers]
+        self.h = [Row(like, columns, width, reach, own=True) for _ in range(len(self.layers) + 1)]
+        self.v = [Rows(like, columns, width, reach + 1, reach) for _ in self.layers]
         self.classes = [layer.of_class(labels) for layer in self.layers]
         y, g = like.new_empty(len(like), 2 * width), like.new_empty(len(like), width)
         self.space = y, *y.chunk(2, dim=1), g
         self.weights = [(_taps(layer.horizontal), _taps(layer.residual)) for layer in self.layers]
+        blocks = dict(zip(net.attending, cast(list[_Attention], list(net.attention)), strict=True))
+        self.attention = [_AttentionWalk(blocks[number], like, columns) if number in blocks else None
+                          for number in range(len(self.layers))]
 
     def start_row(self) -> None:
         v = self.first.above(self.rows.push(self.x.all))
         self.context = []
+        for attention in self.attention:
+            if attention:
+                attention.start_row()
         for layer, rows, (of_v, of_h) in zip(self.layers, self.v, self.classes, strict=True):
             v = gate(layer.vertical(rows.push(v[:, :, 0])) + of_v, dim=1)
             self.context.append(_by_pixel(layer.link(v) + of_h + _bias(layer.horizontal)))
@@ -223,12 +292,41 @@ class _GatedWalk(Walk):
     def pixel(self, j: int) -> Tensor:
         y, a, b, g = self.space
         torch.addmm(cast(Tensor, self.first.left.bias), self.x.before[j], self.taps, out=self.h[0].at[j])
-        for row, after, context, (horizontal, residual) in zip(self.h[:-1], self.h[1:], self.context, self.weights,
-                                                               strict=True):
+        for row, after, context, (horizontal, residual), attention in zip(
+                self.h[:-1], self.h[1:], self.context, self.weights, self.attention, strict=True):
             torch.addmm(context[j], row.before[j], horizontal, out=y).sigmoid_()
             torch.addcmul(b, a, b, value=-2, out=g)
             torch.addmm(row.at[j], g, residual, out=after.at[j])
+            if attention:
+                attention.pixel(j, after.at[j], self.x.at[j - 1])
         return self.h[-1].at[j]
+
+
+class _AttentionWalk:
+    """Keys and values of all pixels so far, after those of nothing."""
+
+    def __init__(self, block: _Attention, like: Tensor, columns: int):
+        self.block, self.columns, self.row, self.number = block, columns, -1, 0
+        self.before = (like, like)  # features and place of the last pixel
+        self.known = like.new_zeros(2, len(like), 1, block.heads, block.query.out_features // block.heads)
+
+    def start_row(self) -> None:
+        self.row += 1
+        self.places = _places(self.row, 1, self.columns, self.known)
+        self.known = F.pad(self.known, (0, 0, 0, 0, 0, self.columns))
+
+    def pixel(self, j: int, h: Tensor, x_before: Tensor) -> None:
+        """Add to the features h (B, width) of pixel j what those before it say; `x_before` is the last one of these."""
+        features = norm(h)[:, None]
+        place = self.places[j].expand(len(h), 1, -1)
+        if self.number:
+            of_last, at_last = self.before
+            self.known[:, :, self.number] = self.block.read(of_last, x_before[:, None], at_last)[:, :, 0]
+        self.number += 1
+        k, v = self.known[:, :, : self.number]
+        everything = h.new_zeros(1, self.number)
+        h += self.block.output(attend(self.block.ask(features, place), k, v, everything))[:, 0]
+        self.before = features, place
 
 
 class _PlainWalk(Walk):
@@ -236,8 +334,8 @@ class _PlainWalk(Walk):
         super().__init__(net.first, like, columns)
         self.layers = cast(list[_PlainLayer], list(net.layers))
         width, reach = self.layers[0].masked.left.in_channels, self.layers[0].masked.reach
-        self.y = [_Row(like, columns, width, reach, own=True) for _ in self.layers]
-        self.above = [_Rows(like, columns, width, reach, reach) for _ in self.layers]
+        self.y = [Row(like, columns, width, reach, own=True) for _ in self.layers]
+        self.above = [Rows(like, columns, width, reach, reach) for _ in self.layers]
         self.classes = [layer.of_class(labels) for layer in self.layers]
         self.weights = [(cast(Tensor, layer.narrow.bias), _taps(layer.narrow), _taps(layer.masked.left),
                          _taps(layer.widen)) for layer in self.layers]
