@@ -9,7 +9,7 @@ Shapes: B batch, K particles, Z latent dimensions, D numbers in a picture, or in
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor
 
 from gencli.kinds.image import ImageSpec
+from gencli.layers.bounds import BoundedModel, Particles, normal_kl, normal_log_ratio, portions
 from gencli.layers.coders import CODERS, conv_coders, mlp_coders
-from gencli.layers.distributions import log_normal
 from gencli.layers.observations import PIXELS, GaussianObservation, observation
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, NetSize, Score, Spec, net_size
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, NetSize, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -41,13 +41,13 @@ class VAEConfig(FamilyConfig):
     particles: int = Field(1, ge=1, description="Importance samples K in training; 1: the ELBO, more: IWAE.")
 
 
-class VAE(Model):
+class VAE(BoundedModel):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
     Config = VAEConfig
     kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
-    likelihood = "bound"
+    exact_kl = True
     config: VAEConfig
 
     def __init__(self, config: VAEConfig, spec: Spec):
@@ -93,12 +93,12 @@ class VAE(Model):
         noise = rng.normal(self.config.particles, self.config.latent)
         z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
         log_likelihood = self.log_likelihood(x, z) + seen[:, None]  # (B, K)
-        kl = _kl(mean, log_variance)
+        kl = normal_kl(mean, log_variance).sum(1)
         weight = self.config.beta * min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
         if self.config.particles == 1:
             bound = log_likelihood.squeeze(1) - weight * kl
         else:
-            log_ratio = log_normal(z).sum(2) - _log_posterior(noise, log_variance)
+            log_ratio = normal_log_ratio(z, noise, log_variance[:, None]).sum(2)
             bound = torch.logsumexp(log_likelihood + weight * log_ratio, dim=1) - math.log(self.config.particles)
         return Loss(-bound.mean(), reconstruction=-log_likelihood.mean(), kl=kl.mean())
 
@@ -131,35 +131,15 @@ class VAE(Model):
 
     # --- score
 
-    def log_prob(self, batch: Batch, rng: Rng, *, particles: int = 50) -> Tensor:
-        """The importance-weighted lower bound on log p(x) with K = `particles` (Burda et al. 2016), in nats, (B,)."""
-        return self._bounds(batch, rng, particles)[0]
-
-    def scores(self, batch: Batch, rng: Rng, *, particles: int = 50) -> dict[str, Score]:
-        """Costs in nats (negative bounds): `elbo` = `reconstruction` + `kl`, and `iw_bound` with K = `particles`."""
-        iw_bound, reconstruction, kl = self._bounds(batch, rng, particles)
-        protocol = self.score_protocol()
-        return {
-            "elbo": Score(kl - reconstruction, "nats", "bound", protocol=protocol),
-            "iw_bound": Score(-iw_bound, "nats", "bound", protocol={"particles": particles, **protocol}),
-            "reconstruction": Score(-reconstruction, "nats", "estimate"),
-            "kl": Score(kl, "nats", "exact"),
-        }
-
-    def _bounds(self, batch: Batch, rng: Rng, particles: int) -> tuple[Tensor, Tensor, Tensor]:
-        """IW bound, mean log p(x|z) over the particles, KL; each (B,)."""
+    def particles_of(self, batch: Batch, rng: Rng, particles: int) -> Iterator[Particles]:
         x, seen = self._numbers(batch, rng)
         mean, log_variance = self.posterior(x)
-        log_weights, log_likelihoods = [], []
-        for start in range(0, particles, 50):  # bounds the memory: 50 decoded pictures for each example
-            noise = rng.normal(min(50, particles - start), self.config.latent)
+        kl = normal_kl(mean, log_variance).sum(1)[:, None, None]
+        for count in portions(particles):
+            noise = rng.normal(count, self.config.latent)
             z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
-            log_likelihood = self.log_likelihood(x, z) + seen[:, None]
-            log_likelihoods.append(log_likelihood)
-            log_weights.append(log_likelihood + log_normal(z).sum(2) - _log_posterior(noise, log_variance))
-        log_weight = torch.cat(log_weights, dim=1).double()
-        iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
-        return iw_bound, torch.cat(log_likelihoods, dim=1).double().mean(1), _kl(mean, log_variance).double()
+            log_ratio = normal_log_ratio(z, noise, log_variance[:, None]).sum(2)
+            yield Particles(self.log_likelihood(x, z) + seen[:, None], log_ratio, kl)
 
     def score_protocol(self) -> dict[str, Any]:
         return self.view.protocol() if self.view else super().score_protocol()
@@ -169,20 +149,6 @@ class VAE(Model):
         means = torch.cat([self.posterior(self._numbers(batch, None)[0])[0].double().cpu() for batch in batches])
         active = int((means.var(dim=0, correction=0) > 0.01).sum())
         return [Diagnostic("active_units", active, f"of {self.config.latent}", protocol={"threshold": 0.01})]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Densities of the latent code
-
-
-def _kl(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(q(z|x) || p(z)) in closed form, (B,)."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-
-
-def _log_posterior(noise: Tensor, log_variance: Tensor) -> Tensor:
-    """log q(z|x) of z = mean + deviation * noise: (B, K, Z), (B, Z) -> (B, K)."""
-    return log_normal(noise).sum(2) - 0.5 * log_variance.sum(1, keepdim=True)
 
 
 def _without_units(model: VAE, state: dict[str, Tensor], prefix: str, *_: object) -> None:
