@@ -129,6 +129,7 @@ def torchrun(python, tmp_path):
 SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "image"): ["--latent", "3", "--width", "4"],
     ("vae", "vector"): ["--latent", "2", "--width", "8"],
+    ("draw", "image"): ["--glimpses", "2", "--latent", "2", "--hidden", "4", "--read-size", "2", "--write-size", "3"],
     ("autoencoder", "image"): ["--latent", "3", "--widths", "8", "--noise", "masking", "--components", "2"],
     ("autoencoder", "vector"): ["--latent", "2", "--widths", "8", "--components", "2"],
     ("autoencoder", "text"): ["--latent", "2", "--widths", "8", "--components", "0", "--length", "8", "--lr", "0.1"],
