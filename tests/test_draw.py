@@ -97,56 +97,74 @@ class Plain(nn.Module):
 
     def __init__(self, m: DRAW):
         super().__init__()
-        self.m, units = m, m.config.hidden
-        self.encoder, self.decoder = (nn.LSTMCell(layer.in_features - units, units) for layer in (m.encoder, m.decoder))
-        with torch.no_grad():
-            for cell, layer in ((self.encoder, m.encoder), (self.decoder, m.decoder)):
-                order = [0, 1, 3, 2]  # torch: input, forget, candidate, output
-                weight = layer.weight.view(4, units, -1)[order].flatten(0, 1)
-                cell.weight_ih.copy_(weight[:, : -units])
-                cell.weight_hh.copy_(weight[:, -units:])
-                cell.bias_ih.copy_(layer.bias.view(4, units)[order].flatten())
-                cell.bias_hh.zero_()
+        self.m = m
+        whole = () if m.config.attention else (m.window.picture.weight,)
+        self.encoder, self.decoder = self.cell(m.encoder, *whole), self.cell(m.decoder)
 
-    def filters(self, place: torch.Tensor, count: int):
+    def cell(self, layer: nn.Linear, *more: torch.Tensor) -> nn.LSTMCell:
+        """An LSTM cell of the weights of a layer, whose last inputs are its units, and of `more`, for other inputs."""
+        units = self.m.config.hidden
+        weight = torch.cat([*more, layer.weight], dim=1)
+        made = nn.LSTMCell(weight.shape[1] - units, units)
+
+        def ordered(gates: torch.Tensor) -> torch.Tensor:  # input, forget, candidate, output
+            return gates.unflatten(0, (4, units))[[0, 1, 3, 2]].flatten(0, 1)
+
+        with torch.no_grad():
+            made.weight_ih.copy_(ordered(weight[:, :-units]))
+            made.weight_hh.copy_(ordered(weight[:, -units:]))
+            made.bias_ih.copy_(ordered(layer.bias))
+            made.bias_hh.zero_()
+        return made
+
+    def filters(self, place: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         _, height, width = self.m.spec.shape
-        longest = max(height, width)
-        stride = (longest - 1) / (count - 1)
-        found = []
+        stride = (max(height, width) - 1) / (count - 1)
+        banks = []
         for axis, side in ((0, height), (1, width)):
             centre = (side + 1) / 2 * (place[:, axis : axis + 1] + 1)
             mean = centre + (torch.arange(1, count + 1) - count / 2 - 0.5) * stride * place[:, 3:4].exp()
             variance = ((stride / 2) ** 2 * place[:, 2:3].exp())[..., None]
-            weight = torch.exp(-(torch.arange(1, side + 1) - mean[..., None]) ** 2 / (2 * variance))
-            found.append(weight / weight.sum(2, keepdim=True))
-        return *found, place[:, 4, None, None].exp()
+            weight = torch.exp(-((torch.arange(1, side + 1) - mean[..., None]) ** 2) / (2 * variance))
+            banks.append(weight / weight.sum(2, keepdim=True))
+        return *banks, place[:, 4, None, None].exp()
+
+    def read(self, x: torch.Tensor, error: torch.Tensor, h_dec: torch.Tensor) -> torch.Tensor:
+        if self.m.config.attention:
+            rows, columns, intensity = self.filters(self.m.hand(h_dec)[:, 0:10:2], self.m.config.read_size)
+            x, error = (intensity * torch.bmm(torch.bmm(rows, picture), columns.mT) for picture in (x, error))
+        else:
+            intensity = 1
+        # Ours are x and the mean of the canvas, from -1 to 1: linear in x and the error.
+        return torch.cat([(2 * part - intensity).flatten(1) for part in (x, x - error)], dim=1)
+
+    def write(self, h_dec: torch.Tensor) -> torch.Tensor:
+        controls, size = self.m.hand(h_dec), self.m.config.write_size
+        if not self.m.config.attention:
+            return controls.unflatten(1, self.m.spec.shape[1:])
+        rows, columns, intensity = self.filters(controls[:, 1:10:2], size)
+        return torch.bmm(torch.bmm(rows.mT, controls[:, 10:].unflatten(1, (size, size))), columns) / intensity
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p(x|z) and the KL of each glimpse."""
-        m, config = self.m, self.m.config
+        """Pictures (B, 1, H, W) -> log p(x|z) (B,) and the KL of each glimpse (B, T)."""
+        m = self.m
         x, canvas = x[:, 0], m.canvas.expand(len(x), -1, -1, -1)[:, 0]
         h_enc, c_enc, h_dec, c_dec = (start.expand(len(x), -1) for start in m.start)
         kls = []
-        for t in range(config.glimpses):
-            error = x - torch.sigmoid(canvas)
-            rows, columns, intensity = self.filters(m.hand(h_dec)[:, 0:10:2], config.read_size)
-            seen = [intensity * torch.bmm(torch.bmm(rows, picture), columns.mT) for picture in (x, error)]
-            seen = 2 * seen[0] - intensity, 2 * (seen[0] - seen[1]) - intensity  # x and the mean, from -1 to 1
-            read = torch.cat([part.flatten(1) for part in seen], dim=1)
+        for t in range(m.config.glimpses):
+            read = self.read(x, x - torch.sigmoid(canvas), h_dec)
             h_enc, c_enc = self.encoder(torch.cat([read, h_dec], dim=1), (h_enc, c_enc))
             mean, log_variance = m.posterior(h_enc).chunk(2, dim=1)
             z = mean + torch.exp(0.5 * log_variance) * noise[:, t]
             kls.append(kl_divergence(Normal(mean, torch.exp(0.5 * log_variance)), Normal(0.0, 1.0)).sum(1))
             h_dec, c_dec = self.decoder(z, (h_dec, c_dec))
-            controls = m.hand(h_dec)
-            rows, columns, intensity = self.filters(controls[:, 1:10:2], config.write_size)
-            patch = controls[:, 10:].unflatten(1, (config.write_size, config.write_size))
-            canvas = canvas + torch.bmm(torch.bmm(rows.mT, patch), columns) / intensity
+            canvas = canvas + self.write(h_dec)
         return -F.binary_cross_entropy_with_logits(canvas, x, reduction="none").sum((1, 2)), torch.stack(kls, dim=1)
 
 
-def test_it_is_the_plain_loop_of_the_paper():
-    m, batch = model(), examples(BINARY)
+@pytest.mark.parametrize("attention", [True, False])
+def test_it_is_the_plain_loop_of_the_paper(attention):
+    m, batch = model(attention=attention), examples(BINARY)
     with torch.no_grad():
         (ours,) = m.particles_of(batch, rng(6), 1)
         log_likelihood, kls = Plain(m)(batch.x, rng(6).normal(1, 3, 2)[:, 0])

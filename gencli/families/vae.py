@@ -9,7 +9,7 @@ Shapes: B batch, K particles, Z latent dimensions, D numbers in a picture, or in
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.layers.bounds import BoundedModel, Particles, normal_kl, normal_log_ratio, portions
 from gencli.layers.coders import CODERS, conv_coders, mlp_coders
 from gencli.layers.observations import PIXELS, GaussianObservation, observation
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, NetSize, Spec, net_size
+from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -143,12 +143,6 @@ class VAE(BoundedModel):
 
     def score_protocol(self) -> dict[str, Any]:
         return self.view.protocol() if self.view else super().score_protocol()
-
-    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
-        """Active units: dimensions whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016)."""
-        means = torch.cat([self.posterior(self._numbers(batch, None)[0])[0].double().cpu() for batch in batches])
-        active = int((means.var(dim=0, correction=0) > 0.01).sum())
-        return [Diagnostic("active_units", active, f"of {self.config.latent}", protocol={"threshold": 0.01})]
 
 
 def _without_units(model: VAE, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -9,15 +9,15 @@ Shapes: B batch, K particles, L parts of the latent.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from gencli.model import Batch, Model, Score
-from gencli.rng import Rng
+from gencli.model import Batch, Diagnostic, Model, Score
+from gencli.rng import NoNoise, Rng
 
 _AT_ONCE = 50  # particles, which bounds the memory: each is an example that is decoded
 
@@ -32,7 +32,10 @@ class Particles:
 
 
 class BoundedModel(Model):
-    """A model whose likelihood is bounded by draws from an approximate posterior. A family gives `particles_of`."""
+    """A model whose likelihood is bounded by draws from an approximate posterior.
+
+    A family gives `particles_of`, and an `encode` that by default gives the means of q(z|x).
+    """
 
     likelihood = "bound"
     # Whether the KL of a part is known in closed form, or only given draws of the parts before it.
@@ -71,6 +74,13 @@ class BoundedModel(Model):
         iw_bound = torch.logsumexp(log_weight, dim=1) - math.log(particles)
         kl = found[0].kl if found[0].kl.shape[1] == 1 else torch.cat([some.kl for some in found], dim=1)
         return iw_bound, log_likelihood.double().mean(1), kl.double().mean(1)
+
+    def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
+        """Active units: numbers of the code whose posterior mean varies over the data by more than 0.01 (Burda et al.
+        2016)."""
+        means = torch.cat([self.encode(batch, NoNoise(self.device)).flatten(1).double().cpu() for batch in batches])
+        active = int((means.var(dim=0, correction=0) > 0.01).sum())
+        return [Diagnostic("active_units", active, f"of {means.shape[1]}", protocol={"threshold": 0.01})]
 
 
 def portions(particles: int) -> Iterator[int]:
