@@ -10,19 +10,16 @@ Shapes: B batch, K particles, Z latent dimensions, D numbers in a picture, or in
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gencli.kinds.image import ImageSpec
-from gencli.layers.bounds import BoundedModel, Particles, normal_kl, normal_log_ratio, portions
-from gencli.layers.coders import CODERS, conv_coders, mlp_coders
-from gencli.layers.observations import PIXELS, GaussianObservation, observation
+from gencli.layers.bounds import DecodedModel, Particles, normal_kl, normal_log_ratio, portions
+from gencli.layers.coders import CODERS
 from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, net_size
 from gencli.rng import Rng
-from gencli.view import view_of
 
 
 class VAEConfig(FamilyConfig):
@@ -41,7 +38,7 @@ class VAEConfig(FamilyConfig):
     particles: int = Field(1, ge=1, description="Importance samples K in training; 1: the ELBO, more: IWAE.")
 
 
-class VAE(BoundedModel):
+class VAE(DecodedModel):
     """q(z|x) = N(mean, exp(log_variance)), p(z) = N(0, I), p(x|z) by `likelihood`."""
 
     Config = VAEConfig
@@ -52,38 +49,13 @@ class VAE(BoundedModel):
 
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
-        conv = config.net == "conv" or (config.net == "auto" and isinstance(spec, ImageSpec))
-        self.view = None if isinstance(spec, PIXELS) else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        self.observation = observation(config.likelihood, spec, size)
-        self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
-        sizes = config.latent, 2 * config.latent, self.observation.outputs
-        width, depth = CODERS["conv" if conv else "mlp"].of(config)
-        if conv:
-            self.encoder, self.decoder = conv_coders(spec, width, depth, *sizes)
-        else:
-            self.encoder, self.decoder = mlp_coders(size, [width] * depth, *sizes)
+        self._build(config.net, config.likelihood, config.latent, 2 * config.latent)
         self.register_load_state_dict_pre_hook(_without_units)
-
-    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
-        """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x, batch.x.new_zeros(batch.x.shape[0])
-        rows, weight = self.view(batch, rng)
-        return rows.float(), weight.float()
-
-    # --- the two conditional distributions
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, ...) -> mean and log-variance of q(z|x), both (B, Z)."""
         mean, log_variance = self.encoder(self.observation.standardise(x)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-15, 10)  # the variance must neither vanish nor overflow early in training
-
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z) in nats: x (B, ...), z (B, K, Z) -> (B, K)."""
-        parameters = self.decoder(z.flatten(0, 1)).float()  # (B * K, P, D)
-        parameters = parameters.unflatten(0, z.shape[:2])
-        return self.observation.log_prob(x.flatten(1)[:, None], parameters.unbind(2))
 
     # --- train
 
@@ -125,9 +97,7 @@ class VAE(BoundedModel):
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
         """Codes (B, Z) -> the mean of p(x|z), or with `draw` and `rng` a draw from it."""
-        parameters = self.decoder(code).float().unbind(1)
-        x = self.observation.draw(parameters, rng) if draw and rng is not None else self.observation.mean(parameters)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+        return self._examples(code, rng if draw else None)
 
     # --- score
 
@@ -140,9 +110,6 @@ class VAE(BoundedModel):
             z = mean[:, None] + torch.exp(0.5 * log_variance)[:, None] * noise
             log_ratio = normal_log_ratio(z, noise, log_variance[:, None]).sum(2)
             yield Particles(self.log_likelihood(x, z) + seen[:, None], log_ratio, kl)
-
-    def score_protocol(self) -> dict[str, Any]:
-        return self.view.protocol() if self.view else super().score_protocol()
 
 
 def _without_units(model: VAE, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -731,7 +731,7 @@ def memory() -> None:
 
 
 def draw(batch_size: int = 64, rounds: int = 10) -> None:
-    """A step of DRAW (loss and gradients, MNIST's size) against the plain loop of the paper that the tests hold it to."""
+    """A step of DRAW (loss and gradients, MNIST's size) against the plain loop of the paper in the tests."""
     import torch
 
     from gencli.families.draw import DRAW, DRAWConfig
@@ -757,8 +757,8 @@ def draw(batch_size: int = 64, rounds: int = 10) -> None:
             log_likelihood, kls = plain(x, torch.randn(batch_size, *size))
             (kls.sum(1) - log_likelihood).mean().backward()
 
-        report(f"draw with{'' if attention else 'out'} attention, {batch_size} pictures", *alternate(ours, theirs, rounds),
-               "s", "plain loop")
+        what = f"draw with{'' if attention else 'out'} attention, {batch_size} pictures"
+        report(what, *alternate(ours, theirs, rounds), "s", "plain loop")
 
 
 def run(args: list[str]) -> None:
