@@ -130,6 +130,8 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("vae", "image"): ["--latent", "3", "--width", "4"],
     ("vae", "vector"): ["--latent", "2", "--width", "8"],
     ("draw", "image"): ["--glimpses", "2", "--latent", "2", "--hidden", "4", "--read-size", "2", "--write-size", "3"],
+    ("ladder", "image"): ["--latent", "3,2", "--width", "4", "--hidden", "6"],
+    ("ladder", "vector"): ["--latent", "2,1", "--width", "8", "--hidden", "6"],
     ("autoencoder", "image"): ["--latent", "3", "--widths", "8", "--noise", "masking", "--components", "2"],
     ("autoencoder", "vector"): ["--latent", "2", "--widths", "8", "--components", "2"],
     ("autoencoder", "text"): ["--latent", "2", "--widths", "8", "--components", "0", "--length", "8", "--lr", "0.1"],

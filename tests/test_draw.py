@@ -65,7 +65,17 @@ def test_filters_are_those_of_the_paper():
             for axis, (bank, side) in enumerate(((rows, 4), (columns, 7))):
                 assert np.allclose(bank[b, own], paper_filters(place, count, side, 7, axis), atol=1e-6)
     assert torch.allclose(intensity[:, 0], controls[:, 8].exp())
-    assert torch.allclose(patch.flatten(1), controls[:, 10:] / controls[:, 9:10].exp())
+    unit = (6 / 4) ** -2  # of the intensity of writing
+    assert torch.allclose(patch.flatten(1), controls[:, 10:] / (unit * controls[:, 9:10].exp()))
+
+
+def test_a_patch_of_ones_writes_ones():
+    """Where the controls are 0, but for the border, beyond which there is no filter."""
+    window = _Attention(ImageSpec(channels=1, height=28, width=28), planes=1, read=4, write=10)
+    controls = torch.ones(1, window.controls)
+    controls[:, :10] = 0
+    canvas = window.write(window.aim(controls))
+    assert (canvas[..., 4:-4, 4:-4] - 1).abs().max() < 0.05
 
 
 def test_a_fine_grid_of_all_pixels_is_the_identity():
@@ -143,6 +153,7 @@ class Plain(nn.Module):
         if not self.m.config.attention:
             return controls.unflatten(1, self.m.spec.shape[1:])
         rows, columns, intensity = self.filters(controls[:, 1:10:2], size)
+        intensity = intensity * ((max(self.m.spec.shape[1:]) - 1) / (size - 1)) ** -2
         return torch.bmm(torch.bmm(rows.mT, controls[:, 10:].unflatten(1, (size, size))), columns) / intensity
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,7 +247,7 @@ def test_gradients_by_finite_differences(attention):
 
 
 def test_bounds_against_quadrature():
-    m, batch = model(glimpses=2, latent=1, scale=3.0), examples(BINARY, 4)
+    m, batch = model(glimpses=2, latent=1), examples(BINARY, 4)
     axis = torch.linspace(-6, 6, 81)
     grid = torch.cartesian_prod(axis, axis)  # z_1, z_2
     with torch.no_grad():

@@ -12,9 +12,10 @@ With attention the decoder also says where: it reads and writes through a grid o
 stride, variance and intensity it chooses, so that a glimpse may be all of the picture or a detail of it.
 
 Departures: the encoder reads x and the mean of the canvas, of which their difference is a linear function; the filters
-start so broad that they cover the picture; their weights are a softmax over the pixels, which is the same as dividing
-by their sum and cannot divide by zero where the grid lies outside of the picture. Without attention, what the encoder
-sees of x is the same in all glimpses and computed once. The filters of reading and writing are computed together.
+start so broad that they cover the picture, and write so strongly that a patch of ones adds ones; their weights are a
+softmax over the pixels, which is the same as dividing by their sum and cannot divide by zero where the grid lies
+outside of the picture. Without attention, what the encoder sees of x is the same in all glimpses and computed once. The
+filters of reading and writing are computed together.
 
 Shapes: B batch, K particles, T glimpses, Z numbers of a code, C channels, H x W pixels, P numbers that describe the
 distribution of one channel of a pixel, so that a canvas is (B, P * C, H, W); R numbers read, U hidden units.
@@ -232,7 +233,8 @@ class _Attention(nn.Module):
     """Two grids of N x N Gaussian filters, one to read by and one to write by.
 
     The decoder controls each by five numbers: the centre (2; -1 to 1 is the picture), and the logarithms of variance,
-    stride and intensity; where they are 0, the grid covers the picture. The patch to write follows.
+    stride and intensity; where they are 0, the grid covers the picture, and ones read or written are ones. The patch to
+    write follows.
     """
 
     _RANGE = 10.0  # of the logarithms; what they stand for neither vanishes nor overflows
@@ -246,7 +248,8 @@ class _Attention(nn.Module):
         self.sides, self.patch = (spec.height, spec.width), (planes, write, write)
         self.seen, self.controls = 2 * spec.channels * read**2, 10 + math.prod(self.patch)
         strides = [(max(self.sides) - 1 or 1) / max(count - 1, 1) for count in (read, write)]
-        units = torch.tensor([[(stride / 2) ** 2 for stride in strides], strides, [1.0, 1.0]])
+        # A filter spreads what it writes over its pixels, so that a patch of ones would write stride^-2 everywhere.
+        units = torch.tensor([[(stride / 2) ** 2 for stride in strides], strides, [1.0, strides[1] ** -2]])
         self.register_buffer("units", units, persistent=False)  # of variance, stride and intensity
         offsets = torch.cat([torch.arange(count) - (count - 1) / 2 for count in (read, write)])
         self.register_buffer("offsets", offsets, persistent=False)  # of the filters from the centre, in strides
