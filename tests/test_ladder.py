@@ -137,7 +137,7 @@ def test_free_bits_and_warmup():
     cost = float(losses[0].parts["reconstruction"])
     assert min(kls) < 1 < max(kls), "both sides of the free bits are tried"
     for loss, expected in zip(losses, (sum(kls), sum(max(kl, 1.0) for kl in kls), 0.1 * sum(kls)), strict=True):
-        assert float(loss.total) == pytest.approx(cost + expected, rel=1e-5)
+        assert loss.total.item() == pytest.approx(cost + expected, rel=1e-5)
         assert float(loss.parts["kl"]) == pytest.approx(sum(kls), rel=1e-5), "what is told is the KL itself"
 
 
