@@ -75,7 +75,7 @@ def given(model, data):
 
 
 # The options with which a sample is the decoded code of its seed, where that is not the default (README, "Paths").
-OF_CODES = {("vae", "vector"): {"draw": False},
+OF_CODES = {("vae", "vector"): {"draw": False}, ("ladder", "vector"): {"draw": False},
             ("vqvae", "vector"): {"draw": False},
             ("vae", "series"): {"draw": False}, ("vae", "strokes"): {"draw": False}, ("rbm", "vector"): {"draw": False},
             ("pca", "vector"): {"draw": False}, ("pca", "series"): {"draw": False},

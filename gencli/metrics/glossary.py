@@ -201,7 +201,7 @@ def term(name: str) -> Term:
     if name.startswith("auroc_"):
         return Term(f"AUROC by {name.removeprefix('auroc_')}", "Anomalies", "more",
                     "How often an anomaly looks less normal than a normal example; 0.5 is chance.")
-    for own in ("accuracy", "class_nll"):  # of one of several labels
+    for own in ("accuracy", "class_nll", "kl"):  # of one of several labels, of one of several parts of a code
         if name not in GLOSSARY and name.startswith(f"{own}_"):
             entry = GLOSSARY[own]
             return replace(entry, title=f"{entry.title}: {name.removeprefix(f'{own}_')}")

@@ -771,6 +771,37 @@ def memory() -> None:
             print(f"sample -n {count}: peak {int(peak) / 1024:.0f} MiB, {time.perf_counter() - begin:.1f} s")
 
 
+def draw(batch_size: int = 64, rounds: int = 10) -> None:
+    """A step of DRAW (loss and gradients, MNIST's size) against the plain loop of the paper in the tests."""
+    import torch
+
+    from gencli.families.draw import DRAW, DRAWConfig
+    from gencli.kinds.image import ImageSpec
+    from gencli.model import Batch
+    from gencli.rng import StepStream
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from test_draw import Plain
+
+    x = (torch.rand(batch_size, 1, 28, 28) < 0.2).float()
+    for attention in (True, False):
+        torch.manual_seed(0)
+        model = DRAW(DRAWConfig(attention=attention), ImageSpec(channels=1, height=28, width=28, levels=2))
+        plain = Plain(model)
+
+        def ours(model: DRAW = model) -> None:
+            model.zero_grad()
+            model.loss(Batch(x), StepStream(batch_size, torch.Generator())).total.backward()
+
+        def theirs(plain: Plain = plain, size: tuple[int, int] = (model.config.glimpses, model.config.latent)) -> None:
+            plain.zero_grad()
+            log_likelihood, kls = plain(x, torch.randn(batch_size, *size))
+            (kls.sum(1) - log_likelihood).mean().backward()
+
+        what = f"draw with{'' if attention else 'out'} attention, {batch_size} pictures"
+        report(what, *alternate(ours, theirs, rounds), "s", "plain loop")
+
+
 def run(args: list[str]) -> None:
     subprocess.run([sys.executable, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
 
@@ -797,5 +828,5 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or ["startup", "loop", "usual", "memory"]:
         {"startup": startup, "loop": loop, "usual": usual, "gmm": gmm, "rbm": rbm, "memory": memory, "pca": pca,
          "hmm": hmm, "lsi": lsi, "metrics": metrics, "metrics_memory": metrics_memory, "pixelcnn": pixelcnn,
-         "pixelrnn": pixelrnn, "diffusion": diffusion,
+         "pixelrnn": pixelrnn, "diffusion": diffusion, "draw": draw,
          "seq2seq": seq2seq, "transformer": transformer, "wavenet": wavenet}[name]()
