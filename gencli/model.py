@@ -80,7 +80,8 @@ class Diagnostic:
 
 
 # Probabilities (B, L) of the levels of one symbol of B examples, which need not add up to 1; and which examples have
-# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none.
+# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none. Or of N
+# symbols at once, each independent of the others given those before: (B, N, L) and (B, N) -> (B, N).
 Visit = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -425,8 +426,23 @@ class Model(nn.Module):
         `visit` is called for each symbol in turn. Whatever it returns, the same levels at all calls before lead to the
         same bits of its probabilities: the codec (`gencli.codec`) writes what it returns in one call, and returns what
         it reads in another. -log of the probabilities of the levels adds up to that of `log_prob`.
+
+        A model with a latent code visits the symbols of the code first, by its prior (see `infer`).
         """
         raise NotImplementedError
+
+    def infer(self, batch: Batch, visit: Visit) -> None:
+        """The latent code of B examples, symbol by symbol, by its distribution given the examples.
+
+        These are the symbols that `ancestral` visits before those of `symbols`, in the same order. So the bits of an
+        example are, on average, those of the score `elbo`. Default: there is no such code.
+        """
+        raise NotImplementedError
+
+    @property
+    def infers(self) -> bool:
+        """Whether its examples have a latent code, of which the codec gets the bits back."""
+        return type(self).infer is not Model.infer
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A path of `frames` codes from code `a` to code `b` (both of shape (*code)), the ends included.

@@ -237,7 +237,7 @@ kinds = Table("gencli.kinds", KindEntry,
 
 families = Table("gencli.families", Family,
     Family("vae", "gencli.families.vae:VAE", "Variational autoencoder (Kingma & Welling 2014), IWAE",
-           kinds=("image", "vector", "strokes", "video", "series"), can=(*VERBS, "log_prob")),
+           kinds=("image", "vector", "strokes", "video", "series"), can=(*VERBS, "log_prob", "compress")),
     Family("gan", "gencli.families.gan:GAN", "Generative adversarial network (Goodfellow 2014), DCGAN, WGAN-GP",
            kinds=("image", "vector", "video", "series"), can=(*VERBS, "label")),
     Family("aae", "gencli.families.aae:AAE", "Adversarial autoencoder (Makhzani 2015), with classes of few labels",

@@ -65,10 +65,11 @@ def test_the_size_is_that_of_a_known_distribution(model):
     bits = float(-CHANCES[levels].log2().sum())
     assert made.bits == pytest.approx(bits) and made.symbols == 24_000 and made.side == 0
     assert bits < 8 * made.payload < 1.001 * bits + 8 * 32
-    assert struct.unpack_from("<I16sIH", made.file, 4)[1:] == (b"\xab" * 16, 4000, 4096) and made.file[36:40] == b"dice"
-    assert len(made.file) < made.payload + 80
+    head = made.file[8 : -made.payload]
+    assert head[:8] == b"\xab" * 8 and head[12:21] == bytes([8000 % 128 + 128, 8000 // 128, 0x80, 32, 4]) + b"dice"
+    assert head[-2:] == bytes([made.payload % 128 + 128, made.payload // 128]) and len(head) < 40
+    assert struct.unpack_from("<I", made.file, 4)[0] == zlib.crc32(head)
     block = made.file[-made.payload :]
-    assert made.file[-made.payload - 4 : -made.payload] == struct.pack("<I", made.payload)
     assert struct.unpack_from("<I", block)[0] == zlib.crc32(block[4:]) and block[8] == 0
     coder = constriction.stream.queue.RangeDecoder(np.frombuffer(block[9:], np.uint32))
     known = constriction.stream.model.Categorical(CHANCES.numpy(), perfect=False)
@@ -113,20 +114,21 @@ def test_no_damage_goes_unnoticed(model, small_blocks):
         codec.Archive(file + b"abc", "a.gcz")
 
 
-def rebuilt(examples: int = 64, block: int = 64, lengths: bytes = b"", names: bytes = bytes(3),
+def rebuilt(examples: int = 128, block: bytes = b"\x40", lengths: bytes = b"", names: bytes = bytes(3),
             count: int = 1) -> bytes:
     """A file whose checksums are right and whose contents are not."""
     content = struct.pack("<IB", 1, 3) + lengths + bytes(12)
     content = struct.pack("<I", zlib.crc32(content)) + content
-    rest = struct.pack("<16sIHIB", bytes(16), examples, block, 0, 0) + names + struct.pack("<I", len(content)) * count
+    rest = struct.pack("<8sI", bytes(8), 0) + codec._varint(examples) + block + names + bytes([len(content)]) * count
     return codec.MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest + content * count
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"examples": 2**32 - 1, "block": 2**16 - 1}, {"examples": 2**32 - 1}, {"examples": 0, "count": 0}, {"block": 0},
+    {}, {"examples": 2**33 - 1, "block": codec._varint(2**16)}, {"examples": 2**34 - 1}, {"examples": 2**40},
+    {"examples": 1, "count": 0}, {"block": b"\0"}, {"block": b"\xff" * 9}, {"block": b"", "names": b"", "count": 0},
     {"names": b"\2\xff\xff\0\0"}, {"names": b"\xff" * 9}, {"names": b"", "count": 0},
-    {"lengths": struct.pack("<IIH", 9, 2, 64)}, {"lengths": struct.pack("<IIH", 0, 2**32 - 1, 1)},
-    {"lengths": struct.pack("<IIH", 2, 2, 1)}, {"lengths": struct.pack("<IIH", 1, 2, 0)}])
+    {"lengths": bytes([0, 9, 65])}, {"lengths": b"\0" + b"\xff" * 9}, {"lengths": b"\0\xff\xff\xff\xff\x0f\1"},
+    {"lengths": bytes([2, 0, 1])}, {"lengths": bytes([1, 1, 0])}])
 def test_a_hostile_file_is_refused(model, changes):
     with pytest.raises(DataError):
         decoded(rebuilt(**changes), model, 64)
@@ -181,7 +183,164 @@ def test_classes_are_symbols(labelled):
     assert coded.bits == pytest.approx(-float(nats) / math.log(2), rel=1e-4)
 
 
+# --- bits-back
+
+
+class Bags(Model):
+    """A latent symbol of three levels, and six pixels whose chances it decides; `q` is the share of the prior in q."""
+
+    kinds = frozenset({"image"})
+    PRIOR = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    LEVELS = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.4, 0.4, 0.1], [0.01, 0.01, 0.08, 0.9]], dtype=torch.float64)
+
+    def __init__(self, q: float = 0.0):
+        super().__init__(FamilyConfig(), ImageSpec(channels=1, height=3, width=2, levels=4))
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.q = q
+
+    def symbols(self, batch: Batch):
+        return (3 * batch.x).round().long().flatten(1)
+
+    def ancestral(self, outline, visit):
+        bag = visit(self.PRIOR.expand(len(outline), -1), None)
+        levels = visit(self.LEVELS[bag][:, None].expand(-1, 6, -1), None)
+        return Batch((levels / 3).unflatten(1, (1, 3, 2)))
+
+    def posterior(self, levels: torch.Tensor) -> torch.Tensor:
+        """(B, 6) -> (B, 3)."""
+        joint = self.PRIOR * self.LEVELS.T[levels].prod(1)
+        return (1 - self.q) * joint / joint.sum(1, keepdim=True) + self.q * self.PRIOR
+
+    def infer(self, batch, visit):
+        visit(self.posterior(self.symbols(batch)), None)
+
+    def drawn(self, count: int) -> Dataset:
+        source = torch.Generator().manual_seed(0)
+        bag = torch.multinomial(self.PRIOR, count, replacement=True, generator=source)
+        levels = torch.multinomial(self.LEVELS[bag], 6, replacement=True, generator=source)
+        return Dataset("bags", "all", self.spec, levels.to(torch.uint8).view(count, 1, 3, 2))
+
+    def bits(self, levels: torch.Tensor) -> tuple[float, float, float]:
+        """-log2 p(x), the negative ELBO, and the deviation of what one draw of the codes gives of that, by enumeration.
+        """
+        joint, q = (self.PRIOR * self.LEVELS.T[levels].prod(1)).log2(), self.posterior(levels)
+        terms = q.log2() - joint
+        bound = (q * terms).sum(1)
+        variance = (q * terms.square()).sum(1) - bound.square()
+        return -float(joint.exp2().sum(1).log2().sum()), float(bound.sum()), float(variance.clamp(min=0).sum().sqrt())
+
+
+@pytest.mark.parametrize("q", [0.0, 0.1])
+def test_bits_come_back(q):
+    """By the true posterior an example takes -log2 p(x), whatever code is drawn; by another, the ELBO on average."""
+    bags = Bags(q)
+    data = bags.drawn(4096)
+    made = codec.compress(bags, data, ID)
+    exact, bound, deviation = bags.bits(bags.symbols(data.whole()))
+    assert bound > 1.05 * exact if q else bound == pytest.approx(exact)
+    assert made.bits == pytest.approx(bound, rel=1e-6, abs=5 * deviation)
+    assert made.start <= 4 and made.symbols == 6 * 4096  # the coder itself holds 32 bits, and a code takes fewer
+    assert made.bits < 8 * (made.payload - made.start) < 1.0005 * made.bits + 8 * 24
+    assert torch.equal(decoded(made.file, bags, 4096), data.whole().x)
+
+
+def test_blocks_of_bits_back_decode_alone(small_blocks):
+    """A damaged one loses only itself."""
+    bags = Bags()
+    data = bags.drawn(150)
+    whole, made = data.whole().x, codec.compress(bags, data, ID)
+    archive = codec.Archive(made.file, "a.gcz")
+    assert len(archive.blocks) == 3
+    for numbers in (range(150), range(60, 70), range(149, 150)):
+        found = torch.cat([batch.x for batch in archive.decode(bags, numbers)])
+        assert torch.equal(found, whole[numbers.start : numbers.stop])
+    source = np.random.default_rng(0)
+    for _ in range(30):
+        bad = bytearray(made.file)
+        bad[int(source.integers(60, len(bad)))] ^= int(source.integers(1, 256))
+        said: list[str] = []
+        found = torch.cat([b.x for b in codec.Archive(bytes(bad), "a.gcz").decode(bags, range(150), skip=said.append)])
+        (lost,) = [block for block in range(3) if codec.Archive(bytes(bad), "a.gcz").damaged(block)]
+        assert len(said) == 1 and torch.equal(found, torch.cat([whole[: 64 * lost], whole[64 * lost + 64 :]]))
+
+
+def test_words_that_no_encoder_writes_are_noticed():
+    """Checksums of the bytes that are right do not make examples of anything."""
+    bags = Bags()
+    made = codec.compress(bags, bags.drawn(20), ID).file
+    start = len(made) - len(codec.Archive(made, "a.gcz").blocks[0])
+    source = np.random.default_rng(0)
+    for words in (b"", bytes(8), b"abc", *(source.bytes(4 * n) for n in range(1, 20))):
+        block = made[start + 4 : start + 9] + words
+        content = struct.pack("<I", zlib.crc32(block)) + block
+        head = made[8 : start - 1] + bytes([len(content)])
+        bad = codec.MAGIC + struct.pack("<I", zlib.crc32(head)) + head + content
+        with pytest.raises(DataError, match="decode to something else"):
+            decoded(bad, bags, 20)
+
+
+def test_a_code_in_bins_costs_its_divergence():
+    """Against the closed form of Gaussians; and what is coded lies where the posterior is."""
+    from gencli.layers.latents import visit_posterior, visit_prior
+
+    mean, deviation = torch.tensor([[0.0, 1.5, -3.0, 0.3]]), torch.tensor([[1.0, 0.1, 0.3, 0.02]])
+    source, nats = torch.Generator().manual_seed(0), torch.zeros(())
+    seen: list[torch.Tensor] = []
+
+    def draw(chances, there):
+        nonlocal nats
+        chances = chances / chances.sum(-1, keepdim=True)
+        level = torch.multinomial(chances.flatten(0, 1), 1, generator=source).view(chances.shape[:-1])
+        nats = nats + chances.gather(2, level[..., None])[..., 0].log()
+        seen.append(level)
+        return level
+
+    count = 4000
+    code = visit_posterior(mean.expand(count, -1), deviation.expand(count, -1), draw)
+    gained = nats + 2 * math.log(64)  # log q(z) - log p(z)
+    assert torch.equal(visit_prior(count, 4, lambda chances, there: seen.pop(0)), code)
+    kl = 0.5 * (mean.square() + deviation.square() - 1) - deviation.log()
+    error = gained.std(0) / count**0.5
+    assert ((gained.mean(0) - kl[0]).abs() < 5 * error + 0.005).all()
+    assert ((code.mean(0) - mean[0]).abs() < 5 * deviation[0] / count**0.5 + 0.003).all()
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_digits_of_pixels_have_the_chances_of_their_levels(levels):
+    """The product over the digits is p(x), of every level; and what is no level has none of it."""
+    from gencli.layers.observations import BernoulliObservation, LogisticObservation
+
+    one = BernoulliObservation() if levels == 2 else LogisticObservation(levels)
+    x = torch.arange(levels) / (levels - 1)
+    for location, scale in ((0.3, 0.2), (-1.2, -1.0), (1.7, -4.0)):
+        outputs = [torch.tensor(part).expand(1, levels) for part in (location, scale)[: one.outputs]]
+        symbols, nats = iter(one.symbols(x[None]).unflatten(1, (-1, levels)).unbind(1)), torch.zeros(1, levels).double()
+
+        def known(chances, there, symbols=symbols, nats=nats):
+            level = next(symbols)
+            nats -= (chances / chances.sum(-1, keepdim=True)).gather(2, level[..., None])[..., 0].log()
+            return level
+
+        assert torch.equal(one.visited(outputs, known)[0], x)
+        assert torch.allclose(nats.neg().exp().sum(), torch.ones(()).double())
+        expected = one.distribution.log_prob(one.parameters_of([part.double() for part in outputs]), x.double())
+        assert torch.allclose(nats.clamp(max=60), -expected.clamp(min=-60), atol=1e-4)  # the floor is 1e-30, 69 nats
+
+
 # --- the command line
+
+
+def test_a_vae_codes_pictures(gencli, small_run, small_data, tmp_path):
+    """The file says what its start takes, and evaluate beside what; the pictures come back."""
+    run, data = str(small_run("vae", "image")), str(small_data["image"])
+    told = gencli("encode", run, data, "-o", "a.gcz").stderr
+    assert "bytes start the bits-back coding of 1 block, of 4,096" in told
+    gencli("sample", run, "--latents", "a.gcz", "-o", "b.npz")
+    gencli("encode", run, "b.npz", "-o", "c.gcz")
+    assert (tmp_path / "a.gcz").read_bytes() == (tmp_path / "c.gcz").read_bytes()
+    found = gencli("evaluate", run, data, "--metrics", "codec,likelihood", "--json").json()["values"]
+    assert found["codec_start"] == int(told.split(" bytes start")[0].split()[-1])
+    assert abs(found["codec_excess"]) < 5 and found["codec_bits"] > 0
 
 
 @pytest.fixture
@@ -228,12 +387,12 @@ def test_another_model_or_machine_is_refused(gencli, texts, lines, tmp_path, mon
     gencli("encode", str(texts / "lines"), str(lines), "-o", "a.gcz")
     failed = gencli("sample", str(texts / "document"), "--latents", "a.gcz", "-o", "b.txt", code=3)
     assert "another model" in failed.stderr and not (tmp_path / "b.txt").exists()
-    codec.processor.cache_clear()
+    codec.machine.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
     try:
         failed = gencli("sample", str(texts / "lines"), "--latents", "a.gcz", "-o", "b.txt", code=3)
     finally:
-        codec.processor.cache_clear()
+        codec.machine.cache_clear()
     assert "rounded otherwise" in failed.stderr and not (tmp_path / "b.txt").exists()
 
 
@@ -263,7 +422,7 @@ def test_a_damaged_block_is_left_out_on_request(gencli, texts, lines, tmp_path, 
 
 
 def test_what_cannot_be_compressed_is_refused(gencli, small_run, small_data, texts, tmp_path, monkeypatch):
-    vae = str(small_run("vae", "vector"))
+    vae = str(small_run("vae", "vector"))  # its numbers are real
     assert "cannot compress" in gencli("encode", vae, str(small_data["vector"]), "-o", "a.gcz", code=2).stderr
     (tmp_path / "odd.txt").write_text("abc xyz\n")
     assert "lacks" in gencli("encode", str(texts / "lines"), "odd.txt", "-o", "a.gcz", code=3).stderr

@@ -19,8 +19,9 @@ from torch import Tensor
 from gencli.kinds.image import ImageSpec
 from gencli.layers.coders import CODERS, conv_coders, mlp_coders
 from gencli.layers.distributions import log_normal
+from gencli.layers.latents import visit_posterior, visit_prior
 from gencli.layers.observations import PIXELS, GaussianObservation, observation
-from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, NetSize, Score, Spec, net_size
+from gencli.model import Batch, Diagnostic, FamilyConfig, Given, Loss, Model, NetSize, Score, Spec, Visit, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
@@ -57,6 +58,7 @@ class VAE(Model):
         size = self.view.size if self.view else spec.size
         self.observation = observation(config.likelihood, spec, size)
         self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
+        self.lacks = frozenset({"compress"}) if self.view or self.density else frozenset()
         sizes = config.latent, 2 * config.latent, self.observation.outputs
         width, depth = CODERS["conv" if conv else "mlp"].of(config)
         if conv:
@@ -128,6 +130,24 @@ class VAE(Model):
         parameters = self.decoder(code).float().unbind(1)
         x = self.observation.draw(parameters, rng) if draw and rng is not None else self.observation.mean(parameters)
         return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+
+    # --- compress
+
+    def symbols(self, batch: Batch) -> Tensor:
+        assert not isinstance(self.observation, GaussianObservation)
+        return self.observation.symbols(batch.x)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        assert not isinstance(self.observation, GaussianObservation)
+        code = visit_prior(len(outline), self.config.latent, visit)
+        x = self.observation.visited(self.decoder(code).float().unbind(1), visit)
+        return Batch(x.unflatten(1, self.spec.shape))
+
+    @torch.no_grad()
+    def infer(self, batch: Batch, visit: Visit) -> None:
+        mean, log_variance = self.posterior(batch.x)
+        visit_posterior(mean, torch.exp(0.5 * log_variance), visit)
 
     # --- score
 
