@@ -330,6 +330,38 @@ def test_digits_of_pixels_have_the_chances_of_their_levels(levels):
 # --- the command line
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Words, few and many integers, and a day, which say something of each other."""
+    path = tmp_path_factory.mktemp("codec") / "table.csv"
+    source = np.random.default_rng(0)
+    age = source.integers(18, 70, 200)
+    pay = (1000 + 40 * age * source.gamma(4, 1, 200)).astype(int)
+    words = np.where(source.random(200) < age / 90, "old", np.where(age < 40, "young", "none"))
+    days = np.datetime64("2020-01-01") + source.integers(0, 300, 200)
+    rows = zip(age, words, pay, days, strict=True)
+    path.write_text("age,word,pay,day\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("options", [
+    ["ardm", "--width", "8", "--depth", "1", "--bins", "16", "--steps", "5"],
+    ["gmm", "--components", "3", "--epochs", "3"], ["naive-bayes"]], ids=lambda options: options[0])
+def test_a_table_of_integers_and_words_comes_back(gencli, table, tmp_path, options):
+    """In as many bits as its likelihood says, also where many values share a bin."""
+    gencli("train", options[0], str(table), "-o", "run", *options[1:], "-q")
+    gencli("encode", "run", str(table), "-o", "a.gcz")
+    gencli("sample", "run", "--latents", "a.gcz", "-o", "b.csv")
+    assert (tmp_path / "b.csv").read_text() == table.read_text()
+    found = gencli("evaluate", "run", str(table), "--metrics", "likelihood", "--json").json()["values"]
+    bits = 200 * found["nll"] / math.log(2)
+    assert bits < 8 * (tmp_path / "a.gcz").stat().st_size < 1.002 * bits + 8 * 64
+    (tmp_path / "c.csv").write_text(table.read_text() + "99,old,2000,2020-01-01\n")
+    assert "would not come back" in gencli("encode", "run", "c.csv", "-o", "c.gcz", code=3).stderr
+    (tmp_path / "c.csv").write_text(table.read_text() + "30,,2000,2020-01-01\n")
+    assert "missing" in gencli("encode", "run", "c.csv", "-o", "c.gcz", code=3).stderr
+
+
 def test_a_vae_codes_pictures(gencli, small_run, small_data, tmp_path):
     """The file says what its start takes, and evaluate beside what; the pictures come back."""
     run, data = str(small_run("vae", "image")), str(small_data["image"])
