@@ -32,10 +32,12 @@ and a block:
 |-------|---------------------------------------------------------------------------------------------------------|
 | 4     | CRC-32 of the rest of the block                                                                         |
 | 4     | CRC-32 of the examples, as they are decoded: x, then classes and lengths (int64) where they have them   |
-| 1     | 1: examples have classes; 2: they have lengths; 3: both; 0: neither                                     |
+| 1     | 1: examples have classes, 2: lengths, 4: flags, or the sum of these                                     |
 | N N N | where they have lengths, the least, how much greater the greatest is, and how many have the greatest    |
+| N ... | where they have flags (the missing elements), how many, and how often each is set                       |
 |       | 32-bit words of the coder: which of the examples have the greatest length, the lengths of the others    |
-|       | and the classes, as uniform numbers, then the examples symbol by symbol, 64 at a time, or one by one    |
+|       | and the classes, as uniform numbers, each flag by its share; then the examples symbol by symbol, 64 at  |
+|       | a time, or one by one                                                                                   |
 """
 
 import contextlib
@@ -50,7 +52,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -69,7 +71,7 @@ _ENOUGH = 2**18  # symbols of a block, beside which its 20 bytes do not count
 _ENOUGH_BITS_BACK = 2**21  # those of a block with a start
 _START = 2**14  # words below the first example of a block of bits-back: more than any takes
 _LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
-_CLASSES, _LENGTHS = 1, 2
+_CLASSES, _LENGTHS, _FLAGS = 1, 2, 4
 
 Progress = Callable[[int, int], None]
 
@@ -135,7 +137,7 @@ class Compressed:
         payload: bytes of its blocks.
         symbols: how many were coded.
         bits: how many the probabilities of these ask for, less those that came back.
-        side: how many classes and lengths take.
+        side: how many classes, lengths and flags take.
         start: bytes that the starts of the blocks take, of a model with a latent code.
         notes: sentences about what is not in the file.
     """
@@ -548,6 +550,11 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
                  lambda: coder.uniform((every - low)[~longest], high - low)]
     if classes := [outline.labels for outline in outlines if outline.labels is not None]:
         sides.append(lambda: coder.uniform(torch.cat(classes), len(model.spec.classes)))
+    flags = torch.cat([outline.x for outline in outlines]).bool().T
+    if len(flags):
+        often = flags.sum(1).tolist()
+        start += b"".join(map(_varint, (len(flags), *often)))
+        sides += [partial(coder.binary, flag, count / len(numbers)) for flag, count in zip(flags, often, strict=True)]
 
     def write_sides() -> None:
         for side in sides:
@@ -564,8 +571,8 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
     if model.infers:
         write_sides()
         made.reverse()
-    flags = _CLASSES * bool(classes) + _LENGTHS * bool(lengths)
-    content = struct.pack("<IB", _check(_joined(made)), flags) + start + coder.words()
+    has = _CLASSES * bool(classes) + _LENGTHS * bool(lengths) + _FLAGS * bool(len(flags))
+    content = struct.pack("<IB", _check(_joined(made)), has) + start + coder.words()
     return struct.pack("<I", zlib.crc32(content)) + content
 
 
@@ -587,9 +594,14 @@ def _write_part(model: Model, part: Batch, outline: Batch, coder: _Encoder, name
     except _Mismatch as error:
         raise DataError(f"{name}: one of the examples {number} to {number + len(part) - 1} {_LOST}") from error
     for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
-        if not torch.equal(one, other):
+        if not same(one, other):
             raise DataError(f"{name}: example {number + i} {_LOST}")
     return made
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two examples are, in every bit that counts: a missing element is like another."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _inferred(model: Model, part: Batch, take: Callable[[Tensor], Tensor]) -> Tensor:
@@ -606,30 +618,38 @@ def _inferred(model: Model, part: Batch, take: Callable[[Tensor], Tensor]) -> Te
 
 def _read_block(model: Model, content: bytes, numbers: range, condition: Batch | None) -> Batch:
     """The examples of a block whose bytes are not damaged."""
-    crc, flags = struct.unpack_from("<IB", content, 4)
-    place, lengths, classes = 9, None, None
-    if flags & _LENGTHS:
-        try:
+    crc, has = struct.unpack_from("<IB", content, 4)
+    place, low, more, most = 9, 0, 0, 0
+    often: list[int] = []
+    try:
+        if has & _LENGTHS:
             low, place = _read_varint(content, place)
             more, place = _read_varint(content, place)
             most, place = _read_varint(content, place)
-        except (ValueError, IndexError) as error:
-            raise _Mismatch from error
-        if not (low + more <= _longest(model) and 0 < most <= len(numbers) and (more or most == len(numbers))):
-            raise _Mismatch
+        if has & _FLAGS:
+            count, place = _read_varint(content, place)
+            for _ in range(count):
+                one, place = _read_varint(content, place)
+                often.append(one)
+    except (ValueError, IndexError) as error:
+        raise _Mismatch from error
+    total, lengths, classes = len(numbers), None, None
+    if has & _LENGTHS and not (low + more <= _longest(model) and 0 < most <= total and (more or most == total)):
+        raise _Mismatch
+    if (has & _CLASSES and not model.spec.classes) or len(often) > model.spec.size or max(often, default=0) > total:
+        raise _Mismatch
     coder = _Decoder(content[place:], model.infers)
-    if flags & _LENGTHS:
-        longest = coder.binary(len(numbers), most / len(numbers)).bool()
-        lengths = torch.full((len(numbers),), low + more)
+    if has & _LENGTHS:
+        longest = coder.binary(total, most / total).bool()
+        lengths = torch.full((total,), low + more)
         lengths[~longest] = low + coder.uniform(int((~longest).sum()), more)
-    if flags & _CLASSES:
-        if not model.spec.classes:
-            raise _Mismatch
-        classes = coder.uniform(len(numbers), len(model.spec.classes))
+    if has & _CLASSES:
+        classes = coder.uniform(total, len(model.spec.classes))
+    flags = torch.stack([torch.zeros(total), *(coder.binary(total, one / total) for one in often)], dim=1)[:, 1:]
     made = []
     for part in torch.arange(len(numbers)).split(_at_once(model)):
         own = None if condition is None else _cut(condition[(numbers.start + part) % len(condition)])
-        outline = Batch(torch.zeros(len(part), 0), None if classes is None else classes[part],
+        outline = Batch(flags[part].bool(), None if classes is None else classes[part],
                         None if lengths is None else lengths[part], own)
         made.append(_read_part(model, coder, outline))
     examples = _joined(made)

@@ -408,7 +408,8 @@ class Model(nn.Module):
     def outline(self, batch: Batch) -> Batch:
         """What is to be known of B examples before their first symbol: classes, lengths, what they are made from.
 
-        Its x is (B, 0). Default: the lengths and the conditions.
+        Its x are flags (B, F), e.g. which elements are missing, of examples that have such. Default: the lengths and
+        the conditions; no flags, (B, 0).
         """
         return replace(batch, x=batch.x.flatten(1)[:, :0], labels=None, tasks=None)
 

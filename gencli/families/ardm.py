@@ -16,6 +16,7 @@ conditional distribution: row and code determine each other.
 Shapes: B rows, D columns, O of them ordered, C bins of all columns, M of one, J logistics.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -238,17 +239,22 @@ class ARDM(Model):
 
     # --- compress
 
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing values, where a column has such."""
+        return replace(super().outline(batch), x=self.bins.missing(batch.x))
+
     def symbols(self, batch: Batch) -> Tensor:
         return self.bins.symbols(batch.x)
 
     @torch.no_grad()
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:
         """In the order of the columns as they stand, as `log_prob`."""
-        codes = torch.zeros(len(outline), len(self.spec.columns), dtype=torch.int64, device=self.device)
-        known = torch.zeros_like(codes, dtype=torch.bool)
+        there = self.bins.there(outline.x)
+        codes, known = torch.full(there.shape, -1, device=self.device), torch.zeros_like(there)
         for d in self._order(0):
-            codes[:, d] = visit(self._chances(self(codes, known), d), None)
-            known[:, d] = True
+            here = there[:, d]
+            codes[here, d] = visit(self._chances(self(codes, known), d), here)[here]
+            known[:, d] = here
         return Batch(self.bins.visit_values(codes, visit))
 
     # --- score

@@ -16,6 +16,7 @@ Shapes: B batch, K components, D numbers in a row of the view. "Factor": of `ful
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -697,6 +698,10 @@ class Factorised(GMM):
 
     # --- compress
 
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing values, where a column has such."""
+        return replace(super().outline(batch), x=self.bins.missing(batch.x))
+
     def symbols(self, batch: Batch) -> Tensor:
         return self.bins.symbols(batch.x)
 
@@ -705,7 +710,8 @@ class Factorised(GMM):
         table = self._log_chances()
         log_weights = self.weights.log().expand(len(outline), -1)
         columns = (table[self.bins.of(d)].T for d in range(len(self.spec.columns)))
-        return Batch(self.bins.visit_values(torch.stack(visit_mixture(log_weights, columns, visit), dim=1), visit))
+        codes = visit_mixture(log_weights, columns, self.bins.there(outline.x), visit)
+        return Batch(self.bins.visit_values(codes, visit))
 
     # --- export
 

@@ -21,6 +21,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal
 
@@ -253,10 +254,13 @@ class NaiveBayes(Model):
 
     # --- compress
 
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing elements, where there are such."""
+        missing = any(column.missing for column in getattr(self.spec, "columns", ()))
+        return replace(super().outline(batch), x=batch.x.flatten(1).isnan()[:, : self.spec.size * missing])
+
     def symbols(self, batch: Batch) -> Tensor:
-        x = batch.x.flatten(1).double()
-        if x.isnan().any():
-            raise DataError("a row has missing values, which are no symbols; leave such rows out or fill them in")
+        x = batch.x.flatten(1).double().nan_to_num()
         return torch.cat([part.to_levels(x[:, own]) for part, own in self._parts()], dim=1)
 
     @torch.no_grad()
@@ -264,12 +268,12 @@ class NaiveBayes(Model):
         """Whatever the class, as `log_prob`."""
         log_chances = self.log_prior().expand(len(outline), -1)
         tables = itertools.chain.from_iterable(part.tables() for part, _ in self._parts())
-        levels = torch.stack(visit_mixture(log_chances, tables, visit), dim=1)
-        x = torch.zeros(levels.shape, dtype=torch.float64, device=levels.device)
-        start = 0
-        for part, own in self._parts():
-            x[:, own] = part.from_levels(levels[:, start : start + len(own)])
-            start += len(own)
+        places = [place for own in self.places for place in own]
+        there = ~outline.x[:, places] if outline.x.shape[1] else outline.x.new_ones(len(outline), len(places)).bool()
+        levels = visit_mixture(log_chances, tables, there, visit)
+        parts = zip(levels.split([len(own) for own in self.places], dim=1), self._parts(), strict=True)
+        x = torch.full(levels.shape, torch.nan, dtype=torch.float64, device=levels.device)
+        x[:, places] = torch.cat([part.from_levels(own) for own, (part, _) in parts], dim=1).where(there, torch.nan)
         x = x.unflatten(1, self.spec.shape)
         return Batch(x.float() if isinstance(self.spec, ImageSpec) else x)
 

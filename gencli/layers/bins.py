@@ -188,31 +188,34 @@ class Bins(nn.Module):
 
     # --- symbols: the bins of all columns, then of each whose bins hold several multiples which of these, in two digits
 
-    def symbols(self, x: Tensor) -> Tensor:
-        """Rows (B, D) of columns without real numbers as symbols (B, S), S >= D.
+    def missing(self, x: Tensor) -> Tensor:
+        """Which values of rows (B, D) are missing, (B, D) bool; (B, 0) where no row of the data lacks any."""
+        return x.isnan()[:, : len(self.sizes) * any(column.missing for column in self.columns)]
 
-        Raises:
-            DataError: a value is missing.
-        """
-        if x.isnan().any():
-            raise DataError("a row has missing values, which are no symbols; leave such rows out or fill them in")
-        codes = self.codes(x)
+    def there(self, missing: Tensor) -> Tensor:
+        """The flags of `missing` -> which values are there, (B, D)."""
+        return ~missing if missing.shape[1] else missing.new_ones(len(missing), len(self.sizes))
+
+    def symbols(self, x: Tensor) -> Tensor:
+        """Rows (B, D) of columns without real numbers as symbols (B, S), S >= D."""
+        codes = self.codes(x).clamp(min=0)
         low = self.low[self.index(codes)]
-        multiple = ((x.double() - low) / self.step).round().long()
+        multiple = ((x.double().nan_to_num() - low) / self.step).round().long()
         digits = [torch.stack([multiple[:, d] // base, multiple[:, d] % base], dim=1) for d, base in self._wide()]
         return torch.cat([codes, *digits], dim=1)
 
     def visit_values(self, codes: Tensor, visit: Visit) -> Tensor:
-        """The rows (B, D) float64 of bins (B, D): in a bin its multiples are visited, all as likely."""
-        index = self.index(codes)
+        """The rows (B, D) float64 of bins (B, D), -1 of what is missing: in a bin its multiples are visited, all as
+        likely."""
+        there, index = codes >= 0, self.index(codes.clamp(min=0))
         low, count = self.low[index], self._count()[index]
         multiple = torch.zeros_like(codes)
         for d, base in self._wide():
             digit, here = torch.arange(base, device=codes.device), count[:, d, None]
-            upper = visit((here - base * digit).clamp(0, base).double(), None)
-            lower = visit((base * upper[:, None] + digit < here).double(), None)
+            upper = visit((here - base * digit).clamp(0, base).double(), there[:, d])
+            lower = visit((base * upper[:, None] + digit < here).double(), there[:, d])
             multiple[:, d] = base * upper + lower
-        return torch.minimum(low + self.step * multiple, self.high[index])
+        return torch.minimum(low + self.step * multiple, self.high[index]).where(there, torch.nan)
 
     def _count(self) -> Tensor:
         """(C,) int64: the multiples of its step in each bin."""
