@@ -11,7 +11,7 @@ back, so that on average an example takes what the ELBO says: bits-back coding (
 arXiv:1901.04866). The coder is a stack (asymmetric numeral systems, Duda 2009, arXiv:0902.0271): z is decoded by q from
 what was written before, then x and z are written on top. Examples are coded one by one, the last first; that finds an
 empty stack and takes its bits from a start, of which the file keeps as many words as were used. The start is paid in
-each block, so blocks of such models are large.
+each block, so blocks of such models are large: some 128 KB, and of others 32 KB.
 
 A file, numbers little-endian, N in varints (7 bits a byte, the least first, the highest bit set in all but the last):
 
@@ -66,9 +66,9 @@ from gencli.version import __version__
 
 MAGIC = b"GCZ\x02"
 _AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
-_MOST = 4096  # examples of a block
-_ENOUGH = 2**18  # symbols of a block, beside which its 20 bytes do not count
-_ENOUGH_BITS_BACK = 2**21  # those of a block with a start
+_MOST = 2**14  # examples of a block
+_ENOUGH = 2**18  # bits of a block, beside which its 20 bytes do not count
+_ENOUGH_BITS_BACK = 2**20  # those of a block with a start
 _START = 2**14  # words below the first example of a block of bits-back: more than any takes
 _LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
 _CLASSES, _LENGTHS, _FLAGS = 1, 2, 4
@@ -161,10 +161,11 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
         ModelError: constriction is missing; the model gives no probabilities.
     """
     model = _ready(model)
-    size, blocks, coders = _examples_of_block(model), [], []
-    for numbers in torch.arange(len(data)).split(size):
-        with _one_thread():
-            coders.append(_StackEncoder() if model.infers else _Encoder())
+    blocks, coders = [], []
+    with _one_thread():
+        size = _examples_of_block(model, data)
+        for numbers in torch.arange(len(data)).split(size):
+            coders.append(_encoder(model))
             blocks.append(_write_block(model, data, numbers, coders[-1], lambda done: progress(done, len(data))))
     head = Head(bytes.fromhex(identity[:16]), len(data), size, machine(), data.document is not None, family, _torch())
     rest = head.write() + b"".join(map(_varint, map(len, blocks)))
@@ -360,9 +361,15 @@ def _at_once(model: Model) -> int:
     return 1 if model.infers else _AT_ONCE
 
 
-def _examples_of_block(model: Model) -> int:
+def _examples_of_block(model: Model, data: Dataset) -> int:
+    """By what the first of them take, which are coded on trial."""
+    if len(data) <= _AT_ONCE:
+        return _AT_ONCE
+    coder = _encoder(model)
+    _write_block(model, data, torch.arange(_AT_ONCE), coder, lambda done: None)
+    bits = max(coder.bits + coder.side, 1.0)
     enough = _ENOUGH_BITS_BACK if model.infers else _ENOUGH
-    return _AT_ONCE * min(max(1, enough // (_AT_ONCE * max(1, model.spec.size))), _MOST // _AT_ONCE)
+    return _AT_ONCE * min(max(1, int(enough / bits)), _MOST // _AT_ONCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -459,6 +466,10 @@ class _StackEncoder(_Encoder):
 
     def _put(self, *coded: Any) -> None:
         self._part.append(coded)
+
+
+def _encoder(model: Model) -> _Encoder:
+    return _StackEncoder() if model.infers else _Encoder()
 
 
 class _Decoder(_Coder):
