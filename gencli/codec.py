@@ -1,34 +1,43 @@
-"""The lossless codec: examples in as many bits as a model of exact likelihood says, and the same examples back.
+"""The lossless codec: examples in as many bits as a model says, and the same examples back.
 
-A range coder (Martin 1979; `constriction`, Bamler 2022, arXiv:2201.01741) spends -log2 p bits on a symbol of which the
-model says the probability p. Writing and reading are the same computation, `Model.ancestral`, on as many examples at a
-time, so that both see the same bits of p. It runs in one thread, for sums are rounded otherwise in several, and on the
-processor; what else rounding depends on stands in the file, and elsewhere it is refused.
+Of a model of exact likelihood a range coder (Martin 1979; `constriction`, Bamler 2022, arXiv:2201.01741) spends -log2 p
+bits on a symbol of which the model says the probability p. Writing and reading are the same computation,
+`Model.ancestral`, on as many examples at a time, so that both see the same bits of p. It runs in one thread, for sums
+are rounded otherwise in several, and on the processor; what else rounding depends on stands in the file, and elsewhere
+it is refused.
 
-A file, numbers little-endian:
+A model with a latent code z (`Model.infer`) pays -log2 p(z) - log2 p(x|z) for an example and gets -log2 q(z|x) bits
+back, so that on average an example takes what the ELBO says: bits-back coding (Townsend, Bird & Barber 2019,
+arXiv:1901.04866). The coder is a stack (asymmetric numeral systems, Duda 2009, arXiv:0902.0271): z is decoded by q from
+what was written before, then x and z are written on top. Examples are coded one by one, the last first; that finds an
+empty stack and takes its bits from a start, of which the file keeps as many words as were used. The start is paid in
+each block, so blocks of such models are large: some 128 KB, and of others 32 KB.
+
+A file, numbers little-endian, N in varints (7 bits a byte, the least first, the highest bit set in all but the last):
 
 | bytes | what                                                                                                    |
 |-------|---------------------------------------------------------------------------------------------------------|
-| 4     | `GCZ` and the version of this format, 1                                                                 |
+| 4     | `GCZ` and the version of this format, 2                                                                 |
 | 4     | CRC-32 of the rest of the head                                                                          |
-| 16    | the first half of the identity of the model (`gencli.runs.identity`)                                    |
-| 4     | examples                                                                                                |
-| 2     | examples of a block; the last has the rest                                                              |
-| 4     | CRC-32 of what is known of the processor (`processor`)                                                  |
-| 1     | 1 if the examples are pieces of one text, in order; else 0                                              |
+| 8     | the beginning of the identity of the model (`gencli.runs.identity`)                                     |
+| 4     | CRC-32 of what is known of the build of torch and of the processor (`machine`)                          |
+| N     | twice the examples, and 1 if they are pieces of one text, in order                                      |
+| N     | examples of a block; the last has the rest                                                              |
 |       | family, version of torch, version of gencli: a byte for the length and UTF-8 each                       |
-| 4 N   | sizes of the N blocks, which follow; each decodes by itself                                             |
+| N ... | sizes of the blocks, which follow; each decodes by itself                                               |
 
 and a block:
 
 | bytes | what                                                                                                    |
 |-------|---------------------------------------------------------------------------------------------------------|
 | 4     | CRC-32 of the rest of the block                                                                         |
-| 4     | CRC-32 of its classes, lengths and symbols, each int64                                                  |
-| 1     | 1: examples have classes; 2: they have lengths; 3: both; 0: neither                                     |
-| 10    | where they have lengths, the least, the greatest (4 bytes each), and how many have the greatest         |
-|       | 32-bit words of the range coder: which of the examples have the greatest length, the lengths of the     |
-|       | others and the classes, as uniform numbers, then the examples symbol by symbol, 64 at a time            |
+| 4     | CRC-32 of the examples, as they are decoded: x, then classes and lengths (int64) where they have them   |
+| 1     | 1: examples have classes, 2: lengths, 4: flags, or the sum of these                                     |
+| N N N | where they have lengths, the least, how much greater the greatest is, and how many have the greatest    |
+| N ... | where they have flags (the missing elements), how many, and how often each is set                       |
+|       | 32-bit words of the coder: which of the examples have the greatest length, the lengths of the others    |
+|       | and the classes, as uniform numbers, each flag by its share; then the examples symbol by symbol, 64 at  |
+|       | a time, or one by one                                                                                   |
 """
 
 import contextlib
@@ -41,9 +50,9 @@ import platform
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
@@ -55,13 +64,14 @@ from gencli.errors import DataError, ModelError, UsageError, first_line, install
 from gencli.model import Batch, Model
 from gencli.version import __version__
 
-MAGIC = b"GCZ\x01"
-_HEAD_LIMIT = 1024  # bytes, without the sizes of blocks
+MAGIC = b"GCZ\x02"
 _AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
-_MOST = 4096  # examples of a block
-_ENOUGH = 2**18  # symbols of a block, beside which its 17 bytes do not count
+_MOST = 2**14  # examples of a block
+_ENOUGH = 2**18  # bits of a block, beside which its 20 bytes do not count
+_ENOUGH_BITS_BACK = 2**20  # those of a block with a start
+_START = 2**14  # words below the first example of a block of bits-back: more than any takes
 _LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
-_CLASSES, _LENGTHS = 1, 2
+_CLASSES, _LENGTHS, _FLAGS = 1, 2, 4
 
 Progress = Callable[[int, int], None]
 
@@ -70,34 +80,52 @@ Progress = Callable[[int, int], None]
 class Head:
     """What a file says of itself."""
 
-    model: bytes  # 16 of them
+    model: bytes  # 8 of them
     examples: int
     block: int  # examples of a block
-    processor: int
+    machine: int
     whole: bool
     family: str
     torch: str
     gencli: str = __version__
 
-    FIXED: ClassVar[struct.Struct] = struct.Struct("<16sIHIB")
+    FIXED: ClassVar[struct.Struct] = struct.Struct("<8sI")
 
     def write(self) -> bytes:
         names = [name.encode()[:255] for name in (self.family, self.torch, self.gencli)]
-        return self.FIXED.pack(self.model, self.examples, self.block, self.processor, self.whole) + b"".join(
-            bytes([len(name)]) + name for name in names)
+        return b"".join([self.FIXED.pack(self.model, self.machine), _varint(2 * self.examples + self.whole),
+                         _varint(self.block), *(bytes([len(name)]) + name for name in names)])
 
     @classmethod
-    def read(cls, content: bytes) -> tuple["Head", int]:
-        """The head at the beginning, and where it ends; ValueError, IndexError or struct.error if there is none."""
-        model, examples, block, processor, whole = cls.FIXED.unpack_from(content)
-        place, names = cls.FIXED.size, []
+    def read(cls, content: bytes, place: int) -> tuple["Head", int]:
+        """The head at `place`, and where it ends; ValueError, IndexError or struct.error if there is none."""
+        model, machine = cls.FIXED.unpack_from(content, place)
+        examples, place = _read_varint(content, place + cls.FIXED.size)
+        block, place = _read_varint(content, place)
+        names = []
         for _ in range(3):
             end = place + 1 + content[place]
             names.append(content[place + 1 : end].decode())
             place = end
-        if not (examples and 0 < block <= _MOST):
+        if not (examples > 1 and 0 < block <= _MOST):
             raise ValueError("it has no examples")
-        return cls(model, examples, block, processor, bool(whole), *names), place
+        return cls(model, examples // 2, block, machine, bool(examples % 2), *names), place
+
+
+def _varint(number: int) -> bytes:
+    low, rest = number % 128, number // 128
+    return bytes([low + 128]) + _varint(rest) if rest else bytes([low])
+
+
+def _read_varint(content: bytes, place: int) -> tuple[int, int]:
+    """The number at a place, less than 2^35, and where it ends; IndexError or ValueError if there is none."""
+    number = 0
+    for shift in range(0, 35, 7):
+        number |= content[place] % 128 << shift
+        place += 1
+        if content[place - 1] < 128:
+            return number, place
+    raise ValueError("it has a number that is too large")
 
 
 @dataclass
@@ -108,8 +136,9 @@ class Compressed:
         file: the whole file.
         payload: bytes of its blocks.
         symbols: how many were coded.
-        bits: how many the probabilities of these ask for.
-        side: how many classes and lengths take.
+        bits: how many the probabilities of these ask for, less those that came back.
+        side: how many classes, lengths and flags take.
+        start: bytes that the starts of the blocks take, of a model with a latent code.
         notes: sentences about what is not in the file.
     """
 
@@ -118,6 +147,7 @@ class Compressed:
     symbols: int
     bits: float
     side: float
+    start: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -131,21 +161,25 @@ def compress(model: Model, data: Dataset, identity: str, family: str = "",
         ModelError: constriction is missing; the model gives no probabilities.
     """
     model = _ready(model)
-    size, blocks, coders = _examples_of_block(model), [], []
-    for numbers in torch.arange(len(data)).split(size):
-        with _one_thread():
-            coders.append(_Encoder())
+    blocks, coders = [], []
+    with _one_thread():
+        size = _examples_of_block(model, data)
+        for numbers in torch.arange(len(data)).split(size):
+            coders.append(_encoder(model))
             blocks.append(_write_block(model, data, numbers, coders[-1], lambda done: progress(done, len(data))))
-    head = Head(bytes.fromhex(identity[:32]), len(data), size, processor(), data.document is not None, family,
-                torch.__version__)
-    rest = head.write() + struct.pack(f"<{len(blocks)}I", *map(len, blocks))
+    head = Head(bytes.fromhex(identity[:16]), len(data), size, machine(), data.document is not None, family, _torch())
+    rest = head.write() + b"".join(map(_varint, map(len, blocks)))
     file = b"".join([MAGIC, struct.pack("<I", zlib.crc32(rest)), rest, *blocks])
     first = data.batch(torch.arange(1))
     lost = [name for name, there in (("classes", data.labels is not None and model.outline(first).labels is None),
                                      ("labels", data.tasks is not None), ("names", data.keys is not None)) if there]
     notes = [f"the {' and the '.join(lost)} of the examples are not in the file: the model knows none"] if lost else []
+    start = sum(coder.start for coder in coders)
+    if start:
+        notes.append(f"{start:,} bytes start the bits-back coding of {len(blocks)} block{'s'[: len(blocks) > 1]}, of "
+                     f"{size:,} examples at most: the more examples a file has, the less they count")
     return Compressed(file, sum(map(len, blocks)), sum(coder.symbols for coder in coders),
-                      sum(coder.bits for coder in coders), sum(coder.side for coder in coders), notes)
+                      sum(coder.bits for coder in coders), sum(coder.side for coder in coders), start, notes)
 
 
 class Archive:
@@ -160,12 +194,13 @@ class Archive:
         try:
             if content[:4] != MAGIC:
                 raise ValueError("its first bytes are not those of a compressed file of this version")
-            self.head, size = Head.read(content[8 : 8 + _HEAD_LIMIT])
-            count = -(-self.head.examples // self.head.block)
-            place = 8 + size + 4 * count
-            if place > len(content) or zlib.crc32(content[8:place]) != struct.unpack_from("<I", content, 4)[0]:
+            self.head, place = Head.read(content, 8)
+            sizes = []
+            for _ in range(-(-self.head.examples // self.head.block)):
+                size, place = _read_varint(content, place)
+                sizes.append(size)
+            if zlib.crc32(content[8:place]) != struct.unpack_from("<I", content, 4)[0]:
                 raise ValueError("its head is damaged")
-            sizes = struct.unpack_from(f"<{count}I", content, 8 + size)
         except (ValueError, IndexError, struct.error) as error:
             raise DataError(f"{name} cannot be decoded: {first_line(error)}; write it again with 'gencli encode'"
                             ) from error
@@ -190,14 +225,14 @@ class Archive:
             DataError: it is so.
         """
         head = self.head
-        if head.model != bytes.fromhex(identity[:32]):
+        if head.model != bytes.fromhex(identity[:16]):
             what = "another model" if head.family == family else f"a model of the family {head.family}"
             raise DataError(f"{self.name} was written by {what} ({head.model.hex()[:12]}), and this is "
                             f"{identity[:12]}; name the run that wrote it")
-        if (head.torch, head.processor) != (torch.__version__, processor()):
-            raise DataError(f"{self.name} was written by gencli {head.gencli} with torch {head.torch} on a processor "
-                            f"of type {head.processor:08x}, and this is torch {torch.__version__} on type "
-                            f"{processor():08x}: sums are rounded otherwise here; decode it where it was written")
+        if head.machine != machine():
+            raise DataError(f"{self.name} was written by gencli {head.gencli} with torch {head.torch} on a machine of "
+                            f"type {head.machine:08x}, and this is torch {_torch()} on type {machine():08x}: sums are "
+                            f"rounded otherwise here; decode it where it was written")
 
     def damaged(self, block: int) -> str:
         """What is wrong with the bytes of a block; "" if nothing is."""
@@ -287,14 +322,19 @@ def device_of(name: str) -> torch.device:
 
 
 @cache
-def processor() -> int:
-    """A CRC-32 of the type of this machine's processor, as far as it decides how sums are rounded: what it can do, the
-    sizes of its caches, by which libraries cut matrices, and what they were told by the environment."""
+def machine() -> int:
+    """A CRC-32 of what decides how sums are rounded here: the build of torch, what the processor can do, the sizes of
+    its caches, by which libraries cut matrices, and what these were told by the environment."""
     about = {name: value for name, value in torch.cpu.get_capabilities().items() if not name.startswith("num_")}
     told = {name: value for name, value in os.environ.items() if name.startswith(("MKL_", "ONEDNN_", "DNNL_"))
             and not name.endswith("_NUM_THREADS")}
-    system = platform.machine(), platform.system(), torch.backends.cpu.get_cpu_capability()
+    system = platform.machine(), platform.system(), torch.backends.cpu.get_cpu_capability(), torch.__version__
     return zlib.crc32(json.dumps([about, told, system], sort_keys=True, default=str).encode())
+
+
+def _torch() -> str:
+    """Its version, without the build: what to install."""
+    return torch.__version__.split("+")[0]
 
 
 @contextlib.contextmanager
@@ -311,12 +351,25 @@ def _one_thread() -> Iterator[None]:
 def _ready(model: Model) -> Model:
     if "compress" not in model.abilities() - model.lacks:
         raise UsageError("this model cannot compress: its examples are not symbols of which it knows the "
-                         "probabilities, each given those before it")
+                         "probabilities, each given those before it, but have a density or a likelihood that is only "
+                         "estimated")
     return (model if model.device.type == "cpu" else model.clone().to("cpu")).eval()
 
 
-def _examples_of_block(model: Model) -> int:
-    return _AT_ONCE * min(max(1, _ENOUGH // (_AT_ONCE * max(1, model.spec.size))), _MOST // _AT_ONCE)
+def _at_once(model: Model) -> int:
+    """How many examples are coded together. With a latent code each takes bits from those before it."""
+    return 1 if model.infers else _AT_ONCE
+
+
+def _examples_of_block(model: Model, data: Dataset) -> int:
+    """By what the first of them take, which are coded on trial."""
+    if len(data) <= _AT_ONCE:
+        return _AT_ONCE
+    coder = _encoder(model)
+    _write_block(model, data, torch.arange(_AT_ONCE), coder, lambda done: None)
+    bits = max(coder.bits + coder.side, 1.0)
+    enough = _ENOUGH_BITS_BACK if model.infers else _ENOUGH
+    return _AT_ONCE * min(max(1, int(enough / bits)), _MOST // _AT_ONCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -337,96 +390,161 @@ def _constriction() -> Any:
     return constriction.stream
 
 
-def _bernoulli(stream: Any) -> Callable[[float], Any]:
-    """A distribution over 0 and 1 from the share of 1."""
-    return lambda share: stream.model.Categorical(np.array([1 - share, share]), perfect=False)
+class _Coder:
+    """The distributions of symbols; `symbols`, `bits` and `side` as in `Compressed`."""
 
-
-class _Encoder:
     def __init__(self) -> None:
-        stream = _constriction()
-        self._coder = stream.queue.RangeEncoder()
-        self._uniform, self._bernoulli = stream.model.Uniform, _bernoulli(stream)
-        self._categorical = stream.model.Categorical(perfect=False)
-        self.crc, self.symbols, self.bits, self.side = 0, 0, 0.0, 0.0
+        self._stream = _constriction()
+        self._categorical = self._stream.model.Categorical(perfect=False)
+        self.symbols, self.bits, self.side, self.start = 0, 0.0, 0.0, 0
+
+    def _bernoulli(self, share: float) -> Any:
+        """A distribution over 0 and 1 from the share of 1."""
+        return self._stream.model.Categorical(np.array([1 - share, share]), perfect=False)
+
+
+class _Encoder(_Coder):
+    """What is first written is first read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queue = self._stream.queue.RangeEncoder()
 
     def uniform(self, values: Tensor, levels: int) -> None:
-        self.crc = _sum(values, self.crc)
-        if levels > 1:
-            self._coder.encode(values.to(torch.int32).numpy(), self._uniform(levels))
+        if levels > 1 and len(values):
+            self._put(_symbols(values), self._stream.model.Uniform(levels))
             self.side += len(values) * math.log2(levels)
 
     def binary(self, values: Tensor, share: float) -> None:
-        self.crc = _sum(values, self.crc)
         if 0 < share < 1:
-            self._coder.encode(values.to(torch.int32).numpy(), self._bernoulli(share))
+            self._put(_symbols(values), self._bernoulli(share))
             self.side -= len(values) * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
 
     def categorical(self, level: Tensor, probabilities: Tensor) -> None:
-        self.crc = _sum(level, self.crc)
-        try:
-            self._coder.encode(level.to(torch.int32).numpy(), self._categorical, _table(probabilities))
-        except ValueError as error:
-            raise ModelError("the model gives no probabilities, but numbers that are not finite; train it again"
-                             ) from error
-        except (KeyError, OverflowError) as error:  # no level has this number
-            raise _Mismatch from error
-        self.symbols += len(level)
-        own = probabilities.gather(1, level[:, None])[:, 0] / probabilities.sum(1)
-        self.bits -= float(own.log2().sum())
+        if ((level < 0) | (level >= probabilities.shape[-1])).any():
+            raise _Mismatch  # no level has this number
+        self.symbols += level.numel()
+        self._put(_symbols(level), self._categorical, _table(probabilities))
+        self.bits += _bits(level, probabilities)
+
+    def flush(self) -> None:
+        """The end of a part."""
 
     def words(self) -> bytes:
-        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+        return _bytes(self._queue.get_compressed())
+
+    def _put(self, *coded: Any) -> None:
+        self._queue.encode(*coded)
 
 
-class _Decoder:
-    def __init__(self, words: bytes) -> None:
-        stream = _constriction()
-        if len(words) % 4:
-            raise _Mismatch
-        self._coder = stream.queue.RangeDecoder(np.frombuffer(words, "<u4").astype(np.uint32))
-        self._uniform, self._bernoulli = stream.model.Uniform, _bernoulli(stream)
-        self._categorical = stream.model.Categorical(perfect=False)
-        self.crc = 0
+class _StackEncoder(_Encoder):
+    """Parts are read in the reverse of the order in which they are flushed, and each from its beginning."""
 
-    def uniform(self, count: int, levels: int) -> Tensor:
-        values = torch.zeros(count, dtype=torch.int64)
-        if levels > 1:
-            values = self._decode(self._uniform(levels), count)
-        self.crc = _sum(values, self.crc)
-        return values
+    def __init__(self) -> None:
+        super().__init__()
+        below = np.random.Generator(np.random.PCG64(0)).integers(1, 2**32, _START, dtype=np.uint32)
+        self._stack = self._stream.stack.AnsCoder(below)
+        self._part: list[tuple[Any, ...]] = []
+        self._untouched = _START - 2  # words, of which no example has taken any; the coder itself holds two
 
-    def binary(self, count: int, share: float) -> Tensor:
-        values = torch.full((count,), int(share))
-        if 0 < share < 1:
-            values = self._decode(self._bernoulli(share), count)
-        self.crc = _sum(values, self.crc)
-        return values
-
-    def categorical(self, probabilities: Tensor) -> Tensor:
-        level = self._decode(self._categorical, _table(probabilities))
-        self.crc = _sum(level, self.crc)
+    def take(self, probabilities: Tensor) -> Tensor:
+        """Symbols from the top of the stack, which come back when it is read."""
+        level = _taken(self._stack, probabilities.shape[:-1], self._categorical, _table(probabilities))
+        self._untouched = min(self._untouched, self._stack.pos()[0])
+        self.start = 4 * (_START - 2 - self._untouched)
+        self.bits -= _bits(level, probabilities)
+        self.symbols -= level.numel()  # which is written as well, and no symbol of an example
         return level
 
-    def _decode(self, model: Any, parameters: Any) -> Tensor:
+    def flush(self) -> None:
+        while self._part:
+            symbols, *distribution = self._part.pop()
+            self._stack.encode_reverse(symbols, *distribution)
+
+    def words(self) -> bytes:
+        return _bytes(self._stack.get_compressed()[self._untouched :])
+
+    def _put(self, *coded: Any) -> None:
+        self._part.append(coded)
+
+
+def _encoder(model: Model) -> _Encoder:
+    return _StackEncoder() if model.infers else _Encoder()
+
+
+class _Decoder(_Coder):
+    def __init__(self, words: bytes, stack: bool) -> None:
+        super().__init__()
+        if len(words) % 4:
+            raise _Mismatch
+        content = np.frombuffer(words, "<u4").astype(np.uint32)
         try:
-            return torch.from_numpy(self._coder.decode(model, parameters).astype(np.int64))
-        except (ValueError, AssertionError) as error:  # words that no encoder writes, or no probabilities
+            self._coder = self._stream.stack.AnsCoder(content) if stack else self._stream.queue.RangeDecoder(content)
+        except ValueError as error:  # a stack never ends with 0
             raise _Mismatch from error
+
+    def uniform(self, count: int, levels: int) -> Tensor:
+        if levels < 2 or not count:
+            return torch.zeros(count, dtype=torch.int64)
+        return _taken(self._coder, (count,), self._stream.model.Uniform(levels), count)
+
+    def binary(self, count: int, share: float) -> Tensor:
+        if not 0 < share < 1:
+            return torch.full((count,), int(share))
+        return _taken(self._coder, (count,), self._bernoulli(share), count)
+
+    def categorical(self, probabilities: Tensor) -> Tensor:
+        return _taken(self._coder, probabilities.shape[:-1], self._categorical, _table(probabilities))
+
+    def give(self, coded: list[tuple[Tensor, Tensor]]) -> None:
+        """Put symbols back on the stack, that were taken from it in this order, by their probabilities."""
+        for level, probabilities in reversed(coded):
+            self._coder.encode_reverse(_symbols(level), self._categorical, _table(probabilities))
+
+
+def _taken(coder: Any, shape: Sequence[int], *distribution: Any) -> Tensor:
+    try:
+        return torch.from_numpy(coder.decode(*distribution).astype(np.int64)).view(*shape)
+    except (ValueError, AssertionError) as error:  # words that no encoder writes, or no probabilities
+        raise _Mismatch from error
+
+
+def _bits(level: Tensor, probabilities: Tensor) -> float:
+    """What symbols take."""
+    own = probabilities.gather(-1, level[..., None])[..., 0] / probabilities.sum(-1)
+    return -float(own.log2().sum())
+
+
+def _symbols(level: Tensor) -> np.ndarray:
+    return level.flatten().to(torch.int32).numpy()
 
 
 def _table(probabilities: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(probabilities.double().numpy())
+    """(..., L) -> a row for each symbol."""
+    if not (probabilities.isfinite().all() and (probabilities.sum(-1) > 0).all()):
+        raise ModelError("the model gives no probabilities, but numbers that are not finite; train it again")
+    return np.ascontiguousarray(probabilities.double().flatten(0, -2).numpy())
 
 
-def _sum(values: Tensor, before: int) -> int:
-    return zlib.crc32(values.to(torch.int64).contiguous().numpy().astype("<i8").tobytes(), before)
+def _bytes(words: np.ndarray) -> bytes:
+    return bytes(words.astype("<u4").tobytes())
+
+
+def _check(examples: Batch) -> int:
+    """The CRC-32 of what is decoded."""
+    crc = 0
+    for part in (examples.x, examples.labels, examples.lengths):
+        if part is not None:
+            content = part.contiguous().numpy()
+            crc = zlib.crc32(content.astype(content.dtype.newbyteorder("<")).tobytes(), crc)
+    return crc
 
 
 def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
                  progress: Callable[[int], None]) -> bytes:
-    parts = [data.batch(part) for part in numbers.split(_AT_ONCE)]
+    parts = [data.batch(part) for part in numbers.split(_at_once(model))]
     outlines = [model.outline(part) for part in parts]
+    sides: list[Callable[[], None]] = []
     start = b""
     if lengths := [outline.lengths for outline in outlines if outline.lengths is not None]:
         # An outline without them is that of texts that end by themselves; in one block all have them or none.
@@ -438,65 +556,160 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
         if high > _longest(model):
             raise DataError(f"{data.name}: an example is {high:,} long, and {_longest(model):,} is the most; cut it")
         longest = every == high
-        start = struct.pack("<IIH", low, high, int(longest.sum()))
-        coder.binary(longest, float(longest.sum()) / len(every))
-        coder.uniform((every - low)[~longest], high - low)
+        start = b"".join(map(_varint, (low, high - low, int(longest.sum()))))
+        sides = [lambda: coder.binary(longest, float(longest.sum()) / len(every)),
+                 lambda: coder.uniform((every - low)[~longest], high - low)]
     if classes := [outline.labels for outline in outlines if outline.labels is not None]:
-        coder.uniform(torch.cat(classes), len(model.spec.classes))
-    done = int(numbers[0])
-    for part, outline in zip(parts, outlines, strict=True):
-        columns = iter(model.symbols(part).unbind(1))
+        sides.append(lambda: coder.uniform(torch.cat(classes), len(model.spec.classes)))
+    flags = torch.cat([outline.x for outline in outlines]).bool().T
+    if len(flags):
+        often = flags.sum(1).tolist()
+        start += b"".join(map(_varint, (len(flags), *often)))
+        sides += [partial(coder.binary, flag, count / len(numbers)) for flag, count in zip(flags, often, strict=True)]
 
-        def write(probabilities: Tensor, there: Tensor | None, columns: Iterator[Tensor] = columns) -> Tensor:
-            level = next(columns)
-            coder.categorical(*(level, probabilities) if there is None else (level[there], probabilities[there]))
-            return level
+    def write_sides() -> None:
+        for side in sides:
+            side()
+        coder.flush()
 
-        try:
-            made = model.ancestral(outline, write)
-        except _Mismatch as error:
-            raise DataError(f"{data.name}: one of the examples {done} to {done + len(part) - 1} {_LOST}") from error
-        for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
-            if not torch.equal(one, other):
-                raise DataError(f"{data.name}: example {done + i} {_LOST}")
-        progress(done := done + len(part))
-    flags = _CLASSES * bool(classes) + _LENGTHS * bool(lengths)
-    content = struct.pack("<IB", coder.crc, flags) + start + coder.words()
+    made: list[Batch] = []
+    places = range(len(parts))
+    if not model.infers:
+        write_sides()
+    for done, i in enumerate(reversed(places) if model.infers else places):
+        made.append(_write_part(model, parts[i], outlines[i], coder, data.name, int(numbers[0]) + i * _at_once(model)))
+        progress(int(numbers[0]) + min((done + 1) * _at_once(model), len(numbers)))
+    if model.infers:
+        write_sides()
+        made.reverse()
+    has = _CLASSES * bool(classes) + _LENGTHS * bool(lengths) + _FLAGS * bool(len(flags))
+    content = struct.pack("<IB", _check(_joined(made)), has) + start + coder.words()
     return struct.pack("<I", zlib.crc32(content)) + content
+
+
+def _write_part(model: Model, part: Batch, outline: Batch, coder: _Encoder, name: str, number: int) -> Batch:
+    """Code the examples from `number` on; returns them as they will be decoded."""
+    symbols = model.symbols(part)
+    if isinstance(coder, _StackEncoder):
+        symbols = torch.cat([_inferred(model, part, coder.take), symbols], dim=1)
+    levels = _Symbols(symbols)
+
+    def write(probabilities: Tensor, there: Tensor | None) -> Tensor:
+        level = levels.take(probabilities)
+        coder.categorical(*(level, probabilities) if there is None else (level[there], probabilities[there]))
+        return level
+
+    try:
+        made = model.ancestral(outline, write)
+        coder.flush()
+    except _Mismatch as error:
+        raise DataError(f"{name}: one of the examples {number} to {number + len(part) - 1} {_LOST}") from error
+    for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
+        if not same(one, other):
+            raise DataError(f"{name}: example {number + i} {_LOST}")
+    return made
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two examples are, in every bit that counts: a missing element is like another."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _inferred(model: Model, part: Batch, take: Callable[[Tensor], Tensor]) -> Tensor:
+    """The symbols of a latent code, (B, S), drawn by the bits that `take` reads."""
+    found: list[Tensor] = []
+
+    def visit(probabilities: Tensor, there: Tensor | None) -> Tensor:
+        found.append(level := take(probabilities))
+        return level
+
+    model.infer(part, visit)
+    return _side_by_side(found)
 
 
 def _read_block(model: Model, content: bytes, numbers: range, condition: Batch | None) -> Batch:
     """The examples of a block whose bytes are not damaged."""
-    crc, flags = struct.unpack_from("<IB", content, 4)
-    place, lengths, classes = 9, None, None
-    if flags & _LENGTHS:
-        low, high, most = struct.unpack_from("<IIH", content.ljust(19, b"\0"), 9)
-        if not (low <= high <= _longest(model) and 0 < most <= len(numbers) and (low < high or most == len(numbers))):
-            raise _Mismatch
-        place = 19
-    coder = _Decoder(content[place:])
-    if flags & _LENGTHS:
-        longest = coder.binary(len(numbers), most / len(numbers)).bool()
-        lengths = torch.full((len(numbers),), high)
-        lengths[~longest] = low + coder.uniform(int((~longest).sum()), high - low)
-    if flags & _CLASSES:
-        if not model.spec.classes:
-            raise _Mismatch
-        classes = coder.uniform(len(numbers), len(model.spec.classes))
+    crc, has = struct.unpack_from("<IB", content, 4)
+    place, low, more, most = 9, 0, 0, 0
+    often: list[int] = []
+    try:
+        if has & _LENGTHS:
+            low, place = _read_varint(content, place)
+            more, place = _read_varint(content, place)
+            most, place = _read_varint(content, place)
+        if has & _FLAGS:
+            count, place = _read_varint(content, place)
+            for _ in range(count):
+                one, place = _read_varint(content, place)
+                often.append(one)
+    except (ValueError, IndexError) as error:
+        raise _Mismatch from error
+    total, lengths, classes = len(numbers), None, None
+    if has & _LENGTHS and not (low + more <= _longest(model) and 0 < most <= total and (more or most == total)):
+        raise _Mismatch
+    if (has & _CLASSES and not model.spec.classes) or len(often) > model.spec.size or max(often, default=0) > total:
+        raise _Mismatch
+    coder = _Decoder(content[place:], model.infers)
+    if has & _LENGTHS:
+        longest = coder.binary(total, most / total).bool()
+        lengths = torch.full((total,), low + more)
+        lengths[~longest] = low + coder.uniform(int((~longest).sum()), more)
+    if has & _CLASSES:
+        classes = coder.uniform(total, len(model.spec.classes))
+    flags = torch.stack([torch.zeros(total), *(coder.binary(total, one / total) for one in often)], dim=1)[:, 1:]
+    made = []
+    for part in torch.arange(len(numbers)).split(_at_once(model)):
+        own = None if condition is None else _cut(condition[(numbers.start + part) % len(condition)])
+        outline = Batch(flags[part].bool(), None if classes is None else classes[part],
+                        None if lengths is None else lengths[part], own)
+        made.append(_read_part(model, coder, outline))
+    examples = _joined(made)
+    if _check(examples) != crc:
+        raise _Mismatch
+    return examples
+
+
+def _read_part(model: Model, coder: _Decoder, outline: Batch) -> Batch:
+    seen: list[Tensor] = []  # symbols in their order, until the latent code is given back
 
     def read(probabilities: Tensor, there: Tensor | None) -> Tensor:
-        if there is None:
-            return coder.categorical(probabilities)
-        return torch.zeros(len(there), dtype=torch.int64).masked_scatter(there, coder.categorical(probabilities[there]))
+        level = coder.categorical(probabilities if there is None else probabilities[there])
+        if there is not None:
+            level = torch.zeros_like(there, dtype=torch.int64).masked_scatter(there, level)
+        if model.infers:
+            seen.append(level)
+        return level
 
-    made = []
-    for part in torch.arange(len(numbers)).split(_AT_ONCE):
-        own = None if condition is None else _cut(condition[(numbers.start + part) % len(condition)])
-        made.append(model.ancestral(Batch(torch.zeros(len(part), 0), None if classes is None else classes[part],
-                                          None if lengths is None else lengths[part], own), read))
-    if coder.crc != crc:
-        raise _Mismatch
-    return _joined(made)
+    made = model.ancestral(outline, read)
+    if model.infers:
+        levels, coded = _Symbols(_side_by_side(seen)), []
+
+        def give(probabilities: Tensor, there: Tensor | None) -> Tensor:
+            level = levels.take(probabilities)
+            coded.append((level, probabilities))
+            return level
+
+        model.infer(made, give)
+        coder.give(coded)
+    return made
+
+
+class _Symbols:
+    """Those of B examples, (B, S), from the first on."""
+
+    def __init__(self, levels: Tensor):
+        self._levels, self._place = levels, 0
+
+    def take(self, probabilities: Tensor) -> Tensor:
+        """The next, as many as there are probabilities (B, ..., L) for: (B, ...)."""
+        shape = probabilities.shape[:-1]
+        start, self._place = self._place, self._place + math.prod(shape[1:])
+        return self._levels[:, start : self._place].reshape(shape)
+
+
+def _side_by_side(levels: list[Tensor]) -> Tensor:
+    """(B, ...) each -> (B, S)."""
+    return torch.cat([level.view(len(level), -1) for level in levels], dim=1)
 
 
 def _longest(model: Model) -> int:

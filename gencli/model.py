@@ -80,7 +80,8 @@ class Diagnostic:
 
 
 # Probabilities (B, L) of the levels of one symbol of B examples, which need not add up to 1; and which examples have
-# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none.
+# such a symbol, (B,) bool, or None: all -> the level that each has, (B,) int64, anything where there is none. Or of N
+# symbols at once, each independent of the others given those before: (B, N, L) and (B, N) -> (B, N).
 Visit = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -415,7 +416,8 @@ class Model(nn.Module):
     def outline(self, batch: Batch) -> Batch:
         """What is to be known of B examples before their first symbol: classes, lengths, what they are made from.
 
-        Its x is (B, 0). Default: the lengths and the conditions.
+        Its x are flags (B, F), e.g. which elements are missing, of examples that have such. Default: the lengths and
+        the conditions; no flags, (B, 0).
         """
         return replace(batch, x=batch.x.flatten(1)[:, :0], labels=None, tasks=None)
 
@@ -433,8 +435,23 @@ class Model(nn.Module):
         `visit` is called for each symbol in turn. Whatever it returns, the same levels at all calls before lead to the
         same bits of its probabilities: the codec (`gencli.codec`) writes what it returns in one call, and returns what
         it reads in another. -log of the probabilities of the levels adds up to that of `log_prob`.
+
+        A model with a latent code visits the symbols of the code first, by its prior (see `infer`).
         """
         raise NotImplementedError
+
+    def infer(self, batch: Batch, visit: Visit) -> None:
+        """The latent code of B examples, symbol by symbol, by its distribution given the examples.
+
+        These are the symbols that `ancestral` visits before those of `symbols`, in the same order. So the bits of an
+        example are, on average, those of the score `elbo`. Default: there is no such code.
+        """
+        raise NotImplementedError
+
+    @property
+    def infers(self) -> bool:
+        """Whether its examples have a latent code, of which the codec gets the bits back."""
+        return type(self).infer is not Model.infer
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """A path of `frames` codes from code `a` to code `b` (both of shape (*code)), the ends included.

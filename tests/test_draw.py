@@ -223,7 +223,7 @@ def test_gradients_by_finite_differences(attention):
     noise = torch.randn(3, 3, 2, generator=generator("noise"), dtype=torch.float64)
 
     def cost() -> torch.Tensor:
-        canvas, reader = m.infer(x, noise)
+        canvas, reader = m.drawn_from(x, noise)
         mean, log_variance = reader.moments
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance)
         return kl.sum() - m.observation.log_prob(x.flatten(1), m.parameters_of(canvas)).sum()
@@ -301,7 +301,7 @@ def test_codes():
     many = Batch(batch.x.expand(4000, -1, -1, -1))
     with torch.no_grad():
         mean, draws = m.encode(batch, rng(1)), m.encode(many, rng(4000), output="draw")
-        first, log_variance = (part[0, 0] for part in m.infer(batch.x, None)[1].moments)
+        first, log_variance = (part[0, 0] for part in m.drawn_from(batch.x, None)[1].moments)
     assert torch.equal(mean[0, 0], first)
     # The first glimpse's posterior depends on no draw: 4,000 draws have its moments to 5 errors of them.
     assert ((draws[:, 0].mean(0) - first).abs() < 5 * (0.5 * log_variance).exp() / 4000**0.5).all()

@@ -16,6 +16,7 @@ conditional distribution: row and code determine each other.
 Shapes: B rows, D columns, O of them ordered, C bins of all columns, M of one, J logistics.
 """
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,21 @@ from gencli.kinds.vector import VectorSpec
 from gencli.layers.bins import Bins
 from gencli.layers.distributions import FLOOR, MARGIN, log_bin, precise
 from gencli.layers.subsample import Subsample
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.model import (
+    Batch,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Sizes,
+    Spec,
+    Visit,
+    net_size,
+)
 from gencli.rng import Rng, generator
 
 _WAVES = 6  # of the place of a number among all, in the input
@@ -63,6 +78,7 @@ class ARDM(Model):
         assert isinstance(spec, VectorSpec)
         self.bins = Bins(spec, config.bins)
         self.density = self.bins.density
+        self.lacks = frozenset({"compress"}) if self.density else frozenset()
         ordered, width = len(self.bins.ordered), config.width
         # What is seen of a column: a single value, or that it is not known; of a number also where it lies.
         # The last row is for an interval, of which the waves say enough.
@@ -220,6 +236,26 @@ class ARDM(Model):
     def _precise(self) -> "ARDM":
         """This model in float64, where rounding is too small to change a bin."""
         return self.clone().double().eval()
+
+    # --- compress
+
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing values, where a column has such."""
+        return replace(super().outline(batch), x=self.bins.missing(batch.x))
+
+    def symbols(self, batch: Batch) -> Tensor:
+        return self.bins.symbols(batch.x)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        """In the order of the columns as they stand, as `log_prob`."""
+        there = self.bins.there(outline.x)
+        codes, known = torch.full(there.shape, -1, device=self.device), torch.zeros_like(there)
+        for d in self._order(0):
+            here = there[:, d]
+            codes[here, d] = visit(self._chances(self(codes, known), d), here)[here]
+            known[:, d] = here
+        return Batch(self.bins.visit_values(codes, visit))
 
     # --- score
 

@@ -107,7 +107,7 @@ class DRAW(BoundedModel):
         """A canvas -> the P numbers that describe the distribution of each number of a picture, (B, C * H * W) each."""
         return canvas.unflatten(1, (self.observation.outputs, -1)).flatten(2).unbind(1)
 
-    def infer(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, "_Reader"]:
+    def drawn_from(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, "_Reader"]:
         """Draw pictures x (B, C, H, W) by codes from q(z|x), with noise (B, T, Z), or with the means of q.
 
         Returns:
@@ -120,7 +120,7 @@ class DRAW(BoundedModel):
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        canvas, reader = self.infer(batch.x, rng.normal(self.config.glimpses, self.config.latent))
+        canvas, reader = self.drawn_from(batch.x, rng.normal(self.config.glimpses, self.config.latent))
         log_likelihood = self.observation.log_prob(batch.x.flatten(1), self.parameters_of(canvas)).mean()
         kls = normal_kl(*reader.moments).sum(2).mean(0)
         kl = kls.sum()
@@ -145,7 +145,7 @@ class DRAW(BoundedModel):
     def encode(self, batch: Batch, rng: Rng, *, output: Literal["mean", "draw"] = "mean") -> Tensor:
         """The codes of all glimpses (B, T, Z): the mean of each given those before it, or a draw from q(z|x)."""
         noise = rng.normal(self.config.glimpses, self.config.latent) if output == "draw" else None
-        return self.infer(batch.x, noise)[1].code
+        return self.drawn_from(batch.x, noise)[1].code
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
         """Codes (B, T, Z) -> the mean of p(x|z), or with `draw` and `rng` a draw from it."""
@@ -163,7 +163,7 @@ class DRAW(BoundedModel):
         for count in portions(particles):
             noise = rng.normal(count, self.config.glimpses, self.config.latent).flatten(0, 1)
             x = batch.x.repeat_interleave(count, dim=0)
-            canvas, reader = self.infer(x, noise)
+            canvas, reader = self.drawn_from(x, noise)
             mean, log_variance = reader.moments
             log_likelihood = self.observation.log_prob(x.flatten(1), self.parameters_of(canvas))
             log_ratio = normal_log_ratio(reader.code, noise, log_variance).sum((1, 2))

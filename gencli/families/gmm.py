@@ -16,6 +16,7 @@ Shapes: B batch, K components, D numbers in a row of the view. "Factor": of `ful
 """
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -30,8 +31,9 @@ from gencli.layers.bins import Bins
 from gencli.layers.distributions import MARGIN
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.known import complete
+from gencli.layers.mixtures import visit_mixture
 from gencli.layers.subsample import Subsample, refuse_constant
-from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec, Visit
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import noise_of_pass, view_of
 
@@ -67,6 +69,11 @@ class GMM(Model):
         return super().__new__(Factorised if factorised else cls)
 
     @classmethod
+    def abilities(cls) -> set[str]:
+        """A factorised mixture of integers and categories compresses, too."""
+        return super().abilities() | {"compress"}
+
+    @classmethod
     def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
         assert isinstance(config, GMMConfig)
         if config.components is not None:
@@ -80,6 +87,7 @@ class GMM(Model):
         self.view = view_of(spec)
         self.likelihood = "exact" if self.view.exact else "bound"
         self.density = self.view.density
+        self.lacks = frozenset({"compress"})  # even of integers it is a bound
         k, d = config.components or _COMPONENTS, self.view.size
         self.components = k
         name, picture = _shape(config, spec), isinstance(spec, ImageSpec)
@@ -463,6 +471,7 @@ class Factorised(GMM):
         self.components = k
         self.bins = Bins(spec)
         self.density = self.bins.density
+        self.lacks = frozenset({"compress"}) if self.density else frozenset()
         self.weights = _fitted(torch.full((k,), 1 / k))
         self.means = _fitted(torch.zeros(len(self.bins.ordered), k))
         self.deviations = _fitted(torch.ones(len(self.bins.ordered), k))
@@ -687,6 +696,22 @@ class Factorised(GMM):
         codes, places = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
         return Batch(self.bins.values(codes, places))
 
+    # --- compress
+
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing values, where a column has such."""
+        return replace(super().outline(batch), x=self.bins.missing(batch.x))
+
+    def symbols(self, batch: Batch) -> Tensor:
+        return self.bins.symbols(batch.x)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        table = self._log_chances()
+        log_weights = self.weights.log().expand(len(outline), -1)
+        columns = (table[self.bins.of(d)].T for d in range(len(self.spec.columns)))
+        codes = visit_mixture(log_weights, columns, self.bins.there(outline.x), visit)
+        return Batch(self.bins.visit_values(codes, visit))
 
     # --- export
 

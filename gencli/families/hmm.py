@@ -182,12 +182,18 @@ class HMM(Model):
         """A model of the kind of the examples. (A copy is made without arguments.)"""
         return super().__new__(TextHMM if isinstance(spec, TextSpec) else cls)
 
+    @classmethod
+    def abilities(cls) -> set[str]:
+        """That of texts compresses, too."""
+        return super().abilities() | {"compress"}
+
     def __init__(self, config: HMMConfig, spec: Spec):
         super().__init__(config, spec)
         k = config.states
         self.start = _fitted(torch.full((k,), 1 / k))
         self.transitions = _fitted(_random(k, k))
         self.ends = _fitted(torch.zeros(k))
+        self.lacks = frozenset() if isinstance(spec, TextSpec) else frozenset({"compress"})
         self.ending = not isinstance(spec, TextSpec) and not getattr(spec, "fixed", False)
         self.emission = self._emission()
         self._seed = int(torch.randint(2**31, ()))

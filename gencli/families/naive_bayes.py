@@ -18,7 +18,10 @@ Shapes: B batch, K classes (1 without labels), E elements, L levels at most.
 """
 
 import copy
+import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal
 
@@ -33,12 +36,14 @@ from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, OneStep, Read, after_end, inside
 from gencli.layers.distributions import FLOOR, MARGIN, log_normal
+from gencli.layers.mixtures import visit_mixture
 from gencli.layers.ngram_counts import NGrams, Sparse
 from gencli.layers.skeleton import Skeleton
-from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Score, Spec
+from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Score, Spec, Visit
 from gencli.rng import Rng
 
 _PIECE = 2**22  # chances of a next token that are in memory at once
+_LEVELS = 2**16  # of an element at most that are coded as symbols
 _TOLD = 20  # words that are told of a class
 _OUTPUT = Literal["noise", "probabilities", "log_probabilities"]
 
@@ -100,6 +105,8 @@ class NaiveBayes(Model):
         self.parts, self.places = nn.ModuleList(parts), places
         self.density = any(part.density for part in parts)
         self.lossless = not self.density  # of real numbers up to rounding
+        few = all(part.levels is not None for part, _ in self._parts())
+        self.lacks = frozenset() if few else frozenset({"compress"})
 
     def _start(self, spec: Spec) -> None:
         """What models of all kinds have: the examples of each class."""
@@ -245,6 +252,31 @@ class NaiveBayes(Model):
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         return torch.cat([(1 - t) * a[:k] + t * b[:k], super().interpolate(a[k:], b[k:], frames)], dim=1)
 
+    # --- compress
+
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing elements, where there are such."""
+        missing = any(column.missing for column in getattr(self.spec, "columns", ()))
+        return replace(super().outline(batch), x=batch.x.flatten(1).isnan()[:, : self.spec.size * missing])
+
+    def symbols(self, batch: Batch) -> Tensor:
+        x = batch.x.flatten(1).double().nan_to_num()
+        return torch.cat([part.to_levels(x[:, own]) for part, own in self._parts()], dim=1)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        """Whatever the class, as `log_prob`."""
+        log_chances = self.log_prior().expand(len(outline), -1)
+        tables = itertools.chain.from_iterable(part.tables() for part, _ in self._parts())
+        places = [place for own in self.places for place in own]
+        there = ~outline.x[:, places] if outline.x.shape[1] else outline.x.new_ones(len(outline), len(places)).bool()
+        levels = visit_mixture(log_chances, tables, there, visit)
+        parts = zip(levels.split([len(own) for own in self.places], dim=1), self._parts(), strict=True)
+        x = torch.full(levels.shape, torch.nan, dtype=torch.float64, device=levels.device)
+        x[:, places] = torch.cat([part.from_levels(own) for own, (part, _) in parts], dim=1).where(there, torch.nan)
+        x = x.unflatten(1, self.spec.shape)
+        return Batch(x.float() if isinstance(self.spec, ImageSpec) else x)
+
     # --- export
 
     def graph(self) -> Graph:
@@ -295,10 +327,11 @@ class _Levels(nn.Module):
 
     density = False
     sizes: Tensor
+    levels: int | None  # at most, of an element
 
     def __init__(self, classes: int, sizes: Tensor, highest: int, alpha: float):
         super().__init__()
-        self.highest, self.alpha = highest, alpha
+        self.highest, self.alpha, self.levels = highest, alpha, int(sizes.max())
         self.register_buffer("sizes", sizes, persistent=False)
         self.counts = _fitted(torch.zeros(classes, len(sizes), int(sizes.max())))
 
@@ -332,6 +365,16 @@ class _Levels(nn.Module):
             bounds = torch.einsum("k,kel->el", weights / weights.sum(), upper)
             level[own == i] = torch.searchsorted(bounds, u[own == i].T.contiguous(), right=True).T
         return torch.minimum(level, self.sizes - 1).double() / self.highest
+
+    def tables(self) -> Iterator[Tensor]:
+        """Of each element the log-chances of its levels, (K, L)."""
+        yield from self._log_chances().unbind(1)
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        return self._level(x)
+
+    def from_levels(self, level: Tensor) -> Tensor:
+        return level.double() / self.highest
 
     def _level(self, x: Tensor) -> Tensor:
         return (x.nan_to_num() * self.highest).round().long()
@@ -367,6 +410,8 @@ class _Gaussians(nn.Module):
         self.density, self.stepped = bool((step == 0).any()), bool((step > 0).any())
         for name, value in (("low", low), ("high", high), ("step", step)):
             self.register_buffer(name, value.double(), persistent=False)
+        most = int(((high - low) / step).max().nan_to_num(math.inf).clamp(max=_LEVELS)) + 1
+        self.levels = most if not self.density and most <= _LEVELS else None
         self.means = _fitted(torch.zeros(classes, len(names)))
         self.variances = _fitted(torch.ones(classes, len(names)))
         self._moments = torch.zeros(3, classes, len(names), dtype=torch.float64)  # number, mean, sum of squares
@@ -374,6 +419,7 @@ class _Gaussians(nn.Module):
     low: Tensor
     high: Tensor
     step: Tensor
+    levels: int | None  # at most, of an element; None: they are real, or too many
 
     @classmethod
     def of_pixels(cls, classes: int, names: tuple[str, ...]) -> "_Gaussians":
@@ -452,12 +498,32 @@ class _Gaussians(nn.Module):
         x = torch.where(self.step > 0, start + step * ((x - start) / step).round(), x)
         return torch.minimum(torch.maximum(x, self.low), self.high)
 
+    def tables(self) -> Iterator[Tensor]:
+        """Of each element the log-chances of its levels, (K, L): the multiples in its range."""
+        deviations = self.variances.sqrt()
+        for e, count in enumerate((((self.high - self.low) / self.step).round().long() + 1).tolist()):
+            x = self.low[e] + self.step[e] * torch.arange(count, device=self.low.device)
+            one = slice(e, e + 1)
+            low, high, step = (part[e] for part in (self.low, self.high, self.step))
+            yield _log_mass(*_cell(x, self.means[:, one], deviations[:, one], low, high, step))
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        return ((x - self.low) / self.step).round().long()
+
+    def from_levels(self, level: Tensor) -> Tensor:
+        return self.low + self.step * level
+
     def _cell(self, x: Tensor, means: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the cell of a value begins and ends, in deviations from the mean."""
-        x = torch.minimum(torch.maximum(x, self.low), self.high)
-        a = torch.where(x <= self.low, -math.inf, (x - self.step / 2 - means) / deviations)
-        b = torch.where(x >= self.high, math.inf, (x + self.step / 2 - means) / deviations)
-        return a, b
+        return _cell(x, means, deviations, self.low, self.high, self.step)
+
+
+def _cell(x: Tensor, means: Tensor, deviations: Tensor, low: Tensor, high: Tensor, step: Tensor
+          ) -> tuple[Tensor, Tensor]:
+    """Where the cell of a value begins and ends, in deviations from the mean."""
+    x = torch.minimum(torch.maximum(x, low), high)
+    a = torch.where(x <= low, -math.inf, (x - step / 2 - means) / deviations)
+    b = torch.where(x >= high, math.inf, (x + step / 2 - means) / deviations)
+    return a, b
 
 
 def _merged(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from gencli.layers.bounds import DecodedModel, Particles, normal_kl, normal_log_ratio, portions
 from gencli.layers.coders import CODERS
-from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, net_size
+from gencli.layers.latents import visit_posterior, visit_prior
+from gencli.layers.observations import GaussianObservation
+from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, Visit, net_size
 from gencli.rng import Rng
 
 
@@ -50,6 +52,7 @@ class VAE(DecodedModel):
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
         self._build(config.net, config.likelihood, config.latent, 2 * config.latent)
+        self.lacks = frozenset({"compress"}) if self.view or self.density else frozenset()
         self.register_load_state_dict_pre_hook(_without_units)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +101,24 @@ class VAE(DecodedModel):
     def decode(self, code: Tensor, rng: Rng | None = None, *, draw: bool = False) -> Batch:
         """Codes (B, Z) -> the mean of p(x|z), or with `draw` and `rng` a draw from it."""
         return self._examples(code, rng if draw else None)
+
+    # --- compress
+
+    def symbols(self, batch: Batch) -> Tensor:
+        assert not isinstance(self.observation, GaussianObservation)
+        return self.observation.symbols(batch.x)
+
+    @torch.no_grad()
+    def ancestral(self, outline: Batch, visit: Visit) -> Batch:
+        assert not isinstance(self.observation, GaussianObservation)
+        code = visit_prior(len(outline), self.config.latent, visit)
+        x = self.observation.visited(self.decoder(code).float().unbind(1), visit)
+        return Batch(x.unflatten(1, self.spec.shape))
+
+    @torch.no_grad()
+    def infer(self, batch: Batch, visit: Visit) -> None:
+        mean, log_variance = self.posterior(batch.x)
+        visit_posterior(mean, torch.exp(0.5 * log_variance), visit)
 
     # --- score
 

@@ -11,12 +11,15 @@ Shapes: B rows, D columns, C bins of all columns, one column after the other. A 
 of its column, -1 for a missing value.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from gencli.columns import Column
 from gencli.errors import DataError
 from gencli.kinds.vector import VectorSpec
+from gencli.model import Visit
 
 _UNUSED = torch.finfo(torch.float64).max  # where a bin begins that is not used; weights of a model are finite
 _LEAST = 8  # rows that share a number make it an atom, if they are also
@@ -182,6 +185,47 @@ class Bins(nn.Module):
         width = p.gather(1, own)[:, 0]
         below = upper.gather(1, own)[:, 0] - width
         return code, ((u - below) / width).clamp(0, 1 - 1e-12)
+
+    # --- symbols: the bins of all columns, then of each whose bins hold several multiples which of these, in two digits
+
+    def missing(self, x: Tensor) -> Tensor:
+        """Which values of rows (B, D) are missing, (B, D) bool; (B, 0) where no row of the data lacks any."""
+        return x.isnan()[:, : len(self.sizes) * any(column.missing for column in self.columns)]
+
+    def there(self, missing: Tensor) -> Tensor:
+        """The flags of `missing` -> which values are there, (B, D)."""
+        return ~missing if missing.shape[1] else missing.new_ones(len(missing), len(self.sizes))
+
+    def symbols(self, x: Tensor) -> Tensor:
+        """Rows (B, D) of columns without real numbers as symbols (B, S), S >= D."""
+        codes = self.codes(x).clamp(min=0)
+        low = self.low[self.index(codes)]
+        multiple = ((x.double().nan_to_num() - low) / self.step).round().long()
+        digits = [torch.stack([multiple[:, d] // base, multiple[:, d] % base], dim=1) for d, base in self._wide()]
+        return torch.cat([codes, *digits], dim=1)
+
+    def visit_values(self, codes: Tensor, visit: Visit) -> Tensor:
+        """The rows (B, D) float64 of bins (B, D), -1 of what is missing: in a bin its multiples are visited, all as
+        likely."""
+        there, index = codes >= 0, self.index(codes.clamp(min=0))
+        low, count = self.low[index], self._count()[index]
+        multiple = torch.zeros_like(codes)
+        for d, base in self._wide():
+            digit, here = torch.arange(base, device=codes.device), count[:, d, None]
+            upper = visit((here - base * digit).clamp(0, base).double(), there[:, d])
+            lower = visit((base * upper[:, None] + digit < here).double(), there[:, d])
+            multiple[:, d] = base * upper + lower
+        return torch.minimum(low + self.step * multiple, self.high[index]).where(there, torch.nan)
+
+    def _count(self) -> Tensor:
+        """(C,) int64: the multiples of its step in each bin."""
+        return ((self.high - self.low) / self.step[self.column] + 1).round().long()
+
+    def _wide(self) -> list[tuple[int, int]]:
+        """The columns of which some bins hold several multiples, and the base of their digits."""
+        count = self._count()
+        most = [int(count[self.of(d)].max()) for d in range(len(self.sizes))]
+        return [(d, math.isqrt(n - 1) + 1) for d, n in enumerate(most) if n > 1]
 
     # --- the line of normal scores
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 FLOOR = 1e-9
 MARGIN = 1e-3
+_LEAST = 1e-30  # of what a bin is coded by, which has to be more than nothing
 
 Parameters = Tensor | Sequence[Tensor]
 
@@ -132,6 +133,15 @@ class Bernoulli:
     def from_uniform(self, parameters: Parameters, u: Tensor) -> Tensor:
         return (u < self.mean(parameters)).float()
 
+    def digits(self, level: Tensor) -> Tensor:
+        """As `Discrete`."""
+        return level[..., None]
+
+    def visited(self, parameters: Parameters, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `Discrete`."""
+        (logit,) = _split(parameters)
+        return ask(torch.sigmoid(torch.stack([-logit, logit], dim=-1)))
+
 
 class DiscretisedLogistic:
     """A logistic distribution cut into L bins whose middles go from `low` to `high`; elements are these middles.
@@ -145,7 +155,8 @@ class DiscretisedLogistic:
     parameters = 2
 
     def __init__(self, levels: int, low: float, high: float, narrowest: float):
-        self.low, self.high, self.narrowest = low, high, narrowest
+        self.levels, self.low, self.high, self.narrowest = levels, low, high, narrowest
+        self._base = math.isqrt(levels - 1) + 1
         self.bin = (high - low) / (levels - 1)
 
     def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor:
@@ -166,6 +177,26 @@ class DiscretisedLogistic:
         location, log_scale = _split(parameters)
         x = location + log_scale.clamp(min=self.narrowest).exp() * torch.logit(u)
         return (((x - self.low) / self.bin).round().mul(self.bin) + self.low).clamp(self.low, self.high)
+
+    def digits(self, level: Tensor) -> Tensor:
+        """As `Discrete`, of the number of a bin: the upper and the lower half of its bits."""
+        return torch.stack([level // self._base, level % self._base], dim=-1)
+
+    def visited(self, parameters: Parameters, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `Discrete`: the number of the bin."""
+        location, log_scale = (part.double()[..., None] for part in _split(parameters))
+        inverse, digits = torch.exp(-log_scale.clamp(min=self.narrowest)), torch.arange(self._base + 1)
+
+        def masses(level: Tensor) -> Tensor:
+            """Of the bins from each of these levels to the next, from the nearer tail, where nothing cancels."""
+            edge = (self.low + self.bin * (level - 0.5)).masked_fill(level <= 0, -math.inf)
+            t = (edge.masked_fill(level >= self.levels, math.inf) - location) * inverse
+            below, above = torch.sigmoid(t), torch.sigmoid(-t)
+            inside = torch.where(t[..., :-1] > 0, above[..., :-1] - above[..., 1:], below[..., 1:] - below[..., :-1])
+            return inside.clamp(min=_LEAST)
+
+        upper = ask(masses((self._base * digits).to(location)))
+        return self._base * upper + ask(masses((self._base * upper[..., None] + digits.to(upper)).to(location)))
 
 
 class DiscretisedLogisticMixture:

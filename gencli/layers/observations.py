@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian
-from gencli.model import Spec
+from gencli.model import Spec, Visit
 from gencli.rng import Rng
 
 PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values, of which the likelihood knows the levels
@@ -23,6 +23,7 @@ class BernoulliObservation(nn.Module):
     """Independent numbers in {0, 1}; one logit each."""
 
     distribution: Bernoulli | DiscretisedLogistic = Bernoulli()
+    levels = 2
 
     @property
     def outputs(self) -> int:
@@ -44,12 +45,23 @@ class BernoulliObservation(nn.Module):
     def draw(self, outputs: Sequence[Tensor], rng: Rng) -> Tensor:
         return self.distribution.from_uniform(self.parameters_of(outputs), rng.uniform(outputs[0].shape[1]))
 
+    def symbols(self, x: Tensor) -> Tensor:
+        """Numbers (B, ...) as what `visited` asks for, (B, S) int64: the first digits of all D, then the second."""
+        digits = self.distribution.digits((x.flatten(1) * (self.levels - 1)).round().long())
+        return digits.movedim(-1, 1).flatten(1)
+
+    def visited(self, outputs: Sequence[Tensor], visit: Visit) -> Tensor:
+        """Numbers (B, D) of the symbols that are visited, each by its distribution."""
+        level = self.distribution.visited(self.parameters_of(outputs), lambda chances: visit(chances, None))
+        return level.float() / (self.levels - 1)
+
 
 class LogisticObservation(BernoulliObservation):
     """Independent logistic distributions cut into `levels` bins of [0, 1]; a location and a log-scale each."""
 
     def __init__(self, levels: int):
         super().__init__()
+        self.levels = levels
         # The scale may shrink to a fraction of a bin, no further.
         self.distribution = DiscretisedLogistic(levels, 0.0, 1.0, narrowest=math.log(1 / (levels - 1)) - 3)
 

@@ -46,7 +46,9 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "bpd": ("Bits per dimension", "less", "How many bits the model would compress one number of an example to."),
         "codec_bits": ("Bits of a symbol in a compressed file", "less", "What a symbol really takes when the model "
                                                                         "compresses examples, and they come back."),
-        "codec_excess": ("Excess of a compressed file", "less", "How much longer it is than the likelihood says."),
+        "codec_excess": ("Excess of a compressed file", "less", "How much longer it is than the likelihood says; of a "
+                         "model with a latent code, than the ELBO."),
+        "codec_start": ("Start of a compressed file", "less", "What the first code takes, by bits-back, once a block."),
         "codec_speed": ("Symbols a second", "more", "How fast the model compresses and decompresses here."),
         "reconstruction": ("Reconstruction term", None, "The part of the ELBO that is spent on the example itself."),
         "kl": ("KL term", None, "The part of the ELBO that is spent on the code: how much the code tells."),
