@@ -276,6 +276,9 @@ def test_the_loss_is_the_elbo():
     assert float(loss.total) == pytest.approx(float(elbo), abs=0.3)
     steps = [loss.parts[f"kl_{t}"] for t in (1, 2, 3)]
     assert float(loss.parts["kl"]) == pytest.approx(float(sum(steps)), rel=1e-5)
+    with torch.no_grad():
+        warm = model(kl_warmup=10).loss(batch, StepStream(500, generator("noise")))
+    assert float(warm.total) == pytest.approx(float(loss.total - 0.9 * loss.parts["kl"]), rel=1e-5)
 
 
 # --- examples

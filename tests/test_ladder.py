@@ -21,7 +21,8 @@ ROWS = VectorSpec(columns=("a", "b"), mean=(3.0, -1.0), scale=(2.0, 0.1))
 
 def model(spec=BINARY, scale=2.0, **config) -> Ladder:
     torch.manual_seed(0)
-    made = Ladder(LadderConfig(**{"net": "mlp", "latent": "3,2,1", "width": 16, "hidden": 8, **config}), spec).eval()
+    sizes = {"net": "mlp", "latent": "3,2,1", "width": 16, "hidden": 8}
+    made = Ladder(LadderConfig(**{"free_bits": 0, "kl_warmup": 0, **sizes, **config}), spec).eval()
     with torch.no_grad():
         for p in made.parameters():  # a model with opinions, so that mistakes show
             p.mul_(scale)
@@ -40,7 +41,7 @@ def examples(count: int = 6) -> Batch:
 def test_one_layer_is_a_vae(net):
     """Of the same seed, weights and scores are the same to the last bit; to rounding the loss and the gradients."""
     torch.manual_seed(0)
-    ladder = Ladder(LadderConfig(latent="3", net=net, width=4), BINARY)
+    ladder = Ladder(LadderConfig(latent="3", net=net, width=4, free_bits=0, kl_warmup=0), BINARY)
     torch.manual_seed(0)
     vae = VAE(VAEConfig(latent=3, net=net, width=4), BINARY)
     batch = examples()

@@ -50,6 +50,7 @@ class DRAWConfig(FamilyConfig):
     likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
         "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
                             "gaussian for real values.")
+    kl_warmup: int = Field(0, ge=0, description="Steps over which the weight of the KL term grows from 0 to 1.")
 
 
 Aim = tuple[Tensor, ...]  # where a window lies and what is to be written, as the window has it
@@ -124,7 +125,8 @@ class DRAW(BoundedModel):
         log_likelihood = self.observation.log_prob(batch.x.flatten(1), self.parameters_of(canvas)).mean()
         kls = normal_kl(*reader.moments).sum(2).mean(0)
         kl = kls.sum()
-        return Loss(kl - log_likelihood, reconstruction=-log_likelihood, kl=kl, **by_part(kls))
+        weight = min(1.0, (self.step + 1) / max(1, self.config.kl_warmup))
+        return Loss(weight * kl - log_likelihood, reconstruction=-log_likelihood, kl=kl, **by_part(kls))
 
     # --- sample, encode, decode
 

@@ -45,9 +45,9 @@ class LadderConfig(FamilyConfig):
     likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
         "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
                             "gaussian for real values.")
-    kl_warmup: int = Field(0, ge=0, description="Steps over which the weight of the KL term grows from 0 to 1.")
-    free_bits: float = Field(0.0, ge=0, description="Nats of KL that each layer has for free: less than that is not "
-                                                    "worth more.")
+    kl_warmup: int = Field(2000, ge=0, description="Steps over which the weight of the KL term grows from 0 to 1.")
+    free_bits: float = Field(0.5, ge=0, description="Nats of KL that each layer has for free in training: to use "
+                                                    "fewer saves nothing.")
 
     @field_validator("latent")
     @classmethod
