@@ -110,6 +110,7 @@ def _complete() -> int:
     from gencli.commands._completion import join_words
 
     begun = join_words() if os.environ[_COMPLETION] == "complete_bash" else ""
+    os.environ["COLUMNS"] = "1000"  # typer breaks descriptions at the width of a terminal, and an answer is one line
     answer, shell = io.StringIO(), sys.stdout
     with hollow(*COMPUTING), suppress(GencliError, OSError), redirect_stdout(answer):
         try:

@@ -49,7 +49,7 @@ def one_line(stderr: str) -> str:
     (["sample", "{run}", "-o", "x.wav"], 2, "wav"),
     (["sample", "{run}", "-o", "x.png", "--device", "abacus"], 2, "--device"),
     (["sample", "{run}", "-o", "x.png", "--device", "cuda:99"], 7, "cuda"),
-    (["sample", "{run}", "-o", "x.png", "--label", "1"], 2, "families that can label: gan"),
+    (["sample", "{run}", "-o", "x.png", "--label", "1"], 2, "families that can label: "),
     (["sample", "{run}", "-o", "x.png", "--prompt", "A"], 2, "families that can prompt: rnn"),
     (["sample", "{run}", "-o", "x.png", "--set", "darw=true"], 2, "did you mean 'draw'"),
     (["sample", "{run}", "-o", "x.png", "--set", "draw=perhaps"], 2, "draw"),

@@ -37,6 +37,7 @@ def complete(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             words = bash_words(line)
             patch.setenv("_GENCLI_COMPLETE", f"complete_{shell}")
+            patch.setenv("COLUMNS", "40")
             if shell == "bash":
                 patch.setenv("COMP_WORDS", "\n".join(words))
                 patch.setenv("COMP_CWORD", str(len(words) - 1))
@@ -116,7 +117,7 @@ def test_other_shells(shell, complete, runs):
             return [row.partition("\t")[0] for row in found]
         return [row.split('"')[1] for row in found if '"' in row]
 
-    assert values("gencli train pixel") == ["pixelcnn"]
+    assert values("gencli train pixelc") == ["pixelcnn"]
     assert values("gencli sample runs/vae --set draw=t") == ["draw=true"]
     assert values("gencli train vae digits:te")[0].replace("\\", "") == "digits:test"
     assert values("gencli sample runs/") == ["runs/deep/er/rnn", "runs/vae"]
@@ -126,6 +127,7 @@ def test_other_shells(shell, complete, runs):
 
 def test_all_names_are_offered(complete, runs):
     assert set(complete("gencli train ")) == set(registry.families)
+    assert {row.partition("\t")[0] for row in complete("gencli train ", "fish")} == set(registry.families)
     assert set(complete("gencli evaluate x --metrics ")) == set(registry.metrics)
     assert set(KNOWN) <= set(complete("gencli train vae "))
     assert set(complete("gencli encode x y -f ")) == set(codes.FORMATS)

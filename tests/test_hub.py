@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from conftest import SMALL
 from hub_server import TOKEN, serving
 
 from gencli import errors, hub, runs
@@ -189,9 +190,10 @@ def test_without_the_extra(secret, gencli, monkeypatch):
     assert "pip install huggingface_hub" in gencli("sample", NAME, "-o", "x.png", code=4).stderr
 
 
-def test_what_the_model_learns_later_is_not_written_into_the_cache(server, small_run, gencli, small_data):
+def test_what_the_model_learns_later_is_not_written_into_the_cache(server, gencli, small_data):
     """`evaluate` of an rbm keeps log Z in the model file; that of the hub is another's."""
-    gencli("export", str(small_run("rbm", "image")), "-o", "hf://me/rbm")
+    gencli("train", "rbm", str(small_data["image"]), "-o", "new", "--steps", "2", "-q", *SMALL["rbm", "image"])
+    gencli("export", "new", "-o", "hf://me/rbm")
     done = gencli("evaluate", "hf://me/rbm", str(small_data["image"]), "--limit", "8", "--draw", "0", "--json")
     assert "export hf://me/rbm" in done.stderr
 
