@@ -50,17 +50,17 @@ import platform
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, BinaryIO, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gencli.dataset import Dataset, stack_padded
-from gencli.errors import DataError, ModelError, UsageError, first_line, install
+from gencli.entropy_coding import Decoder, Encoder, Mismatch, StackEncoder
+from gencli.errors import DataError, UsageError, first_line
 from gencli.model import Batch, Model
 from gencli.version import __version__
 
@@ -69,7 +69,6 @@ _AT_ONCE = 64  # examples that are computed together: an operation costs hardly 
 _MOST = 2**14  # examples of a block
 _ENOUGH = 2**18  # bits of a block, beside which its 20 bytes do not count
 _ENOUGH_BITS_BACK = 2**20  # those of a block with a start
-_START = 2**14  # words below the first example of a block of bits-back: more than any takes
 _LONGEST = 2**20  # elements of an example, at least where the model knows of no longer ones
 _CLASSES, _LENGTHS, _FLAGS = 1, 2, 4
 
@@ -287,7 +286,7 @@ class Archive:
     def _block(self, model: Model, block: int, condition: Batch | None) -> Batch:
         try:
             return _read_block(model, self.blocks[block], self.numbers(block), condition)
-        except _Mismatch as error:
+        except Mismatch as error:
             others = "" if condition is None else ", or was made from something else"
             raise DataError(f"{self._of(block)}: they decode to something else than was written: the file is damaged"
                             f"{others}, or was written where sums are rounded otherwise") from error
@@ -378,156 +377,8 @@ def _examples_of_block(model: Model, data: Dataset) -> int:
 _LOST = "would not come back as it is: its values are not the levels that the model knows"
 
 
-class _Mismatch(Exception):
-    """What is decoded is something else than was written, or would be."""
-
-
-def _constriction() -> Any:
-    try:
-        import constriction
-    except ImportError as error:
-        raise ModelError(f"compressed files need the package constriction: {install('codec')}") from error
-    return constriction.stream
-
-
-class _Coder:
-    """The distributions of symbols; `symbols`, `bits` and `side` as in `Compressed`."""
-
-    def __init__(self) -> None:
-        self._stream = _constriction()
-        self._categorical = self._stream.model.Categorical(perfect=False)
-        self.symbols, self.bits, self.side, self.start = 0, 0.0, 0.0, 0
-
-    def _bernoulli(self, share: float) -> Any:
-        """A distribution over 0 and 1 from the share of 1."""
-        return self._stream.model.Categorical(np.array([1 - share, share]), perfect=False)
-
-
-class _Encoder(_Coder):
-    """What is first written is first read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._queue = self._stream.queue.RangeEncoder()
-
-    def uniform(self, values: Tensor, levels: int) -> None:
-        if levels > 1 and len(values):
-            self._put(_symbols(values), self._stream.model.Uniform(levels))
-            self.side += len(values) * math.log2(levels)
-
-    def binary(self, values: Tensor, share: float) -> None:
-        if 0 < share < 1:
-            self._put(_symbols(values), self._bernoulli(share))
-            self.side -= len(values) * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
-
-    def categorical(self, level: Tensor, probabilities: Tensor) -> None:
-        if ((level < 0) | (level >= probabilities.shape[-1])).any():
-            raise _Mismatch  # no level has this number
-        self.symbols += level.numel()
-        self._put(_symbols(level), self._categorical, _table(probabilities))
-        self.bits += _bits(level, probabilities)
-
-    def flush(self) -> None:
-        """The end of a part."""
-
-    def words(self) -> bytes:
-        return _bytes(self._queue.get_compressed())
-
-    def _put(self, *coded: Any) -> None:
-        self._queue.encode(*coded)
-
-
-class _StackEncoder(_Encoder):
-    """Parts are read in the reverse of the order in which they are flushed, and each from its beginning."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        below = np.random.Generator(np.random.PCG64(0)).integers(1, 2**32, _START, dtype=np.uint32)
-        self._stack = self._stream.stack.AnsCoder(below)
-        self._part: list[tuple[Any, ...]] = []
-        self._untouched = _START - 2  # words, of which no example has taken any; the coder itself holds two
-
-    def take(self, probabilities: Tensor) -> Tensor:
-        """Symbols from the top of the stack, which come back when it is read."""
-        level = _taken(self._stack, probabilities.shape[:-1], self._categorical, _table(probabilities))
-        self._untouched = min(self._untouched, self._stack.pos()[0])
-        self.start = 4 * (_START - 2 - self._untouched)
-        self.bits -= _bits(level, probabilities)
-        self.symbols -= level.numel()  # which is written as well, and no symbol of an example
-        return level
-
-    def flush(self) -> None:
-        while self._part:
-            symbols, *distribution = self._part.pop()
-            self._stack.encode_reverse(symbols, *distribution)
-
-    def words(self) -> bytes:
-        return _bytes(self._stack.get_compressed()[self._untouched :])
-
-    def _put(self, *coded: Any) -> None:
-        self._part.append(coded)
-
-
-def _encoder(model: Model) -> _Encoder:
-    return _StackEncoder() if model.infers else _Encoder()
-
-
-class _Decoder(_Coder):
-    def __init__(self, words: bytes, stack: bool) -> None:
-        super().__init__()
-        if len(words) % 4:
-            raise _Mismatch
-        content = np.frombuffer(words, "<u4").astype(np.uint32)
-        try:
-            self._coder = self._stream.stack.AnsCoder(content) if stack else self._stream.queue.RangeDecoder(content)
-        except ValueError as error:  # a stack never ends with 0
-            raise _Mismatch from error
-
-    def uniform(self, count: int, levels: int) -> Tensor:
-        if levels < 2 or not count:
-            return torch.zeros(count, dtype=torch.int64)
-        return _taken(self._coder, (count,), self._stream.model.Uniform(levels), count)
-
-    def binary(self, count: int, share: float) -> Tensor:
-        if not 0 < share < 1:
-            return torch.full((count,), int(share))
-        return _taken(self._coder, (count,), self._bernoulli(share), count)
-
-    def categorical(self, probabilities: Tensor) -> Tensor:
-        return _taken(self._coder, probabilities.shape[:-1], self._categorical, _table(probabilities))
-
-    def give(self, coded: list[tuple[Tensor, Tensor]]) -> None:
-        """Put symbols back on the stack, that were taken from it in this order, by their probabilities."""
-        for level, probabilities in reversed(coded):
-            self._coder.encode_reverse(_symbols(level), self._categorical, _table(probabilities))
-
-
-def _taken(coder: Any, shape: Sequence[int], *distribution: Any) -> Tensor:
-    try:
-        return torch.from_numpy(coder.decode(*distribution).astype(np.int64)).view(*shape)
-    except (ValueError, AssertionError) as error:  # words that no encoder writes, or no probabilities
-        raise _Mismatch from error
-
-
-def _bits(level: Tensor, probabilities: Tensor) -> float:
-    """What symbols take."""
-    own = probabilities.gather(-1, level[..., None])[..., 0] / probabilities.sum(-1)
-    return -float(own.log2().sum())
-
-
-def _symbols(level: Tensor) -> np.ndarray:
-    return level.flatten().to(torch.int32).numpy()
-
-
-def _table(probabilities: Tensor) -> np.ndarray:
-    """(..., L) -> a row for each symbol."""
-    if not (probabilities.isfinite().all() and (probabilities.sum(-1) > 0).all()):
-        raise ModelError("the model gives no probabilities, but numbers that are not finite; train it again")
-    return np.ascontiguousarray(probabilities.double().flatten(0, -2).numpy())
-
-
-def _bytes(words: np.ndarray) -> bytes:
-    return bytes(words.astype("<u4").tobytes())
+def _encoder(model: Model) -> Encoder:
+    return StackEncoder() if model.infers else Encoder()
 
 
 def _check(examples: Batch) -> int:
@@ -540,7 +391,7 @@ def _check(examples: Batch) -> int:
     return crc
 
 
-def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
+def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: Encoder,
                  progress: Callable[[int], None]) -> bytes:
     parts = [data.batch(part) for part in numbers.split(_at_once(model))]
     outlines = [model.outline(part) for part in parts]
@@ -587,10 +438,10 @@ def _write_block(model: Model, data: Dataset, numbers: Tensor, coder: _Encoder,
     return struct.pack("<I", zlib.crc32(content)) + content
 
 
-def _write_part(model: Model, part: Batch, outline: Batch, coder: _Encoder, name: str, number: int) -> Batch:
+def _write_part(model: Model, part: Batch, outline: Batch, coder: Encoder, name: str, number: int) -> Batch:
     """Code the examples from `number` on; returns them as they will be decoded."""
     symbols = model.symbols(part)
-    if isinstance(coder, _StackEncoder):
+    if isinstance(coder, StackEncoder):
         symbols = torch.cat([_inferred(model, part, coder.take), symbols], dim=1)
     levels = _Symbols(symbols)
 
@@ -602,7 +453,7 @@ def _write_part(model: Model, part: Batch, outline: Batch, coder: _Encoder, name
     try:
         made = model.ancestral(outline, write)
         coder.flush()
-    except _Mismatch as error:
+    except Mismatch as error:
         raise DataError(f"{name}: one of the examples {number} to {number + len(part) - 1} {_LOST}") from error
     for i, (one, other) in enumerate(zip(made.pieces(), part.pieces(), strict=True)):
         if not same(one, other):
@@ -643,13 +494,13 @@ def _read_block(model: Model, content: bytes, numbers: range, condition: Batch |
                 one, place = _read_varint(content, place)
                 often.append(one)
     except (ValueError, IndexError) as error:
-        raise _Mismatch from error
+        raise Mismatch from error
     total, lengths, classes = len(numbers), None, None
     if has & _LENGTHS and not (low + more <= _longest(model) and 0 < most <= total and (more or most == total)):
-        raise _Mismatch
+        raise Mismatch
     if (has & _CLASSES and not model.spec.classes) or len(often) > model.spec.size or max(often, default=0) > total:
-        raise _Mismatch
-    coder = _Decoder(content[place:], model.infers)
+        raise Mismatch
+    coder = Decoder(content[place:], model.infers)
     if has & _LENGTHS:
         longest = coder.binary(total, most / total).bool()
         lengths = torch.full((total,), low + more)
@@ -665,11 +516,11 @@ def _read_block(model: Model, content: bytes, numbers: range, condition: Batch |
         made.append(_read_part(model, coder, outline))
     examples = _joined(made)
     if _check(examples) != crc:
-        raise _Mismatch
+        raise Mismatch
     return examples
 
 
-def _read_part(model: Model, coder: _Decoder, outline: Batch) -> Batch:
+def _read_part(model: Model, coder: Decoder, outline: Batch) -> Batch:
     seen: list[Tensor] = []  # symbols in their order, until the latent code is given back
 
     def read(probabilities: Tensor, there: Tensor | None) -> Tensor:

@@ -16,7 +16,6 @@ conditional distribution: row and code determine each other.
 Shapes: B rows, D columns, O of them ordered, C bins of all columns, M of one, J logistics.
 """
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.vector import VectorSpec
-from gencli.layers.bins import Bins
+from gencli.layers.bins import BinnedModel, Bins
 from gencli.layers.distributions import FLOOR, MARGIN, log_bin, precise
 from gencli.layers.subsample import Subsample
 from gencli.model import (
@@ -35,7 +34,6 @@ from gencli.model import (
     Given,
     Graph,
     Loss,
-    Model,
     NetSize,
     Phase,
     Player,
@@ -62,7 +60,7 @@ class ARDMConfig(FamilyConfig):
     dropout: float = Field(0.1, ge=0, lt=1, description="Share of the hidden units that is left out in training.")
 
 
-class ARDM(Model):
+class ARDM(BinnedModel):
     """A residual network from the known columns to the distribution of every column over its bins."""
 
     Config = ARDMConfig
@@ -238,13 +236,6 @@ class ARDM(Model):
         return self.clone().double().eval()
 
     # --- compress
-
-    def outline(self, batch: Batch) -> Batch:
-        """With flags of the missing values, where a column has such."""
-        return replace(super().outline(batch), x=self.bins.missing(batch.x))
-
-    def symbols(self, batch: Batch) -> Tensor:
-        return self.bins.symbols(batch.x)
 
     @torch.no_grad()
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:

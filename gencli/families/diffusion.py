@@ -49,6 +49,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
+from gencli.layers.classes import class_count
 from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
 from gencli.layers.known import complete
@@ -125,15 +126,12 @@ class Diffusion(Model):
 
     def __init__(self, config: DiffusionConfig, spec: Spec):
         super().__init__(config, spec)
-        if config.conditional and not spec.classes:
-            raise UsageError("a conditional diffusion needs labelled data, and this data has none or a single class; "
-                             "leave --conditional out or give data with labels")
+        self.classes = class_count(config.conditional, spec, "diffusion")
         if config.transport and (config.conditional or spec.condition is not None):
             raise UsageError("--transport gives noise to examples whatever their class or source, which would make "
                              "samples of a class wrong; leave it or the classes and sources out")
         if config.augment and (not isinstance(spec, _PIXELS) or spec.condition is not None):
             raise UsageError("--augment is for pictures and films that are made from nothing else; leave it out")
-        self.classes = len(spec.classes) if config.conditional else 0
         self.objective = _OBJECTIVES[config.objective]
         source = spec.condition
         self.beside = isinstance(source, _PIXELS) and isinstance(spec, _PIXELS)

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from gencli.kinds.image import ImageSpec
 from gencli.layers.bounds import BoundedModel, Particles, by_part, normal_kl, normal_log_ratio, portions
 from gencli.layers.distributions import precise
-from gencli.layers.observations import GaussianObservation, observation
-from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Sizes, Spec, net_size
+from gencli.layers.observations import GaussianObservation, ObservedConfig, observation
+from gencli.model import Batch, Given, Loss, NetSize, Sizes, Spec, net_size
 from gencli.rng import Rng
 
 
-class DRAWConfig(FamilyConfig):
+class DRAWConfig(ObservedConfig):
     glimpses: int = Field(10, ge=1, description="Steps T in which a picture is drawn.")
     latent: int = Field(32, ge=1, description="Dimensions of the latent code of each glimpse.")
     sizes: ClassVar = Sizes(hidden=(256, 400, 600))
@@ -47,9 +47,6 @@ class DRAWConfig(FamilyConfig):
                                               "the whole picture at once.")
     read_size: int = Field(5, ge=1, description="Filters N of the grid it reads by, N x N.")
     write_size: int = Field(5, ge=1, description="Filters N of the grid it writes by, N x N.")
-    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
-        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
-                            "gaussian for real values.")
     kl_warmup: int = Field(0, ge=0, description="Steps over which the weight of the KL term grows from 0 to 1.")
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from gencli.adamw import AdamW
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.layers.classes import class_count
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -87,10 +88,7 @@ class GAN(Model):
 
     def __init__(self, config: GANConfig, spec: Spec):
         super().__init__(config, spec)
-        if config.conditional and not spec.classes:
-            raise UsageError("a conditional gan needs labelled data, and this data has none or a single class; "
-                             "leave --conditional out or give data with labels")
-        self.classes = len(spec.classes) if config.conditional else 0
+        self.classes = class_count(config.conditional, spec, "gan")
         code = config.latent + self.classes
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated

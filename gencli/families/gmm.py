@@ -16,7 +16,6 @@ Shapes: B batch, K components, D numbers in a row of the view. "Factor": of `ful
 """
 
 import math
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
-from gencli.layers.bins import Bins
+from gencli.layers.bins import BinnedModel, Bins
 from gencli.layers.distributions import MARGIN
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.known import complete
@@ -446,7 +445,7 @@ class _Cholesky:
 # Tables of mixed columns
 
 
-class Factorised(GMM):
+class Factorised(GMM, BinnedModel):
     """A mixture of K components in each of which the columns of a table are independent.
 
     Columns are cut into bins (`gencli.layers.bins`). A category has free chances. A column of numbers is Gaussian on
@@ -697,13 +696,6 @@ class Factorised(GMM):
         return Batch(self.bins.values(codes, places))
 
     # --- compress
-
-    def outline(self, batch: Batch) -> Batch:
-        """With flags of the missing values, where a column has such."""
-        return replace(super().outline(batch), x=self.bins.missing(batch.x))
-
-    def symbols(self, batch: Batch) -> Tensor:
-        return self.bins.symbols(batch.x)
 
     @torch.no_grad()
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:

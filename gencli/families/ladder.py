@@ -27,24 +27,14 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from gencli.layers.bounds import DecodedModel, Particles, by_part, normal_kl, normal_log_ratio, portions
-from gencli.layers.coders import CODERS
-from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, net_size, parse_widths
+from gencli.layers.coders import CoderConfig
+from gencli.model import Batch, Given, Loss, Spec, parse_widths
 from gencli.rng import Rng
 
 
-class LadderConfig(FamilyConfig):
+class LadderConfig(CoderConfig):
     latent: str = Field("64,32,16", description="Dimensions of the latents, the lowest layer first.")
-    net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network next to the example; auto: conv for "
-                                                                    "pictures, else mlp.")
-    net_size: NetSize = net_size(**CODERS)
-    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
-                                                      "resolution (conv); default by --net-size.")
-    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
-                                                      "(conv); default by --net-size.")
     hidden: int = Field(256, ge=1, description="Units between two layers of latents.")
-    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
-        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
-                            "gaussian for real values.")
     kl_warmup: int = Field(2000, ge=0, description="Steps over which the weight of the KL term grows from 0 to 1.")
     free_bits: float = Field(0.5, ge=0, description="Nats of KL that each layer has for free in training: to use "
                                                     "fewer saves nothing.")
@@ -69,7 +59,7 @@ class Ladder(DecodedModel):
         self.sizes = parse_widths(config.latent)
         units = config.hidden
         told = [units] * (len(self.sizes) - 1) + [0]  # by each layer to the next; the highest tells none
-        self._build(config.net, config.likelihood, self.sizes[0], 2 * self.sizes[0] + told[0])
+        self._build(self.sizes[0], 2 * self.sizes[0] + told[0])
         self.up = nn.ModuleList(_net(units, units, 2 * size + more)
                                 for size, more in zip(self.sizes[1:], told[1:], strict=True))
         self.down = nn.ModuleList(_net(above, units, 2 * size)

@@ -35,6 +35,7 @@ from gencli.errors import DataError, UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.attention import AttentionConfig, Block, attend_around, muon, norm, rotation
 from gencli.layers.autoregressive import inside, variational_dropout
+from gencli.layers.classes import class_count
 from gencli.layers.distributions import Categorical
 from gencli.model import Batch, Given, Graph, Loss, Model, Phase, Player, Score
 from gencli.muon import Muon
@@ -104,11 +105,8 @@ class MDLM(Model):
 
     def __init__(self, config: MDLMConfig, spec: TextSpec):
         super().__init__(config, spec)
-        if config.conditional and not spec.classes:
-            raise UsageError("a conditional mdlm needs labelled data, and this data has none or a single class; leave "
-                             "--conditional out or give texts with classes")
+        self.classes = class_count(config.conditional, spec, "mdlm")
         self.width, self.heads = config.width, config.heads
-        self.classes = len(spec.classes) if config.conditional else 0
         self.mask = len(spec.vocabulary)  # the number that stands for a masked token
         self.distribution = Categorical(len(spec.vocabulary))
         self.embedding = nn.Embedding(self.mask + 1, self.width)

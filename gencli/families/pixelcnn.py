@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
-from gencli.layers.pixels import AutoregressivePixels, Likelihood
-from gencli.model import FamilyConfig, NetSize, Sizes, Spec, net_size
+from gencli.layers.pixels import AutoregressivePixels, PixelsConfig
+from gencli.model import NetSize, Sizes, Spec, net_size
 
 
-class PixelCNNConfig(FamilyConfig):
+class PixelCNNConfig(PixelsConfig):
     net: Literal["gated", "plain"] = Field("gated", description="gated: two stacks, no blind spot (van den Oord "
                                                                 "2016b); plain: one masked stack (2016a).")
     sizes: ClassVar = Sizes(width=(32, 64, 96), layers=(6, 8, 12))
@@ -36,11 +36,6 @@ class PixelCNNConfig(FamilyConfig):
                                              "layer.")
     attention: int = Field(0, ge=0, description="Blocks of attention to all pixels before, between the layers of the "
                                                 "gated net.")
-    likelihood: Likelihood = Field(
-        "auto", description="Distribution of a channel; auto: by the levels of the data: bernoulli for 2, categorical "
-                            "up to 16, mixture of discretised logistics for more.")
-    components: int = Field(10, ge=1, description="Logistics in a mixture.")
-    conditional: bool = Field(False, description="Learn the pictures of each class; the data must be labelled.")
 
     @field_validator("kernel")
     @classmethod

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.layers.masked_convolutions import CausalConv, CausalNet, Row, Walk
-from gencli.layers.pixels import AutoregressivePixels, CategoricalHead, Likelihood, MixtureHead
-from gencli.model import FamilyConfig, NetSize, Sizes, Spec, net_size
+from gencli.layers.pixels import AutoregressivePixels, CategoricalHead, MixtureHead, PixelsConfig
+from gencli.model import NetSize, Sizes, Spec, net_size
 
 
-class PixelRNNConfig(FamilyConfig):
+class PixelRNNConfig(PixelsConfig):
     net: Literal["diagonal", "row"] = Field("diagonal", description="diagonal: the Diagonal BiLSTM, which has read all "
                                                                     "pixels before; row: the Row LSTM, a triangle.")
     sizes: ClassVar = Sizes(width=(16, 32, 64), layers=(7, 7, 12))
@@ -47,11 +47,6 @@ class PixelRNNConfig(FamilyConfig):
     layers: int = Field(7, ge=1, description="Layers of LSTMs after the first one, of filters.")
     multiscale: int = Field(0, ge=0, description="Rows of a small picture, of every n-th pixel, that is made first; "
                                                  "they have to divide those of the picture. 0: none.")
-    likelihood: Likelihood = Field(
-        "auto", description="Distribution of a channel; auto: by the levels of the data: bernoulli for 2, categorical "
-                            "up to 16, mixture of discretised logistics for more.")
-    components: int = Field(10, ge=1, description="Logistics in a mixture.")
-    conditional: bool = Field(False, description="Learn the pictures of each class; the data must be labelled.")
 
 
 class PixelRNN(AutoregressivePixels):

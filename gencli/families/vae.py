@@ -17,24 +17,15 @@ from pydantic import Field
 from torch import Tensor
 
 from gencli.layers.bounds import DecodedModel, Particles, normal_kl, normal_log_ratio, portions
-from gencli.layers.coders import CODERS
+from gencli.layers.coders import CoderConfig
 from gencli.layers.latents import visit_posterior, visit_prior
 from gencli.layers.observations import GaussianObservation
-from gencli.model import Batch, FamilyConfig, Given, Loss, NetSize, Spec, Visit, net_size
+from gencli.model import Batch, Given, Loss, Spec, Visit
 from gencli.rng import Rng
 
 
-class VAEConfig(FamilyConfig):
+class VAEConfig(CoderConfig):
     latent: int = Field(50, ge=1, description="Dimensions of the latent code z.")
-    net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
-    net_size: NetSize = net_size(**CODERS)
-    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
-                                                      "resolution (conv); default by --net-size.")
-    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
-                                                      "(conv); default by --net-size.")
-    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
-        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
-                            "gaussian for real values.")
     beta: float = Field(1.0, ge=0, description="Weight of the KL term.")
     kl_warmup: int = Field(0, ge=0, description="Steps over which the weight of the KL term grows from 0 to beta.")
     particles: int = Field(1, ge=1, description="Importance samples K in training; 1: the ELBO, more: IWAE.")
@@ -51,7 +42,7 @@ class VAE(DecodedModel):
 
     def __init__(self, config: VAEConfig, spec: Spec):
         super().__init__(config, spec)
-        self._build(config.net, config.likelihood, config.latent, 2 * config.latent)
+        self._build(config.latent, 2 * config.latent)
         self.lacks = frozenset({"compress"}) if self.view or self.density else frozenset()
         self.register_load_state_dict_pre_hook(_without_units)
 

@@ -34,18 +34,17 @@ from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers.coders import CODERS, map_coders, mlp_coders
+from gencli.layers.classes import class_count
+from gencli.layers.coders import CODERS, CoderConfig, map_coders, mlp_coders
 from gencli.layers.distributions import Categorical
 from gencli.layers.masked_convolutions import GatedStacks
-from gencli.layers.observations import GaussianObservation, observation
+from gencli.layers.observations import ObservedModel
 from gencli.model import (
     Batch,
     Diagnostic,
-    FamilyConfig,
     Given,
     Graph,
     Loss,
-    Model,
     NetSize,
     Phase,
     Player,
@@ -55,7 +54,6 @@ from gencli.model import (
     net_size,
 )
 from gencli.rng import ExampleStreams, Rng
-from gencli.view import view_of
 
 _PRIOR: dict[str, tuple[Any, Any, Any]] = {"prior_width": (32, 64, 96), "prior_layers": (5, 8, 12)}
 _SIZES = {net: Sizes(**sizes.options, **_PRIOR) for net, sizes in CODERS.items()}
@@ -64,7 +62,7 @@ _DEAD = 0.03  # of the mean use of a code: a vector that is used less starts ane
 _COLLAPSED, _SETTLED = 0.1, 300  # of the codes that a batch could use; steps in which an encoder begins to use them
 
 
-class VQVAEConfig(FamilyConfig):
+class VQVAEConfig(CoderConfig):
     quantiser: Literal["fsq", "vq"] = Field("fsq", description="fsq: each dimension rounded to its levels (Mentzer "
                                                                "2024); vq: the nearest vector of a codebook (van den "
                                                                "Oord 2017).")
@@ -74,18 +72,10 @@ class VQVAEConfig(FamilyConfig):
     commitment: float = Field(0.25, ge=0, description="Weight of the squared distance of the encoder's output from its "
                                                       "vector (vq).")
     decay: float = Field(0.99, ge=0, lt=1, description="Decay of the moving averages that are the vectors (vq).")
-    net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
     net_size: NetSize = net_size(**_SIZES)
-    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
-                                                      "resolution (conv); default by --net-size.")
-    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
-                                                      "(conv); default by --net-size.")
     halvings: int = Field(2, ge=1, le=8, description="How often the resolution is halved between picture and codes "
                                                      "(conv).")
     positions: int = Field(8, ge=1, description="Codes of an example (mlp).")
-    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
-        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
-                            "gaussian for real values.")
     prior_width: int | None = Field(None, ge=2, description="Feature maps of the prior; default by --net-size.")
     prior_layers: int | None = Field(None, ge=1, description="Layers of the prior after the first; default by "
                                                              "--net-size.")
@@ -103,7 +93,7 @@ class VQVAEConfig(FamilyConfig):
         return ",".join(str(int(part)) for part in parts)
 
 
-class VQVAE(Model):
+class VQVAE(ObservedModel):
     """z = quantiser(encoder(x)), p(x|z) by `likelihood` around decoder(z), p(z) autoregressive.
 
     Codes (B, 1, h, w) are the numbers of the codes, 0..K-1, as floats: pictures of K levels, for other families to
@@ -118,15 +108,9 @@ class VQVAE(Model):
 
     def __init__(self, config: VQVAEConfig, spec: Spec):
         super().__init__(config, spec)
-        if config.conditional and not spec.classes:
-            raise UsageError("a conditional vqvae needs labelled data, and this data has none or a single class; leave "
-                             "--conditional out or give data with labels")
-        net = config.net if config.net != "auto" else "conv" if isinstance(spec, ImageSpec) else "mlp"
+        self.classes = class_count(config.conditional, spec, "vqvae")
+        net, size = config.net_for(spec), self._observe(config.likelihood)
         width, depth, prior_width, prior_layers = _SIZES[net].of(config)
-        self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        self.observation = observation(config.likelihood, spec, size)
-        self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
         self.quantiser: FSQ | VQ = (FSQ([int(part) for part in config.grades.split(",")]) if config.quantiser == "fsq"
                                     else VQ(config.codes, config.dimensions, config.decay))
         self.splits = config.quantiser == "fsq"
@@ -143,18 +127,10 @@ class VQVAE(Model):
             encoder, decoder = mlp_coders(size, [width] * depth, flat, flat, self.observation.outputs)
             self.encoder = encoder.append(nn.Unflatten(1, (latent, *self.grid)))
             self.decoder = nn.Sequential(nn.Flatten(), *decoder)
-        self.classes = len(spec.classes) if config.conditional else 0
         self.prior_net = _Prior(self.quantiser.codes, prior_width, prior_layers, self.classes)
         height, width = self.grid
         self.code_spec = ImageSpec(channels=1, height=height, width=width, levels=self.quantiser.codes,
                                    classes=spec.classes)
-
-    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
-        """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x, batch.x.new_zeros(batch.x.shape[0])
-        rows, weight = self.view(batch, rng)
-        return rows.float(), weight.float()
 
     def _encoded(self, x: Tensor) -> Tensor:
         """What the encoder gives, before it is quantised, (B, Z, h, w)."""
@@ -257,9 +233,7 @@ class VQVAE(Model):
         return self._decode(code, rng if draw else None)
 
     def _decode(self, code: Tensor, rng: Rng | None) -> Batch:
-        parameters = self._outputs(self.quantiser.vectors_of(code[:, 0].long()))
-        x = self.observation.mean(parameters) if rng is None else self.observation.draw(parameters, rng)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+        return self._examples(self.quantiser.vectors_of(code[:, 0].long()), rng)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """At each place the codes whose vectors are nearest to a straight line; numbers of codes have no order."""
@@ -297,9 +271,6 @@ class VQVAE(Model):
             return self.prior_net.log_prob(index, labels)
         each = [self.prior_net.log_prob(index, torch.full_like(index[:, 0, 0], label)) for label in range(self.classes)]
         return torch.logsumexp(torch.stack(each), dim=0) - math.log(self.classes)
-
-    def score_protocol(self) -> dict[str, Any]:
-        return self.view.protocol() if self.view else super().score_protocol()
 
     def diagnose(self, batches: Iterable[Batch]) -> list[Diagnostic]:
         """How many of the codes occur, and how many there would be if all that occur did so equally often."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from gencli.errors import DataError, ModelError, UsageError, install
 from gencli.kinds.audio import AudioSpec
 from gencli.layers.autoregressive import inside
+from gencli.layers.classes import class_count
 from gencli.layers.distributions import Categorical, Discrete, DiscretisedLogisticMixture
 from gencli.layers.gate import gate
 from gencli.model import (
@@ -91,10 +92,7 @@ class WaveNet(Model):
 
     def __init__(self, config: WaveNetConfig, spec: AudioSpec):
         super().__init__(config, spec)
-        if config.conditional and not spec.classes:
-            raise UsageError("a conditional wavenet needs labelled data, and this data has none or a "
-                             "single class; leave --conditional out or give data with labels")
-        self.classes = len(spec.classes) if config.conditional else 0
+        self.classes = class_count(config.conditional, spec, "wavenet")
         self.mels = (config.mels or _MELS) if self.spec.condition else 0
         self.dilations = [2**i for _ in range(config.stacks) for i in range(config.layers)]
         self.distribution: Discrete = (Categorical(256) if spec.levels == 256

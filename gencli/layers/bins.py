@@ -12,6 +12,7 @@ of its column, -1 for a missing value.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from gencli.columns import Column
 from gencli.errors import DataError
 from gencli.kinds.vector import VectorSpec
-from gencli.model import Visit
+from gencli.model import Batch, Model, Visit
 
 _UNUSED = torch.finfo(torch.float64).max  # where a bin begins that is not used; weights of a model are finite
 _LEAST = 8  # rows that share a number make it an atom, if they are also
@@ -285,3 +286,16 @@ def _cut(x: Tensor, column: Column, most: int) -> Tensor:
     if high - start > (-step / 2 if step else 0) or not bins:
         bins.append((start, high))
     return torch.tensor(bins, dtype=torch.float64).T
+
+
+class BinnedModel(Model):
+    """A model of rows by the bins of their columns, whose symbols are those of the bins."""
+
+    bins: Bins
+
+    def outline(self, batch: Batch) -> Batch:
+        """With flags of the missing values, where a column has such."""
+        return replace(super().outline(batch), x=self.bins.missing(batch.x))
+
+    def symbols(self, batch: Batch) -> Tensor:
+        return self.bins.symbols(batch.x)

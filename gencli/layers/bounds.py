@@ -16,12 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from gencli.kinds.image import ImageSpec
 from gencli.layers.coders import CODERS, conv_coders, mlp_coders
-from gencli.layers.observations import PIXELS, BernoulliObservation, GaussianObservation, observation
+from gencli.layers.observations import ObservedModel
 from gencli.model import Batch, Diagnostic, Model, Score
 from gencli.rng import NoNoise, Rng
-from gencli.view import View, view_of
 
 _AT_ONCE = 50  # particles, which bounds the memory: each is an example that is decoded
 
@@ -87,54 +85,29 @@ class BoundedModel(Model):
         return [Diagnostic("active_units", active, f"of {means.shape[1]}", protocol={"threshold": 0.01})]
 
 
-class DecodedModel(BoundedModel):
-    """A bounded model with a network from x to what q(z|x) depends on, and one from z to p(x|z).
+class DecodedModel(ObservedModel, BoundedModel):
+    """A bounded model with a network from x to what q(z|x) depends on, and one from z to p(x|z)."""
 
-    Examples that are no pictures are seen through the real view of their kind. D: numbers of an example, or of a row of
-    its view; P parameters of the distribution of each.
-    """
-
-    view: View | None
-    observation: BernoulliObservation | GaussianObservation
+    config: Any  # a CoderConfig
     encoder: nn.Module
-    decoder: nn.Module
 
-    def _build(self, net: str, likelihood: str, latent: int, features: int) -> None:
+    def _build(self, latent: int, features: int) -> None:
         """Make the parts for codes of `latent` numbers, of which the encoder says `features`."""
         config, spec = self.config, self.spec
-        conv = net == "conv" or (net == "auto" and isinstance(spec, ImageSpec))
-        self.view = None if isinstance(spec, PIXELS) else view_of(spec)
-        size = self.view.size if self.view else spec.size
-        self.observation = observation(likelihood, spec, size)
-        self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
+        size = self._observe(config.likelihood)
         sizes = latent, features, self.observation.outputs
-        width, depth = CODERS["conv" if conv else "mlp"].of(config)
-        if conv:
+        net = config.net_for(spec)
+        width, depth = CODERS[net].of(config)
+        if net == "conv":
             self.encoder, self.decoder = conv_coders(spec, width, depth, *sizes)
         else:
             self.encoder, self.decoder = mlp_coders(size, [width] * depth, *sizes)
-
-    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
-        """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
-        if self.view is None:
-            return batch.x, batch.x.new_zeros(batch.x.shape[0])
-        rows, weight = self.view(batch, rng)
-        return rows.float(), weight.float()
 
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z) in nats: x (B, ...), z (B, K, Z) -> (B, K)."""
         parameters = self.decoder(z.flatten(0, 1)).float()  # (B * K, P, D)
         parameters = parameters.unflatten(0, z.shape[:2])
         return self.observation.log_prob(x.flatten(1)[:, None], parameters.unbind(2))
-
-    def _examples(self, z: Tensor, rng: Rng | None) -> Batch:
-        """Latents (B, Z) -> the mean of p(x|z), or with `rng` a draw from it."""
-        parameters = self.decoder(z).float().unbind(1)
-        x = self.observation.mean(parameters) if rng is None else self.observation.draw(parameters, rng)
-        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
-
-    def score_protocol(self) -> dict[str, Any]:
-        return self.view.protocol() if self.view else super().score_protocol()
 
 
 def portions(particles: int) -> Iterator[int]:

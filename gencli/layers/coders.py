@@ -9,16 +9,31 @@ Shapes: B batch, Z numbers of a code, or of each place of one that is a map; D o
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.observations import PIXELS
-from gencli.model import Sizes, Spec
+from gencli.layers.observations import PIXELS, ObservedConfig
+from gencli.model import NetSize, Sizes, Spec, net_size
 
 CODERS = {"mlp": Sizes(width=(500, 1000, 2000), depth=(2, 2, 3)), "conv": Sizes(width=(16, 32, 64), depth=(1, 2, 2))}
+
+
+class CoderConfig(ObservedConfig):
+    net: Literal["auto", "mlp", "conv"] = Field("auto", description="Network; auto: conv for pictures, else mlp.")
+    net_size: NetSize = net_size(**CODERS)
+    width: int | None = Field(None, ge=1, description="Units of a hidden layer (mlp) or feature maps at half the "
+                                                      "resolution (conv); default by --net-size.")
+    depth: int | None = Field(None, ge=1, description="Hidden layers (mlp) or residual blocks at each resolution "
+                                                      "(conv); default by --net-size.")
+
+    def net_for(self, spec: Spec) -> str:
+        """mlp or conv: which it is for these examples."""
+        return self.net if self.net != "auto" else "conv" if isinstance(spec, ImageSpec) else "mlp"
 
 
 def mlp_coders(size: int, widths: Sequence[int], latent: int, features: int, parameters: int,

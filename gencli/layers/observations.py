@@ -6,15 +6,18 @@ data, Gaussian with a learned deviation for real-valued data (Rybkin et al. 2021
 
 import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Bernoulli, DiscretisedLogistic, Gaussian
-from gencli.model import Spec, Visit
+from gencli.model import Batch, FamilyConfig, Model, Spec, Visit
 from gencli.rng import Rng
+from gencli.view import View, view_of
 
 PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values, of which the likelihood knows the levels
 
@@ -119,3 +122,45 @@ def observation(name: str, spec: Spec, size: int) -> BernoulliObservation | Gaus
     if not isinstance(spec, PIXELS):
         raise ValueError(f"likelihood {name} fits pictures; this data is a table: use --likelihood gaussian")
     return LogisticObservation(spec.levels or 256) if chosen is LogisticObservation else BernoulliObservation()
+
+
+class ObservedConfig(FamilyConfig):
+    likelihood: Literal["auto", "bernoulli", "logistic", "gaussian"] = Field(
+        "auto", description="p(x|z); auto: by the levels of the data: bernoulli for 2, discretised logistic for more, "
+                            "gaussian for real values.")
+
+
+class ObservedModel(Model):
+    """A model whose latents z decode to p(x|z) by `likelihood`.
+
+    Examples that are no pictures or films are seen through the real view of their kind. D: numbers of an example, or of
+    a row of its view; P parameters of the distribution of each.
+    """
+
+    view: View | None
+    observation: BernoulliObservation | GaussianObservation
+    decoder: nn.Module  # z (B, ...) -> (B, P, D)
+
+    def _observe(self, likelihood: str) -> int:
+        """Settle how examples are seen and distributed; D."""
+        self.view = None if isinstance(self.spec, PIXELS) else view_of(self.spec)
+        size = self.view.size if self.view else self.spec.size
+        self.observation = observation(likelihood, self.spec, size)
+        self.density = self.view.density if self.view else isinstance(self.observation, GaussianObservation)
+        return size
+
+    def _numbers(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        """What the networks see, (B, ...), and what it adds to log p(x), (B,); `rng` None: no noise."""
+        if self.view is None:
+            return batch.x, batch.x.new_zeros(batch.x.shape[0])
+        rows, weight = self.view(batch, rng)
+        return rows.float(), weight.float()
+
+    def _examples(self, z: Tensor, rng: Rng | None) -> Batch:
+        """Latents (B, ...) -> the mean of p(x|z), or with `rng` a draw from it."""
+        parameters = self.decoder(z).float().unbind(1)
+        x = self.observation.mean(parameters) if rng is None else self.observation.draw(parameters, rng)
+        return self.view.inverse(x) if self.view else Batch(x.unflatten(1, self.spec.shape))
+
+    def score_protocol(self) -> dict[str, Any]:
+        return self.view.protocol() if self.view else super().score_protocol()

@@ -10,20 +10,28 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.layers.classes import class_count
 from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
 from gencli.layers.masked_convolutions import CausalNet, Walk
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec, Visit
 from gencli.rng import Rng
 
-Likelihood = Literal["auto", "bernoulli", "categorical", "mixture"]
+
+class PixelsConfig(FamilyConfig):
+    likelihood: Literal["auto", "bernoulli", "categorical", "mixture"] = Field(
+        "auto", description="Distribution of a channel; auto: by the levels of the data: bernoulli for 2, categorical "
+                            "up to 16, mixture of discretised logistics for more.")
+    components: int = Field(10, ge=1, description="Logistics in a mixture.")
+    conditional: bool = Field(False, description="Learn the pictures of each class; the data must be labelled.")
 
 
 class AutoregressivePixels(Model):
@@ -31,9 +39,6 @@ class AutoregressivePixels(Model):
 
     Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row, the channels of a pixel side
     by side. A conditional model's are followed by the class as one-hot.
-
-    Args:
-        config: has `likelihood`, `components` and `conditional`.
 
     Raises:
         UsageError: the pictures are real-valued, or have no classes for a conditional model, or too many levels for
@@ -45,22 +50,20 @@ class AutoregressivePixels(Model):
     block = 16
     net: CausalNet
     output: "CategoricalHead | MixtureHead"
-    config: Any
+    config: PixelsConfig
     spec: ImageSpec
 
-    def __init__(self, config: FamilyConfig, spec: Spec, family: str):
+    def __init__(self, config: PixelsConfig, spec: Spec, family: str):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec)  # `kinds` has no other
         if spec.levels is None:
             raise UsageError(f"{family} models pixels of discrete levels, and these pictures are real-valued; "
                              "give 8-bit pictures, or binarize them")
-        if self.config.conditional and not spec.classes:
-            raise UsageError(f"a conditional {family} needs labelled data, and this data has none or a "
-                             "single class; leave --conditional out or give data with labels")
+        self.classes = class_count(self.config.conditional, spec, family)
         if self.config.likelihood == "bernoulli" and spec.levels != 2:
             raise UsageError(f"likelihood 'bernoulli' is for binary pictures, and these have {spec.levels} levels; "
                              "use 'categorical' or 'mixture', or --binarize the data")
-        self.levels, self.classes = spec.levels, len(spec.classes) if self.config.conditional else 0
+        self.levels = spec.levels
         self.distribution = Categorical(spec.levels)  # of a channel, from the head's logits
 
     def _head(self, width: int) -> "CategoricalHead | MixtureHead":
