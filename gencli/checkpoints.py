@@ -89,12 +89,20 @@ class TrainingState:
                 raise DivergedError(f"after step {self.step} the weight {name} is not finite; try a smaller --lr, "
                                     f"--grad-clip 1 or --precision fp32; {kept}")
 
-    def tensors(self) -> Tensors:
-        """What safetensors files hold, whole. All processes have to ask for it."""
+    def tensors(self, keep: bool = True) -> Tensors:
+        """What safetensors files hold, whole. All processes have to ask for it; those that do not `keep` it get none.
+        """
         optimisers = {f"optimiser-{name}": optimiser_tensors(item) for name, item in self.optimisers.items()}
         average = {} if self.average is None else {"average": self.average.model.state_dict()}
         groups = {"weights": self.model.state_dict(), "best": self.best_weights, **average, **optimisers}
-        return {group: {name: whole(tensor) for name, tensor in of.items()} for group, of in groups.items()}
+        found: Tensors = {}
+        for group, tensors in groups.items():
+            found[group] = {}
+            for name, tensor in tensors.items():
+                together = whole(tensor)  # one at a time
+                if keep:
+                    found[group][name] = together
+        return found
 
     def numbers(self) -> dict[str, Any]:
         """Everything else, for JSON."""

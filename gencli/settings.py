@@ -71,8 +71,8 @@ class TrainSettings(BaseModel):
     recompute: bool = Field(False, description="Keep what repeated blocks (of transformers and the like) compute no "
                                                "longer than needed, and compute it again for the gradients: less "
                                                "memory, a third more time, the same bits.")
-    fsdp: bool = Field(False, description="Divide weights, gradients, moments and average among the processes of "
-                                          "torchrun, for a model that one device does not hold (FSDP2).")
+    fsdp: bool = Field(False, description="Divide weights, moments and average among the processes of torchrun, "
+                                          "for a training that one GPU does not hold (FSDP2).")
     compile: bool = Field(False, description="Compile the losses with torch.compile; plain where that fails.")
     init: str | None = Field(None, description="Start from the weights of this run, where it is of the same "
                                                "family, else from its encoder (families that can finetune); the data "

@@ -30,22 +30,22 @@ class Sharding:
 
     def __init__(self, model: Model, device: torch.device, processes: int):
         self._mesh = init_device_mesh(device.type, (processes,))
-        self._plain = model.clone()
+        self._plain = _without_weights(model)
         self._roots: dict[Model, _Root] = {}
         self._divide(model)
 
     def clone(self, model: Model) -> Model:
         """A copy of a divided model, in the same parts and without gradients."""
-        copy = self._plain.clone()
+        copy = self.whole(model)
         self._divide(copy)
-        copy.load_state_dict(model.state_dict())
-        return copy.requires_grad_(False)
+        return copy
 
     def whole(self, model: Model) -> Model:
         """A copy of a divided model that is not, on the CPU. All processes have to ask for it."""
         copy = self._plain.clone()
-        copy.load_state_dict({name: whole(tensor) for name, tensor in model.state_dict().items()})
-        return copy
+        weights = {name: whole(tensor).to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+        copy.load_state_dict(weights, assign=True)
+        return copy.requires_grad_(False)
 
     def compute(self, model: Model, function: Callable[..., T], *values: Any) -> T:
         """`function(*values)`, which may use all weights of a divided model as if they were whole."""
@@ -71,6 +71,13 @@ class _Root(nn.Module):
         result = function(*values)
         # The tensor that gradients start from has to lie in a tuple, for torch to put the weights together once more.
         return (result.total if isinstance(result, Loss) else None), result
+
+
+def _without_weights(model: Model) -> Model:
+    """A copy whose weights have no memory; buffers that are not saved keep what they hold."""
+    copy = model.clone()
+    saved = {id(tensor) for tensor in copy.state_dict(keep_vars=True).values()}
+    return copy._apply(lambda tensor: tensor.to("meta") if id(tensor) in saved else tensor)
 
 
 def _take_parts(model: nn.Module, tensors: dict[str, Tensor], *_: Any) -> None:

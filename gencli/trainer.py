@@ -501,7 +501,7 @@ class Trainer:
             before = [step for step in self.state.anchors if step < self.state.step]
             self.state.anchors = [*before, self.state.step][-self.settings.keep :]
         carried = self.processes.gather(self.model.training_state())
-        tensors = self.state.tensors()
+        tensors = self.state.tensors(keep=self.processes.first)
         if self.run_folder and self.processes.first:
             tensors |= {f"state-{rank}": tensors for rank, tensors in enumerate(carried)}
             self.hooks.save()
