@@ -210,6 +210,9 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("naive-bayes", "text"): ["--length", "32"],
     ("unet", "image"): ["--width", "4", "--depth", "1", "--condition", "mask=0.5"],
     ("unet", "video"): ["--width", "4", "--depth", "1", "--condition", "past=2"],
+    ("pix2pix", "image"): ["--width", "2", "--critic-width", "2", "--condition", "mask=0.5"],
+    ("srgan", "image"): ["--width", "4", "--blocks", "1", "--critic-width", "2", "--size", "8", "--condition",
+                         "downscale=2"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
                            "--length", "120"],
 }

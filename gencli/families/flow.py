@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.distributions import log_normal
+from gencli.layers.initialise import zeroed
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Sizes, Spec, net_size
 from gencli.rng import ExampleStreams, Rng
@@ -517,7 +518,7 @@ class _Residual(nn.Module):
 
     def __init__(self, first: nn.Module, second: nn.Module):
         super().__init__()
-        self.first, self.second = first, _zeroed(second)
+        self.first, self.second = first, zeroed(second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
@@ -528,7 +529,7 @@ class _MLP(nn.Sequential):
 
     def __init__(self, inputs: int, width: int, depth: int, outputs: int):
         blocks = [_Residual(nn.Linear(width, width), nn.Linear(width, width)) for _ in range(depth)]
-        super().__init__(nn.Linear(inputs, width), *blocks, nn.SiLU(), _zeroed(nn.Linear(width, outputs)))
+        super().__init__(nn.Linear(inputs, width), *blocks, nn.SiLU(), zeroed(nn.Linear(width, outputs)))
 
 
 class _MADE(nn.Module):
@@ -544,7 +545,7 @@ class _MADE(nn.Module):
         degree = torch.arange(width) % max(1, size - 1) + 1
         blocks = [_Residual(_Masked(degree, degree), _Masked(degree, degree)) for _ in range(depth)]
         out = _Masked(degree, (number - 1).repeat_interleave(parameters))
-        self.layers = nn.Sequential(_Masked(number, degree), *blocks, nn.SiLU(), _zeroed(out))
+        self.layers = nn.Sequential(_Masked(number, degree), *blocks, nn.SiLU(), zeroed(out))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x).unflatten(1, (-1, self.parameters_each))
@@ -570,7 +571,7 @@ class _ConvNet(nn.Sequential):
 
     def __init__(self, mask: Tensor, channels: int, width: int, depth: int, outputs: int):
         blocks = [_Residual(_conv(width, width), _conv(width, width)) for _ in range(depth)]
-        super().__init__(_conv(channels + len(mask), width), *blocks, nn.SiLU(), _zeroed(_conv(width, outputs)))
+        super().__init__(_conv(channels + len(mask), width), *blocks, nn.SiLU(), zeroed(_conv(width, outputs)))
         self.register_buffer("mask", mask.float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -580,9 +581,3 @@ class _ConvNet(nn.Sequential):
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1)
-
-
-def _zeroed(layer: nn.Module) -> nn.Module:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

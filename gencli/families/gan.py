@@ -6,19 +6,10 @@ settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN
 instead of uniform, a learning rate of 5e-4 (half the steps of 2e-4 to the same digits), and weights averaged over time
 by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 
-| loss           | critic                           | generator        | source                                  |
-|----------------|----------------------------------|------------------|-----------------------------------------|
-| minimax        | softplus(-real) + softplus(fake) | -softplus(fake)  | Goodfellow et al. 2014                  |
-| non-saturating | the same                         | softplus(-fake)  | Goodfellow et al. 2014, section 3       |
-| least-squares  | (real - 1)^2 / 2 + fake^2 / 2    | (fake - 1)^2 / 2 | Mao et al. 2016, arXiv:1611.04076       |
-| hinge          | relu(1 - real) + relu(1 + fake)  | -fake            | Lim & Ye 2017, arXiv:1705.02894         |
-| wgan-gp        | fake - real + w (|grad| - 1)^2   | -fake            | Gulrajani et al. 2017, arXiv:1704.00028 |
-
-`real` and `fake` are the critic's scores (logits) of real examples and of the generator's.
+Losses: `gencli.layers.critics`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -27,10 +18,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.adamw import AdamW
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.layers import initialise
 from gencli.layers.classes import class_count
+from gencli.layers.critics import LOSSES, certain, latest, project
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -54,16 +46,6 @@ class GANConfig(FamilyConfig):
     critic_steps: int | None = Field(None, ge=1, description="Steps of the critic for one of the generator. "
                                                              "Default: 5 for wgan-gp, else 1.")
     gradient_penalty: float = Field(10.0, ge=0, description="wgan-gp: weight of the gradient penalty.")
-
-
-_Scores = Callable[[Tensor], Tensor]
-_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (critic, generator), one value an example
-    "minimax": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: -F.softplus(fake)),
-    "non-saturating": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: F.softplus(-fake)),
-    "least-squares": (lambda real, fake: ((real - 1) ** 2 + fake**2) / 2, lambda fake: (fake - 1) ** 2 / 2),
-    "hinge": (lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda fake: -fake),
-    "wgan-gp": (lambda real, fake: fake - real, lambda fake: -fake),
-}
 
 
 class GAN(Model):
@@ -96,7 +78,7 @@ class GAN(Model):
             self.generator = _dcgan_generator(code, spec, config.width)
             features = _dcgan_features(spec, config.width, layer_norm=config.loss == "wgan-gp")
             self.critic = Critic(*features, self.classes)
-            self.apply(_dcgan_initialise)
+            self.apply(initialise.dcgan)
             self.to(memory_format=torch.channels_last)
         elif config.net != "dcgan":
             self.generator = _mlp_generator(code, shape, 4 * config.width, bounded=self.view is None)
@@ -133,7 +115,7 @@ class GAN(Model):
             generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
         # Separately, as in DCGAN: batch normalisation must not mix real and generated examples.
         real, fake = self.critic(x, batch.labels), self.critic(generated, batch.labels)
-        total = _LOSSES[self.config.loss][0](real, fake).mean()
+        total = LOSSES[self.config.loss][0](real, fake).mean()
         parts = {"real": real.mean(), "fake": fake.mean(), "diversity": _spread(generated) / _spread(x)}
         if self.config.loss == "wgan-gp":
             slopes = self._slopes(x, generated, batch.labels, rng)
@@ -144,7 +126,7 @@ class GAN(Model):
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critic tells generated examples; the trainer computes no gradient of the critic here."""
         fake = self.critic(self.generator(self._code(rng, batch.labels)), batch.labels)
-        return Loss(_LOSSES[self.config.loss][1](fake).mean())
+        return Loss(LOSSES[self.config.loss][1](fake).mean())
 
     def _slopes(self, real: Tensor, fake: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
         """Norms of the critic's gradient at points between real and generated examples, (B,)."""
@@ -156,19 +138,17 @@ class GAN(Model):
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated examples are alike. Divergence: the critic is certain about every example."""
-        diversity = _latest(history, "critic/diversity", 3)
+        diversity = latest(history, "critic/diversity", 3)
         if diversity and max(diversity) < 0.1:
             return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} as much as real ones; "
                     "try --loss wgan-gp or a smaller --lr")
-        loss = _latest(history, "critic/loss", 10)
+        loss = latest(history, "critic/loss", 10)
         if self.config.loss == "wgan-gp":
             # The scores of a critic of slope 1 differ by no more than the distance of the examples.
             if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
                 return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
-        elif loss and max(loss) < 0.01:
-            return (f"the critic wins: its loss has been below {max(loss):.1g} and the generator learns nothing; "
-                    "try --loss wgan-gp or a smaller --lr")
-        return None
+            return None
+        return certain(history, "--loss wgan-gp or a smaller --lr")
 
     # --- sample, encode, decode
 
@@ -194,25 +174,7 @@ class GAN(Model):
         """
         x = self._numbers(batch, None)
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
-        codes, error = self._project(codes, x, steps // 4)
-        best = codes[torch.arange(len(x), device=x.device), error.argmin(1)]
-        return self._project(best[:, None], x, steps - steps // 4)[0][:, 0]
-
-    @torch.enable_grad()
-    def _project(self, codes: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Move the z of every code (B, S, code) towards x (B, *example); the new codes and their errors (B, S)."""
-        z, label = codes.split([self.config.latent, self.classes], dim=2)
-        z = z.clone().requires_grad_()
-
-        def errors() -> Tensor:  # (B, S)
-            made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, z.shape[:2])
-            return (made - x[:, None]).square().flatten(2).mean(2)
-
-        optimiser = AdamW([z], lr=0.1, weight_decay=0)
-        for _ in range(steps):
-            z.grad, = torch.autograd.grad(errors().sum(), z)
-            optimiser.step()
-        return torch.cat([z, label], dim=2).detach(), errors().detach()
+        return project(self.generator, codes, x, steps, free=self.config.latent)
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""
@@ -293,15 +255,6 @@ def _dcgan_features(spec: ImageSpec, width: int, layer_norm: bool) -> tuple[nn.S
     return nn.Sequential(*layers, _Permute(0, 2, 3, 1), nn.Flatten()), size
 
 
-def _dcgan_initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
-
-
 def _mlp_generator(code: int, shape: tuple[int, ...], units: int, bounded: bool) -> nn.Sequential:
     """(B, code) -> (B, *shape), in [-1, 1] if it is to be bounded."""
     bound = [nn.Tanh()] if bounded else []
@@ -348,9 +301,3 @@ class _Crop(nn.Module):
 def _spread(x: Tensor) -> Tensor:
     """Root mean square distance of two examples, from the identity E|x - y|^2 = 2 Var(x)."""
     return (2 * x.detach().float().var(0).sum()).sqrt()
-
-
-def _latest(history: list[dict[str, float]], name: str, count: int) -> list[float]:
-    """The newest `count` values of a logged number, oldest first; empty if there are not that many."""
-    values = [record[name] for record in history if name in record]
-    return values[-count:] if len(values) >= count else []

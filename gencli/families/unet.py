@@ -33,13 +33,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
-from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Continuous, Gaussian, Laplace
+from gencli.layers.initialise import zeroed
+from gencli.layers.translation import PixelSpec, picture_pair, sources
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
 from gencli.rng import Rng
 
-_PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values
 _WIDEST = 4  # times `width`: more feature maps than that are most of the weights and little of the result
 _FASTER = 10.0  # how much faster than a weight the logarithm of a scale learns: from 0.2 to 0.02 it is a long way
 _NARROWEST = math.log(1 / 512)  # half an 8-bit level: a channel that is constant must not make the density infinite
@@ -79,28 +79,19 @@ class UNet(Model):
     density = True
     block = 16
     config: UNetConfig
-    spec: ImageSpec | VideoSpec
+    spec: PixelSpec
 
     def __init__(self, config: UNetConfig, spec: Spec):
         super().__init__(config, spec)
-        source = spec.condition
-        if not isinstance(source, _PIXELS):
-            raise UsageError("unet makes pictures from pictures, and this data has no source pictures; give pairs, or "
-                             "say with --condition what part of each example is the source")
-        assert isinstance(spec, _PIXELS)  # `kinds` has no others
-        self.factor = spec.height // source.height
-        if (spec.height, spec.width) != (self.factor * source.height, self.factor * source.width):
-            raise UsageError(f"unet needs targets of the size of their sources or a whole number of times as large; "
-                             f"the sources are {source.height}x{source.width}, the targets "
-                             f"{spec.height}x{spec.width}")
+        source, target, self.factor = picture_pair(spec, "unet")
         larger = self.factor > 1
-        if config.start == "source" and source.channels != spec.channels:
+        if config.start == "source" and source.channels != target.channels:
             raise UsageError(f"start 'source' needs sources with as many channels as the targets; they have "
-                             f"{source.channels} and {spec.channels}")
-        near = larger or isinstance(spec, VideoSpec)
+                             f"{source.channels} and {target.channels}")
+        near = larger or isinstance(target, VideoSpec)
         self.from_source = config.start == "source" or (config.start == "auto" and near
-                                                        and source.channels == spec.channels)
-        maps = math.prod(spec.shape[:-2])
+                                                        and source.channels == target.channels)
+        maps = math.prod(target.shape[:-2])
         self.network = _Network(math.prod(source.shape[:-2]), maps, self.factor, config.patch or (1 if larger else 2),
                                 config.width, (1 if larger else 4) if config.depth is None else config.depth,
                                 config.blocks, config.dropout)
@@ -131,7 +122,7 @@ class UNet(Model):
 
     def _parameters_of(self, pairs: Given | Batch | None) -> tuple[Tensor, Tensor]:
         """The location (B, C, H, W) and the log-scale of each channel (C, 1, 1) of the targets' distribution."""
-        return self._location(_source(pairs)), _FASTER * self.log_scale
+        return self._location(sources(pairs, "unet")), _FASTER * self.log_scale
 
     def _log_density(self, batch: Batch) -> Tensor:
         """log p of each number of the targets, (B, C, H, W) float32."""
@@ -152,7 +143,7 @@ class UNet(Model):
         """The mean picture for each source, or with `draw` a draw from p(y|x), which has the noise of every pixel."""
         if draw:
             return self.decode(self.prior(rng), rng, given)
-        return Batch(self.regress(_source(given)))
+        return Batch(self.regress(sources(given, "unet")))
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The residuals as standard normal noise, (B, *target)."""
@@ -178,13 +169,6 @@ class UNet(Model):
         """From sources to mean pictures."""
         assert self.spec.condition is not None
         return Graph(_Regression(self), {"condition": torch.zeros(2, *self.spec.condition.shape)}, ["x"])
-
-
-def _source(pairs: Given | Batch | None) -> Tensor:
-    """The sources, (B, *source)."""
-    if pairs is None or pairs.condition is None:
-        raise UsageError("unet makes pictures from pictures; give the sources they are made from")
-    return pairs.condition.x
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -227,7 +211,7 @@ class _Network(nn.Module):
         self.bottom = stage(maps[-1], maps[-1])
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in steps)
         self.decoder = nn.ModuleList(stage(2 * fine, fine) for fine, _ in steps)
-        self.head = _zero(nn.Conv2d(maps[0], out_channels * (factor * patch) ** 2, 3, padding=1))
+        self.head = zeroed(nn.Conv2d(maps[0], out_channels * (factor * patch) ** 2, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -258,17 +242,10 @@ class _Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(maps_in)
         self.first = nn.Conv2d(maps_in, maps_out, 3, padding=1)
-        self.second = _zero(nn.Conv2d(maps_out, maps_out, 3, padding=1))
+        self.second = zeroed(nn.Conv2d(maps_out, maps_out, 3, padding=1))
         self.shortcut = nn.Conv2d(maps_in, maps_out, 1) if maps_in != maps_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         normalised = self.norm(x.movedim(1, 3)).movedim(3, 1)  # contiguous, as channels lie last
         return self.shortcut(x) + self.second(self.dropout(F.relu(self.first(normalised))))
-
-
-def _zero(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer with an output of 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.layers.initialise import zeroed
+
 
 class Known(nn.Module):
     """The strength of the noise and what an example is made from -> features (B, width).
@@ -74,7 +76,7 @@ class RowNet(nn.Module):
         self.features = width
         self.first = nn.Linear(seen, width)
         self.blocks = nn.ModuleList(_RowBlock(width, dropout) for _ in range(depth))
-        self.last = zero(nn.Linear(width, size))
+        self.last = zeroed(nn.Linear(width, size))
 
     def forward(self, y: Tensor, known: Tensor) -> Tensor:
         h = self.first(y)
@@ -88,7 +90,7 @@ class _RowBlock(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.film = nn.Linear(width, 2 * width)
-        self.first, self.second = nn.Linear(width, width), zero(nn.Linear(width, width))
+        self.first, self.second = nn.Linear(width, width), zeroed(nn.Linear(width, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, known: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class UNet(nn.Module):
                                      *stage(maps[-1], maps[-1])])
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, half, stride=half) for fine, coarse in steps)
         self.decoder = nn.ModuleList(stage(2 * fine, fine) for fine, _ in steps)
-        self.head = zero(_convolution(width, maps_out * points, flat))
+        self.head = zeroed(_convolution(width, maps_out * points, flat))
 
     def forward(self, y: Tensor, known: Tensor) -> Tensor:
         height, width = y.shape[2:]
@@ -167,7 +169,7 @@ class _PictureBlock(nn.Module):
         self.norm_in, self.norm = nn.LayerNorm(maps_in), nn.LayerNorm(maps_out)
         self.film = nn.Linear(features, 2 * maps_out)
         self.first = _convolution(maps_in, maps_out, flat)
-        self.second = zero(_convolution(maps_out, maps_out, flat))
+        self.second = zeroed(_convolution(maps_out, maps_out, flat))
         self.shortcut = nn.Conv2d(maps_in, maps_out, 1) if maps_in != maps_out else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
@@ -197,7 +199,7 @@ class _Attention(nn.Module):
     def __init__(self, maps: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv, self.out = nn.Linear(maps, 3 * maps), zero(nn.Linear(maps, maps))
+        self.qkv, self.out = nn.Linear(maps, 3 * maps), zeroed(nn.Linear(maps, maps))
 
     def forward(self, h: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=2))
@@ -225,8 +227,8 @@ class PatchTransformer(nn.Module):
         self.first = nn.Linear(maps_in * points, width)
         self.places = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), width))
         self.blocks = nn.ModuleList(_PatchBlock(width, dropout) for _ in range(layers))
-        self.norm, self.film = nn.LayerNorm(width, elementwise_affine=False), zero(nn.Linear(width, 2 * width))
-        self.last = zero(nn.Linear(width, maps_out * points))
+        self.norm, self.film = nn.LayerNorm(width, elementwise_affine=False), zeroed(nn.Linear(width, 2 * width))
+        self.last = zeroed(nn.Linear(width, maps_out * points))
 
     def forward(self, y: Tensor, known: Tensor) -> Tensor:
         height, width = y.shape[2:]
@@ -243,7 +245,7 @@ class _PatchBlock(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.film = zero(nn.Linear(width, 6 * width))
+        self.film = zeroed(nn.Linear(width, 6 * width))
         self.attention = _Attention(width, math.gcd(width // 32 or 1, width))
         self.forward_layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout),
                                             nn.Linear(4 * width, width))
@@ -295,10 +297,3 @@ def _whole(h: Tensor, patch: tuple[int, int]) -> Tensor:
 
 def _over_maps(norm: nn.LayerNorm, h: Tensor) -> Tensor:
     return norm(h.movedim(1, 3)).movedim(3, 1)  # contiguous, as channels lie last
-
-
-def zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """The layer with an output of 0."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
