@@ -69,7 +69,8 @@ class Pix2Pix(Translator):
             raise UsageError(f"pix2pix needs sources and targets of one size, of at least {_SMALLEST} pixels; the "
                              f"sources are {self.source.height}x{self.source.width}, the targets {self.spec.height}x"
                              f"{self.spec.width}; larger targets are for srgan and unet")
-        self.generator = _Generator(self.source.channels, self.spec.channels, config.width, max(2, int(math.log2(side / 2))),
+        depth = max(2, int(math.log2(side / 2)))
+        self.generator = _Generator(self.source.channels, self.spec.channels, config.width, depth,
                                     math.sqrt(config.dropout / (1 - config.dropout)))
         self.code_shape = (self.generator.noise,)
         self.critic = self._critic(self.source.channels + self.spec.channels)

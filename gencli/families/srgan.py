@@ -93,8 +93,9 @@ class SRGAN(Translator):
                 share=1 - self.config.regression, begin=self._let_noise_in)]
 
     def _let_noise_in(self) -> None:
-        for block in self.generator.blocks:
-            block.loudness.fill_(_LOUDNESS)
+        for block in self.generator.modules():
+            if isinstance(block, _Block):
+                block.loudness.fill_(_LOUDNESS)
 
     def _pair(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
         """Sources and targets in [-1, 1], mirrored together."""
