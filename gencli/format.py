@@ -65,12 +65,14 @@ class Format:
         continuous: whether examples follow each other without a seam, so that pieces of them can be put.
         exact: whether real values are written in all their digits, where their kind may round them for show.
         folder: whether the sink is a folder to fill, not a file.
+        separate: whether each example is a file of its own, so that their shapes may differ.
     """
 
     binary: ClassVar[bool] = True
     continuous: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     folder: ClassVar[bool] = False
+    separate: ClassVar[bool] = False
 
     def __init__(self, sink: AbstractContextManager[Any], content: Content, start: int):
         self.sink, self.content, self.start, self.count = sink, content, start, 0

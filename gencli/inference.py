@@ -96,7 +96,7 @@ def sample_together(model: Model, parts: Iterable[range], seed: int = 0, label: 
 
     Every one of them asks for the same.
     """
-    size = model.at_once(**own_options(model.film if frames else model.sample, options))
+    size = _at_once(model, given, own_options(model.film if frames else model.sample, options))
     blocks = (range(int(block[wanted[0]]), int(block[wanted[-1]]) + 1)
               for part in parts for block, wanted in _blocks(part, size))
 
@@ -132,6 +132,14 @@ def answer(model: Model, conditions: Iterable[Batch], seed: int = 0, label: int 
         start += count
 
 
+def _at_once(model: Model, given: Given | None, options: dict[str, Any]) -> int:
+    """How many examples are computed at once: one by one where they are made from what has a size of its own."""
+    like, source = model.spec.condition, given and given.condition
+    if like and source and not registry.kind_of(like).variable and source.x.shape[1:] != like.shape:
+        return 1
+    return model.at_once(**options)
+
+
 @torch.no_grad()
 def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int, each: int,
                options: dict[str, Any]) -> Iterator[Iterator[Batch]]:
@@ -143,7 +151,7 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
     method = model.film if frames else model.sample
     _check(options, method)
     keywords = own_options(method, options)
-    for block, positions in _blocks(numbers, model.at_once(**keywords)):
+    for block, positions in _blocks(numbers, _at_once(model, given, keywords)):
         rng = ExampleStreams(seed, block, "sample", model.device)
         own = replace(given, **{name: _each(value, name, model, block // each) for name in ("prompt", "known", "mask")
                                 if (value := getattr(given, name)) is not None},

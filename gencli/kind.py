@@ -304,6 +304,12 @@ class Kind:
         """Examples that do not fit what they are made from, with the reason: (number, reason)."""
         return []
 
+    def own_sizes(self, examples: Examples, spec: Any) -> Sequence[tuple[specs.Spec, Sequence[int]]]:
+        """For a model that takes examples of any size: which of them, in their order, are like `spec` but for their
+        size, and the Spec of these. Default: all as they are.
+        """
+        return [(spec, range(len(examples)))]
+
     def adopt(self, spec: Any, options: Mapping[str, Any]) -> tuple[specs.Spec, dict[str, Any]]:
         """The Spec to fit data to for a model of `spec`, and the options to read it with, which must suit the model."""
         return spec, dict(options)

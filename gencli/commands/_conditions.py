@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gencli.kind import Partial
     from gencli.model import Batch, Given
 
+ANY_SIZE = "any-size"  # the ability to make examples from sources of any size
 _CHUNK = 2**16  # bytes of stdin that are read at once where they are there
 
 
@@ -96,6 +97,21 @@ def read_given(card: Any, console: Console, settings: dict[str, Any], prompt: st
         name = next(iter(settings)).replace("_", "-")
         raise UsageError(f"--{name} says how data is read, and none is: add --given DATA")
     return given, keys
+
+
+def given_in_own_sizes(card: Any, condition: str, settings: dict[str, Any], console: Console) -> "list[Dataset] | None":
+    """What samples are made from in the sizes that it has, for a model that enlarges examples of any size.
+
+    None where the model takes those of one size, or the user says which they get.
+    """
+    from gencli import runs
+    from gencli.commands._reading import conditions_of_own_sizes
+
+    source = card.spec.condition
+    if (ANY_SIZE not in registry.families[card.family].can or source is None or source.kind != card.spec.kind
+            or card.spec.size <= source.size or settings.keys() & {"size", "crop"}):
+        return None
+    return conditions_of_own_sizes(runs.complete(card), condition, settings, console)
 
 
 def lines_of_stdin(card: Any, settings: dict[str, Any], console: Console) -> "Lines | None":

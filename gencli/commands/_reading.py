@@ -9,7 +9,7 @@ import torch
 from gencli import registry
 from gencli.commands import _options as options
 from gencli.console import Console
-from gencli.data import extent, load, require_unchanged, same_source
+from gencli.data import extent, load, load_own_sizes, require_unchanged, same_source
 from gencli.dataset import Dataset
 from gencli.errors import DataError, StoppedError, UsageError
 from gencli.model import Batch, Spec
@@ -164,6 +164,19 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
     Raises:
         UsageError: the model makes its examples from nothing.
     """
+    like, options = _of_conditions(card, source, settings)
+    return load(source, options, split="all", like=like, sources=True, data_root=data_root, notify=console.note,
+                detail=console.detail)
+
+
+def conditions_of_own_sizes(card: Card, source: str, settings: dict[str, Any], console: Console) -> list[Dataset]:
+    """The same, in the sizes that they have: a data set for each of those that follow one another."""
+    like, options = _of_conditions(card, source, settings)
+    return load_own_sizes(source, options, like=like, notify=console.note, detail=console.detail)
+
+
+def _of_conditions(card: Card, source: str, settings: dict[str, Any]) -> tuple[Spec, dict[str, Any]]:
+    """The Spec of what examples are made from, and the options it is read with."""
     like = card.spec.condition
     if like is None:
         raise UsageError(f"--given: this model makes examples from nothing; leave {source} out")
@@ -171,5 +184,4 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
     trained = {name: value for name, value in card.reading.items() if name in kind.Settings.model_fields}
     if kind is registry.kind_of(card.spec):
         trained = kind.for_condition(trained)
-    return load(source, {**trained, **kind.whole, **settings}, split="all", like=like, sources=True,
-                data_root=data_root, notify=console.note, detail=console.detail)
+    return like, {**trained, **kind.whole, **settings}

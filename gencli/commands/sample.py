@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +12,7 @@ import typer
 from gencli import registry
 from gencli.commands import _completion
 from gencli.commands import _options as options
-from gencli.commands._conditions import class_number, count_of, lines_of_stdin, read_given
+from gencli.commands._conditions import class_number, count_of, given_in_own_sizes, lines_of_stdin, read_given
 from gencli.console import Console
 from gencli.errors import StoppedError, UsageError
 from gencli.limits import require_one_process
@@ -115,8 +115,16 @@ def sample(
     if lines and (number, part, shard_size, latents, film) != (None,) * 5:
         raise UsageError("--given - makes an example of each line as it comes; leave -n, --shard, --shard-size, "
                          "--latents and --film out, or write the lines to a file")
-    conditions, keys = read_given(card, console, settings, prompt, complete, keep_rows, mask, None if lines else given)
-    number = number or each * count_of(conditions, card.spec) or 16
+    sized = given_in_own_sizes(card, given, settings, console) if given and not lines else None
+    if sized and len(sized) > 1 and (number, part, shard_size, latents, film) != (None,) * 5:
+        raise UsageError(f"--given {given} has examples of several sizes, which are made one by one; leave -n, --shard, "
+                         "--shard-size, --latents and --film out")
+    conditions, keys = read_given(card, console, {} if sized else settings, prompt, complete, keep_rows, mask,
+                                  None if lines or sized else given)
+    if sized:
+        conditions.condition, keys = sized[0].whole(), sized[0].keys
+    several = sized if sized and len(sized) > 1 else None
+    number = number or each * (sum(map(len, several)) if several else count_of(conditions, card.spec)) or 16
     numbers, frames = shard(part, number, shard_size or 1), film or 1
     pairs = [*(set or ()), *(f"{name}={value}" for name, value in (("engine", engine), ("stop", stop)) if value)]
     meta = {"family": card.family, "seed": seed}
@@ -138,6 +146,9 @@ def sample(
         opened = streams.Shards(output, numbers, shard_size, format, open_writer, identity)
     else:
         opened = open_writer(output, numbers)
+        if several and not opened.separate:
+            raise UsageError(f"--given {given} has pictures of several sizes, and {output} would hold them in one "
+                             "array; write a folder or a tar")
     with (opened as writer, devices.memory_explained("use a larger machine or --device cpu"),
           console.progress("sample") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
@@ -149,7 +160,8 @@ def sample(
         pace = _Pace(registry.kind_of(card.spec).elements_per_second(card.spec))
         total: int | None = None
         continuous = processes.told(writer.continuous)
-        if not processes.first and (latents or lines or continuous):  # what comes bit by bit is made by one process
+        # What comes bit by bit is made by one process.
+        if not processes.first and (latents or lines or several or continuous):
             return
         called: Iterator[dict[str, Any]] | None = None  # what is written of the examples
         done, stopped = 0, False
@@ -163,6 +175,11 @@ def sample(
             batches = request.decoded(model, codes)
         elif lines:
             batches, called = request.answered(model, lines), lines.records(each)
+        elif several:
+            total = len(numbers)
+            batches = request.answered(model, (data.whole() for data in several))
+            called = chain.from_iterable(records_of(data.keys, (i // each for i in range(each * len(data)))) or
+                                         repeat({}, each * len(data)) for data in several)
         elif continuous:
             total = len(numbers)
             batches = request.streamed(model, numbers)

@@ -89,6 +89,29 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
             several kinds could be meant.
         DataError: data that is missing, empty, damaged, of the wrong kind or does not fit `like`.
     """
+    data, = _load(source, options, split, like, skip_bad, download, data_root, limit, stdin, other_classes, sources,
+                  trained, labelled, notify, detail, progress)
+    return data
+
+
+@_input_errors()
+def load_own_sizes(source: str, options: Mapping[str, Any] | None = None, *, like: Spec,
+                   data_root: str | Path | None = None, notify: Callable[[str], None] = lambda sentence: None,
+                   detail: Callable[[str], None] = lambda sentence: None) -> list[Dataset]:
+    """What examples are made from, in the sizes that it has: a data set for each of those that follow one another.
+
+    Arguments and errors are those of `load` with `sources`.
+    """
+    return _load(source, options, "all", like, data_root=data_root, sources=True, notify=notify, detail=detail,
+                 own_sizes=True)
+
+
+def _load(source: str, options: Mapping[str, Any] | None, split: Split | None, like: Spec | None,
+          skip_bad: bool = False, download: bool = False, data_root: str | Path | None = None,
+          limit: int | None = None, stdin: BinaryIO | None = None, other_classes: bool = False, sources: bool = False,
+          trained: bool = False, labelled: bool = False, notify: Callable[[str], None] = lambda sentence: None,
+          detail: Callable[[str], None] = lambda sentence: None,
+          progress: Callable[[int, int], None] = lambda done, total: None, own_sizes: bool = False) -> list[Dataset]:
     name, wanted = _parse(source)
     wanted = wanted or split or "train"
     options = {key: value for key, value in (options or {}).items() if value is not None}
@@ -111,15 +134,19 @@ def load(source: str, options: Mapping[str, Any] | None = None, *, split: Split 
     request = Request(name, general, options, skip_bad, notify, sources, trained, detail, leave_out, progress,
                       labelled or bool(like and like.classes))
     with hearing() as heard:
-        data = _read(request, wanted, like, limit, other_classes, data_root, download, stdin or sys.stdin.buffer)
-    for note in (*data.notes, *_losses(data, left_out), *_remarks(heard, request)):
+        found = _read(request, wanted, like, limit, other_classes, data_root, download, stdin or sys.stdin.buffer,
+                      own_sizes)
+    for data in found:
+        for note in (*data.notes, *_losses(data, left_out)):
+            notify(f"{name}: {note}")
+    for note in _remarks(heard, request):
         notify(f"{name}: {note}")
-    return data
+    return found
 
 
 def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None, other_classes: bool,
-          data_root: str | Path | None, download: bool, stdin: BinaryIO) -> Dataset:
-    """What `load` does with a request."""
+          data_root: str | Path | None, download: bool, stdin: BinaryIO, own_sizes: bool = False) -> list[Dataset]:
+    """What `load` does with a request; with `own_sizes` a data set for each group of examples of one size."""
     name, general, notify = request.name, request.general, request.notify
     kind = registry.kind_of(like) if like else None
     splits = _open(request, data_root, download, stdin)
@@ -146,9 +173,17 @@ def _read(request: Request, wanted: Split, like: Spec | None, limit: int | None,
     elif other_classes:
         new = [label for label in class_names(labels or ()) if label not in like.classes]
         like = like.model_copy(update={"classes": (*like.classes, *new), "tasks": like.tasks or _tasks(whole)})
-    data = pairs.fit(chosen, like, request, limit)
     if labels and not class_names(labels):
         notify(f"{name}: every example is of class {labels[0]!r}; one class alone tells nothing and is left out")
+    if not own_sizes:
+        return [_named(pairs.fit(chosen, like, request, limit), name, wanted, general, splits, limit)]
+    return [_named(pairs.fit(chosen.take(part), spec, request, limit), name, wanted, general, splits, limit)
+            for spec, part in kind.own_sizes(chosen, like)]
+
+
+def _named(data: Dataset, name: str, wanted: Split, general: DataSettings, splits: Splits,
+           limit: int | None) -> Dataset:
+    """The data set, with what it is called and how it was read."""
     data.name, data.split = name, wanted
     data.protocol = {"split": wanted, **general.model_dump(include={"classes", "without"}, exclude_none=True),
                      **({"holdout": general.holdout} if "all" in splits and wanted != "all" else {}),

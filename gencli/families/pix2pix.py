@@ -61,6 +61,7 @@ class Pix2Pix(Translator):
     Config = Pix2PixConfig
     defaults = {"lr": 2e-4, "batch_size": 4, "ema": 0.999}
     config: Pix2PixConfig
+    generator: "_Generator"
 
     def __init__(self, config: Pix2PixConfig, spec: Spec):
         super().__init__(config, spec)

@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.layers import initialise
 from gencli.layers.initialise import zeroed
+from gencli.layers.tiling import tiled
 from gencli.layers.translation import Translator, TranslatorConfig, mirrored, signed, sources
-from gencli.model import Batch, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.model import Batch, Given, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 
 _LOUDNESS = 0.1  # of the noise, when the second phase starts
@@ -60,6 +61,7 @@ class SRGAN(Translator):
     Config = SRGANConfig
     defaults = {"lr": 5e-4, "batch_size": 16, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     config: SRGANConfig
+    generator: "_Generator"
 
     def __init__(self, config: SRGANConfig, spec: Spec):
         super().__init__(config, spec)
@@ -128,6 +130,19 @@ class SRGAN(Translator):
         return Loss(error + self.config.features * features + self.config.adversarial * fooling, l1=error,
                     features=features, fooling=fooling)
 
+    # --- sample
+
+    def sample(self, rng: Rng, given: Given | None = None) -> Batch:
+        """A picture for each source in `given`, which may have any size."""
+        noise = rng.normal(1, *sources(given, self.name).shape[2:])
+        return self.decode(noise, rng, given)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
+        """Codes -> pictures made from the sources in `given`, of the same size. Nothing random."""
+        made = tiled(self.generator, signed(sources(given, self.name)), code, factor=self.factor,
+                     margin=self.generator.reach)
+        return Batch((0.5 + 0.5 * made.float()).clamp(0, 1).to(code.dtype))
+
 
 class _Generator(nn.Module):
     """(B, C, H', W') in [-1, 1], noise (B, 1, H', W') or None -> (B, C, factor H', factor W'), about in [-1, 1]."""
@@ -135,6 +150,7 @@ class _Generator(nn.Module):
     def __init__(self, channels: int, width: int, blocks: int, factor: int):
         super().__init__()
         self.factor = factor
+        self.reach = 2 * blocks + 3  # points around one that it sees; the enlargement sees 2
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
         self.end = nn.Conv2d(width, width, 3, padding=1)

@@ -36,6 +36,7 @@ from gencli.errors import UsageError
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Continuous, Gaussian, Laplace
 from gencli.layers.initialise import zeroed
+from gencli.layers.tiling import tiled
 from gencli.layers.translation import PixelSpec, picture_pair, sources
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
 from gencli.rng import Rng
@@ -108,7 +109,8 @@ class UNet(Model):
     def _location(self, x: Tensor) -> Tensor:
         """(B, *source) -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
         x = _flat(x)
-        output = self.network(2 * x - 1).float()
+        output = tiled(self.network, 2 * x - 1, factor=self.factor, margin=self.network.reach,
+                       multiple=self.network.multiple).float()
         if not self.from_source:
             return 0.5 + output
         start = x[:, -self.spec.channels :]  # of a film the last frame, of a picture all of it
@@ -201,6 +203,8 @@ class _Network(nn.Module):
         steps = list(itertools.pairwise(maps))
         self.factor, self.patch = factor, patch
         self.multiple = patch * 2**depth
+        # Points around one that it sees at most: four convolutions of 3 of a pair of stages for each block, and two.
+        self.reach = patch * (2 ** (depth + 1) * (4 * blocks + 2) + 4)
 
         def stage(maps_in: int, maps_out: int) -> nn.Sequential:
             return nn.Sequential(*(_Block(maps_in if i == 0 else maps_out, maps_out, dropout) for i in range(blocks)))

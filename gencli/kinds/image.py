@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -749,6 +750,13 @@ class Images(Kind):
         height, width = sides
         levels = own.levels if (own.height, own.width) == (height, width) else own.levels and 256
         return own.model_copy(update={"height": height, "width": width, "levels": levels})
+
+    def own_sizes(self, examples: Examples, spec: Any) -> Sequence[tuple[ImageSpec, Sequence[int]]]:
+        if not isinstance(examples, PictureExamples):
+            return super().own_sizes(examples, spec)
+        sizes = [size or (spec.height, spec.width) for size in examples.sizes()]
+        return [(spec.model_copy(update={"height": height, "width": width}), [number for number, _ in group])
+                for (height, width), group in groupby(enumerate(sizes), key=lambda one: one[1])]
 
     def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name not in ("size", "channels", "binarize")}

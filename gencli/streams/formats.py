@@ -17,6 +17,7 @@ class Folder(Format):
     as no header says it."""
 
     folder = True
+    separate = True
 
     def put(self, rows: Rows) -> None:
         for number, value, record in self._numbered(rows):

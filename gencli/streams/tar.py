@@ -126,6 +126,8 @@ def parse_record(data: bytes, name: str) -> dict[str, Any]:
 class Tar(Format):
     """Examples in the WebDataset convention between a header and a trailer."""
 
+    separate = True
+
     def begin(self) -> None:
         self._add(SPEC_RECORD, json_line({"format": 1, "start": self.start, **self.content.header}))
 

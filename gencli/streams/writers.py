@@ -57,6 +57,11 @@ class Writer(_Output):
         """Whether pieces of one example can be written one by one, and are there to be heard at once."""
         return self._to.continuous
 
+    @property
+    def separate(self) -> bool:
+        """Whether each example is a file of its own, so that their shapes may differ."""
+        return self._to.separate
+
     def write(self, batch: Batch, info: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Append a batch; `info`: what else is known of each example, plain JSON values, the same names for all."""
         records = [dict(record) for record in info] if info else [{} for _ in range(len(batch))]
@@ -79,6 +84,7 @@ class Screen(Writer):
     """
 
     continuous = False
+    separate = True
 
     def __init__(self, spec: Spec, stream: BinaryIO, open_table: Callable[[BinaryIO], Writer] | None):
         from rich.console import Console  # a fifth of the start-up time: only when needed
