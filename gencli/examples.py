@@ -90,8 +90,10 @@ class Request:
             return kind.Settings(**own)
         except ValidationError as error:
             problem = error.errors()[0]
-            flag = str(problem["loc"][0]).replace("_", "-")
-            raise UsageError(f"--{flag} {problem['input']}: {problem['msg'].removeprefix('Value error, ')}") from None
+            what = problem["msg"].removeprefix("Value error, ")
+            if problem["loc"]:  # else it is about several options, which it names
+                what = f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']}: {what}"
+            raise UsageError(what) from None
 
     def reads(self, kind: Kind, ending: str) -> bool:
         """Whether files with this ending may hold examples of a kind, or what these are made from if that is asked."""

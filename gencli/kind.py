@@ -156,6 +156,7 @@ class Kind:
         shown: how many are shown.
         task: of drawing examples, as the Hugging Face hub calls it; None where it has no name for that.
         whole: options with which an example is read in one piece, whatever the length of the model's examples.
+        sizing: options that decide the size of an example; without them it keeps its own (`own_sizes`).
         conditions: what can be derived from an example for it to be made from, by name: a function of (spec, argument)
             that gives the Spec of examples with their condition, and a function from a data set of whole examples
             (`undivided`) to one of examples with conditions; `deriving` makes both where the example stays whole.
@@ -182,6 +183,7 @@ class Kind:
     shown: ClassVar[Shown] = Shown()
     task: ClassVar[str | None] = None
     whole: ClassVar[Mapping[str, Any]] = {}
+    sizing: ClassVar[frozenset[str]] = frozenset()
     conditions: ClassVar[Mapping[str, Callable[[Any, str], tuple[Spec, Callable[[Dataset], Dataset]]]]] = {}
     offered: ClassVar[tuple[str, ...]] = ()
 

@@ -109,7 +109,7 @@ def given_in_own_sizes(card: Any, condition: str, settings: dict[str, Any], cons
 
     source = card.spec.condition
     if (ANY_SIZE not in registry.families[card.family].can or source is None or source.kind != card.spec.kind
-            or card.spec.size <= source.size or settings.keys() & {"size", "crop"}):
+            or card.spec.size <= source.size or settings.keys() & registry.kind_of(source).sizing):
         return None
     return conditions_of_own_sizes(runs.complete(card), condition, settings, console)
 

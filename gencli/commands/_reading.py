@@ -31,6 +31,8 @@ def reading_of(card: Card | None, settings: dict[str, Any], other_classes: bool 
     if given := settings.keys() & set(_OF_PAIRS):  # then pairs do not come as in training; columns come two by two
         kept = _COLUMNS if given <= _COLUMNS else set()
         trained = {name: value for name, value in trained.items() if name not in _OF_PAIRS or name in kept}
+    if card and settings.keys() & (sizing := registry.kind_of(card.spec).sizing):  # which exclude each other
+        trained = {name: value for name, value in trained.items() if name not in sizing}
     if other_classes or settings.keys() & set(_CLASSES):
         trained = {name: value for name, value in trained.items() if name not in _CLASSES}
     return trained | environment(names) | settings
@@ -172,6 +174,7 @@ def conditions_for(card: Card, source: str, settings: dict[str, Any], console: C
 def conditions_of_own_sizes(card: Card, source: str, settings: dict[str, Any], console: Console) -> list[Dataset]:
     """The same, in the sizes that they have: a data set for each of those that follow one another."""
     like, options = _of_conditions(card, source, settings)
+    options = {name: value for name, value in options.items() if name not in registry.kind_of(like).sizing}
     return load_own_sizes(source, options, like=like, notify=console.note, detail=console.detail)
 
 
@@ -184,4 +187,6 @@ def _of_conditions(card: Card, source: str, settings: dict[str, Any]) -> tuple[S
     trained = {name: value for name, value in card.reading.items() if name in kind.Settings.model_fields}
     if kind is registry.kind_of(card.spec):
         trained = kind.for_condition(trained)
+    if settings.keys() & kind.sizing:
+        trained = {name: value for name, value in trained.items() if name not in kind.sizing}
     return like, {**trained, **kind.whole, **settings}

@@ -117,8 +117,8 @@ def sample(
                          "--latents and --film out, or write the lines to a file")
     sized = given_in_own_sizes(card, given, settings, console) if given and not lines else None
     if sized and len(sized) > 1 and (number, part, shard_size, latents, film) != (None,) * 5:
-        raise UsageError(f"--given {given} has examples of several sizes, which are made one by one; leave -n, --shard, "
-                         "--shard-size, --latents and --film out")
+        raise UsageError(f"--given {given} has examples of several sizes, which are made one by one; leave -n, "
+                         "--shard, --shard-size, --latents and --film out")
     conditions, keys = read_given(card, console, {} if sized else settings, prompt, complete, keep_rows, mask,
                                   None if lines or sized else given)
     if sized:

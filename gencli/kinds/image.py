@@ -628,6 +628,35 @@ def _masked(spec: ImageSpec, share: str) -> tuple[Spec, Callable[[Dataset], Data
     return deriving(spec, spec.model_copy(update={"levels": None, "classes": ()}), derive)
 
 
+def _grey(spec: ImageSpec, argument: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """The picture without its colours: the luma of BT.601 in 8 bits, as Pillow makes it."""
+    if spec.channels != 3 or argument:
+        raise UsageError(f"--condition grey{'=' if argument else ''}{argument}: expected grey alone, of pictures of 3 "
+                         f"channels; these have {spec.channels}")
+    return deriving(spec, spec.model_copy(update={"channels": 1, "levels": 256, "classes": ()}),
+                    lambda batch: Batch(_luma(batch.x).mul(255).round_().div_(255)))
+
+
+def _edges(spec: ImageSpec, argument: str) -> tuple[Spec, Callable[[Dataset], Dataset]]:
+    """Where the brightness changes: the length of its gradient by Sobel's filters, white for a change of all of it."""
+    if argument:
+        raise UsageError(f"--condition edges={argument}: expected edges alone")
+
+    def derive(batch: Batch) -> Batch:
+        grey = torch.nn.functional.pad(_luma(batch.x), (1, 1, 1, 1), mode="replicate")
+        across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=grey.device).div(4)
+        slopes = torch.nn.functional.conv2d(grey, torch.stack([across, across.T])[:, None])
+        return Batch(slopes.norm(dim=1, keepdim=True).clamp(max=1))
+
+    return deriving(spec, spec.model_copy(update={"channels": 1, "levels": None, "classes": ()}), derive)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W); pictures of one channel as they are."""
+    return x if x.shape[1] == 1 else (x * torch.tensor([0.299, 0.587, 0.114], device=x.device).view(3, 1, 1)).sum(
+        1, keepdim=True)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Formats
 
@@ -666,7 +695,8 @@ class Images(Kind):
     formats = ("npz", "npy")
     task = "unconditional-image-generation"
     shown = Shown(preview=("png", 64), samples=48, pairs=12)
-    conditions = {"downscale": _downscaled, "mask": _masked}
+    sizing = frozenset({"size", "crop"})
+    conditions = {"downscale": _downscaled, "mask": _masked, "grey": _grey, "edges": _edges}
 
     # --- reading
 
@@ -751,7 +781,7 @@ class Images(Kind):
         levels = own.levels if (own.height, own.width) == (height, width) else own.levels and 256
         return own.model_copy(update={"height": height, "width": width, "levels": levels})
 
-    def own_sizes(self, examples: Examples, spec: Any) -> Sequence[tuple[ImageSpec, Sequence[int]]]:
+    def own_sizes(self, examples: Examples, spec: Any) -> Sequence[tuple[Any, Sequence[int]]]:
         if not isinstance(examples, PictureExamples):
             return super().own_sizes(examples, spec)
         sizes = [size or (spec.height, spec.width) for size in examples.sizes()]
