@@ -694,7 +694,8 @@ def test_conditions_that_are_none(tmp_path):
     refused(UsageError, "made from something already", str(tmp_path), {"condition": "mask"})
     refused(UsageError, "has pairs already", str(tmp_path), {"pair": "left"})
     refused(UsageError, "no such condition", alone, {"condition": "blur=2"})
-    for wrong in ("downscale=3", "downscale", "downscale=1", "downscale=x", "mask=2", "mask=x", "mask=0"):
+    for wrong in ("grey=1", "edges=1", "downscale=3", "downscale", "downscale=1", "downscale=x", "mask=2", "mask=x",
+                  "mask=0"):
         refused(UsageError, f"--condition {wrong.partition('=')[0]}", alone, {"condition": wrong})
     refused(UsageError, "--condition mel=80", "spoken-digits", {"condition": "mel=80"})
     refused(UsageError, "--pair left", "shakespeare", {"pair": "left"})
@@ -1032,3 +1033,23 @@ def test_derived_conditions_are_those_of_the_kind():
     assert divide(whole).derive(Batch(whole.examples)).x.eq(1).all()
     sound = AudioSpec(rate=8000, length=10, classes=("a", "b"))
     assert Audio.conditions["mel"](sound, "")[0].condition == sound.model_copy(update={"classes": ()})
+
+
+def test_grey_is_that_of_pillow_and_edges_are_those_of_sobel(tmp_path):
+    from scipy.ndimage import sobel
+
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 11, 3), dtype=np.uint8)
+    for number, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.png")
+    data = load(str(tmp_path / "photos"), {"condition": "grey"}, split="all")
+    grey = torch.stack([torch.from_numpy(np.array(Image.fromarray(picture).convert("L"))) for picture in pixels])
+    assert data.spec.condition.shape == (1, 9, 11)
+    made = data.batch(torch.arange(6)).condition.x[:, 0] * 255
+    assert (made - grey).abs().max() <= 1  # Pillow computes in 16 bits
+    assert (made - made.round()).abs().max() < 1e-3
+    data = load(str(tmp_path / "photos"), {"condition": "edges"}, split="all")
+    luma = pixels @ np.array([0.299, 0.587, 0.114]) / 255
+    slopes = np.stack([[sobel(picture, axis, mode="nearest") / 4 for axis in (0, 1)] for picture in luma])
+    expected = torch.from_numpy(np.linalg.norm(slopes, axis=1).clip(max=1)).float()
+    assert torch.allclose(data.batch(torch.arange(6)).condition.x[:, 0], expected, atol=1e-4)
