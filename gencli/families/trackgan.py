@@ -40,13 +40,13 @@ class TrackGANConfig(FamilyConfig):
     """Options of `trackgan`."""
 
     latent: int = Field(16, ge=1, description="Dimensions of the latent code of the scene, and of that of each agent.")
-    sizes: ClassVar = Sizes(width=(96, 144, 256), layers=(4, 5, 6), heads=(4, 6, 8))
+    sizes: ClassVar = Sizes(width=(64, 128, 256), layers=(4, 5, 6), heads=(4, 4, 8))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(96, ge=1, description="Dimensions of an agent in the networks.")
+    width: int = Field(64, ge=1, description="Dimensions of an agent in the networks.")
     layers: int = Field(4, ge=1, description="Layers of attention among agents; the last is after the noise.")
     heads: int = Field(4, ge=1, description="Heads of attention of each layer.")
     samples: int = Field(20, ge=1, description="With a past: futures of which the best of each agent learns.")
-    variety: float = Field(3.0, ge=0, description="With a past: weight of the distance of the best future, in the "
+    variety: float = Field(5.0, ge=0, description="With a past: weight of the distance of the best future, in the "
                                                   "length of a step.")
     penalty: float = Field(1.0, ge=0, description="Weight of the critic's squared gradient at real tracks (R1).")
 
@@ -59,7 +59,7 @@ class TrackGAN(TrackModel):
 
     Config = TrackGANConfig
     block = 64
-    defaults = {"lr": 1e-3, "batch_size": 32, "warmup": 100, "schedule": "cosine", "ema": 0.999}
+    defaults = {"lr": 2e-3, "batch_size": 16, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     config: TrackGANConfig
 
     def __init__(self, config: TrackGANConfig, spec: Spec):

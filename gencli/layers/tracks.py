@@ -106,6 +106,8 @@ class TrackModel(Model):
             raise UsageError("tracks are made from nothing, or from how the same agents moved before; give --condition "
                              "past=N")
         self.past = spec.condition.length if isinstance(spec.condition, SeriesSpec) else 0
+        if self.past + spec.length < 2:
+            raise UsageError("tracks of one step do not move; give --window N, of 2 steps or more")
         self.agents = len(spec.columns) // 2
         sizes = COURTS[spec.court][1] if spec.court else (self.agents,)
         self.teams = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
