@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.adamw import AdamW
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers.classes import class_count
+from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -192,27 +192,12 @@ class GAN(Model):
         Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
         takes the class from the labels, or draws one for each start if there are none.
         """
-        x = self._numbers(batch, None)
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
-        codes, error = self._project(codes, x, steps // 4)
-        best = codes[torch.arange(len(x), device=x.device), error.argmin(1)]
-        return self._project(best[:, None], x, steps - steps // 4)[0][:, 0]
 
-    @torch.enable_grad()
-    def _project(self, codes: Tensor, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Move the z of every code (B, S, code) towards x (B, *example); the new codes and their errors (B, S)."""
-        z, label = codes.split([self.config.latent, self.classes], dim=2)
-        z = z.clone().requires_grad_()
+        def generate(codes: Tensor) -> Tensor:
+            return self.generator(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
-        def errors() -> Tensor:  # (B, S)
-            made = self.generator(torch.cat([z, label], dim=2).flatten(0, 1)).unflatten(0, z.shape[:2])
-            return (made - x[:, None]).square().flatten(2).mean(2)
-
-        optimiser = AdamW([z], lr=0.1, weight_decay=0)
-        for _ in range(steps):
-            z.grad, = torch.autograd.grad(errors().sum(), z)
-            optimiser.step()
-        return torch.cat([z, label], dim=2).detach(), errors().detach()
+        return project(generate, codes, self._numbers(batch, None), steps, self.config.latent)[0]
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""
