@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gencli.layers.critics import LOSSES, PatchCritic, certain, project
+from gencli.layers.critics import LOSSES, PatchCritic, certain
+from gencli.layers.projection import project
 from gencli.layers.tiling import tiled
 
 
@@ -55,9 +56,10 @@ def test_projection_finds_the_nearest_point_of_a_plane_and_keeps_what_is_fixed()
     torch.manual_seed(0)
     base = torch.linalg.qr(torch.randn(6, 3))[0]  # orthonormal columns
     x, starts = torch.randn(5, 6), torch.randn(5, 4, 3)
-    found = project(lambda code: code @ base.T, starts, x, 400)
+    found, error = project(lambda code: code @ base.T, starts, x, 400)
     assert torch.allclose(found, x @ base, atol=1e-3)
-    found = project(lambda code: code @ base.T, starts, x, 400, free=2)
+    assert torch.allclose(error, (x - x @ base @ base.T).square().mean(1), atol=1e-5)
+    found, _ = project(lambda code: code @ base.T, starts, x, 400, free=2)
     assert torch.allclose(found[:, :2], x @ base[:, :2], atol=1e-3)
     assert all((found[i, 2] == starts[i, :, 2]).any() for i in range(5))
 

@@ -16,7 +16,8 @@ from gencli.families.classifier import Classifier, ClassifierConfig
 from gencli.inference import squared_error
 from gencli.kinds.series import SeriesSpec
 from gencli.metrics.estimates import mean, resample
-from gencli.metrics.series import _largest, autocorrelation, motion
+from gencli.metrics.series import _largest, autocorrelation
+from gencli.metrics.tracks import motion
 from gencli.model import Batch
 from gencli.streams import open_writer
 

@@ -22,7 +22,8 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers import initialise
 from gencli.layers.classes import class_count
-from gencli.layers.critics import LOSSES, certain, latest, project
+from gencli.layers.critics import LOSSES, certain, latest
+from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -172,9 +173,12 @@ class GAN(Model):
         Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
         takes the class from the labels, or draws one for each start if there are none.
         """
-        x = self._numbers(batch, None)
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)  # (B, starts, code)
-        return project(self.generator, codes, x, steps, free=self.config.latent)
+
+        def generate(codes: Tensor) -> Tensor:
+            return self.generator(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+        return project(generate, codes, self._numbers(batch, None), steps, self.config.latent)[0]
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""

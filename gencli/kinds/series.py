@@ -46,6 +46,7 @@ WINDOW = 64  # steps of a window of a long series where the user says nothing
 _MOST_FILLED = 1000  # places of agents in frames for each that is there
 _FEET = 0.01  # a hundredth of a foot
 _FRAME = 0.12  # seconds
+_STEPS_A_SECOND = 10.0  # of a series that is shown as it comes about
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -438,14 +439,18 @@ class _Sheet(Held):
     """Drawings of all the series, side by side."""
 
     def end(self) -> None:
+        self.out.write(self._whole(*self._placed()))
+
+    def _placed(self, steps: int | None = None) -> tuple[int, int, list[tuple[tuple[int, int], LineDrawing]]]:
+        """Width and height, and the drawings of the first `steps`, by default all, at their places."""
         assert isinstance(self.content.spec, SeriesSpec)
         spec = self.content.spec
-        drawings = [_drawn(x, spec) for rows in self.blocks for x in rows.values]
+        drawings = [_drawn(x[:steps], spec) for rows in self.blocks for x in rows.values]
         across = math.ceil(math.sqrt(len(drawings))) or 1
         width, height = (drawings[0].width + 8, drawings[0].height + 8) if drawings else (8, 8)
         places = [(4 + i % across * width, 4 + i // across * height) for i in range(len(drawings))]
-        self.out.write(self._whole(across * width, max(1, math.ceil(len(drawings) / across)) * height,
-                                   list(zip(places, drawings, strict=True))))
+        return (across * width, max(1, math.ceil(len(drawings) / across)) * height,
+                list(zip(places, drawings, strict=True)))
 
     def _whole(self, width: int, height: int, placed: list[tuple[tuple[int, int], LineDrawing]]) -> bytes:
         raise NotImplementedError
@@ -469,12 +474,33 @@ class Png(_Sheet):
     def _whole(self, width: int, height: int, placed: list[tuple[tuple[int, int], LineDrawing]]) -> bytes:
         from PIL import Image
 
+        out = io.BytesIO()
+        Image.fromarray(self._pixels(width, height, placed)).save(out, "png", optimize=True)
+        return out.getvalue()
+
+    def _pixels(self, width: int, height: int, placed: list[tuple[tuple[int, int], LineDrawing]]) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        from PIL import Image
+
         sheet = Image.new("RGB", (width, height), "#e3e6ea")
         for place, drawing in placed:
             sheet.paste(Image.fromarray(drawing.pixels()), place)
-        out = io.BytesIO()
-        sheet.save(out, "png", optimize=True)
-        return out.getvalue()
+        return np.asarray(sheet)
+
+
+class Gif(Png):
+    """All the series as they come about, step by step: plays on a court as fast as they are, others ten steps a
+    second."""
+
+    def end(self) -> None:
+        from gencli.pictures import animation
+
+        spec = self.content.spec
+        assert isinstance(spec, SeriesSpec)
+        longest = max((len(x) for rows in self.blocks for x in rows.values), default=0)
+        rate = 1 / spec.clock.step if spec.court and spec.clock else _STEPS_A_SECOND
+        self.out.write(animation([self._pixels(*self._placed(step)).transpose(2, 0, 1)
+                                  for step in range(1, longest + 1)], "gif", rate))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -630,7 +656,7 @@ class Series(Kind):
         return "csv"
 
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
-        return {"csv": Csv, "npz": Npz, "svg": Svg, "png": Png}
+        return {"csv": Csv, "npz": Npz, "svg": Svg, "png": Png, "gif": Gif}
 
     def file(self, value: Any, spec: Any) -> bytes:
         return _csv(spec, [({}, value, {})], header=True)

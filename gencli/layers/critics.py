@@ -1,4 +1,4 @@
-"""What adversarial families share: losses of critic and generator, a critic of patches, an alarm, search for codes.
+"""What adversarial families share: losses of critic and generator, a critic of patches, an alarm.
 
 | loss           | critic                           | generator        | source                                  |
 |----------------|----------------------------------|------------------|-----------------------------------------|
@@ -14,11 +14,8 @@ not part of the table `LOSSES`.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from gencli.adamw import AdamW
 
 _Scores = Callable[[Tensor], Tensor]
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (critic, generator), one value a score
@@ -43,45 +40,6 @@ def certain(history: list[dict[str, float]], advice: str) -> str | None:
         return (f"the critic wins: its loss has been below {max(loss):.1g} and the generator learns nothing; "
                 f"try {advice}")
     return None
-
-
-def project(make: Callable[[Tensor], Tensor], codes: Tensor, x: Tensor, steps: int, free: int | None = None) -> Tensor:
-    """Codes by projection: those whose examples are nearest to x in mean square, found by Adam.
-
-    Several starts are moved for a quarter of the steps, the best of them for the rest.
-
-    Args:
-        make: codes (B * S, K), the S of each example side by side -> examples (B * S, *example), differentiable; also
-            with S = 1.
-        codes: (B, S, K), S starts for each example.
-        x: (B, *example).
-        free: how many numbers of a code move, the first ones; the others are kept, those of each start. Default: all.
-
-    Returns:
-        (B, K).
-    """
-    starts = codes.shape[1]
-    codes, error = _descend(make, codes, x, steps // 4, free) if starts > 1 else (codes, x.new_zeros(len(x), 1))
-    best = codes[torch.arange(len(x), device=x.device), error.argmin(1)]
-    return _descend(make, best[:, None], x, steps - (steps // 4 if starts > 1 else 0), free)[0][:, 0]
-
-
-@torch.enable_grad()
-def _descend(make: Callable[[Tensor], Tensor], codes: Tensor, x: Tensor, steps: int,
-             free: int | None) -> tuple[Tensor, Tensor]:
-    """Move every code (B, S, K) towards x (B, *example); the new codes and their errors (B, S)."""
-    z, kept = codes.tensor_split([codes.shape[2] if free is None else free], dim=2)
-    z = z.clone().requires_grad_()
-
-    def errors() -> Tensor:  # (B, S)
-        made = make(torch.cat([z, kept], dim=2).flatten(0, 1)).unflatten(0, z.shape[:2])
-        return (made - x[:, None]).square().flatten(2).mean(2)
-
-    optimiser = AdamW([z], lr=0.1, weight_decay=0)
-    for _ in range(steps):
-        z.grad, = torch.autograd.grad(errors().sum(), z)
-        optimiser.step()
-    return torch.cat([z, kept], dim=2).detach(), errors().detach()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

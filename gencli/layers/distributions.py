@@ -340,6 +340,60 @@ class Laplace:
         return mean, log_scale.clamp(min=self.narrowest)
 
 
+class GaussianMixture:
+    """sum of w_k N(mean_k, deviation_k^2); the parameters are logits of w, means and log-deviations, (..., K) each.
+
+    Args:
+        narrowest: the least log-deviation; smaller ones count as this.
+    """
+
+    _HALVINGS: ClassVar[int] = 50  # of the bracket of a quantile: to the last bits of float64
+
+    def __init__(self, narrowest: float = -math.inf):
+        self.narrowest = narrowest
+
+    def log_prob(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        return self.weighed(parameters, x).logsumexp(-1) - precise(parameters[0]).logsumexp(-1)
+
+    def mean(self, parameters: Sequence[Tensor]) -> Tensor:
+        logits, means, _ = parameters
+        return (logits.softmax(-1) * means).sum(-1)
+
+    def weighed(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Logits of the components given that they have drawn x, (..., K)."""
+        logits, means, log_deviations = map(precise, parameters)
+        log_deviations = log_deviations.clamp(min=self.narrowest)
+        return logits + log_normal((x[..., None] - means) * torch.exp(-log_deviations)) - log_deviations
+
+    def to_noise(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """In float64, and from the nearer tail, which does not cancel."""
+        weights, means, deviations = self._weights(parameters)
+        z = (x.double()[..., None] - means) / deviations
+        below, above = ((weights * torch.special.ndtr(side)).sum(-1) for side in (z, -z))
+        least = torch.finfo(torch.float64).tiny
+        return (torch.special.ndtri(torch.minimum(below, above).clamp(min=least))
+                * torch.where(below < above, 1.0, -1.0)).to(x.dtype)
+
+    def from_noise(self, parameters: Sequence[Tensor], z: Tensor) -> Tensor:
+        """By halving what lies between the quantiles of the components."""
+        weights, means, deviations = self._weights(parameters)
+        quantiles = means + deviations * z.double()[..., None]
+        low, high = quantiles.amin(-1), quantiles.amax(-1)
+        side = torch.where(z < 0, 1.0, -1.0).double()  # the tail that is nearer
+        place = torch.special.ndtr(side * z.double())
+        for _ in range(self._HALVINGS):
+            middle = (low + high) / 2
+            reached = (weights * torch.special.ndtr(side[..., None] * (middle[..., None] - means)
+                                                    / deviations)).sum(-1)
+            right = (reached < place) == (side > 0)
+            low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+        return ((low + high) / 2).to(z.dtype)
+
+    def _weights(self, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        logits, means, log_deviations = (part.double() for part in parameters)
+        return logits.softmax(-1), means, log_deviations.clamp(min=self.narrowest).exp()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What they share
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.critics import LOSSES, PatchCritic, certain, project
+from gencli.layers.critics import LOSSES, PatchCritic, certain
+from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
 
@@ -116,11 +117,11 @@ class Translator(Model):
         source, target = signed(sources(batch, self.name)), signed(batch.x)
         codes = torch.stack([self.prior(rng) for _ in range(starts)], dim=1)
 
-        def make(code: Tensor) -> Tensor:
-            times = len(code) // len(source)
-            return self.generator(source.repeat_interleave(times, 0), code.unflatten(1, self.code_shape)).float()
+        def generate(codes: Tensor) -> Tensor:  # (B, S, *code)
+            several = source.repeat_interleave(codes.shape[1], 0)
+            return self.generator(several, codes.flatten(0, 1)).float().unflatten(0, codes.shape[:2])
 
-        return project(make, codes.flatten(2), target, steps).unflatten(1, self.code_shape)
+        return project(generate, codes, target, steps)[0]
 
     # --- export
 

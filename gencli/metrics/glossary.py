@@ -128,8 +128,6 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
                                        "from its own past."),
         "cross_correlation_difference": ("Difference of cross-correlations", "less", "How differently columns move "
                                          "together."),
-        "speed_distance": ("Distance of speeds", "less", "How far the speeds of tracks lie from real ones; 0 to 1."),
-        "acceleration_distance": ("Distance of accelerations", "less", "The same of accelerations."),
         "c2st": ("Classifier two-sample test", "more", "How little boosted trees tell samples from held-out rows; 1 "
                                                        "not at all, 0 always."),
         "c2st_training": ("The same against training rows", "more", "With as many of these as there are samples."),
@@ -140,6 +138,29 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "trend_independent": ("Trend of independent columns", None, "What columns reach that know nothing of each "
                                                                     "other."),
         "missing_difference": ("Difference of gaps", "less", "How far the share of missing cells is off."),
+    },
+    "Tracks": {
+        "min_ade": ("Best ADE of 20", "less", "How far each player's best of 20 predictions is from what came, the "
+                                              "mean over the steps."),
+        "min_fde": ("Best FDE of 20", "less", "The same at the last step, best for itself."),
+        "joint_min_ade": ("Joint best ADE of 20", "less", "The same of the best of 20 predictions of the whole court."),
+        "joint_min_fde": ("Joint best FDE of 20", "less", "The same at the last step, best for itself."),
+        "first_ade": ("ADE of one", "less", "How far a single prediction is from what came."),
+        "first_fde": ("FDE of one", "less", "The same at the last step."),
+        **{f"{short}_constant_{what}": (f"{short.upper()} {title}", None, "What is reached without a model.")
+           for what, title in (("velocity", "at constant velocity"), ("position", "where nobody moves"))
+           for short in ("ade", "fde")},
+        "on_court": ("On the court", "more", "Share of the places of players that are on the court."),
+        "on_court_real": ("Real ones on the court", None, "The same of real plays."),
+        **{f"{name}_distance{of}": (title if not of else f"{title}, of two halves", None if of else "less",
+                                    "How far apart two halves of the real plays are." if of else says)
+           for name, title, says in (
+               ("speed", "Distance of speeds", "How far the speeds of players lie from real ones; 0 to 1."),
+               ("acceleration", "Distance of accelerations", "The same of accelerations."),
+               ("spacing", "Distance of spacing", "The same of how far the nearest player of the same team is."),
+               ("ball", "Distance of the ball", "The same of how far the nearest player is from the ball."),
+               ("possession", "Distance of possession", "The same of how long one player is the nearest to the ball."))
+           for of in ("", "_of_halves")},
     },
     "Drawings": {
         "strokes_distance": ("Distance of drawings", "less", "How far strokes, points, lengths, extents and turns lie "

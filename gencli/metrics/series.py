@@ -1,4 +1,4 @@
-"""Series: values at fixed places, spectra and correlations over time, and how tracks move.
+"""Series: values at fixed places, spectra and correlations over time.
 
 Missing values are left out where values are compared, and stand at the mean of their column where places or
 correlations are. Error bars are from the bootstrap over the series of both sides (Efron 1979), a function of the seed;
@@ -51,13 +51,6 @@ def cross_correlation(x: Tensor) -> Tensor:
     return (x.T @ x)[torch.triu_indices(x.shape[1], x.shape[1], 1).unbind(0)]
 
 
-def motion(x: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Tracks (T, 2 A) of a ball and A - 1 players -> speeds and accelerations of the players, in feet and seconds."""
-    places = x.double().unflatten(1, (-1, 2))[:, 1:]
-    velocity = places.diff(dim=0) / step
-    return velocity.norm(dim=2).flatten(), (velocity.diff(dim=0) / step).norm(dim=2).flatten()
-
-
 class _PerSeries(Space):
     """Features of each series, from its standardised values (T, D)."""
 
@@ -90,8 +83,7 @@ def series(inputs: Inputs) -> Iterator[Found]:
     """`column_distance`, `worst_column_distance`, `autocorrelation_difference`, `cross_correlation_difference`.
 
     A column is compared by Kolmogorov and Smirnov's largest difference of distribution functions, between 0 and 1;
-    correlations by the mean difference of their means over the series. Tracks on a court also by
-    `speed_distance` and `acceleration_distance` of the players, likewise.
+    correlations by the mean difference of their means over the series.
     """
     samples, reference = comparable(inputs)
     spec = _spec(reference)
@@ -122,11 +114,6 @@ def series(inputs: Inputs) -> Iterator[Found]:
     if len(spec.columns) > 1:
         value, rounds = compared(lambda x: cross_correlation(standardised(x, spec)), _mean_difference)
         yield _metric("cross_correlation_difference", value, rounds, len(drawn), record)
-    if spec.court and spec.clock:
-        step = spec.clock.step
-        for i, name in enumerate(("speed", "acceleration")):
-            value, rounds = compared(lambda x, i=i: motion(x, step)[i][:, None], _largest)  # type: ignore[misc]
-            yield _metric(f"{name}_distance", value[0], rounds[:, 0], len(drawn), record)
 
 
 def _spec(data: Dataset) -> SeriesSpec:
