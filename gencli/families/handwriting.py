@@ -477,7 +477,7 @@ class Handwriting(Model):
             if by_window:
                 assert last is not None and told is not None
                 weight, _ = model._weigh(state.h[:, 0], before, told.shape[1])
-                active = active & (weight.argmax(1) != last)
+                active = active & (weight.argmax(1) < last)
         self._drawn += count
         self._limited += int((active & (lengths == z.shape[1])).sum())
         x = torch.stack(points, 1).float()
