@@ -319,10 +319,11 @@ def test_a_character_that_was_never_seen_is_named(writer, gencli, tmp_path):
 
 def test_a_hand_is_taken_up_from_a_file(writer, gencli, tmp_path):
     (tmp_path / "words.txt").write_text("ab\n")
-    (tmp_path / "hand.ndjson").write_text((writer / "words.ndjson").read_text().splitlines()[0] + "\n")
-    first = json.loads((tmp_path / "hand.ndjson").read_text())
-    gencli("sample", str(writer / "run"), "--given", "words.txt", "--prompt", "hand.ndjson", "--set",
-           f"prompt_text={first['text']}", "--set", "bias=0.5", "-o", "page.ndjson")
+    data = str(writer / "words.ndjson")
+    first = json.loads((writer / "words.ndjson").read_text().splitlines()[2])
+    drawn = ["sample", str(writer / "run"), "--given", "words.txt", "--set", f"prompt_text={first['text']}"]
+    gencli(*drawn, "--prompt", f"{data}#2", "--set", "bias=0.5", "-o", "page.ndjson")
+    assert "there are 40 examples" in gencli(*drawn, "--prompt", f"{data}#40", "-o", "page.svg", code=3).stderr
     made = json.loads((tmp_path / "page.ndjson").read_text())["drawing"]
     origin = np.array(first["drawing"][0])[:, :1]
     whole = [(np.array(stroke) - origin).tolist() for stroke in first["drawing"]]
