@@ -212,15 +212,21 @@ def test_where_the_window_has_left_the_text_a_writing_may_end():
     made = model.sample(noise(2), Given(condition=text), ending="window", length=9)
     assert made.lengths.tolist() == [2, 1] and made.x[0, 1, 2] == 1  # it is 1 further when the first point is made
     assert not model.remarks()
+    model.head.bias.data[-3:] = torch.tensor([-90.0, -90, 9])  # always an end
+    given = Given(condition=text)
+    assert model.sample(noise(2), given, ending="learned", length=9).lengths.tolist() == [1, 1]
+    made = model.sample(noise(2), given, length=9)  # not before the last character
+    assert made.lengths.tolist() == [2, 1] and made.x[0, :2, 2].tolist() == [1, 1]
+    model.head.bias.data[-3:] = torch.tensor([9.0, 0, -90])
     assert model.sample(noise(2), Given(condition=text), length=5).lengths.tolist() == [5, 5]
-    assert "50% of the drawings reached the limit" in model.remarks()[0]
+    assert "25% of the drawings reached the limit" in model.remarks()[0]
 
 
 def test_a_writing_goes_on_in_the_hand_of_a_prompt():
     """What follows is what the same noise makes of a code that begins with that of the prompt."""
     model = tiny(condition=LETTERS.model_copy(update={"vocabulary": ("<unk>", "<end>", " ", "a", "b")}))
     prompt, text = drawings(count=1).x[0], Batch(torch.tensor([[3, 4, 1]]), lengths=torch.tensor([3]))
-    made = model.sample(noise(3), Given(condition=text, prompt=prompt), prompt_text="ab", length=4)
+    made = model.sample(noise(3), Given(condition=text, prompt=prompt), prompt_text="ab", length=4, ending="learned")
     assert torch.equal(made.x[:, :7], prompt.expand(3, -1, -1)) and (made.lengths > 7).all()
     both = Given(condition=Batch(torch.tensor([[3, 4, 2, 3, 4, 1]] * 3), lengths=torch.tensor([6] * 3)))
     begun = model.encode(Batch(made.x, lengths=made.lengths, condition=both.condition), noise(3))[:, :7]

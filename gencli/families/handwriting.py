@@ -42,6 +42,7 @@ _CODE = 4  # numbers of a point's code
 _POINTS_IN_MEMORY = 2**16  # read in one go while drawings are scored or encoded
 
 Drop = Callable[[Tensor], Tensor]
+Ending = Literal["text", "learned", "window"]
 
 
 class HandwritingConfig(FamilyConfig):
@@ -393,7 +394,7 @@ class Handwriting(Model):
     # --- sample
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, bias: float = 0.0,
-               prompt_text: str = "", ending: Literal["learned", "window"] = "learned") -> Batch:
+               prompt_text: str = "", ending: Ending = "text") -> Batch:
         """Drawings that begin with the prompt, if one is given, and go on for `length` points or until their end.
 
         The class is given or drawn. A text is written in the hand of the prompt, whose own text is `prompt_text`.
@@ -402,8 +403,9 @@ class Handwriting(Model):
             length: points at most, after the prompt. Default: of the longest drawing of training.
             bias: as in `decode`.
             prompt_text: what the prompt says, which the model has to know to go on from there; a space follows.
-            ending: learned: a writing ends where the model lifts the pen for good; window: also where the window has
-                left the last character (section 5.1), with which strokes that come late may be missing.
+            ending: of a writing. learned: where the model lifts the pen for good; text: there, but not before the
+                window has come to the last character; window: as soon as the window has left it (section 5.1), with
+                which strokes that come late may be missing.
 
         Raises:
             UsageError: an option is out of its range, or is missing.
@@ -413,13 +415,13 @@ class Handwriting(Model):
         labels, z = self._class_and_noise(self.prior(rng, length=length))
         if self.classes and given.labels is not None:
             labels = given.labels
-        if (prompt_text or ending == "window") and not self.characters:
-            raise UsageError("prompt_text and ending=window are for models of texts, and this one writes none")
+        if (prompt_text or ending != "text") and not self.characters:
+            raise UsageError(f"prompt_text and ending={ending} are for models of texts, and this one writes none")
         if self.characters and (given.prompt is None) != (not prompt_text):
             raise UsageError("to write a text in the hand of a prompt, give both --prompt DRAWING and what it says, "
                              "--set prompt_text=...")
         text = self._text(given.condition, prompt_text) if self.characters else None
-        return self._write(z, labels, text, given.prompt, bias, ending == "window")
+        return self._write(z, labels, text, given.prompt, bias, ending)
 
     def _text(self, text: Batch | None, before: str) -> Batch:
         """The texts to write, after what the prompt says."""
@@ -441,7 +443,7 @@ class Handwriting(Model):
 
     @torch.no_grad()
     def _write(self, z: Tensor, labels: Tensor | None, text: Batch | None, prompt: Tensor | None, bias: float,
-               by_window: bool = False) -> Batch:
+               ending: Ending = "learned") -> Batch:
         """The prompt (P, 3), then the drawings of the noise (B, T, 4), of which each ends at NaN -> (B, P + T, 3)."""
         if not bias >= 0:
             raise UsageError(f"bias={bias}; expected a number of 0 or more")
@@ -456,7 +458,9 @@ class Handwriting(Model):
         parameters = model.head(outputs[:, -1])
         active = torch.ones(count, dtype=torch.bool, device=z.device)
         lengths = torch.zeros(count, dtype=torch.int64, device=z.device)
-        last = None if text is None or text.lengths is None else text.lengths - 1  # the place of <end>
+        shown, last = torch.zeros_like(lengths), None  # the character that the window shows, and the place of <end>
+        if ending != "learned" and text is not None and text.lengths is not None:
+            last = text.lengths - 1
         for noise in z.unbind(1):
             active = active & ~noise[:, 0].isnan()
             if not active.any():
@@ -468,16 +472,17 @@ class Handwriting(Model):
             offsets = offsets.round() if self.spec.integers else offsets.float().double()
             u = torch.special.ndtr(noise[:, 3]).clamp(max=1 - 1e-15)
             pen = _PEN.from_uniform(of_pen, u)
+            if last is not None and ending == "text":
+                pen = torch.where((pen == _OVER) & (shown < last - 1), _LIFTED, pen)
             point = torch.cat([offsets, (pen != _DOWN).double()[:, None]], 1)
             points.append(point.where(active[:, None], 0.0))
             lengths += active
             active = active & (pen != _OVER)
             before = state.place
             parameters, state = model.advance(point, told, state)
-            if by_window:
-                assert last is not None and told is not None
-                weight, _ = model._weigh(state.h[:, 0], before, told.shape[1])
-                active = active & (weight.argmax(1) < last)
+            if last is not None and told is not None:
+                shown = model._weigh(state.h[:, 0], before, told.shape[1])[0].argmax(1)
+                active = active & ((shown < last) | (ending == "text"))
         self._drawn += count
         self._limited += int((active & (lengths == z.shape[1])).sum())
         x = torch.stack(points, 1).float()
