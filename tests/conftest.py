@@ -189,6 +189,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("classifier", "text"): ["--embedding", "4", "--buckets", "50"],
     ("classifier", "audio"): ["--width", "4", "--features", "8", "--length", "120"],
     ("gaussian", "strokes"): [],
+    ("handwriting", "strokes"): ["--width", "6", "--layers", "2", "--components", "2", "--conditional"],
     ("gmm", "strokes"): ["--components", "2"],
     ("vae", "strokes"): ["--latent", "2", "--width", "8"],
     ("flow", "strokes"): ["--layers", "1", "--width", "8", "--depth", "1"],

@@ -601,3 +601,15 @@ def test_real_drawings_are_read_wholly(real_data, name):
             assert data.spec.length == longest
         ends = data.examples[torch.arange(count), data.lengths - 1, 2]
         assert (ends == 1).all()
+
+
+def test_every_so_many_th_point_of_a_stroke_and_its_last_are_kept(gencli, tmp_path):
+    strokes = [[[0, 1, 3, 6, 10, 15], [0, 0, 0, 0, 0, 7]], [[20], [5]], [[21, 22, 23, 24], [1, 2, 3, 4]]]
+    (tmp_path / "a.ndjson").write_text(json.dumps({"origin": [0, 0], "drawing": strokes}) + "\n")
+    data = load(str(tmp_path / "a.ndjson"), {"decimate": 2}, split="all")
+    (found,) = data.whole().pieces()
+    places = [[0, 0], [3, 0], [10, 0], [15, 7], [20, 5], [21, 1], [23, 3], [24, 4]]
+    assert found[:, :2].cumsum(0).tolist() == places and found[:, 2].tolist() == [0, 0, 0, 1, 1, 0, 0, 1]
+    assert data.protocol["decimate"] == 2 and data.spec.integers
+    whole = load(str(tmp_path / "a.ndjson"), {"decimate": 1}, split="all")
+    assert len(whole.whole().pieces()[0]) == 11 and "decimate" not in whole.protocol

@@ -265,9 +265,7 @@ def count_of(given: "Given", spec: Any) -> int:
 
 def _prompt(card: Any, words: str, console: Console) -> "Tensor":
     """What an example begins with, (P, ...)."""
-    import torch
-
-    from gencli.commands._reading import load_alone
+    from gencli.commands._reading import element_of, load_alone, named_element
     from gencli.tables import decode
 
     kind = registry.kind_of(card.spec)
@@ -278,5 +276,6 @@ def _prompt(card: Any, words: str, console: Console) -> "Tensor":
     if literal is not None and (lost := kind.lost(words, card.spec)):
         console.warn(f"--prompt: {lost}")
     if literal is None:
-        literal = load_alone(card, words, dict(kind.whole), console, card.spec).batch(torch.zeros(1, dtype=torch.int64))
+        source, number = named_element(words)
+        literal = element_of(load_alone(card, source, dict(kind.whole), console, card.spec), words, number or 0)
     return literal.pieces()[0]

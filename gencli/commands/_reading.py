@@ -127,6 +127,19 @@ def load_alone(card: Card | None, source: str, settings: dict[str, Any], console
                 detail=console.detail, **arguments)
 
 
+def named_element(words: str) -> tuple[str, int | None]:
+    """`DATA#3` -> DATA and 3; other words -> themselves and None."""
+    source, mark, number = words.rpartition("#")
+    return (source, int(number)) if mark and number.isascii() and number.isdigit() else (words, None)
+
+
+def element_of(data: Dataset, words: str, number: int) -> Batch:
+    """That number of a data set; DataError if it has fewer."""
+    if number >= len(data):
+        raise DataError(f"{words}: there are {len(data)} examples, numbered from 0")
+    return data.batch(torch.tensor([number]))
+
+
 def example_of(card: Card, words: str, settings: dict[str, Any], console: Console, data_root: str | None,
                given: Batch | None = None) -> Batch:
     """One example: written out, a file, or an element of a data set, `DATA#3`; with what it is made from.
@@ -137,19 +150,15 @@ def example_of(card: Card, words: str, settings: dict[str, Any], console: Consol
     Raises:
         UsageError: nobody says what it is made from.
     """
-    source, mark, number = words.rpartition("#")
-    if not (mark and number.isdigit()):
-        source, mark, number = words, "", "0"
+    source, number = named_element(words)
     kind = registry.kind_of(card.spec)
-    batch = None if mark else kind.parse(words, card.spec, "example")
+    batch = None if number is not None else kind.parse(words, card.spec, "example")
     if batch is not None and (lost := kind.lost(words, card.spec)):
         console.warn(f"{words}: {lost}")
     if batch is None:
         like = card.spec if given is None else card.spec.unconditional()
         data = load_for(card, source, settings, console, "all", like, data_root=data_root)
-        if int(number) >= len(data):
-            raise DataError(f"{words}: {source} has {len(data)} examples, numbered from 0")
-        batch = data.batch(torch.tensor([int(number)]))
+        batch = element_of(data, words, number or 0)
     elif card.spec.condition and given is None:
         raise UsageError(f"{words}: nothing says what it is made from; name one of "
                          f"{registry.kind_of(card.spec.condition).plural} with --given")

@@ -35,7 +35,7 @@ def sample(
     label: Annotated[str | None, typer.Option("--label", autocompletion=_completion.labels,
                                               help="Class, by name or number (conditional models).")] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="The beginning of a text (- reads it from stdin), or a "
-                                               "sound file that recordings begin with.")] = None,
+                                               "sound or drawing that samples begin with: a file, or DATA#3.")] = None,
     stop: Annotated[str | None, typer.Option("--stop", metavar="TEXT", help="End a text where TEXT would follow; short "
                                              "for --set stop=TEXT.")] = None,
     complete: Annotated[str | None, typer.Option("--complete", metavar="DATA", autocompletion=_completion.data,

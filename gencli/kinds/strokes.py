@@ -77,6 +77,7 @@ class StrokesSpec(Spec):
 class StrokesSettings(KindSettings):
     length: int | None = Field(None, ge=1, description="Points of the longest drawing; those with more are left out. "
                                                       "Default: of the longest there is.")
+    decimate: int = Field(1, ge=1, description="Keep every so many-th point of a stroke, and its last one.")
     label: str | None = Field(None, description="What holds the class: a key of .ndjson (default word), an array of "
                                                 ".npz (default labels).")
 
@@ -107,12 +108,13 @@ class Drawings(ListedExamples["np.ndarray"]):
     def fit(self, spec: StrokesSpec, request: Request, limit: int | None) -> Dataset:
         if spec.integers and not _are_whole(self.items):
             raise DataError(f"{self.name} has offsets with fractions; those of the model are whole numbers")
-        part = self.head(limit)
+        part, settings = self.head(limit), request.settings(Strokes())
         examples, lengths = stack_padded([torch.from_numpy(drawing) for drawing in part.items])
         # Only what the user says is a limit: that the longest is among the others must not change what is measured.
         spec = spec.model_copy(update={"length": max(spec.length, examples.shape[1])})
         return part._dataset(spec, examples, lengths=lengths,
-                             protocol={"length": request.settings(Strokes()).length})
+                             protocol={"length": settings.length,
+                                       **({"decimate": settings.decimate} if settings.decimate > 1 else {})})
 
 
 def _are_whole(drawings: Sequence[np.ndarray]) -> bool:
@@ -122,7 +124,10 @@ def _are_whole(drawings: Sequence[np.ndarray]) -> bool:
 def _found(name: str, drawings: Sequence[np.ndarray], request: Request, labels: Sequence[str] | None = None,
            texts: Sequence[str] | None = None, skipped: int = 0, numbers: Sequence[int] | None = None) -> Drawings:
     """Drawings (n, 3) with what came with them; of `numbers` of those that were asked for."""
-    most = request.settings(Strokes()).length
+    settings = request.settings(Strokes())
+    most = settings.length
+    if settings.decimate > 1:
+        drawings = [_decimated(drawing, settings.decimate) for drawing in drawings]
     short = [i for i, drawing in enumerate(drawings) if most is None or len(drawing) <= most]
     if not short:
         raise DataError(f"{name}: every drawing has more than --length {most} points" if drawings else
@@ -151,6 +156,16 @@ def _ended(drawing: np.ndarray) -> np.ndarray:
     drawing = drawing.copy()
     drawing[-1, 2] = 1
     return drawing
+
+
+def _decimated(drawing: np.ndarray, step: int) -> np.ndarray:
+    """The drawing (n, 3) by the points number 0, `step`, ... of each stroke, and its last one."""
+    lifted = drawing[:, 2] == 1
+    starts = np.flatnonzero(np.pad(lifted[:-1], (1, 0), constant_values=True))
+    places = np.arange(len(drawing)) - starts[np.cumsum(lifted) - lifted]
+    kept = (places % step == 0) | lifted
+    offsets = np.diff(drawing[:, :2].astype(np.float64).cumsum(0)[kept], axis=0, prepend=0)
+    return np.concatenate([offsets, drawing[kept, 2:]], 1).astype(np.float32)
 
 
 def _drawing(rows: np.ndarray, name: str) -> np.ndarray:
@@ -540,7 +555,7 @@ class Strokes(Kind):
     # --- measuring
 
     def rates(self, spec: Any, data: Dataset) -> Sequence[Rate]:
-        return [Rate("nats_per_point", "nats/point", 1.0, per=data.lengths)]
+        return [Rate("nats_per_point", "nats/point", 1.0, per=data.lengths, density=True)]
 
     def describe(self, spec: Any) -> str:
         return f"drawings of at most {spec.length} points"

@@ -253,8 +253,10 @@ class Lines(_TextExamples, ListedExamples[str]):
         amounts = _amounts(examples, lengths, spec, unknown)
         data = lines._fitted(spec, examples, lengths, len(unknown), amounts, protocol)
         faults = ([UNKNOWN in row[:room] for row in rows], [len(row) > room for row in rows])  # in the order of notes
-        firsts = [fault.index(True) + 1 for fault in faults if any(fault)]
-        return replace(data, notes=tuple(f"{note}; the first: text {first}"
+        firsts = [f"text {fault.index(True) + 1}" for fault in faults if any(fault)]
+        if unknown:
+            firsts[0] += f"; they are {shorten([repr(part) for part in dict.fromkeys(unknown)])}"
+        return replace(data, notes=tuple(f"{note}; the first: {first}"
                                          for note, first in zip(data.notes, firsts, strict=True)))
 
 
