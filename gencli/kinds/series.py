@@ -14,12 +14,12 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import Field
 
-from gencli.clock import Clock, date_formats, on_clock
-from gencli.dataset import Dataset, fingerprint, stack_padded
+from gencli.clock import Clock, Cycle, date_formats, on_clock
+from gencli.dataset import Dataset, Keys, fingerprint, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded, printable, unguarded
 from gencli.examples import Examples, KindSettings, ListedExamples, Request, Splits, readable, shorten, whole
@@ -66,6 +66,8 @@ class SeriesSpec(Spec):
     scale: tuple[float, ...]
     missing: tuple[str, ...] = Field((), description="Columns in which values are missing.")
     clock: Clock | None = Field(None, description="The time of steps; None: nothing is known of it.")
+    covariates: tuple[str, ...] = Field((), description="Columns that a future is not made of, only its past.")
+    calendar: tuple[Cycle, ...] = Field((), description="Cycles of which the last covariates are cosine and sine.")
     court: Literal["basketball"] | None = Field(
         None, description="What x and y, which columns are by turns, are places on, in feet; the ball comes first.")
 
@@ -82,6 +84,11 @@ class SeriesSettings(KindSettings):
     time: str | None = Field(None, description="Column of the time (default: the first that holds dates).")
     series: str | None = Field(None, description="Column that tells several series apart (default: example, if there "
                                                  "is one).")
+    covariates: str | None = Field(None, description="Columns that a future is not made of (--condition past=N), only "
+                                                     "its past: wind,clouds.")
+    calendar: str | None = Field(None, description="More such columns, where a step stands in cycles of the calendar: "
+                                                   "of day,week,year.")
+    last: bool = Field(False, description="Of each series the last window alone, as is read with --given.")
     label: str | None = Field(None, description="Column of the class, the same throughout a series.")
     borders: str | None = Field(None, pattern=r"^\d+,\d+,\d+$", description="Steps at which the training part of a "
                                 "long series ends, and the test part begins and ends: 8640,11520,14400.")
@@ -95,10 +102,14 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
     """N series (T, D) of D numbers, NaN where one is missing; one alone is long, and held out by time.
 
     `borders`: of one alone, where its training part ends, and its test part begins and ends. `context`: steps before
-    the test part that its windows may begin in, since what they are made from is there.
+    the test part that its windows may begin in, since what they are made from is there. `starts`: the first stamp of
+    each, where there is a clock. `covariates` and `calendar`: as in their Spec.
     """
 
     kind = "series"
+    starts: list[str] | None = None
+    covariates: tuple[str, ...] = ()
+    calendar: tuple[Cycle, ...] = ()
 
     def __init__(self, name: str, series: Sequence[np.ndarray], columns: Sequence[str] | None = None,
                  labels: Sequence[str] | None = None, skipped: int = 0, *, clock: Clock | None = None,
@@ -113,13 +124,23 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         return f"series of {len(self.columns)} numbers"
 
     def _with(self, items: Sequence[np.ndarray], labels: Sequence[str] | None, skipped: int) -> Self:
-        return type(self)(self.name, items, self.columns, labels, skipped, clock=self.clock, court=self.court,
-                          borders=self.borders, context=self.context, room=self.room)
+        new = type(self)(self.name, items, self.columns, labels, skipped, clock=self.clock, court=self.court,
+                         borders=self.borders, context=self.context, room=self.room)
+        new.covariates, new.calendar = self.covariates, self.calendar
+        return new
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        new = super()._take(indices)
+        new.starts = self.starts and [self.starts[i] for i in indices]
+        return new
 
     def _join(self, others: Sequence[Self]) -> Self:
         ordered = [part._with([x[:, part._order(self.columns)] for x in part.items], part.labels, part.skipped)
                    for part in others]
-        return super()._join(ordered)
+        new = super()._join(ordered)
+        starts = [part.starts or [] for part in (self, *others)]
+        new.starts = [start for part in starts for start in part] if all(starts) else None
+        return new
 
     def identities(self) -> list[Any]:
         return [x.tobytes() for x in self.items]
@@ -136,8 +157,10 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         test = x[max(start - self.context, 0) : stop]
         parts = (self._with([x[:end]], self.labels, self.skipped),
                  self._with([test] if len(test) else [], self.labels, self.skipped))
-        for part in parts:
+        for part, begin in zip(parts, (0, max(start - self.context, 0)), strict=True):
             part.room = min(end, len(test))
+            if self.starts and self.clock and part.items:
+                part.starts = [self.clock.starting(self.starts[0], begin).start]
         return parts
 
     def spec(self, settings: SeriesSettings, classes: tuple[str, ...]) -> SeriesSpec:
@@ -153,7 +176,8 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         return SeriesSpec(columns=self.columns, length=window or max(lengths), fixed=bool(window) or len(lengths) == 1,
                           mean=np.nanmean(values, 0).tolist(), scale=np.where(scale > 0, scale, 1).tolist(),
                           missing=tuple(name for i, name in enumerate(self.columns) if np.isnan(values[:, i]).any()),
-                          clock=self.clock, court=self.court, classes=classes)
+                          covariates=self.covariates, calendar=self.calendar, clock=self.clock, court=self.court,
+                          classes=classes)
 
     def fit(self, spec: SeriesSpec, request: Request, limit: int | None) -> Dataset:
         settings = request.settings(Series())
@@ -167,8 +191,12 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
                 raise DataError(f"{self.name}: column {name!r} has missing values, and the model was trained on data "
                                 f"without; fill them in, or train it on data that has some")
         stride = (settings.stride or 1) if spec.fixed else spec.length
-        starts = [range(0, len(x) - spec.length + 1, stride) if spec.fixed else range(0, len(x), stride)
-                  for x in series]
+        last = settings.last and spec.fixed
+        starts = [range(len(x) - spec.length if last else 0, len(x) - spec.length + 1, stride) if spec.fixed
+                  else range(0, len(x), stride) for x in series]
+        if last and (short := next((i for i, x in enumerate(series) if len(x) < spec.length), None)) is not None:
+            raise DataError(f"{self.name}: {self._called(short)} has {len(series[short])} steps; expected at least "
+                            f"{spec.length}, which a future is made from")
         origin = torch.tensor([(i, start) for i, own in enumerate(starts) for start in own], dtype=torch.int64)
         if not len(origin):
             raise DataError(f"{self.name}: the longest series has {max(map(len, series))} steps; expected windows of "
@@ -177,7 +205,8 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             examples, lengths = stack_padded([series[i][at : at + stride] for i, at in origin.tolist()])
         else:
             # Windows of one series share its memory: (N, L, D) is a view of (T, D).
-            windows = [x.unfold(0, spec.length, stride).transpose(1, 2) for x in series if len(x) >= spec.length]
+            windows = [x[-spec.length if last else 0 :].unfold(0, spec.length, stride).transpose(1, 2)
+                       for x in series if len(x) >= spec.length]
             examples = windows[0] if len(windows) == 1 else torch.cat(windows)
             lengths = torch.full((len(examples),), spec.length)
         blocks = None
@@ -192,7 +221,16 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             protocol["step"] = str(spec.clock)
         data = part._dataset(spec, examples, lengths=lengths, origin=origin, blocks=blocks, fingerprint=print_of,
                              protocol=protocol, notes=tuple(self._notes(spec, settings, series, starts)))
+        if last and self.clock and self.starts:  # what is made of them goes on where they end
+            ends = [self.clock.starting(start, len(x)).start for start, x in zip(self.starts, series, strict=True)]
+            data.keys = Keys(self.clock.column, ends, self.keys)
         return data.subset(limit)
+
+    def _called(self, number: int) -> str:
+        """A series, for messages."""
+        if self.keys is not None:
+            return f"series {printable(str(self.keys.values[number]))!r}"
+        return "the series" if len(self) == 1 else f"series {number}"
 
     def _notes(self, spec: SeriesSpec, settings: SeriesSettings, series: list[Tensor],
                starts: list[range]) -> Iterator[str]:
@@ -202,6 +240,8 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             yield f"cut into windows of {spec.length} steps; --window says otherwise"
         if short := sum(not own for own in starts):
             yield f"{short} of {len(series)} series have fewer than {spec.length} steps and are left out"
+        if settings.last:
+            return
         if rest := sum(len(x) - own[-1] - spec.length for x, own in zip(series, starts, strict=True) if own):
             yield f"{rest} steps at the end of series fill no window and are left out"
 
@@ -266,12 +306,51 @@ def _table(source: Source, request: Request) -> SeriesExamples:
                 raise DataError(f"{name}: line {numbers[other]}: class {of_rows[other]!r}, but series {key!r} began "
                                 f"with {of_rows[own[0]]!r}; expected one class throughout a series")
         labels = [unguarded(of_rows[own[0]]) for own in parts.values()]
-    series, clock = [values[own] for own in parts.values()], None
+    series, clock, begin = [values[own] for own in parts.values()], None, None
     if "time" in places:
-        series, clock = on_clock(columns[places["time"]], cells.columns[places["time"]], numbers, values,
-                               list(parts.values()), name, request)
-    return SeriesExamples(name, series, [cells.columns[i] for i in free] if cells.header else None, labels,
-                          len(cells.lines) - len(whole), clock=clock)
+        series, clock, begin = on_clock(columns[places["time"]], cells.columns[places["time"]], numbers, values,
+                                        list(parts.values()), name, request)
+    found = SeriesExamples(name, series, [cells.columns[i] for i in free] if cells.header else None, labels,
+                           len(cells.lines) - len(whole), clock=clock)
+    found.starts = begin
+    if "series" in places and cells.columns[places["series"]] != "example":
+        found.keys = Keys(cells.columns[places["series"]], [unguarded(key) for key in parts])
+    return found
+
+
+def _with_covariates(examples: SeriesExamples, settings: SeriesSettings) -> SeriesExamples:
+    """The columns in the order of `SeriesSpec`: what a future is made of, then covariates, those of the calendar last.
+
+    Raises:
+        UsageError: a column that is not there, or nothing but these; a cycle that the time of the steps has no part in.
+    """
+    named = tuple(filter(None, map(str.strip, (settings.covariates or "").split(","))))
+    if missing := [name for name in named if name not in examples.columns]:
+        raise UsageError(f"--covariates {settings.covariates}: {examples.name} has no column {missing[0]!r}"
+                         f"{did_you_mean(missing[0], examples.columns)}")
+    order = [i for i, name in enumerate(examples.columns) if name not in named]
+    if not order:
+        raise UsageError(f"--covariates {settings.covariates}: these are all columns of {examples.name}; leave out "
+                         f"what the future is to be made of")
+    order += [examples.columns.index(name) for name in dict.fromkeys(named)]
+    examples.items = [x[:, order] for x in examples.items]
+    examples.columns, examples.covariates = tuple(examples.columns[i] for i in order), tuple(dict.fromkeys(named))
+    cycles = tuple(dict.fromkeys(filter(None, map(str.strip, (settings.calendar or "").split(",")))))
+    for cycle in cycles:
+        if cycle not in get_args(Cycle):
+            raise UsageError(f"--calendar {settings.calendar}: {cycle!r} is no cycle"
+                             f"{did_you_mean(cycle, get_args(Cycle))}")
+        if examples.clock is None or examples.starts is None or examples.clock.period(cycle) is None:
+            step = f"has steps of {examples.clock}" if examples.clock else "has no column of the time"
+            raise UsageError(f"--calendar {cycle}: {examples.name} {step}; expected dates or times, at steps shorter "
+                             f"than a {cycle}")
+        for i, (x, start) in enumerate(zip(examples.items, examples.starts, strict=True)):
+            angles = 2 * math.pi * examples.clock.starting(start).turns(cycle, len(x))
+            examples.items[i] = np.concatenate([x, np.stack([np.cos(angles), np.sin(angles)], 1)], 1)
+        own = (f"cosine of the {cycle}", f"sine of the {cycle}")
+        examples.columns, examples.covariates = examples.columns + own, examples.covariates + own
+    examples.calendar = cycles  # type: ignore[assignment]
+    return examples
 
 
 def _cells(content: Path | Part | bytes, name: str, named: tuple[str, ...]) -> Table:
@@ -489,13 +568,17 @@ def _past(spec: SeriesSpec, argument: str) -> tuple[SeriesSpec, Callable[[Datase
                          f"({f'--window {spec.length}' if spec.fixed else 'give --window'}), such as past="
                          f"{max(1, spec.length // 2)}")
     past = spec.model_copy(update={"length": count, "classes": ()})
-    rest = spec.model_copy(update={"length": spec.length - count, "condition": past})
+    made = len(spec.columns) - len(spec.covariates)  # columns of the future
+    rest = spec.model_copy(update={
+        "length": spec.length - count, "condition": past, "covariates": (), "calendar": (),
+        "columns": spec.columns[:made], "mean": spec.mean[:made], "scale": spec.scale[:made],
+        "missing": tuple(name for name in spec.missing if name in spec.columns[:made])})
 
     def split(data: Dataset) -> Dataset:
         assert data.lengths is not None
         lengths = torch.full((len(data),), count)
         before = replace(data, spec=past, examples=data.examples[:, :count], labels=None, lengths=lengths)
-        return replace(data, spec=rest, examples=data.examples[:, count:], lengths=data.lengths - lengths,
+        return replace(data, spec=rest, examples=data.examples[:, count:, :made], lengths=data.lengths - lengths,
                        condition=before)
 
     return rest, split
@@ -517,6 +600,7 @@ class Series(Kind):
     terminal = "csv"
     shown = Shown(preview=("png", 16), samples=24, pairs=8, frames=5, across=4)
     conditions = {"past": _past}
+    whole = {"last": True}
 
     # --- reading
 
@@ -539,7 +623,8 @@ class Series(Kind):
         return _table(source, request)
 
     def _planned(self, examples: SeriesExamples, request: Request) -> SeriesExamples:
-        """How a long series is to be cut."""
+        """What its columns are, and how a long series is to be cut."""
+        examples = _with_covariates(examples, request.settings(self))
         if borders := request.settings(self).borders:
             if len(examples) > 1:
                 raise UsageError(f"--borders {borders} is for one long series; {examples.name} has {len(examples)}, of "
@@ -606,8 +691,10 @@ class Series(Kind):
 
     def undivided(self, spec: Any) -> SeriesSpec:
         """Of what was divided into past and future, both."""
-        past = spec.condition.length if isinstance(spec.condition, SeriesSpec) else 0
-        return spec.model_copy(update={"length": spec.length + past, "condition": None})
+        past = spec.condition
+        if not isinstance(past, SeriesSpec):
+            return spec.model_copy(update={"condition": None})
+        return past.model_copy(update={"length": spec.length + past.length, "classes": spec.classes})
 
     def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name != "window"}
