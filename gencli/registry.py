@@ -358,6 +358,10 @@ metrics = Table("gencli.metrics", MetricGroup,
     MetricGroup("series", "gencli.metrics.series:series",
                 "Kolmogorov-Smirnov distance of each column, difference of auto- and cross-correlations; speed and "
                 "acceleration of tracks", needs=("samples",), kinds=("series",), default=True),
+    MetricGroup("forecasts", "gencli.metrics.forecasts:forecasts",
+                "paths of the future of series against what came: MSE, MAE, MASE, quantile loss, CRPS, energy score, "
+                "coverage, beside naive forecasts", needs=("model",), can=("sample",), wants=("condition",),
+                kinds=("series",), uses=("training",), default=True),
     MetricGroup("strokes", "gencli.metrics.strokes:strokes",
                 "Kolmogorov-Smirnov distance of strokes, points, lengths, extents and turns of drawings",
                 needs=("samples",), kinds=("strokes",), default=True),

@@ -15,10 +15,10 @@ A window is made comparable with others by what its past says: the last value is
 then also divided by the deviation (Kim et al. 2022, "Reversible Instance Normalization").
 
 p(future | past) is a product over columns. In the recurrent net it is a product over steps of the sinh-arcsinh
-distribution (Jones & Pewsey 2009), given all steps before. The others give the distribution of each step by itself,
-Gaussian in the regression, and a Gaussian copula joins them: the correlations of their noise z, which are counted on
-the training data after the weights are learned. Of the regression all this is the multivariate Gaussian of its
-residuals.
+distribution (Jones & Pewsey 2009), given all steps before. The others give that of each step by itself, and a Gaussian
+copula joins them: the correlations of their noise z, which are counted on the training data after the weights are
+learned. Of the regression scales and tails are counted likewise; where residuals are Gaussian, all this is their
+multivariate Gaussian.
 
 Missing values: before those that are there nothing is known of a column, later the last value stands for them, and
 networks are told. They do not count in the likelihood, and the code has NaN for them.
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.series import SeriesSpec
-from gencli.layers.distributions import Gaussian, SinhArcsinh, log_normal
+from gencli.layers.distributions import SinhArcsinh, log_normal
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 
@@ -50,6 +50,7 @@ _FLOOR = 0.01  # least deviation of a window, as a share of that of all data
 _NARROWEST = -7.0  # log-scale of a step, in deviations of its window
 _SIZES = {"recurrent": Sizes(width=(64, 128, 256), layers=(2, 2, 2)),
           "patch": Sizes(width=(32, 64, 128), layers=(2, 3, 3))}
+_BIN, _BINS = 0.05, 400  # deviations; bins of a histogram of residuals
 _HEADS, _PATCH = 4, 16  # of the transformer; steps of a patch, of which the next has half
 
 
@@ -85,6 +86,7 @@ class Window:
         others: (B, P, 2 K), covariates, standardised, and which of them are there; 0 where not.
         calendar: (B, P + H, C), of past and future.
         centre, scale: (B, D).
+        unrest: (B, D), the log of the deviation of the past, in the units of the window.
     """
 
     values: Tensor
@@ -93,6 +95,7 @@ class Window:
     calendar: Tensor
     centre: Tensor
     scale: Tensor
+    unrest: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Window":
         return Window(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
@@ -110,13 +113,13 @@ class Forecast(Model):
     likelihood = "exact"
     density = True
     lossless = True
+    distribution = SinhArcsinh(_NARROWEST)
     block = 256
     defaults = {"lr": 1e-3, "batch_size": 64, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100, "epochs": 10,
                 "weight_decay": 1e-4}
 
     config: ForecastConfig
     spec: SeriesSpec
-    distribution: Gaussian | SinhArcsinh
     mean: Tensor
     scale: Tensor
     factor: Tensor
@@ -139,7 +142,6 @@ class Forecast(Model):
         if config.normalise == "auto":
             self.normalise = "last" if config.net == "linear" else "deviation"
         self.net = _NETS[config.net](self)
-        self.distribution = self.net.distribution
         # The Cholesky factor of the correlations of the noise of steps; of the recurrent net there are none.
         self.register_buffer("factor", torch.eye(self.horizon))
         self._seen: list[Tensor] = []  # sums of a pass through the data
@@ -184,18 +186,21 @@ class Forecast(Model):
             there = (~values.isnan()).to(values.dtype)
             values = _filled(values)
         count = there.sum(2, keepdim=True).clamp(min=1)
-        centre, deviation = torch.zeros_like(count), torch.ones_like(count)
+        centre = (values * there).sum(2, keepdim=True) / count
+        square = ((values - centre) * there).square().sum(2, keepdim=True) / count
+        spread = (square + _FLOOR**2).sqrt()
+        deviation = torch.ones_like(spread)
         if self.normalise == "last":
             centre = values[..., -1:]
         elif self.normalise == "deviation":
-            centre = (values * there).sum(2, keepdim=True) / count
-            square = ((values - centre) * there).square().sum(2, keepdim=True) / count
-            deviation = (square + _FLOOR**2).sqrt()
+            deviation = spread
+        else:
+            centre = torch.zeros_like(spread)
         calendar = condition.x[..., len(self.past.columns) - self.calendar :].to(values.dtype)
         told = torch.cat([others.nan_to_num(), (~others.isnan()).to(others.dtype)], 2)
         return Window((values - centre) / deviation, there, told, self._continued(calendar),
                       self.mean[self.columns] + self.scale[self.columns] * centre[..., 0],
-                      self.scale[self.columns] * deviation[..., 0])
+                      self.scale[self.columns] * deviation[..., 0], (spread / deviation)[..., 0].log())
 
     def _continued(self, calendar: Tensor) -> Tensor:
         """(B, P, C) -> (B, P + H, C): cosine and sine of each cycle go on turning."""
@@ -222,8 +227,10 @@ class Forecast(Model):
         join = Phase("correlation", share=0, accumulate=self._correlate, finish=self._join)
         if isinstance(self.net, _Linear):
             fit = Phase("regression", accumulate=self._regress, finish=self._solve, report=self._report)
+            grow = Phase("growth", share=0, accumulate=self._compare, finish=self._grow)
             spread = Phase("deviation", share=0, accumulate=self._measure, finish=self._spread)
-            return [look, fit, spread, join]
+            shape = Phase("tails", share=0, accumulate=self._count, finish=self._shape)
+            return [look, fit, grow, spread, shape, join]
         train = Phase("train", [Player("model", [*self.net.parameters()], self.loss)])
         return [look, train] if isinstance(self.net, _Recurrent) else [look, train, join]
 
@@ -275,11 +282,35 @@ class Forecast(Model):
     def _report(self) -> dict[str, float]:
         return {"loss": self._mse}
 
-    def _measure(self, batch: Batch) -> None:
-        """The squares of the residuals by column and step."""
+    def _residuals(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(B, D, H) float64, NaN where a value is missing, and how unquiet their pasts were, (B, D, 1)."""
         window = self._window(batch.condition)
         y, _ = self._future(batch, window)
-        rest = (y - self.net(window)[..., 0]).double()
+        return (y - self.net(window)[..., 0]).double(), window.unrest.double()[..., None]
+
+    def _compare(self, batch: Batch) -> None:
+        """The sums of a regression of the logarithms of residuals on that of the deviation of their past, by column."""
+        rest, unrest = self._residuals(batch)
+        size, there = rest.abs().clamp(min=1e-6).log(), (~rest.isnan()).double()
+        self._add(*(part.where(there > 0, 0.0).sum((0, 2)) for part in (
+            there, size, unrest.expand_as(rest), size * unrest, unrest.square().expand_as(rest))))
+
+    def _grow(self) -> bool:
+        """How residuals grow with the deviation of the past, its power, between 0 and 1."""
+        assert isinstance(self.net, _Linear)
+        count, size, unrest, product, square = self._seen
+        self._seen = []
+        count = count.clamp(min=1)
+        varies = (square - unrest.square() / count).sum()
+        slope = (product - size * unrest / count).sum() / varies.clamp(min=1e-9)
+        self.net.growth.fill_(float(slope.clamp(0, 1)))
+        return True
+
+    def _measure(self, batch: Batch) -> None:
+        """The squares of the residuals, divided by what their pasts say of them, by column and step."""
+        assert isinstance(self.net, _Linear)
+        rest, unrest = self._residuals(batch)
+        rest = rest * torch.exp(-float(self.net.growth) * unrest)
         self._add(rest.square().nan_to_num().sum(0), (~rest.isnan()).double().sum(0))
 
     def _spread(self) -> bool:
@@ -289,6 +320,31 @@ class Forecast(Model):
         self._seen = []
         left = (count * (1 - self.net.freedom / count.sum(0).clamp(min=1))).clamp(min=1)
         self.net.log_deviation.copy_((squares / left).clamp(min=math.exp(2 * _NARROWEST)).sqrt().log())
+        return True
+
+    def _count(self, batch: Batch) -> None:
+        """A histogram of the residuals, in deviations, by column, (D, bins)."""
+        window = self._window(batch.condition)
+        y, _ = self._future(batch, window)
+        location, log_deviation, *_ = self.net(window).unbind(-1)
+        size = ((y - location) * torch.exp(-log_deviation)).abs().nan_to_num(nan=math.inf)
+        place = (size / _BIN).clamp(max=_BINS).long()  # what is missing is in the last bin, which does not count
+        counts = torch.stack([torch.bincount(own.flatten(), minlength=_BINS + 1) for own in place.unbind(1)])
+        self._add(counts[:, :_BINS].double())
+
+    def _shape(self) -> bool:
+        """The likeliest tails and widths of the residuals of each column, of those on a grid."""
+        assert isinstance(self.net, _Linear)
+        (counts,) = self._seen
+        self._seen = []
+        tails = torch.linspace(-2, 0, 21, dtype=torch.float64)
+        widths = torch.linspace(-1.5, 0.25, 71, dtype=torch.float64)
+        middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * _BIN
+        zero = torch.zeros((), dtype=torch.float64)
+        log_prob = self.distribution.log_prob((zero, widths[:, None], zero, tails[:, None, None]), middles)
+        best = torch.einsum("twb,db->dtw", log_prob, counts.cpu()).flatten(1).argmax(1)
+        self.net.tail.copy_(tails[best // len(widths)])
+        self.net.log_deviation.add_(widths[best % len(widths)].to(self.net.log_deviation)[:, None])
         return True
 
     def _correlate(self, batch: Batch) -> None:
@@ -463,15 +519,19 @@ def _filled(x: Tensor) -> Tensor:
 
 
 class _Linear(nn.Module):
-    """The regression: `weight` (H, inputs) on the past, what else is known at its end, and a constant."""
+    """The regression: `weight` (H, inputs) on the past, what else is known at its end, and a constant.
 
-    distribution = Gaussian(_NARROWEST)
+    The scale of a residual is that of its column and step, (D, H), times the deviation of the past to the power of
+    `growth`; each column has tails of its own, and no skew, so that its mean is the regression.
+    """
 
     def __init__(self, model: Forecast):
         super().__init__()
         inputs = model.past.length + model.calendar + 2 * len(model.others) + 1
         self.weight = nn.Parameter(torch.zeros(model.horizon, inputs), requires_grad=False)
         self.log_deviation = nn.Parameter(torch.zeros(len(model.columns), model.horizon), requires_grad=False)
+        self.tail = nn.Parameter(torch.zeros(len(model.columns)), requires_grad=False)
+        self.growth = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("freedom", torch.zeros(()), persistent=False)  # weights' worth of data that the fit took
         self.freedom: Tensor
         self.steps = model.past.length
@@ -484,13 +544,13 @@ class _Linear(nn.Module):
 
     def forward(self, window: Window, y: Tensor | None = None) -> Tensor:
         mean = self.inputs(window) @ self.weight.T
-        return torch.stack([mean, self.log_deviation.expand_as(mean)], -1)
+        log_deviation = self.log_deviation + self.growth * window.unrest[..., None]
+        tail = self.tail[:, None].expand_as(mean)
+        return torch.stack([mean, log_deviation.expand_as(mean), torch.zeros_like(mean), tail], -1)
 
 
 class _Network(nn.Module):
     """What networks have in common."""
-
-    distribution = SinhArcsinh(_NARROWEST)
 
     def training_parameters(self, window: Window, y: Tensor) -> tuple[Tensor, Tensor]:
         """The parameters of the steps that are learned, and these."""

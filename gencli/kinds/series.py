@@ -27,7 +27,7 @@ from gencli.files import Part, Source, bytes_of
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
-from gencli.line_drawing import LineDrawing, on_court, strips
+from gencli.line_drawing import Line, LineDrawing, on_court, strips, unbroken
 from gencli.spec import Batch, Spec
 from gencli.tables import Table, decode, number, numbered, read_cells, read_parquet
 
@@ -335,11 +335,12 @@ def _with_covariates(examples: SeriesExamples, settings: SeriesSettings) -> Seri
     order += [examples.columns.index(name) for name in dict.fromkeys(named)]
     examples.items = [x[:, order] for x in examples.items]
     examples.columns, examples.covariates = tuple(examples.columns[i] for i in order), tuple(dict.fromkeys(named))
-    cycles = tuple(dict.fromkeys(filter(None, map(str.strip, (settings.calendar or "").split(",")))))
-    for cycle in cycles:
+    for cycle in (words := [*filter(None, map(str.strip, (settings.calendar or "").split(",")))]):
         if cycle not in get_args(Cycle):
             raise UsageError(f"--calendar {settings.calendar}: {cycle!r} is no cycle"
                              f"{did_you_mean(cycle, get_args(Cycle))}")
+    cycles: tuple[Cycle, ...] = tuple(cycle for cycle in get_args(Cycle) if cycle in words)
+    for cycle in cycles:
         if examples.clock is None or examples.starts is None or examples.clock.period(cycle) is None:
             step = f"has steps of {examples.clock}" if examples.clock else "has no column of the time"
             raise UsageError(f"--calendar {cycle}: {examples.name} {step}; expected dates or times, at steps shorter "
@@ -349,7 +350,7 @@ def _with_covariates(examples: SeriesExamples, settings: SeriesSettings) -> Seri
             examples.items[i] = np.concatenate([x, np.stack([np.cos(angles), np.sin(angles)], 1)], 1)
         own = (f"cosine of the {cycle}", f"sine of the {cycle}")
         examples.columns, examples.covariates = examples.columns + own, examples.covariates + own
-    examples.calendar = cycles  # type: ignore[assignment]
+    examples.calendar = cycles
     return examples
 
 
@@ -499,6 +500,48 @@ class Csv(Format):
 def _drawn(x: np.ndarray, spec: SeriesSpec) -> LineDrawing:
     """A series (T, D): its tracks if it is on a court, else a chart."""
     return on_court(x) if spec.court else strips(x, spec.columns, spec.mean, spec.scale, spec.length)
+
+
+_BANDS = ((0.025, 0.975, "#dbe4f7"), (0.1, 0.9, "#b9cbf0"), (0.25, 0.75, "#8fabe6"))
+_MOST_DRAWN = 8  # columns of a forecast
+_CHART, _ROW = 420, 110  # width of the chart of a forecast; height of a column in it
+
+
+def fan(paths: np.ndarray, spec: SeriesSpec, past: np.ndarray | None = None,
+        truth: np.ndarray | None = None) -> LineDrawing:
+    """Paths (N, T, D) of a future as their median and bands of 50%, 80% and 95%; what was before (P, D), what came (T,
+    D). A row for each column, with a scale of its own, between the numbers at its left.
+    """
+    steps = paths.shape[1]
+    before = np.empty((0, paths.shape[2])) if past is None else past[-2 * steps - 8 :]
+    count = min(_MOST_DRAWN, paths.shape[2])
+    lines, words = [], []
+    for i in range(count):
+        bands = [np.nanquantile(paths[:, :, i], ends, axis=0) for ends in ((low, high) for low, high, _ in _BANDS)]
+        median = np.nanmedian(paths[:, :, i], axis=0)
+        last = before[-1:, i]
+        seen = [*bands[0], before[:, i], *([] if truth is None else [truth[:, i]])]
+        low, high = (float(pick(np.concatenate(seen))) for pick in (np.nanmin, np.nanmax))
+        top, room = i * _ROW + 16, _ROW - 24
+
+        def placed(values: np.ndarray, first: int, low: float = low, high: float = high, top: int = top,
+                   room: int = room) -> np.ndarray:
+            across = 6 + (first + np.arange(len(values))) * (_CHART - 12) / max(1, len(before) + steps - 1)
+            return np.stack([across, top + room * (1 - (values - low) / (high - low or 1))], 1)
+
+        start = len(before) - len(last)
+        for (lower, upper), (*_, colour) in zip(bands, _BANDS, strict=True):
+            edges = [placed(np.concatenate([last, edge]), start) for edge in (lower, upper)]
+            edges = [edge[np.isfinite(edge).all(1)] for edge in edges]
+            lines.append(Line(np.concatenate([edges[0], edges[1][::-1]]), colour, area=True))
+        drawn = [(before[:, i], 0, "#5c6670"), (np.concatenate([last, median]), start, "#2457c5")]
+        drawn += [] if truth is None else [(np.concatenate([last, truth[:, i]]), start, "#d9680b")]
+        lines += [Line(part, colour) for values, first, colour in drawn for part in unbroken(placed(values, first))]
+        lines.append(Line(np.array([[0, (i + 1) * _ROW], [_CHART, (i + 1) * _ROW]]), "#e3e6ea", 1))
+        name = spec.columns[i] if i < count - 1 or count == paths.shape[2] \
+            else f"{spec.columns[i]} (and {paths.shape[2] - count} more)"
+        words.append((6, i * _ROW + 11, f"{shorten([name], 1)}: {low:.4g} to {high:.4g}"))
+    return LineDrawing(_CHART, count * _ROW, tuple(lines), tuple(words))
 
 
 class Npz(Held):
