@@ -28,7 +28,7 @@ else:
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
 _TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", " %H:%M:%S.%f", "T%H:%M:%S.%f", "T%H:%M:%SZ")
 _FORMATS = (*(date + time for date in _DATES for time in _TIMES), "%Y-%m", "%Y/%m")
-Cycle = Literal["day", "week", "year"]
+Cycle = Literal["day", "week", "year"]  # of the calendar
 _SECONDS = {"day": 86400.0, "week": 7 * 86400.0, "year": 365.2425 * 86400.0}  # of a cycle
 _MOST_FILLED = 1000  # steps that gaps may add for each that is there
 

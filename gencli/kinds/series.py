@@ -211,8 +211,7 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             lengths = torch.full((len(examples),), spec.length)
         blocks = None
         if spec.fixed and stride < spec.length:
-            place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * spec.length)], 1)
-            blocks = place.unique(dim=0, return_inverse=True)[1]
+            blocks = _blocks(origin, spec.length)
         part = self.take(origin[:, 0].tolist()) if self.labels or self.tasks else self
         labels = part._numbers(spec.classes)
         print_of = fingerprint(*series, labels, lengths, repr((spec.length, spec.fixed, stride)).encode())
@@ -255,6 +254,12 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         if missing := [column for column in columns if column not in self.columns]:
             raise DataError(f"{self.name} has no column {missing[0]!r}{did_you_mean(missing[0], self.columns)}")
         return [self.columns.index(column) for column in columns]
+
+
+def _blocks(origin: Tensor, length: int) -> Tensor:
+    """Windows of so many steps (series, start) -> the numbers of the blocks that they are in, (N,)."""
+    place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * length)], 1)
+    return place.unique(dim=0, return_inverse=True)[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -621,8 +626,11 @@ def _past(spec: SeriesSpec, argument: str) -> tuple[SeriesSpec, Callable[[Datase
         assert data.lengths is not None
         lengths = torch.full((len(data),), count)
         before = replace(data, spec=past, examples=data.examples[:, :count], labels=None, lengths=lengths)
+        blocks = data.blocks
+        if blocks is not None and data.origin is not None:  # what is made from the pasts overlaps less than the windows
+            blocks = _blocks(data.origin, spec.length - count)
         return replace(data, spec=rest, examples=data.examples[:, count:, :made], lengths=data.lengths - lengths,
-                       condition=before)
+                       condition=before, blocks=blocks)
 
     return rest, split
 

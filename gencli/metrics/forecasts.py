@@ -33,7 +33,6 @@ QUANTILES = tuple(i / 10 for i in range(1, 10))
 _LOW, _HIGH = 0, 8  # of them, the ends of the band of 80%
 _FEWEST, _MOST, _ALL = 50, 400, 300_000  # paths of a window, and of all windows about
 _DRAWN = 3  # windows in a figure
-_DAY = 86400  # seconds
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -68,11 +67,11 @@ def pinball(quantiles: Tensor, y: Tensor) -> Tensor:
 
 
 def season(spec: SeriesSpec) -> int:
-    """Steps of a season: a day where steps are shorter, a year of months, else 1, as in GluonTS."""
-    if spec.clock is None or spec.clock.unit == "units":
+    """Steps of a season: a day where steps are shorter, else a week of days, a year of months; 1 of others."""
+    if spec.clock is None:
         return 1
-    steps = (12 if spec.clock.unit == "months" else _DAY) / spec.clock.step
-    return round(steps) if steps == round(steps) else 1
+    periods = [spec.clock.period(cycle) for cycle in ("day", "week", "year")]
+    return next((round(period) for period in periods if period and period == round(period)), 1)
 
 
 @dataclass
