@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
+from functools import cache
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -220,9 +222,11 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             protocol["step"] = str(spec.clock)
         data = part._dataset(spec, examples, lengths=lengths, origin=origin, blocks=blocks, fingerprint=print_of,
                              protocol=protocol, notes=tuple(self._notes(spec, settings, series, starts)))
-        if last and self.clock and self.starts:  # what is made of them goes on where they end
-            ends = [self.clock.starting(start, len(x)).start for start, x in zip(self.starts, series, strict=True)]
-            data.keys = Keys(self.clock.column, ends, self.keys)
+        if last:  # what is made of them is called like them, and goes on where they end
+            data.keys = self.keys or Keys("series", [*range(len(series))])
+            if self.clock and self.starts:
+                ends = [self.clock.starting(start, len(x)).start for start, x in zip(self.starts, series, strict=True)]
+                data.keys = Keys(self.clock.column, ends, data.keys if len(series) > 1 or self.keys else None)
         return data.subset(limit)
 
     def _called(self, number: int) -> str:
@@ -469,19 +473,31 @@ def _cut(values: np.ndarray, lengths: np.ndarray, name: str) -> list[np.ndarray]
 
 def _csv(spec: SeriesSpec, parts: Sequence[tuple[Mapping[str, Any], np.ndarray, Mapping[str, Any]]],
          header: bool) -> bytes:
-    """Lines of series with what stands before and after their numbers; shortest digits, an empty cell for NaN."""
+    """Lines of series with what stands before and after their numbers; shortest digits, an empty cell for NaN.
+
+    What is called by a stamp of the clock begins there.
+    """
     text = io.StringIO()
+    clock = spec.clock.column if spec.clock else ""
+
+    @cache
+    def stamps(start: str | None, count: int) -> list[list[str]]:
+        if not spec.clock:
+            return [[]] * count
+        return [[stamp] for stamp in (spec.clock.starting(start) if start else spec.clock).stamps(count)]
+
     out = csv.writer(text, lineterminator="\n")
     columns = [f"column_{name}" for name in spec.columns] if spec.columns == numbered(len(spec.columns)) \
         else spec.columns
     if header:
         before, after = (parts[0][0], parts[0][2]) if parts else ({}, {})
-        out.writerow(map(guarded, (*before, *([spec.clock.column] if spec.clock else []), *columns, *after)))
+        others = [name for name in after if name != clock]
+        out.writerow(map(guarded, (*before, *([clock] if spec.clock else []), *columns, *others)))
     for before, x, after in parts:
-        stamps = [[stamp] for stamp in spec.clock.stamps(len(x))] if spec.clock else [[]] * len(x)
+        others = [guarded(str(value)) for name, value in after.items() if name != clock]
+        start = str(after[clock]) if clock in after else None
         out.writerows((*map(str, before.values()), *stamp, *("" if value != value else str(value) for value in row),
-                       *map(guarded, map(str, after.values())))
-                      for stamp, row in zip(stamps, x, strict=True))
+                       *others) for stamp, row in zip(stamps(start, len(x)), x, strict=True))
     return text.getvalue().encode()
 
 
@@ -561,15 +577,24 @@ class Npz(Held):
         write_npz(self.out, arrays)
 
 
+_PATHS = 5  # of one past, from which on they are drawn as bands
+
+
 class _Sheet(Held):
-    """Drawings of all the series, side by side."""
+    """Drawings of all the series, side by side; several futures of one past, as bands."""
 
     def end(self) -> None:
         assert isinstance(self.content.spec, SeriesSpec)
         spec = self.content.spec
-        drawings = [_drawn(x, spec) for rows in self.blocks for x in rows.values]
+        drawings: list[LineDrawing] = []
+        rows = ((x, record) for block in self.blocks for x, record in zip(block.values, block.records, strict=True))
+        for called, several in groupby(rows, key=itemgetter(1)):
+            paths = [x for x, _ in several]
+            futures = called and isinstance(spec.condition, SeriesSpec) and not spec.court and len(paths) >= _PATHS
+            drawings += [fan(np.stack(paths), spec)] if futures else [_drawn(x, spec) for x in paths]
         across = math.ceil(math.sqrt(len(drawings))) or 1
-        width, height = (drawings[0].width + 8, drawings[0].height + 8) if drawings else (8, 8)
+        width, height = (8 + max((getattr(drawing, side) for drawing in drawings), default=0)
+                         for side in ("width", "height"))
         places = [(4 + i % across * width, 4 + i // across * height) for i in range(len(drawings))]
         self.out.write(self._whole(across * width, max(1, math.ceil(len(drawings) / across)) * height,
                                    list(zip(places, drawings, strict=True))))
@@ -651,7 +676,7 @@ class Series(Kind):
     terminal = "csv"
     shown = Shown(preview=("png", 16), samples=24, pairs=8, frames=5, across=4)
     conditions = {"past": _past}
-    whole = {"last": True}
+    whole = {"last": True, "borders": None}
 
     # --- reading
 
@@ -665,6 +690,8 @@ class Series(Kind):
         whole.labels = [labels[i] for i in owners] if labels else whole.labels
         whole.skipped += len(sources) - len(numbers)
         whole.numbers = numbers if len(owners) == len(numbers) else None
+        if others and request.sources:
+            whole.keys = Keys("file", [sources[i][0] for i in owners])
         return self._planned(whole, request)
 
     def _file(self, source: Source, request: Request) -> SeriesExamples:
