@@ -184,7 +184,7 @@ def forecasts(inputs: Inputs) -> Iterator[Found]:
         _add_point(found[name], quantiles[:, 4], y, spec)
     given = Given(condition=data.whole().condition)
     own = inference.own_options(model.sample, dict(inputs.options))
-    still = inference.own_options(model.sample, {"draw": False})  # of a family that gives point forecasts
+    still = inference.own_options(model.sample, dict(draw=False))  # of a family that gives point forecasts
     done, held, shown = 0, torch.zeros(0), []
     wanted = {round((i + 0.5) * len(data) / _DRAWN - 0.5) for i in range(_DRAWN)}
     for batch in inference.sample(model, range(len(data) * paths), inputs.seed, given=given, each=paths, **own):
