@@ -1,4 +1,4 @@
-"""The family forecast and the metrics of forecasts, against scikit-learn, closed forms, quadrature and plain formulas."""
+"""The family forecast and metrics of forecasts, against scikit-learn, closed forms, quadrature and plain formulas."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import torch
 from gencli import inference, registry, runs
 from gencli.clock import Clock
 from gencli.data import load
-from gencli.families.forecast import Forecast, ForecastConfig, _filled
+from gencli.families.forecast import _STEP, Forecast, ForecastConfig, _filled
 from gencli.layers.distributions import SinhArcsinh
 from gencli.metrics import Inputs, measure
 from gencli.metrics.forecasts import History, crps, energy, pinball, season
@@ -25,8 +25,9 @@ def made(folder, x, name="series.csv", step="D"):
     """A table of a series (T,) or (T, D), a day a step, NaN as an empty cell."""
     x = np.asarray(x, float).reshape(len(x), -1)
     days = np.datetime64("2020-01-01") + np.arange(len(x)).astype(f"timedelta64[{step}]")
-    rows = [[str(day).replace("T", " "), *("" if math.isnan(v) else repr(float(v)) for v in row)]
-            for day, row in zip(days, x, strict=True)]
+    stamps = [str(day if step == "D" else day.astype("datetime64[m]")).replace("T", " ") for day in days]
+    rows = [[stamp, *("" if math.isnan(v) else repr(float(v)) for v in row)]
+            for stamp, row in zip(stamps, x, strict=True)]
     out = io.StringIO()
     csv.writer(out).writerows([["date", *(f"c{i}" for i in range(x.shape[1]))], *rows])
     (folder / name).write_text(out.getvalue())
@@ -44,7 +45,7 @@ def dataset(path, window, past, **options):
 
 
 def fitted(net, data, **options) -> Forecast:
-    """A model whose passes over the data are done, with the weights that it starts with; of linear those it ends with."""
+    """A model whose passes over the data are done; of networks with the weights that they start with."""
     torch.manual_seed(0)
     model = Forecast(ForecastConfig(net=net, **options), data.spec).eval()
     for phase in model.phases():
@@ -209,13 +210,13 @@ def test_paths_have_the_distribution_that_is_scored(net, tmp_path):
         window = own._window(one)
         if net == "recurrent":
             return own.net.unrolled(window, z[:, None]).flatten() * window.scale.flatten()
-        return own.distribution.from_noise(own.net(window), own._coloured(z[:, None])).flatten() * window.scale.flatten()
+        return _STEP.from_noise(own.net(window), own._coloured(z[:, None])).flatten() * window.scale.flatten()
 
     jacobian = torch.autograd.functional.jacobian(forth, code)[:, 0]
     x = own.decode(first[:1, :, None], given=Given(condition=one)).x
     expected = -0.5 * (first[0].square() + math.log(2 * math.pi)).sum() - torch.linalg.slogdet(jacobian)[1]
     found = own.log_prob(Batch(x, condition=one), ExampleStreams(0, torch.arange(1)))
-    assert float(found) == pytest.approx(float(expected), abs=1e-3)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
 def test_paths_of_one_past_read_it_once_and_are_those_of_many(tmp_path):
@@ -298,7 +299,7 @@ def test_crps_of_a_gaussian_is_the_closed_form():
         w = torch.tensor((y - 2) / 3, dtype=torch.float64)
         closed = 3 * (w * (2 * normal.cdf(w) - 1) + 2 * normal.log_prob(w).exp() - 1 / math.sqrt(math.pi))
         found = crps(paths.view(1, -1, 1, 1), torch.full((1, 1, 1), y, dtype=torch.float64))
-        assert float(found) == pytest.approx(float(closed), abs=2e-3)
+        assert found.item() == pytest.approx(float(closed), abs=2e-3)
 
 
 def test_crps_and_energy_score_are_the_plain_sums():
@@ -401,42 +402,34 @@ def test_horizon_one_is_the_series_shifted_by_one(gencli, tmp_path):
     assert mse["value"] < 0.6 * mse["protocol"]["baselines"]["naive"]
 
 
-def long(x):
-    return "date,c0\n" + "\n".join(f"2020-{1 + i // 28:02}-{1 + i % 28:02},{v}" for i, v in enumerate(x)) + "\n"
+def table(lines, head="date,c0"):
+    return "\n".join([head, *lines]) + "\n"
+
+
+DAYS = [f"2020-01-{day:02},{day}" for day in range(1, 28)]
 
 
 @pytest.mark.parametrize(("words", "content", "says"), [
-    ([], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in (1, 2, 3, 3, *range(4, 28))), "line 5: date is 2020-01"),
-    ([], "date,c0\n" + "".join(f"2020-01-{d:02}{h},{d}\n" for d in range(1, 28)
-                               for h in ([" 00:00", " 11:17"] if d == 9 else [" 00:00"])), "line 11: date is 2020-01-09"),
-    (["--time", "c0"], "date,c0\n" + "".join(f"x,{'b' if i == 3 else i}\n" for i in range(40)), "line 5: 'b' in column"),
-    ([], "date,c0\n" + "".join(f"2020-01-{d:02},{'inf' if d == 5 else d}\n" for d in range(1, 28)),
-     "line 6: 'inf' in column 'c0' is not a finite number"),
-    ([], "date,c0,c1\n" + "".join(f"2020-01-{d:02},{d},7\n" for d in range(1, 28)),
-     "column 'c1' is the same at every step"),
-    (["--past", "50"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)), "--window 52: the longest"),
-    (["--window", "9"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)), "say --window 10"),
-    (["--covariates", "rain"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)),
-     "has no column 'rain'"),
-    (["--covariates", "c0"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)), "all columns"),
-    (["--calendar", "month"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)), "'month' is no cycle"),
-    (["--calendar", "day"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)),
-     "has steps of 1 day; expected dates or times, at steps shorter than a day"),
-    (["--net", "recurrent", "--lags", "9"], "date,c0\n" + "".join(f"2020-01-{d:02},{d}\n" for d in range(1, 28)),
-     "--lags 9: the past has 8 steps"),
+    ([], table([*DAYS[:3], *DAYS[2:]]), "line 5: date is 2020-01-03 for the second time"),
+    ([], table([day.replace(",", " 00:00,") for day in DAYS[:9]] + ["2020-01-09 11:17,1"]
+               + [day.replace(",", " 00:00,") for day in DAYS[9:]]), "line 11: date is 2020-01-09 11:17, which is no"),
+    ([], table([*DAYS[:5], DAYS[9], *DAYS[6:]]), "line 8: the time goes back"),
+    (["--time", "date"], table([f"day {day}" for day in DAYS]), "line 2: 'day 2020-01-01' in column 'date' is no"),
+    ([], table([*DAYS[:4], "2020-01-05,inf", *DAYS[5:]]), "line 6: 'inf' in column 'c0' is not a finite number"),
+    ([], table([f"{day},7" for day in DAYS], "date,c0,c1"), "column 'c1' is the same at every step"),
+    (["--past", "50"], table(DAYS), "--window 52: the longest"),
+    (["--window", "9"], table(DAYS), "say --window 10"),
+    (["--covariates", "rain"], table(DAYS), "has no column 'rain'"),
+    (["--covariates", "c0"], table(DAYS), "all columns"),
+    (["--calendar", "month"], table(DAYS), "'month' is no cycle"),
+    (["--calendar", "day"], table(DAYS), "has steps of 1 day; expected dates or times, at steps shorter than a day"),
+    (["--net", "recurrent", "--lags", "9"], table(DAYS), "--lags 9: the past has 8 steps"),
 ])
 def test_bad_data_is_told_in_one_line(words, content, says, gencli, tmp_path):
     (tmp_path / "bad.csv").write_text(content)
-    from gencli.app import run
-
-    error = io.StringIO()
-    import sys
-    before, sys.stderr = sys.stderr, error
-    try:
-        code = run(["train", "forecast", "bad.csv", "--horizon", "2", *words, "-o", "run", "-q"])
-    finally:
-        sys.stderr = before
-    assert code in (2, 3) and says in error.getvalue() and error.getvalue().count("\n") == 1, error.getvalue()
+    code = 2 if says.startswith(("--window", "say", "has no", "all", "'month'", "has steps", "--lags")) else 3
+    done = gencli("train", "forecast", "bad.csv", "--horizon", "2", *words, "-o", "run", "-q", code=code)
+    assert says in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_past_that_is_too_short_is_told(gencli, tmp_path):

@@ -48,6 +48,7 @@ from gencli.rng import Rng
 
 _FLOOR = 0.01  # least deviation of a window, as a share of that of all data
 _NARROWEST = -7.0  # log-scale of a step, in deviations of its window
+_STEP = SinhArcsinh(_NARROWEST)  # the distribution of a step, in the units of its window
 _SIZES = {"recurrent": Sizes(width=(64, 128, 256), layers=(2, 2, 2)),
           "patch": Sizes(width=(32, 64, 128), layers=(2, 3, 3))}
 _BIN, _BINS = 0.05, 400  # deviations; bins of a histogram of residuals
@@ -113,7 +114,6 @@ class Forecast(Model):
     likelihood = "exact"
     density = True
     lossless = True
-    distribution = SinhArcsinh(_NARROWEST)
     block = 256
     defaults = {"lr": 1e-3, "batch_size": 64, "grad_clip": 1.0, "schedule": "cosine", "warmup": 100, "epochs": 10,
                 "weight_decay": 1e-4}
@@ -341,7 +341,7 @@ class Forecast(Model):
         widths = torch.linspace(-1.5, 0.25, 71, dtype=torch.float64)
         middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * _BIN
         zero = torch.zeros((), dtype=torch.float64)
-        log_prob = self.distribution.log_prob((zero, widths[:, None], zero, tails[:, None, None]), middles)
+        log_prob = _STEP.log_prob((zero, widths[:, None], zero, tails[:, None, None]), middles)
         best = torch.einsum("twb,db->dtw", log_prob, counts.cpu()).flatten(1).argmax(1)
         self.net.tail.copy_(tails[best // len(widths)])
         self.net.log_deviation.add_(widths[best % len(widths)].to(self.net.log_deviation)[:, None])
@@ -351,7 +351,7 @@ class Forecast(Model):
         """The products of the noise of all steps, and how many there are of each."""
         window = self._window(batch.condition)
         y, _ = self._future(batch, window)
-        z = self.distribution.to_noise(self.net(window), y).double().flatten(0, 1)
+        z = _STEP.to_noise(self.net(window), y).double().flatten(0, 1)
         there = (~z.isnan()).double()
         z = z.nan_to_num()
         self._add(z.T @ z, there.T @ there)
@@ -377,7 +377,7 @@ class Forecast(Model):
         y, log_scale = self._future(batch, window)
         parameters, targets = self.net.training_parameters(window, y)
         there = ~targets.isnan()
-        nats = -self.distribution.log_prob(parameters.float(), targets.nan_to_num()).where(there, 0.0)
+        nats = -_STEP.log_prob(parameters.float(), targets.nan_to_num()).where(there, 0.0)
         own = there[..., -self.horizon :]
         of_data = (nats[..., -self.horizon :] + log_scale).where(own, 0.0)
         return Loss(nats.sum() / there.sum().clamp(min=1), of=there.sum(), nll=of_data.sum() / own.sum().clamp(min=1))
@@ -390,11 +390,11 @@ class Forecast(Model):
         y, log_scale = self._future(batch, window)
         there = ~y.isnan()
         parameters = self.net(window, y)
-        nats = self.distribution.log_prob(parameters, y.nan_to_num()) - log_scale
+        nats = _STEP.log_prob(parameters, y.nan_to_num()) - log_scale
         nats = nats.where(there, 0.0).double().sum((1, 2))
         if isinstance(self.net, _Recurrent):
             return nats
-        z = self.distribution.to_noise(parameters, y).double()
+        z = _STEP.to_noise(parameters, y).double()
         e, log_volume = self._whitened(z)
         return nats + (log_normal(e) - log_normal(z)).nan_to_num().sum((1, 2)) - log_volume.sum(1)
 
@@ -409,7 +409,7 @@ class Forecast(Model):
         own = self.clone().double().eval()
         window = own._window(batch.condition)
         y, _ = own._future(batch, window)
-        z = own.distribution.to_noise(own.net(window, y), y)
+        z = _STEP.to_noise(own.net(window, y), y)
         return (z if isinstance(own.net, _Recurrent) else own._whitened(z)[0]).mT
 
     def _whitened(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -459,14 +459,13 @@ class Forecast(Model):
         if draw or isinstance(self.net, _Recurrent):
             return self._made(self._window(condition), noise)
         window = self._window(condition)
-        return self._outside(self.distribution.mean(self.net(window)), window)
+        return self._outside(_STEP.mean(self.net(window)), window)
 
     def _made(self, window: Window, z: Tensor) -> Batch:
         """The futures of noise (B, D, H)."""
         if isinstance(self.net, _Recurrent):
             return self._outside(self.net.unrolled(window, z), window)
-        z = self._coloured(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-        return self._outside(self.distribution.from_noise(self.net(window), z), window)
+        return self._outside(_STEP.from_noise(self.net(window), self._coloured(z)), window)
 
     def _outside(self, y: Tensor, window: Window) -> Batch:
         """(B, D, H) in the units of their windows -> examples."""
@@ -678,7 +677,7 @@ class _Recurrent(_Network):
         drawn = []
         for h in range(self.horizon):
             hidden, state = self.body(self._inputs(window, values, there, self.steps + h), state)
-            y = self.distribution.from_noise(self._outputs(hidden, values[..., -1:])[:, :, 0], z[..., h])
+            y = _STEP.from_noise(self._outputs(hidden, values[..., -1:])[:, :, 0], z[..., h])
             drawn.append(y)
             known = ~y.isnan()
             values = torch.cat([values, torch.where(known, y, values[..., -1])[..., None]], 2)
