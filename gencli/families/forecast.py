@@ -68,6 +68,7 @@ class ForecastConfig(FamilyConfig):
         "deviation for the others."))
     penalty: float = Field(1e-4, ge=0, description="Of the ridge regression, as a share of the mean square of its "
                                                    "inputs.")
+    individual: bool = Field(False, description="A regression of its own for each column, not one for all.")
     net_size: NetSize = net_size(**_SIZES)
     width: int | None = Field(None, ge=_HEADS, description="Units of a layer.")
     layers: int | None = Field(None, ge=1, description="Layers of the network.")
@@ -258,25 +259,25 @@ class Forecast(Model):
         """The sums of the normal equations, float64; what is missing of a future is the last value before it."""
         assert isinstance(self.net, _Linear)
         window = self._window(batch.condition)
-        x = self.net.inputs(window).double().flatten(0, 1)
         y, _ = self._future(batch, window)
-        y = _filled(torch.cat([window.values[..., -1:], y], 2))[..., 1:].double().flatten(0, 1)
-        self._add(x.T @ x, x.T @ y, y.square().sum(), torch.tensor(float(len(x)), dtype=torch.float64))
+        y = _filled(torch.cat([window.values[..., -1:], y], 2))[..., 1:]
+        x, y = (self.net.grouped(part.double()) for part in (self.net.inputs(window), y))
+        self._add(x.mT @ x, x.mT @ y, y.square().sum(), torch.tensor(float(y.numel()), dtype=torch.float64))
 
     def _solve(self) -> bool:
         """The weights of least squares with the penalty; the last input is the constant, which has none."""
         assert isinstance(self.net, _Linear)
         square, product, total, count = self._seen
         self._seen = []
-        penalty = torch.full_like(square[0], self.config.penalty * float(square.diagonal()[:-1].mean()))
-        penalty[-1] = 0
+        penalty = self.config.penalty * square.diagonal(dim1=1, dim2=2)[:, :-1].mean(1, keepdim=True)
+        penalty = F.pad(penalty.expand(-1, square.shape[1] - 1), (0, 1))
         # Inputs may be dependent; then the least weights are taken.
-        inverse = torch.linalg.pinv(square + penalty.diag(), hermitian=True)
+        inverse = torch.linalg.pinv(square + torch.diag_embed(penalty), hermitian=True)
         weight = inverse @ product
-        self.net.weight.copy_(weight.T)
-        self.net.freedom.fill_(float((inverse * square).sum()))
+        self.net.weight.copy_(weight.mT)
+        self.net.freedom.copy_((inverse * square).sum((1, 2)))
         rest = total - 2 * (weight * product).sum() + (weight * (square @ weight)).sum()
-        self._mse = float(rest / count / self.horizon)
+        self._mse = float(rest / count)
         return True
 
     def _report(self) -> dict[str, float]:
@@ -318,7 +319,8 @@ class Forecast(Model):
         assert isinstance(self.net, _Linear)
         squares, count = self._seen
         self._seen = []
-        left = (count * (1 - self.net.freedom / count.sum(0).clamp(min=1))).clamp(min=1)
+        fits = self.net.grouped(count[None]).sum(1).mean(1)  # values that each regression has for a step
+        left = (count * (1 - self.net.freedom / fits.clamp(min=1))[:, None]).clamp(min=1)
         self.net.log_deviation.copy_((squares / left).clamp(min=math.exp(2 * _NARROWEST)).sqrt().log())
         return True
 
@@ -518,7 +520,7 @@ def _filled(x: Tensor) -> Tensor:
 
 
 class _Linear(nn.Module):
-    """The regression: `weight` (H, inputs) on the past, what else is known at its end, and a constant.
+    """The regression: `weight` (1 or D, H, inputs) on the past, what else is known at its end, and a constant.
 
     The scale of a residual is that of its column and step, (D, H), times the deviation of the past to the power of
     `growth`; each column has tails of its own, and no skew, so that its mean is the regression.
@@ -527,11 +529,13 @@ class _Linear(nn.Module):
     def __init__(self, model: Forecast):
         super().__init__()
         inputs = model.past.length + model.calendar + 2 * len(model.others) + 1
-        self.weight = nn.Parameter(torch.zeros(model.horizon, inputs), requires_grad=False)
-        self.log_deviation = nn.Parameter(torch.zeros(len(model.columns), model.horizon), requires_grad=False)
-        self.tail = nn.Parameter(torch.zeros(len(model.columns)), requires_grad=False)
+        columns = len(model.columns)
+        fits = columns if model.config.individual else 1
+        self.weight = nn.Parameter(torch.zeros(fits, model.horizon, inputs), requires_grad=False)
+        self.log_deviation = nn.Parameter(torch.zeros(columns, model.horizon), requires_grad=False)
+        self.tail = nn.Parameter(torch.zeros(columns), requires_grad=False)
         self.growth = nn.Parameter(torch.zeros(()), requires_grad=False)
-        self.register_buffer("freedom", torch.zeros(()), persistent=False)  # weights' worth of data that the fit took
+        self.register_buffer("freedom", torch.zeros(fits), persistent=False)  # weights' worth of data that it took
         self.freedom: Tensor
         self.steps = model.past.length
 
@@ -541,8 +545,12 @@ class _Linear(nn.Module):
                           torch.ones_like(window.values[:, 0, :1])], 1)
         return torch.cat([window.values, told[:, None].expand(-1, window.values.shape[1], -1)], 2)
 
+    def grouped(self, x: Tensor) -> Tensor:
+        """(B, D, ...) -> what each regression is fitted to, (1 or D, B D or B, ...)."""
+        return x.transpose(0, 1) if len(self.weight) > 1 else x.flatten(0, 1)[None]
+
     def forward(self, window: Window, y: Tensor | None = None) -> Tensor:
-        mean = self.inputs(window) @ self.weight.T
+        mean = (self.inputs(window)[:, :, None] @ self.weight.mT)[:, :, 0]
         log_deviation = self.log_deviation + self.growth * window.unrest[..., None]
         tail = self.tail[:, None].expand_as(mean)
         return torch.stack([mean, log_deviation.expand_as(mean), torch.zeros_like(mean), tail], -1)
