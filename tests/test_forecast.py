@@ -70,8 +70,8 @@ def test_linear_is_the_ridge_of_scikit_learn(tmp_path):
     u = (past - past[:, -1:]).transpose(0, 2, 1).reshape(-1, 10)
     v = (y - past[:, -1:]).transpose(0, 2, 1).reshape(-1, 5)
     ridge = linear_model.Ridge(alpha=0.01 * (u**2).sum(0).mean()).fit(u, v)
-    assert np.allclose(model.net.weight[:, :10].numpy(), ridge.coef_, atol=2e-5)
-    assert np.allclose(model.net.weight[:, -1].numpy(), ridge.intercept_, atol=2e-5)
+    assert np.allclose(model.net.weight[0, :, :10].numpy(), ridge.coef_, atol=2e-5)
+    assert np.allclose(model.net.weight[0, :, -1].numpy(), ridge.intercept_, atol=2e-5)
     point = model.sample(ExampleStreams(0, torch.arange(len(data))), Given(condition=batch.condition), draw=False).x
     expected = ridge.predict(u).reshape(-1, 2, 5).transpose(0, 2, 1) + past[:, -1:]
     assert np.allclose(point.numpy(), expected * scale, atol=1e-4)
@@ -95,7 +95,7 @@ def test_the_variance_of_an_ar2_forecast_is_that_of_theory(tmp_path):
     paths = torch.cat([batch.x for batch in inference.sample(model, range(20_480), 3, given=one)])[..., 0].numpy()
     # A variance of n Gaussian draws has the relative error sqrt(2 / n): 1% of the paths, 1% of the data.
     assert np.allclose(np.cov(paths.T), theory, rtol=0.06, atol=0.05)
-    weights = model.net.weight[0, :5].numpy()
+    weights = model.net.weight[0, 0, :5].numpy()
     assert np.allclose(weights, [0, 0, 0, -0.5, 1.2], atol=0.03)
 
 

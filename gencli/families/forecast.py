@@ -88,7 +88,7 @@ class Window:
         others: (B, P, 2 K), covariates, standardised, and which of them are there; 0 where not.
         calendar: (B, P + H, C), of past and future.
         centre, scale: (B, D).
-        unrest: (B, D), the log of the deviation of the past, in the units of the window.
+        unrest: (B, D), the log of how far the values of the past are from those a season before.
     """
 
     values: Tensor
@@ -139,6 +139,8 @@ class Forecast(Model):
         self.gaps = bool(past.missing)  # of data without any, an exported graph has no need to look for them
         for name, values in (("mean", past.mean), ("scale", past.scale)):
             self.register_buffer(name, torch.tensor(values), persistent=False)  # the spec has them
+        periods = [past.clock.period(cycle) for cycle in ("day", "week", "year")] if past.clock else []
+        self.season = next((round(steps) for steps in periods if steps and round(steps) <= past.length // 2), 1)
         self.normalise = config.normalise
         if config.normalise == "auto":
             self.normalise = "last" if config.net == "linear" else "deviation"
@@ -201,7 +203,11 @@ class Forecast(Model):
         told = torch.cat([others.nan_to_num(), (~others.isnan()).to(others.dtype)], 2)
         return Window((values - centre) / deviation, there, told, self._continued(calendar),
                       self.mean[self.columns] + self.scale[self.columns] * centre[..., 0],
-                      self.scale[self.columns] * deviation[..., 0], (spread / deviation)[..., 0].log())
+                      self.scale[self.columns] * deviation[..., 0], self._unrest(values) - deviation[..., 0].log())
+
+    def _unrest(self, values: Tensor) -> Tensor:
+        """(B, D, P) -> the log of the mean difference of values that are a season apart, (B, D)."""
+        return ((values[..., self.season :] - values[..., : -self.season]).abs().mean(2) + _FLOOR).log()
 
     def _continued(self, calendar: Tensor) -> Tensor:
         """(B, P, C) -> (B, P + H, C): cosine and sine of each cycle go on turning."""
