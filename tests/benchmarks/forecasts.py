@@ -2,9 +2,9 @@
 
     GENCLI_DATA=... python tests/benchmarks/forecasts.py [--only sunspots,etth1] [--work FOLDER]
 
-Prints a line of RESULTS.md for each. A model is trained once, before the first origin; the baselines of statsforecast that
-are quoted were fitted anew at every origin. The test part is the end of the series, the origins of its windows lie a
-horizon apart (of `etth1` one step, as in the published tables).
+Prints a line of RESULTS.md for each. A model is trained once, before the first origin; the baselines of statsforecast
+that are quoted were fitted anew at every origin. The test part is the end of the series, the origins of its windows lie
+a horizon apart (of `etth1` one step, as in the published tables).
 """
 
 import argparse
