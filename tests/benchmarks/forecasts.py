@@ -40,9 +40,9 @@ NETS = {
                       "--batch-size", "32"]}, "AutoETS 0.937/0.238"),
     "temperatures": Series("timeseries/daily-min-temperatures.csv", 7, "3288,3288,3652", 7, {
         "linear": ["--past", "365", "--calendar", "year", "--penalty", "0.1"]}, "AutoETS 0.726/0.146"),
-    "sunspots, next": Series("timeseries/monthly-sunspots.csv", 1, "2532,2532,2820", 1, {
+    "sunspots-next": Series("timeseries/monthly-sunspots.csv", 1, "2532,2532,2820", 1, {
         "linear": ["--past", "264", "--penalty", "0.1"]}),
-    "temperatures, next": Series("timeseries/daily-min-temperatures.csv", 1, "3288,3288,3652", 1, {
+    "temperatures-next": Series("timeseries/daily-min-temperatures.csv", 1, "3288,3288,3652", 1, {
         "linear": ["--past", "365", "--calendar", "year", "--penalty", "0.1"]}),
     "ett1/H/short": Series("ett/ETTh1.csv", 48, "16460,16460,17420", 48, {
         "linear": [*ETT, "--individual", "--penalty", "0.1"],
