@@ -28,6 +28,8 @@ else:
 _DATES = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
 _TIMES = ("", " %H:%M:%S", " %H:%M", "T%H:%M:%S", "T%H:%M", " %H:%M:%S.%f", "T%H:%M:%S.%f", "T%H:%M:%SZ")
 _FORMATS = (*(date + time for date in _DATES for time in _TIMES), "%Y-%m", "%Y/%m")
+Cycle = Literal["day", "week", "year"]  # of the calendar
+_SECONDS = {"day": 86400.0, "week": 7 * 86400.0, "year": 365.2425 * 86400.0}  # of a cycle
 _MOST_FILLED = 1000  # steps that gaps may add for each that is there
 
 
@@ -61,6 +63,28 @@ class Clock(BaseModel):
         if isinstance(first, float):
             return [f"{first + i * self.step:.10g}" for i in range(count)]
         return [self._written(first, i * self.step) for i in range(count)]
+
+    def starting(self, start: str, after: int = 0) -> Self:
+        """The same clock, whose first stamp is so many steps after another."""
+        begun = self.model_copy(update={"start": start})
+        return begun.model_copy(update={"start": begun.stamps(after + 1)[-1]}) if after else begun
+
+    def period(self, cycle: Cycle) -> float | None:
+        """Steps of a cycle of the calendar; None where the step has no part in it: it is no time, or no shorter."""
+        lengths = {"seconds": _SECONDS[cycle], "months": 12.0 if cycle == "year" else 0.0, "units": 0.0}
+        steps = lengths[self.unit] / self.step
+        return steps if steps > 1.5 else None
+
+    def turns(self, cycle: Cycle, count: int) -> np.ndarray:
+        """(count,) where the first steps stand in a cycle of the calendar, in turns, of which whole ones say nothing.
+
+        A week begins on Monday, a year is the mean one.
+        """
+        first, period = self._first, self.period(cycle)
+        assert isinstance(first, datetime) and period
+        passed = (12 * first.year + first.month - 1 if self.unit == "months"
+                  else (first - datetime(1, 1, 1)).total_seconds()) / self.step
+        return (passed + np.arange(count)) / period
 
     def _written(self, first: datetime, after: float) -> str:
         try:
@@ -96,7 +120,7 @@ def _parses(cell: str, format: str) -> bool:
 
 
 def on_clock(cells: list[str], column: str, lines: np.ndarray, values: np.ndarray, parts: list[list[int]], name: str,
-             request: Request) -> tuple[list[np.ndarray], Clock]:
+             request: Request) -> tuple[list[np.ndarray], Clock, list[str]]:
     """The series of the lines `parts`, with a step for each step of the time from their first stamp to their last.
 
     Args:
@@ -106,7 +130,8 @@ def on_clock(cells: list[str], column: str, lines: np.ndarray, values: np.ndarra
         parts: the lines of each series, places in what is N long.
 
     Returns:
-        Series (T, D), NaN at steps that no line has, and the clock of all. What was found of it is told.
+        Series (T, D), NaN at steps that no line has, the clock of all, and the first stamp of each. What was found of
+        it is told.
 
     Raises:
         DataError: a stamp cannot be understood, goes back, is there twice or lies between two steps; `skip_bad` leaves
@@ -161,7 +186,7 @@ def on_clock(cells: list[str], column: str, lines: np.ndarray, values: np.ndarra
     holes = (f"; {len(gaps)} gap{'s' * (len(gaps) > 1)} of {filled} missing step{'s' * (filled > 1)} "
              f"(before {shorten([cells[i] for i in gaps], 3)})") if gaps else ""
     request.notify(f"{name}: step {clock} in column {column}{holes}")
-    return series, clock
+    return series, clock, [cells[kept[0]] for kept in clean]
 
 
 def _apart(parts: list[list[int]]) -> str:

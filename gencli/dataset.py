@@ -25,18 +25,25 @@ else:
 class Keys:
     """What the data calls its examples, such as the ids of records: plain values of JSON, None for none.
 
-    `field` is the name that they have there, and in what is written about the examples.
+    `field` is the name that they have there, and in what is written about the examples; `also`: what else they are
+    called.
     """
 
     field: str
     values: Sequence[Any]
+    also: Keys | None = None
 
     def __getitem__(self, part: slice) -> Keys:
-        return Keys(self.field, self.values[part])
+        return Keys(self.field, self.values[part], self.also and self.also[part])
 
     def select(self, places: Iterable[Any]) -> Keys:
         """Those of the examples of these numbers."""
-        return Keys(self.field, [self.values[place] for place in places])
+        places = [*places]
+        return Keys(self.field, [self.values[place] for place in places], self.also and self.also.select(places))
+
+    def record(self, place: int) -> dict[str, Any]:
+        """What an example is called, by field."""
+        return (self.also.record(place) if self.also else {}) | {self.field: self.values[place]}
 
 
 class Stored(Protocol):
@@ -232,7 +239,7 @@ def records_of(keys: Keys | None, numbers: Iterable[int]) -> Iterator[dict[str, 
     """What is written about the examples of these numbers, from the start again after the last; None: nothing."""
     if keys is None:
         return None
-    return ({keys.field: keys.values[number % len(keys.values)]} for number in numbers)
+    return (keys.record(number % len(keys.values)) for number in numbers)
 
 
 def stack_padded(examples: Sequence[Tensor], dtype: torch.dtype | None = None,

@@ -394,7 +394,7 @@ def keys_in(column: Callable[[str], Sequence[Any]], used: Iterable[str | None] =
 
 def keyed(data: Dataset, examples: Examples) -> Dataset:
     """Examples made to fit, with what the data calls each; a piece is called like the example that it is of."""
-    if examples.keys is None:
+    if examples.keys is None or data.keys is not None:
         return data
     if data.origin is None and len(data) == len(examples.keys.values):
         return replace(data, keys=examples.keys)

@@ -26,12 +26,13 @@ _FOOT = 4  # pixels
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points (P, 2); where `end`, with a dot at its last point."""
+    """A line through points (P, 2); where `end`, with a dot at its last point; where `area`, what it encloses."""
 
     points: np.ndarray
     colour: str
     width: float = 1.5
     end: bool = False
+    area: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class LineDrawing:
         parts = [f'<rect width="{self.width}" height="{self.height}" fill="#fff"/>']
         for line in self.lines:
             path = "L".join(f"{x:.1f} {y:.1f}" for x, y in line.points.tolist())
+            if line.area:
+                parts.append(f'<path d="M{path}Z" fill="{line.colour}"/>')
+                continue
             # A line of one point is a dot, by its round ends.
             parts.append(f'<path d="M{path}{"h0" * (len(line.points) == 1)}" fill="none" stroke="{line.colour}" '
                          f'stroke-width="{line.width}" stroke-linecap="round" stroke-linejoin="round"/>')
@@ -66,6 +70,9 @@ class LineDrawing:
         pen, font = ImageDraw.Draw(image), ImageFont.load_default(20)
         for line in self.lines:
             points = [(2 * x, 2 * y) for x, y in line.points.tolist()]
+            if line.area:
+                pen.polygon(points, line.colour)
+                continue
             pen.line(points if len(points) > 1 else points * 2, line.colour, max(1, round(2 * line.width)), "curve")
             for x, y in points[-1:] if line.end or len(points) == 1 else ():
                 radius = 6 if line.end else line.width
@@ -89,13 +96,13 @@ def strips(x: np.ndarray, names: Sequence[str], mean: Sequence[float], scale: Se
         lines.append(Line(np.array([[0, (i + 1) * _STRIP], [_WIDTH, (i + 1) * _STRIP]]), "#e3e6ea", 1))
         up = np.clip((x[:, i] - mean[i]) / scale[i] / _SCALES, -1, 1)
         points = np.stack([across, middle - up * (_STRIP / 2 - 3)], 1)
-        lines += [Line(part, _COLOURS[i]) for part in _unbroken(points)]
+        lines += [Line(part, _COLOURS[i]) for part in unbroken(points)]
         name = names[i] if i < count - 1 or count == len(names) else f"{names[i]} (and {len(names) - count} more)"
         words.append((4, i * _STRIP + 11, name if len(name) < 50 else name[:49] + "…"))
     return LineDrawing(_WIDTH, count * _STRIP, tuple(lines), tuple(words))
 
 
-def _unbroken(points: np.ndarray) -> list[np.ndarray]:
+def unbroken(points: np.ndarray) -> list[np.ndarray]:
     """The parts of a line (P, 2) between missing points."""
     there = np.isfinite(points).all(1)
     return [part for part in np.split(points, np.flatnonzero(np.diff(there)) + 1) if np.isfinite(part).all()]
@@ -128,7 +135,7 @@ def on_court(x: np.ndarray) -> LineDrawing:
     colours = ["#d9680b", *["#2457c5"] * 5, *["#b8271d"] * 5]
     paths = x.reshape(len(x), -1, 2).swapaxes(0, 1)
     moves = [(part, colour) for path, colour in reversed([*zip(paths, colours, strict=False)])
-             for part in _unbroken(placed(path))]
+             for part in unbroken(placed(path))]
     return LineDrawing((width + 2) * _FOOT, (height + 2) * _FOOT,
                    (*(Line(placed(path), "#c9b79c", 1) for path in ground),
                     *(Line(part, colour, 1.5, end=True) for part, colour in moves)))

@@ -8,7 +8,7 @@ is `examples/plugin/`. Everything that a command needs to know about a family is
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -289,6 +289,17 @@ class Model(nn.Module):
         self.config = config
         self.spec = self.complete_spec(config, spec)
         self.step = 0  # training steps done; the trainer keeps it up to date
+
+    @classmethod
+    def reading(cls, config: FamilyConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of reading for data to train a model of `config` on, where the user gave `options`.
+
+        Default: those. A family adds what follows from its own, e.g. the length of an example.
+
+        Raises:
+            UsageError: the user's options say something else.
+        """
+        return dict(options)
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:

@@ -225,6 +225,7 @@ def plan(family: str, data: str, output: str | Path | None = None, *, resume: bo
     trackers.chosen(training.track)  # told before data is read
     own = {name: value for name, value in values.items()
            if name in of_data and not (name in cls.Config.model_fields or name in TrainSettings.model_fields)}
+    own = cls.reading(model, {name: value for name, value in own.items() if value is not None})
     general = validated(DataSettings, own, origin)
     own |= general.model_dump()
     like, keeps = (other.card.spec, _knows_classes(other)) if other else (None, False)

@@ -157,6 +157,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("ngram", "text"): ["--order", "3", "--length", "32"],
     ("mlp-lm", "text"): ["--context", "3", "--embedding", "4", "--width", "8", "--window", "8", "--length", "32"],
     ("hmm", "text"): ["--states", "3", "--length", "32"],
+    ("forecast", "series"): ["--net", "recurrent", "--horizon", "2", "--past", "4", "--width", "8"],
     ("hmm", "series"): ["--states", "3", "--window", "6"],
     ("hmm", "strokes"): ["--states", "3"],
     ("seq2seq", "text"): ["--width", "8", "--heads", "2", "--layers", "1", "--feedforward", "8"],

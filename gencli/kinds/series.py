@@ -12,14 +12,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import pairwise
+from functools import cache
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from pydantic import Field
 
-from gencli.clock import Clock, date_formats, on_clock
-from gencli.dataset import Dataset, fingerprint, stack_padded
+from gencli.clock import Clock, Cycle, date_formats, on_clock
+from gencli.dataset import Dataset, Keys, fingerprint, stack_padded
 from gencli.errors import DataError, UsageError, did_you_mean
 from gencli.escape import guarded, printable, unguarded
 from gencli.examples import Examples, KindSettings, ListedExamples, Request, Splits, readable, shorten, whole
@@ -27,7 +29,7 @@ from gencli.files import Part, Source, bytes_of
 from gencli.format import Format, Held, Rows, write_npz
 from gencli.kind import Kind, Rate, Shown, Tile
 from gencli.lazy import Lazy
-from gencli.line_drawing import LineDrawing, on_court, strips
+from gencli.line_drawing import Line, LineDrawing, on_court, strips, unbroken
 from gencli.spec import Batch, Spec
 from gencli.tables import Table, decode, number, numbered, read_cells, read_parquet
 
@@ -67,6 +69,8 @@ class SeriesSpec(Spec):
     scale: tuple[float, ...]
     missing: tuple[str, ...] = Field((), description="Columns in which values are missing.")
     clock: Clock | None = Field(None, description="The time of steps; None: nothing is known of it.")
+    covariates: tuple[str, ...] = Field((), description="Columns that a future is not made of, only its past.")
+    calendar: tuple[Cycle, ...] = Field((), description="Cycles of which the last covariates are cosine and sine.")
     court: Literal["basketball"] | None = Field(
         None, description="What x and y, which columns are by turns, are places on, in feet; the ball comes first.")
 
@@ -83,6 +87,11 @@ class SeriesSettings(KindSettings):
     time: str | None = Field(None, description="Column of the time (default: the first that holds dates).")
     series: str | None = Field(None, description="Column that tells several series apart (default: example, if there "
                                                  "is one).")
+    covariates: str | None = Field(None, description="Columns that a future is not made of (--condition past=N), only "
+                                                     "its past: wind,clouds.")
+    calendar: str | None = Field(None, description="More such columns, where a step stands in cycles of the calendar: "
+                                                   "of day,week,year.")
+    last: bool = Field(False, description="Of each series the last window alone, as is read with --given.")
     label: str | None = Field(None, description="Column of the class, the same throughout a series.")
     borders: str | None = Field(None, pattern=r"^\d+,\d+,\d+$", description="Steps at which the training part of a "
                                 "long series ends, and the test part begins and ends: 8640,11520,14400.")
@@ -96,10 +105,14 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
     """N series (T, D) of D numbers, NaN where one is missing; one alone is long, and held out by time.
 
     `borders`: of one alone, where its training part ends, and its test part begins and ends. `context`: steps before
-    the test part that its windows may begin in, since what they are made from is there.
+    the test part that its windows may begin in, since what they are made from is there. `starts`: the first stamp of
+    each, where there is a clock. `covariates` and `calendar`: as in their Spec.
     """
 
     kind = "series"
+    starts: list[str] | None = None
+    covariates: tuple[str, ...] = ()
+    calendar: tuple[Cycle, ...] = ()
 
     def __init__(self, name: str, series: Sequence[np.ndarray], columns: Sequence[str] | None = None,
                  labels: Sequence[str] | None = None, skipped: int = 0, *, clock: Clock | None = None,
@@ -114,13 +127,23 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         return f"series of {len(self.columns)} numbers"
 
     def _with(self, items: Sequence[np.ndarray], labels: Sequence[str] | None, skipped: int) -> Self:
-        return type(self)(self.name, items, self.columns, labels, skipped, clock=self.clock, court=self.court,
-                          borders=self.borders, context=self.context, room=self.room)
+        new = type(self)(self.name, items, self.columns, labels, skipped, clock=self.clock, court=self.court,
+                         borders=self.borders, context=self.context, room=self.room)
+        new.covariates, new.calendar = self.covariates, self.calendar
+        return new
+
+    def _take(self, indices: Sequence[int]) -> Self:
+        new = super()._take(indices)
+        new.starts = self.starts and [self.starts[i] for i in indices]
+        return new
 
     def _join(self, others: Sequence[Self]) -> Self:
         ordered = [part._with([x[:, part._order(self.columns)] for x in part.items], part.labels, part.skipped)
                    for part in others]
-        return super()._join(ordered)
+        new = super()._join(ordered)
+        starts = [part.starts or [] for part in (self, *others)]
+        new.starts = [start for part in starts for start in part] if all(starts) else None
+        return new
 
     def identities(self) -> list[Any]:
         return [x.tobytes() for x in self.items]
@@ -137,8 +160,10 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         test = x[max(start - self.context, 0) : stop]
         parts = (self._with([x[:end]], self.labels, self.skipped),
                  self._with([test] if len(test) else [], self.labels, self.skipped))
-        for part in parts:
+        for part, begin in zip(parts, (0, max(start - self.context, 0)), strict=True):
             part.room = min(end, len(test))
+            if self.starts and self.clock and part.items:
+                part.starts = [self.clock.starting(self.starts[0], begin).start]
         return parts
 
     def spec(self, settings: SeriesSettings, classes: tuple[str, ...]) -> SeriesSpec:
@@ -154,7 +179,8 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         return SeriesSpec(columns=self.columns, length=window or max(lengths), fixed=bool(window) or len(lengths) == 1,
                           mean=np.nanmean(values, 0).tolist(), scale=np.where(scale > 0, scale, 1).tolist(),
                           missing=tuple(name for i, name in enumerate(self.columns) if np.isnan(values[:, i]).any()),
-                          clock=self.clock, court=self.court, classes=classes)
+                          covariates=self.covariates, calendar=self.calendar, clock=self.clock, court=self.court,
+                          classes=classes)
 
     def fit(self, spec: SeriesSpec, request: Request, limit: int | None) -> Dataset:
         settings = request.settings(Series())
@@ -168,8 +194,12 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
                 raise DataError(f"{self.name}: column {name!r} has missing values, and the model was trained on data "
                                 f"without; fill them in, or train it on data that has some")
         stride = (settings.stride or 1) if spec.fixed else spec.length
-        starts = [range(0, len(x) - spec.length + 1, stride) if spec.fixed else range(0, len(x), stride)
-                  for x in series]
+        last = settings.last and spec.fixed
+        starts = [range(len(x) - spec.length if last else 0, len(x) - spec.length + 1, stride) if spec.fixed
+                  else range(0, len(x), stride) for x in series]
+        if last and (short := next((i for i, x in enumerate(series) if len(x) < spec.length), None)) is not None:
+            raise DataError(f"{self.name}: {self._called(short)} has {len(series[short])} steps; expected at least "
+                            f"{spec.length}, which a future is made from")
         origin = torch.tensor([(i, start) for i, own in enumerate(starts) for start in own], dtype=torch.int64)
         if not len(origin):
             raise DataError(f"{self.name}: the longest series has {max(map(len, series))} steps; expected windows of "
@@ -178,13 +208,13 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             examples, lengths = stack_padded([series[i][at : at + stride] for i, at in origin.tolist()])
         else:
             # Windows of one series share its memory: (N, L, D) is a view of (T, D).
-            windows = [x.unfold(0, spec.length, stride).transpose(1, 2) for x in series if len(x) >= spec.length]
+            windows = [x[-spec.length if last else 0 :].unfold(0, spec.length, stride).transpose(1, 2)
+                       for x in series if len(x) >= spec.length]
             examples = windows[0] if len(windows) == 1 else torch.cat(windows)
             lengths = torch.full((len(examples),), spec.length)
         blocks = None
         if spec.fixed and stride < spec.length:
-            place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * spec.length)], 1)
-            blocks = place.unique(dim=0, return_inverse=True)[1]
+            blocks = _blocks(origin, spec.length)
         part = self.take(origin[:, 0].tolist()) if self.labels or self.tasks else self
         labels = part._numbers(spec.classes)
         print_of = fingerprint(*series, labels, lengths, repr((spec.length, spec.fixed, stride)).encode())
@@ -193,7 +223,18 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             protocol["step"] = str(spec.clock)
         data = part._dataset(spec, examples, lengths=lengths, origin=origin, blocks=blocks, fingerprint=print_of,
                              protocol=protocol, notes=tuple(self._notes(spec, settings, series, starts)))
+        if last:  # what is made of them is called like them, and goes on where they end
+            data.keys = self.keys or Keys("series", [*range(len(series))])
+            if self.clock and self.starts:
+                ends = [self.clock.starting(start, len(x)).start for start, x in zip(self.starts, series, strict=True)]
+                data.keys = Keys(self.clock.column, ends, data.keys if len(series) > 1 or self.keys else None)
         return data.subset(limit)
+
+    def _called(self, number: int) -> str:
+        """A series, for messages."""
+        if self.keys is not None:
+            return f"series {printable(str(self.keys.values[number]))!r}"
+        return "the series" if len(self) == 1 else f"series {number}"
 
     def _notes(self, spec: SeriesSpec, settings: SeriesSettings, series: list[Tensor],
                starts: list[range]) -> Iterator[str]:
@@ -203,6 +244,8 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
             yield f"cut into windows of {spec.length} steps; --window says otherwise"
         if short := sum(not own for own in starts):
             yield f"{short} of {len(series)} series have fewer than {spec.length} steps and are left out"
+        if settings.last:
+            return
         if rest := sum(len(x) - own[-1] - spec.length for x, own in zip(series, starts, strict=True) if own):
             yield f"{rest} steps at the end of series fill no window and are left out"
 
@@ -216,6 +259,12 @@ class SeriesExamples(ListedExamples["np.ndarray"]):
         if missing := [column for column in columns if column not in self.columns]:
             raise DataError(f"{self.name} has no column {missing[0]!r}{did_you_mean(missing[0], self.columns)}")
         return [self.columns.index(column) for column in columns]
+
+
+def _blocks(origin: Tensor, length: int) -> Tensor:
+    """Windows of so many steps (series, start) -> the numbers of the blocks that they are in, (N,)."""
+    place = torch.stack([origin[:, 0], origin[:, 1] // (_BLOCK * length)], 1)
+    return place.unique(dim=0, return_inverse=True)[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,12 +316,52 @@ def _table(source: Source, request: Request) -> SeriesExamples:
                 raise DataError(f"{name}: line {numbers[other]}: class {of_rows[other]!r}, but series {key!r} began "
                                 f"with {of_rows[own[0]]!r}; expected one class throughout a series")
         labels = [unguarded(of_rows[own[0]]) for own in parts.values()]
-    series, clock = [values[own] for own in parts.values()], None
+    series, clock, begin = [values[own] for own in parts.values()], None, None
     if "time" in places:
-        series, clock = on_clock(columns[places["time"]], cells.columns[places["time"]], numbers, values,
-                               list(parts.values()), name, request)
-    return SeriesExamples(name, series, [cells.columns[i] for i in free] if cells.header else None, labels,
-                          len(cells.lines) - len(whole), clock=clock)
+        series, clock, begin = on_clock(columns[places["time"]], cells.columns[places["time"]], numbers, values,
+                                        list(parts.values()), name, request)
+    found = SeriesExamples(name, series, [cells.columns[i] for i in free] if cells.header else None, labels,
+                           len(cells.lines) - len(whole), clock=clock)
+    found.starts = begin
+    if "series" in places and cells.columns[places["series"]] != "example":
+        found.keys = Keys(cells.columns[places["series"]], [unguarded(key) for key in parts])
+    return found
+
+
+def _with_covariates(examples: SeriesExamples, settings: SeriesSettings) -> SeriesExamples:
+    """The columns in the order of `SeriesSpec`: what a future is made of, then covariates, those of the calendar last.
+
+    Raises:
+        UsageError: a column that is not there, or nothing but these; a cycle that the time of the steps has no part in.
+    """
+    named = tuple(filter(None, map(str.strip, (settings.covariates or "").split(","))))
+    if missing := [name for name in named if name not in examples.columns]:
+        raise UsageError(f"--covariates {settings.covariates}: {examples.name} has no column {missing[0]!r}"
+                         f"{did_you_mean(missing[0], examples.columns)}")
+    order = [i for i, name in enumerate(examples.columns) if name not in named]
+    if not order:
+        raise UsageError(f"--covariates {settings.covariates}: these are all columns of {examples.name}; leave out "
+                         f"what the future is to be made of")
+    order += [examples.columns.index(name) for name in dict.fromkeys(named)]
+    examples.items = [x[:, order] for x in examples.items]
+    examples.columns, examples.covariates = tuple(examples.columns[i] for i in order), tuple(dict.fromkeys(named))
+    for cycle in (words := [*filter(None, map(str.strip, (settings.calendar or "").split(",")))]):
+        if cycle not in get_args(Cycle):
+            raise UsageError(f"--calendar {settings.calendar}: {cycle!r} is no cycle"
+                             f"{did_you_mean(cycle, get_args(Cycle))}")
+    cycles: tuple[Cycle, ...] = tuple(cycle for cycle in get_args(Cycle) if cycle in words)
+    for cycle in cycles:
+        if examples.clock is None or examples.starts is None or examples.clock.period(cycle) is None:
+            step = f"has steps of {examples.clock}" if examples.clock else "has no column of the time"
+            raise UsageError(f"--calendar {cycle}: {examples.name} {step}; expected dates or times, at steps shorter "
+                             f"than a {cycle}")
+        for i, (x, start) in enumerate(zip(examples.items, examples.starts, strict=True)):
+            angles = 2 * math.pi * examples.clock.starting(start).turns(cycle, len(x))
+            examples.items[i] = np.concatenate([x, np.stack([np.cos(angles), np.sin(angles)], 1)], 1)
+        own = (f"cosine of the {cycle}", f"sine of the {cycle}")
+        examples.columns, examples.covariates = examples.columns + own, examples.covariates + own
+    examples.calendar = cycles
+    return examples
 
 
 def _cells(content: Path | Part | bytes, name: str, named: tuple[str, ...]) -> Table:
@@ -385,19 +474,31 @@ def _cut(values: np.ndarray, lengths: np.ndarray, name: str) -> list[np.ndarray]
 
 def _csv(spec: SeriesSpec, parts: Sequence[tuple[Mapping[str, Any], np.ndarray, Mapping[str, Any]]],
          header: bool) -> bytes:
-    """Lines of series with what stands before and after their numbers; shortest digits, an empty cell for NaN."""
+    """Lines of series with what stands before and after their numbers; shortest digits, an empty cell for NaN.
+
+    What is called by a stamp of the clock begins there.
+    """
     text = io.StringIO()
+    clock = spec.clock.column if spec.clock else ""
+
+    @cache
+    def stamps(start: str | None, count: int) -> list[list[str]]:
+        if not spec.clock:
+            return [[]] * count
+        return [[stamp] for stamp in (spec.clock.starting(start) if start else spec.clock).stamps(count)]
+
     out = csv.writer(text, lineterminator="\n")
     columns = [f"column_{name}" for name in spec.columns] if spec.columns == numbered(len(spec.columns)) \
         else spec.columns
     if header:
         before, after = (parts[0][0], parts[0][2]) if parts else ({}, {})
-        out.writerow(map(guarded, (*before, *([spec.clock.column] if spec.clock else []), *columns, *after)))
+        others = [name for name in after if name != clock]
+        out.writerow(map(guarded, (*before, *([clock] if spec.clock else []), *columns, *others)))
     for before, x, after in parts:
-        stamps = [[stamp] for stamp in spec.clock.stamps(len(x))] if spec.clock else [[]] * len(x)
+        others = [guarded(str(value)) for name, value in after.items() if name != clock]
+        start = str(after[clock]) if clock in after else None
         out.writerows((*map(str, before.values()), *stamp, *("" if value != value else str(value) for value in row),
-                       *map(guarded, map(str, after.values())))
-                      for stamp, row in zip(stamps, x, strict=True))
+                       *others) for stamp, row in zip(stamps(start, len(x)), x, strict=True))
     return text.getvalue().encode()
 
 
@@ -423,6 +524,48 @@ def _drawn(x: np.ndarray, spec: SeriesSpec) -> LineDrawing:
     return on_court(x) if spec.court else strips(x, spec.columns, spec.mean, spec.scale, spec.length)
 
 
+_BANDS = ((0.025, 0.975, "#dbe4f7"), (0.1, 0.9, "#b9cbf0"), (0.25, 0.75, "#8fabe6"))
+_MOST_DRAWN = 8  # columns of a forecast
+_CHART, _ROW = 420, 110  # width of the chart of a forecast; height of a column in it
+
+
+def fan(paths: np.ndarray, spec: SeriesSpec, past: np.ndarray | None = None,
+        truth: np.ndarray | None = None) -> LineDrawing:
+    """Paths (N, T, D) of a future as their median and bands of 50%, 80% and 95%; what was before (P, D), what came (T,
+    D). A row for each column, with a scale of its own, between the numbers at its left.
+    """
+    steps = paths.shape[1]
+    before = np.empty((0, paths.shape[2])) if past is None else past[-2 * steps - 8 :]
+    count = min(_MOST_DRAWN, paths.shape[2])
+    lines, words = [], []
+    for i in range(count):
+        bands = [np.nanquantile(paths[:, :, i], ends, axis=0) for ends in ((low, high) for low, high, _ in _BANDS)]
+        median = np.nanmedian(paths[:, :, i], axis=0)
+        last = before[-1:, i]
+        seen = [*bands[0], before[:, i], *([] if truth is None else [truth[:, i]])]
+        low, high = (float(pick(np.concatenate(seen))) for pick in (np.nanmin, np.nanmax))
+        top, room = i * _ROW + 16, _ROW - 24
+
+        def placed(values: np.ndarray, first: int, low: float = low, high: float = high, top: int = top,
+                   room: int = room) -> np.ndarray:
+            across = 6 + (first + np.arange(len(values))) * (_CHART - 12) / max(1, len(before) + steps - 1)
+            return np.stack([across, top + room * (1 - (values - low) / (high - low or 1))], 1)
+
+        start = len(before) - len(last)
+        for (lower, upper), (*_, colour) in zip(bands, _BANDS, strict=True):
+            edges = [placed(np.concatenate([last, edge]), start) for edge in (lower, upper)]
+            edges = [edge[np.isfinite(edge).all(1)] for edge in edges]
+            lines.append(Line(np.concatenate([edges[0], edges[1][::-1]]), colour, area=True))
+        drawn = [(before[:, i], 0, "#5c6670"), (np.concatenate([last, median]), start, "#2457c5")]
+        drawn += [] if truth is None else [(np.concatenate([last, truth[:, i]]), start, "#d9680b")]
+        lines += [Line(part, colour) for values, first, colour in drawn for part in unbroken(placed(values, first))]
+        lines.append(Line(np.array([[0, (i + 1) * _ROW], [_CHART, (i + 1) * _ROW]]), "#e3e6ea", 1))
+        name = spec.columns[i] if i < count - 1 or count == paths.shape[2] \
+            else f"{spec.columns[i]} (and {paths.shape[2] - count} more)"
+        words.append((6, i * _ROW + 11, f"{shorten([name], 1)}: {low:.4g} to {high:.4g}"))
+    return LineDrawing(_CHART, count * _ROW, tuple(lines), tuple(words))
+
+
 class Npz(Held):
     """`series` (N, T, D), NaN past the ends, and `lengths` (N,): where a series ends, NaN alone does not tell."""
 
@@ -435,8 +578,11 @@ class Npz(Held):
         write_npz(self.out, arrays)
 
 
+_PATHS = 5  # of one past, from which on they are drawn as bands
+
+
 class _Sheet(Held):
-    """Drawings of all the series, side by side."""
+    """Drawings of all the series, side by side; several futures of one past, as bands."""
 
     def end(self) -> None:
         self.out.write(self._whole(*self._placed()))
@@ -445,9 +591,16 @@ class _Sheet(Held):
         """Width and height, and the drawings of the first `steps`, by default all, at their places."""
         assert isinstance(self.content.spec, SeriesSpec)
         spec = self.content.spec
-        drawings = [_drawn(x[:steps], spec) for rows in self.blocks for x in rows.values]
+        drawings: list[LineDrawing] = []
+        rows = ((x[:steps], record) for block in self.blocks
+                for x, record in zip(block.values, block.records, strict=True))
+        for called, several in groupby(rows, key=itemgetter(1)):
+            paths = [x for x, _ in several]
+            futures = called and isinstance(spec.condition, SeriesSpec) and not spec.court and len(paths) >= _PATHS
+            drawings += [fan(np.stack(paths), spec)] if futures else [_drawn(x, spec) for x in paths]
         across = math.ceil(math.sqrt(len(drawings))) or 1
-        width, height = (drawings[0].width + 8, drawings[0].height + 8) if drawings else (8, 8)
+        width, height = (8 + max((getattr(drawing, side) for drawing in drawings), default=0)
+                         for side in ("width", "height"))
         places = [(4 + i % across * width, 4 + i // across * height) for i in range(len(drawings))]
         return (across * width, max(1, math.ceil(len(drawings) / across)) * height,
                 list(zip(places, drawings, strict=True)))
@@ -515,14 +668,21 @@ def _past(spec: SeriesSpec, argument: str) -> tuple[SeriesSpec, Callable[[Datase
                          f"({f'--window {spec.length}' if spec.fixed else 'give --window'}), such as past="
                          f"{max(1, spec.length // 2)}")
     past = spec.model_copy(update={"length": count, "classes": ()})
-    rest = spec.model_copy(update={"length": spec.length - count, "condition": past})
+    made = len(spec.columns) - len(spec.covariates)  # columns of the future
+    rest = spec.model_copy(update={
+        "length": spec.length - count, "condition": past, "covariates": (), "calendar": (),
+        "columns": spec.columns[:made], "mean": spec.mean[:made], "scale": spec.scale[:made],
+        "missing": tuple(name for name in spec.missing if name in spec.columns[:made])})
 
     def split(data: Dataset) -> Dataset:
         assert data.lengths is not None
         lengths = torch.full((len(data),), count)
         before = replace(data, spec=past, examples=data.examples[:, :count], labels=None, lengths=lengths)
-        return replace(data, spec=rest, examples=data.examples[:, count:], lengths=data.lengths - lengths,
-                       condition=before)
+        blocks = data.blocks
+        if blocks is not None and data.origin is not None:  # what is made from the pasts overlaps less than the windows
+            blocks = _blocks(data.origin, spec.length - count)
+        return replace(data, spec=rest, examples=data.examples[:, count:, :made], lengths=data.lengths - lengths,
+                       condition=before, blocks=blocks)
 
     return rest, split
 
@@ -543,6 +703,7 @@ class Series(Kind):
     terminal = "csv"
     shown = Shown(preview=("png", 16), samples=24, pairs=8, frames=5, across=4)
     conditions = {"past": _past}
+    whole = {"last": True, "borders": None}
 
     # --- reading
 
@@ -556,6 +717,8 @@ class Series(Kind):
         whole.labels = [labels[i] for i in owners] if labels else whole.labels
         whole.skipped += len(sources) - len(numbers)
         whole.numbers = numbers if len(owners) == len(numbers) else None
+        if others and request.sources:
+            whole.keys = Keys("file", [sources[i][0] for i in owners])
         return self._planned(whole, request)
 
     def _file(self, source: Source, request: Request) -> SeriesExamples:
@@ -565,7 +728,8 @@ class Series(Kind):
         return _table(source, request)
 
     def _planned(self, examples: SeriesExamples, request: Request) -> SeriesExamples:
-        """How a long series is to be cut."""
+        """What its columns are, and how a long series is to be cut."""
+        examples = _with_covariates(examples, request.settings(self))
         if borders := request.settings(self).borders:
             if len(examples) > 1:
                 raise UsageError(f"--borders {borders} is for one long series; {examples.name} has {len(examples)}, of "
@@ -632,8 +796,10 @@ class Series(Kind):
 
     def undivided(self, spec: Any) -> SeriesSpec:
         """Of what was divided into past and future, both."""
-        past = spec.condition.length if isinstance(spec.condition, SeriesSpec) else 0
-        return spec.model_copy(update={"length": spec.length + past, "condition": None})
+        past = spec.condition
+        if not isinstance(past, SeriesSpec):
+            return spec.model_copy(update={"condition": None})
+        return past.model_copy(update={"length": spec.length + past.length, "classes": spec.classes})
 
     def for_condition(self, options: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in options.items() if name != "window"}

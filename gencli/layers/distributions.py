@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -392,6 +393,54 @@ class GaussianMixture:
     def _weights(self, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         logits, means, log_deviations = (part.double() for part in parameters)
         return logits.softmax(-1), means, log_deviations.clamp(min=self.narrowest).exp()
+
+
+class SinhArcsinh:
+    """x = location + scale sinh((asinh z + skew) / tail), z from N(0, 1) (Jones & Pewsey 2009, "Sinh-arcsinh
+    distributions", Biometrika 96).
+
+    The parameters are location, log-scale, and two numbers s and t, with skew = s and tail = exp(0.8 tanh t): from
+    0.45, tails much heavier than the Gaussian's, to 2.2. At s = t = 0 it is the Gaussian.
+
+    Args:
+        narrowest: the least log-scale; smaller ones count as this.
+    """
+
+    parameters = 4
+    _SPREAD: ClassVar[float] = 0.8
+    _NODES: ClassVar[int] = 40  # of the quadrature of the mean
+
+    def __init__(self, narrowest: float = -math.inf):
+        self.narrowest = narrowest
+
+    def log_prob(self, parameters: Parameters, x: Tensor) -> Tensor:
+        location, log_scale, skew, log_tail = self._shape(parameters)
+        y = (x - location) * torch.exp(-log_scale)
+        u = log_tail.exp() * torch.asinh(y) - skew
+        slope = F.softplus(-2 * u.abs()) + u.abs() - math.log(2)  # log cosh u
+        return log_normal(torch.sinh(u)) + slope + log_tail - 0.5 * torch.log1p(y.square()) - log_scale
+
+    def mean(self, parameters: Parameters) -> Tensor:
+        """By Gauss-Hermite quadrature."""
+        location, log_scale, skew, log_tail = self._shape(parameters)
+        nodes, weights = np.polynomial.hermite_e.hermegauss(self._NODES)
+        z, weight = (torch.as_tensor(values, dtype=location.dtype, device=location.device)
+                     for values in (nodes, weights / weights.sum()))
+        y = torch.sinh((torch.asinh(z) + skew[..., None]) * torch.exp(-log_tail)[..., None])
+        return location + log_scale.exp() * (y * weight).sum(-1)
+
+    def to_noise(self, parameters: Parameters, x: Tensor) -> Tensor:
+        location, log_scale, skew, log_tail = self._shape(parameters)
+        return torch.sinh(log_tail.exp() * torch.asinh((x - location) * torch.exp(-log_scale)) - skew)
+
+    def from_noise(self, parameters: Parameters, z: Tensor) -> Tensor:
+        location, log_scale, skew, log_tail = self._shape(parameters)
+        return location + log_scale.exp() * torch.sinh((torch.asinh(z) + skew) * torch.exp(-log_tail))
+
+    def _shape(self, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Location, log-scale, skew and log-tail."""
+        location, log_scale, skew, tail = _split(parameters)
+        return location, log_scale.clamp(min=self.narrowest), skew, self._SPREAD * torch.tanh(tail)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -101,6 +101,21 @@ _TABLE: dict[str, dict[str, tuple[str, Literal["less", "more"] | None, str]]] = 
         "exact_match": ("Exact match", "more", "Share of the texts that are their target to the letter."),
         "length_ratio": ("Length ratio", None, "How long the texts are, over how long their targets are."),
     },
+    "Forecasts": {
+        "forecast_mse": ("Mean squared error of the forecast", "less", "Of the point forecast, in squared deviations "
+                                                                       "of the training data."),
+        "forecast_mae": ("Mean absolute error of the forecast", "less", "The same in deviations."),
+        "mase": ("Mean absolute scaled error", "less", "Error of the median, over that of the value a season before "
+                                                       "in the training data; the protocol has naive forecasts."),
+        "weighted_quantile_loss": ("Weighted quantile loss", "less", "How far the quantiles 0.1 to 0.9 are off, as a "
+                                                                     "share of the absolute values."),
+        "crps": ("Continuous ranked probability score", "less", "The same of the whole distribution of each value, in "
+                                                                "deviations of the training data."),
+        "energy_score": ("Energy score", "less", "The same of whole paths, with what their steps have to do with each "
+                                                 "other."),
+        "coverage_80": ("Coverage of the 80% band", None, "Share of the values between the quantiles 0.1 and 0.9; 0.8 "
+                                                          "is the ideal."),
+    },
     "Samples against data": {
         "frechet_distance": ("Fréchet distance (FID with features inception)", "less",
                              "How far the samples as a whole lie from real examples."),
