@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
@@ -25,6 +26,8 @@ def network(levels: int = 256, classes: int = 0, **config) -> WaveNet:
     options = {"layers": 3, "stacks": 2, "residual": 6, "skip": 8, "tail": 0, "components": 3, **config}
     spec = AudioSpec(rate=8000, length=200, levels=levels, classes=tuple(map(str, range(classes))))
     model = WaveNet(WaveNetConfig(conditional=classes > 0, **options), spec).eval()
+    if model.config.context:
+        nn.init.normal_(model.condition.weight)  # that of the context begins at 0
     for parameter in model.parameters():
         parameter.data.mul_(2)
     return model.requires_grad_(False)
@@ -63,21 +66,38 @@ def test_each_place_sees_its_receptive_field_and_nothing_else(levels):
 
 
 @BOTH
-def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels):
-    model = network(levels, classes=2, layers=4).double()
+@pytest.mark.parametrize("context", [0, 5])
+def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels, context):
+    model = network(levels, classes=2, layers=4, context=context, hop=16).double()
     batch = drawn(model)
     condition = model._condition(*model._class_and_spectrogram(batch))
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
     engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
-    step, state = _Step(model), torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)
+    step, state = _Step(model), [torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)]
+    if context:
+        state += [torch.zeros(3, 5).double(), torch.zeros(3, 64).double(), torch.zeros(3, 1, dtype=torch.int64)]
     level = torch.full((3, 1), -1)
     for t in range(k.shape[1]):
         x = model._embed(k[:, t - 1]) if t else torch.zeros(3, 6, dtype=torch.float64)
         assert torch.allclose(model._out(engine._advance(x, t)), whole[:, t], atol=1e-9)
-        parameters, state = step(level, state, condition[:, 0])
+        parameters, *state = step(level, state[0], condition[:, 0], *state[1:])
         assert torch.allclose(parameters, whole[:, t], atol=1e-9), "the exported step"
         level = k[:, t : t + 1]
+
+
+@BOTH
+def test_a_context_hears_all_that_came_before_a_frame_and_nothing_of_it(levels):
+    model = network(levels, layers=2, stacks=1, context=5, hop=16, classes=2).double()
+    k = torch.randint(levels, (1, 100), generator=torch.Generator().manual_seed(0))
+    condition = model._one_hot(torch.tensor([1]))[:, None]
+    skip = model._read(k, condition)  # nothing of it is cut off yet
+    for changed in (0, 3, 40):
+        other = k.clone()
+        other[0, changed] = (k[0, changed] + levels // 2) % levels
+        differs = (model._read(other, condition) != skip).any(-1)[0].nonzero()[:, 0].tolist()
+        near = set(range(changed + 1, changed + 5))  # by the convolutions
+        assert set(differs) == near | set(range(changed - changed % 16 + 16, 100)), changed
 
 
 def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch.Tensor | None) -> float:
@@ -100,9 +120,11 @@ def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch
 
 @BOTH
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
-@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram"])
+@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram", "plain context", "classes context"])
 def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
-    model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16)
+    kind, _, context = kind.partition(" ")
+    model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16,
+                    context=5 if context else 0)
     if levels == 65536:  # intervals so small that float32 would decide most levels
         model = model.double()
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
@@ -186,8 +208,9 @@ def test_log_prob_is_the_chain_of_conditionals_up_to_the_end(levels):
 
 
 @BOTH
-def test_codes_of_drawn_recordings_are_standard_normal(levels):
-    model = network(levels)
+@pytest.mark.parametrize("context", [0, 5])
+def test_codes_of_drawn_recordings_are_standard_normal(levels, context):
+    model = network(levels, context=context, hop=16)
     batch = model.sample(rng(64), length=200, engine="torch")
     z = model.encode(batch, rng(64, "encode")).flatten()
     assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03 and abs((z.abs() > 1.96).double().mean() - 0.05) < 0.01

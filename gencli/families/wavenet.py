@@ -8,6 +8,9 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - Conditions: a class for the whole recording (`--conditional`), and the log-mel spectrogram of another recording, frame
   by frame. A model that is conditioned on the spectrogram of the recording itself (`--mels`) is a vocoder, and its
   likelihood that of a recording given its spectrogram.
+- A context (van den Oord et al. 2016, section 2.6): the convolutions see a fraction of a second, so that their samples
+  forget who speaks, how loud, and whether the word was said. A recurrent network hears the log-mel spectrogram of all
+  that came before, at a low rate, and tells each layer of the convolutions.
 - Sampling caches what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the
   cost of a sample is linear in the depth and the same for every sample.
 
@@ -19,6 +22,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -55,7 +59,8 @@ from gencli.spectrogram import LogMel
 _SAMPLES_IN_MEMORY = 2**15  # read in one go while recordings are scored or encoded
 _LENGTH_MULTIPLE = 1024  # of lengths in training, for few different shapes: libraries cache memory for each
 _TORCH_BLOCK = 64  # recordings that plain torch generates together: an operation costs as much for one
-_MELS = 40  # default bands of the spectrogram
+_MELS = 40  # default bands of the spectrogram; those that a context hears
+_CONTEXT = 64  # default units of the context
 _PIECES = 10  # a second: pieces in which a recording is generated
 
 
@@ -72,6 +77,9 @@ class WaveNetConfig(FamilyConfig):
                                            "what the data is made from, else of the recording itself; 0: none, or 40 "
                                            "for data that is made from something.")
     hop: int = Field(64, ge=1, description="Samples from one frame of the spectrogram to the next.")
+    context: int | None = Field(None, ge=0, description="Units of a recurrent network that hears the spectrogram of "
+                                                        "all that came before a frame, for the convolutions; 0: "
+                                                        f"none. Default {_CONTEXT}, of a vocoder 0.")
     tail: int = Field(400, ge=0, description="Samples of silence that end a recording in training; sampling stops "
                                              "after as many.")
 
@@ -104,10 +112,22 @@ class WaveNet(Model):
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
         self.output = nn.Linear(config.skip, self.distribution.parameters)
-        if self.classes + self.mels:
-            self.condition = nn.Linear(self.classes + self.mels, depth * 2 * width, bias=False)
+        units = config.context or 0  # None in files of models from before there was one
+        if units:
+            self.context = _Context(spec.rate, config.hop, self.classes + self.mels, units)
+        self.frames = self.mels + units > 0  # whether the condition changes from frame to frame
+        if self.classes + self.mels + units:
+            self.condition = nn.Linear(self.classes + self.mels + units, depth * 2 * width, bias=False)
+            self.condition.weight.data[:, self.classes + self.mels :] = 0  # convolutions learn without a context first
         if self.mels:
             self.spectrogram = LogMel(spec.rate, config.hop, self.mels)
+
+    @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        assert isinstance(config, WaveNetConfig)
+        if config.context is not None:
+            return config
+        return config.model_copy(update={"context": 0 if config.mels or spec.condition else _CONTEXT})
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
@@ -127,6 +147,8 @@ class WaveNet(Model):
 
         Position t depends on the levels before t: the input is shifted by one, and zero before the beginning.
         """
+        if self.config.context:
+            condition = self.context(self._sound(levels), condition)
         x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
         if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it again
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -148,7 +170,11 @@ class WaveNet(Model):
         """Levels (...,) -> (..., residual)."""
         if self.spec.levels == 256:
             return self.input(levels)
-        return self.input(self.spec.from_levels(levels)[..., None].to(self.output.weight.dtype))
+        return self.input(self._sound(levels)[..., None])
+
+    def _sound(self, levels: Tensor) -> Tensor:
+        """Levels -> samples in [-1, 1] of the type of the weights."""
+        return self.spec.from_levels(levels).to(self.output.weight.dtype)
 
     def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> Iterator[Tensor | None]:
         """What the condition (B, frames, D) adds to the gates of each layer, (B, length or 1, 2 residual), scaled."""
@@ -157,7 +183,7 @@ class WaveNet(Model):
             return
         frames = self.condition(condition) * scale.repeat(len(self.dilations))
         for bias in frames.split(2 * self.config.residual, dim=-1):
-            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.mels else bias
+            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.frames else bias
 
     def _out(self, skip: Tensor) -> Tensor:
         """(..., skip) -> parameters of the distribution over levels (..., P)."""
@@ -441,13 +467,62 @@ class WaveNet(Model):
         """One sample: level (B, 1), state (B, slots, residual) and, if there is one, condition (B, D) -> parameters
         (B, P), next state.
 
-        A recording starts with a state of zeros and the level -1, which stands for the time before the beginning.
+        A context adds to the state its `memory` (B, units), the `past` that it hears (B, size), in [-1, 1], and the
+        `position` of the sample (B, 1). A recording starts with a state of zeros and the level -1, which stands for the
+        time before the beginning.
         """
-        state = torch.zeros(2, sum(self.dilations), self.config.residual, device=self.device)
-        inputs = {"level": torch.full((2, 1), -1, device=self.device), "state": state}
+        zeros = partial(torch.zeros, 2, device=self.device)
+        inputs = {"level": torch.full((2, 1), -1, device=self.device),
+                  "state": zeros(sum(self.dilations), self.config.residual)}
+        state = {}
+        if self.config.context:
+            state = {"memory": zeros(self.config.context), "past": zeros(self.context.size),
+                     "position": zeros(1, dtype=torch.int64)}
         if self.classes + self.mels:
-            inputs["condition"] = torch.zeros(2, self.classes + self.mels, device=self.device)
-        return Graph(_Step(self), inputs, ["parameters", "next_state"])
+            inputs["condition"] = zeros(self.classes + self.mels)
+        outputs = ["parameters", "next_state", *(f"next_{name}" for name in state)]
+        return Graph(_Step(self), inputs | state, outputs)
+
+
+class _Context(nn.Module):
+    """A recurrent network (GRU) over frames of `hop` samples: in each it hears the `size` samples before the frame.
+
+    Args:
+        rate: samples a second.
+        conditions: D, numbers in a frame of the condition.
+    """
+
+    def __init__(self, rate: int, hop: int, conditions: int, units: int):
+        super().__init__()
+        self.spectrogram = LogMel(rate, hop, _MELS)
+        self.hop, self.size = hop, self.spectrogram.size
+        self.gru = nn.GRU(_MELS + conditions, units, batch_first=True)
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Samples (B, T), the condition (B, 1 or frames, D) -> the condition and what was heard before each frame,
+        (B, frames, D + units)."""
+        with torch.autocast(x.device.type, enabled=False):
+            frames = -(-x.shape[1] // self.hop)
+            windows = F.pad(x, (self.size, 0)).unfold(1, self.size, self.hop)[:, :frames]
+            if condition is not None:
+                condition = condition.expand(-1, frames, -1) if condition.shape[1] == 1 else condition[:, :frames]
+            return self.told(condition, self.gru(self._heard(windows, condition))[0])
+
+    def next(self, window: Tensor, condition: Tensor | None, memory: Tensor) -> Tensor:
+        """The samples (B, size) before a frame, its condition (B, D), the memory (B, units) -> the next memory."""
+        return self.gru(self._heard(window, condition)[:, None], memory[None])[1][0]
+
+    def told(self, condition: Tensor | None, memory: Tensor) -> Tensor:
+        """What the convolutions are told (..., D + units). Small, as all units of the memory may learn alike."""
+        return _beside(condition, memory / self.gru.hidden_size**0.5)
+
+    def _heard(self, windows: Tensor, condition: Tensor | None) -> Tensor:
+        return _beside(condition, self.spectrogram.bands(windows))
+
+
+def _beside(a: Tensor | None, b: Tensor) -> Tensor:
+    """(..., D) and (..., E) -> (..., D + E)."""
+    return b if a is None else torch.cat([a, b], dim=-1)
 
 
 class _Linears(nn.ModuleList):
@@ -473,6 +548,26 @@ def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor |
                         condition, known)
 
 
+class _Frames:
+    """What the condition adds to the gates of all layers, frame by frame, while the levels (B, T) are filled in."""
+
+    def __init__(self, model: WaveNet, levels: Tensor, condition: Tensor | None):
+        self.model, self.levels, self.condition = model, levels, condition
+        self.memory = model.output.weight.new_zeros(len(levels), model.config.context or 0)
+
+    def __call__(self, frame: int) -> Tensor | None:
+        """Those of the next frame, (B, depth, 2 residual); None if there is no condition."""
+        model, condition = self.model, self.condition
+        if condition is not None:
+            condition = condition[:, min(frame, condition.shape[1] - 1)]  # (B, D)
+        if model.config.context:
+            end = frame * model.config.hop
+            x = model._sound(self.levels[:, max(0, end - model.context.size) : end])
+            self.memory = model.context.next(F.pad(x, (model.context.size - x.shape[1], 0)), condition, self.memory)
+            condition = model.context.told(condition, self.memory)
+        return None if condition is None else model.condition(condition).unflatten(1, (-1, 2 * model.config.residual))
+
+
 class _TorchEngine:
     """All recordings together, in plain torch, on any device: `choose(t, parameters)` says their levels t (B,)."""
 
@@ -481,7 +576,7 @@ class _TorchEngine:
         self.model, self.levels, self.choose, self.known = model, levels, choose, known
         width = model.config.residual
         self.rings = [model.output.weight.new_zeros(len(levels), dilation, width) for dilation in model.dilations]
-        self.biases = None if condition is None else model.condition(condition).unflatten(2, (-1, 2 * width))
+        self.frames = _Frames(model, levels, condition)
         self.weights = [(gates.weight.T.contiguous(), gates.bias) for gates in model.gates]
 
     def __call__(self, begin: int, end: int) -> None:
@@ -495,15 +590,14 @@ class _TorchEngine:
     def _advance(self, x: Tensor, t: int) -> Tensor:
         """(B, residual) -> (B, skip); the rings hold what each layer read, for as long as its dilation."""
         model, outputs = self.model, []
-        bias = None
-        if self.biases is not None:
-            bias = self.biases[:, min(t // model.config.hop, self.biases.shape[1] - 1)]  # (B, depth, 2 residual)
+        if t % model.config.hop == 0:
+            self.bias = self.frames(t // model.config.hop)  # (B, depth, 2 residual)
         for i, (ring, (weight, own)) in enumerate(zip(self.rings, self.weights, strict=True)):
             slot = ring[:, t % ring.shape[1]]
             h = torch.addmm(own, torch.cat([slot, x], dim=1), weight)
             slot.copy_(x)
-            if bias is not None:
-                h = h + bias[:, i]
+            if self.bias is not None:
+                h = h + self.bias[:, i]
             a, b = h.chunk(2, dim=-1)
             outputs.append(torch.tanh(a) * torch.sigmoid(b))
             if i < len(model.residuals):
@@ -519,7 +613,13 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
     width = model.config.residual
     depth = len(model.dilations)
     own = torch.stack([gates.bias for gates in model.gates])  # (depth, 2 residual)
-    frames = own[None, None] if condition is None else own + model.condition(condition).unflatten(2, (depth, 2 * width))
+    moving = _Frames(model, levels, condition) if model.config.context else None  # frames that depend on the levels
+    if moving:
+        frames = own.repeat(len(levels), 1, 1, 1)  # of the present frame
+    elif condition is None:
+        frames = own[None, None]
+    else:
+        frames = own + model.condition(condition).unflatten(2, (depth, 2 * width))
     read = model.input
     table = torch.stack([read.weight[:, 0], read.bias]) if isinstance(read, nn.Linear) else read.weight
     last = own.new_zeros(1, width, width)  # the last layer has no residual connection
@@ -535,23 +635,40 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
             for b in range(len(u))]
 
     def run(begin: int, end: int) -> None:
-        for one in runs:
-            one(begin, end)
+        hop = model.config.hop
+        while begin < end:
+            stop = min(end, begin - begin % hop + hop) if moving else end
+            if moving and begin % hop == 0:
+                told = moving(begin // hop)
+                assert told is not None
+                frames[:, 0] = own + told
+            for one in runs:
+                one(begin, stop)
+            begin = stop
 
     return run
 
 
 class _Step(nn.Module):
-    """One sample of the network as a module of its own, for export; the state is a line of what each layer read."""
+    """One sample of the network as a module of its own, for export; the state is a line of what each layer read, and
+    what the context remembers."""
 
     def __init__(self, model: WaveNet):
         super().__init__()
         self.model = model
         self.train(model.training)
 
-    def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None, memory: Tensor | None = None,
+                past: Tensor | None = None, position: Tensor | None = None) -> tuple[Tensor, ...]:
         model = self.model
-        width = model.config.residual
+        width, kept = model.config.residual, []
+        if memory is not None and past is not None and position is not None:
+            sound = model._sound(level.clamp(min=0)).where(level >= 0, 0.0)
+            past = torch.cat([past[:, 1:], sound], dim=1)
+            heard = model.context.next(past, condition, memory)
+            memory = heard.where(position % model.config.hop == 0, memory)
+            condition = model.context.told(condition, memory)
+            kept = [memory, past, position + 1]
         x = model._embed(level[:, 0].clamp(min=0)) * (level >= 0).to(state.dtype)
         bias = None if condition is None else model.condition(condition)
         outputs, after = [], []
@@ -564,4 +681,4 @@ class _Step(nn.Module):
             outputs.append(torch.tanh(a) * torch.sigmoid(b))
             if i < len(model.residuals):
                 x = x + model.residuals[i](outputs[-1])
-        return model._out(model.skip(torch.cat(outputs, dim=-1))), torch.cat(after, dim=1)
+        return model._out(model.skip(torch.cat(outputs, dim=-1))), torch.cat(after, dim=1), *kept
