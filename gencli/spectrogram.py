@@ -34,8 +34,12 @@ class LogMel(nn.Module):
             side = (self.size - self.hop) // 2
             padded = F.pad(x.float(), (side, side + -x.shape[1] % self.hop + self.hop))
             frames = padded.unfold(1, self.size, self.hop)[:, : -(-x.shape[1] // self.hop)]
-            power = torch.fft.rfft(frames * self.window.float()).abs().square()
-            return (torch.log10((power @ self.filters.float()).clamp(min=1e-5)) / DECADES).to(self.filters.dtype)
+            return self.bands(frames).to(self.filters.dtype)
+
+    def bands(self, frames: Tensor) -> Tensor:
+        """The bands (..., bands) of the samples (..., size) that a frame sees, computed in their own precision."""
+        power = torch.fft.rfft(frames * self.window.to(frames)).abs().square()
+        return torch.log10((power @ self.filters.to(frames)).clamp(min=1e-5)) / DECADES
 
 
 class SpectrogramPicture(nn.Module):

@@ -1,5 +1,6 @@
 """The scripts in examples/ run, and the plugin there is a whole family once it is installed."""
 
+import itertools
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 13
+    assert len(scripts) == 14
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -181,6 +182,23 @@ def test_captions_are_counted_by_their_grammar():
     assert len(first) == 5 and all(line.startswith("true  ") for line in first)
     assert own == "1000 of 1000 captions are true of its own picture"
     assert another == "0 of 1000 captions are true of another picture"
+
+
+def test_patterns(tmp_path):
+    """The series are by the rule, hold nothing that is held out, and what is sampled is held against the rule."""
+    done = script(tmp_path, "patterns.sh", "out", STARTS="27 14")
+    lines = (tmp_path / "out/series.txt").read_text().splitlines()
+    numbers = [[int(number[::-1]) for number in line.split()] for line in lines]
+    assert len(lines) > 5000 and len({start for start, *_ in numbers}) == len(lines)
+    assert all(b == (3 * a + 1 if a % 2 else a // 2) for line in numbers for a, b in itertools.pairwise(line))
+    assert not any(number % 20 in (7, 14) for line in numbers for number in line)
+    checked = [line.split() for line in (tmp_path / "out/checked.txt").read_text().splitlines()]
+    assert [words[:2] for words in checked] == [["wrong", "720000"], ["wrong", "410000"]]  # after so few steps
+    assert done.stdout.splitlines()[-1] == "0 of 2 series are right"
+    text = (EXAMPLES / "patterns.sh").read_text()
+    rule = re.search(r"rule='(.*?)'", text, re.S)[1]
+    told = subprocess.run(["awk", rule + "BEGIN { print series(27) }"], capture_output=True, text=True, check=True)
+    assert told.stdout == "720000 280000 140000 421000 260000 130000\n"  # what `right` is held against
 
 
 def test_new_kinds(tmp_path):

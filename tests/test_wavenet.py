@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
@@ -25,6 +26,8 @@ def network(levels: int = 256, classes: int = 0, **config) -> WaveNet:
     options = {"layers": 3, "stacks": 2, "residual": 6, "skip": 8, "tail": 0, "components": 3, **config}
     spec = AudioSpec(rate=8000, length=200, levels=levels, classes=tuple(map(str, range(classes))))
     model = WaveNet(WaveNetConfig(conditional=classes > 0, **options), spec).eval()
+    if model.framed:
+        nn.init.normal_(model.condition.weight)  # that of places and the context begins at 0
     for parameter in model.parameters():
         parameter.data.mul_(2)
     return model.requires_grad_(False)
@@ -63,21 +66,38 @@ def test_each_place_sees_its_receptive_field_and_nothing_else(levels):
 
 
 @BOTH
-def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels):
-    model = network(levels, classes=2, layers=4).double()
+@pytest.mark.parametrize("context", [0, 5])
+def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels, context):
+    model = network(levels, classes=2, layers=4, context=context, hop=16).double()
     batch = drawn(model)
-    condition = model._condition(*model._class_and_spectrogram(batch))
+    condition = model._told(batch)
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
     engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
-    step, state = _Step(model), torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)
+    step, state = _Step(model), [torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)]
+    if context:
+        state += [torch.zeros(3, 5).double(), torch.zeros(3, 64).double(), torch.zeros(3, 1, dtype=torch.int64)]
     level = torch.full((3, 1), -1)
     for t in range(k.shape[1]):
         x = model._embed(k[:, t - 1]) if t else torch.zeros(3, 6, dtype=torch.float64)
         assert torch.allclose(model._out(engine._advance(x, t)), whole[:, t], atol=1e-9)
-        parameters, state = step(level, state, condition[:, 0])
+        parameters, *state = step(level, state[0], condition[:, 0], *state[1:])
         assert torch.allclose(parameters, whole[:, t], atol=1e-9), "the exported step"
         level = k[:, t : t + 1]
+
+
+@BOTH
+def test_a_context_hears_all_that_came_before_a_frame_and_nothing_of_it(levels):
+    model = network(levels, layers=2, stacks=1, context=5, hop=16, classes=2).double()
+    k = torch.randint(levels, (1, 100), generator=torch.Generator().manual_seed(0))
+    condition = model._one_hot(torch.tensor([1]))[:, None]
+    skip = model._read(k, condition)  # nothing of it is cut off yet
+    for changed in (0, 3, 40):
+        other = k.clone()
+        other[0, changed] = (k[0, changed] + levels // 2) % levels
+        differs = (model._read(other, condition) != skip).any(-1)[0].nonzero()[:, 0].tolist()
+        near = set(range(changed + 1, changed + 5))  # by the convolutions
+        assert set(differs) == near | set(range(changed - changed % 16 + 16, 100)), changed
 
 
 def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch.Tensor | None) -> float:
@@ -100,9 +120,11 @@ def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch
 
 @BOTH
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
-@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram"])
+@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram", "plain context", "classes context lengths"])
 def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
-    model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16)
+    kind, *more = kind.split()
+    model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16,
+                    context=5 if "context" in more else 0, lengths="lengths" in more)
     if levels == 65536:  # intervals so small that float32 would decide most levels
         model = model.double()
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
@@ -112,7 +134,8 @@ def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     got = model.sample(rng(), given, length=59, engine=engine)
     k = model.spec.to_levels(got.x)
     assert torch.equal(k[:, :5], model.spec.to_levels(prompt).expand(3, -1)) and got.lengths.tolist() == [64] * 3
-    condition = model._condition(model._one_hot(labels), model.spectrogram(source.x) if kind == "spectrogram" else None)
+    spectrogram = model.spectrogram(source.x) if kind == "spectrogram" else None
+    condition = model._condition(model._one_hot(labels), spectrogram, got.lengths, 64)
     u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
     u = torch.cat([place(model, k, condition)[:, :5], u], dim=1)
     assert undecided(model, k, u, condition) < 0.02
@@ -186,11 +209,20 @@ def test_log_prob_is_the_chain_of_conditionals_up_to_the_end(levels):
 
 
 @BOTH
-def test_codes_of_drawn_recordings_are_standard_normal(levels):
-    model = network(levels)
+@pytest.mark.parametrize("more", [{}, {"context": 5, "lengths": True}])
+def test_codes_of_drawn_recordings_are_standard_normal(levels, more):
+    model = network(levels, hop=16, **more)
     batch = model.sample(rng(64), length=200, engine="torch")
     z = model.encode(batch, rng(64, "encode")).flatten()
     assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03 and abs((z.abs() > 1.96).double().mean() - 0.05) < 0.01
+
+
+def test_codes_with_places_and_a_context_give_the_recording_back():
+    model = network(classes=3, context=5, lengths=True, hop=16)
+    batch = drawn(model)
+    again = model.decode(model.encode(batch, rng()))
+    assert torch.equal(again.x, batch.x) and torch.equal(again.lengths, batch.lengths)
+    assert model.scores(batch, rng())["nll"].protocol["given"] == {"class": True, "length": True}
 
 
 def test_a_conditional_code_names_its_class():
@@ -243,6 +275,41 @@ def test_features_do_not_depend_on_what_follows_the_end():
 
 
 # --- generation
+
+
+@pytest.mark.parametrize("engine", ["torch", "compiled"])
+def test_samples_are_as_long_as_recordings_of_training(engine):
+    """Each of three classes has lengths of its own; the noise of a sample, which a path goes through, ends where it
+    does."""
+    model = network(classes=3, lengths=True, hop=8, context=3)
+    lengths = torch.tensor([8, 24, 100, 103, 57, 200])
+    x = torch.zeros(6, 200)
+    model._count(Batch(x[:3], torch.tensor([0, 0, 1]), lengths[:3]))
+    model._count(Batch(x[3:], torch.tensor([1, 1, 2]), lengths[3:]))
+    labels = torch.arange(300) % 3
+    made = model.sample(rng(300), Given(labels), engine=engine)
+    shares = [{int(n): round(int(count) / 100, 1) for n, count in zip(*own.unique(return_counts=True), strict=True)}
+              for own in (made.lengths[labels == label] for label in range(3))]
+    assert shares[0].keys() == {8, 24} and shares[1].keys() == {64, 104} and shares[2] == {200: 1.0}
+    assert abs(shares[0][8] - 0.5) < 0.2 and abs(shares[1][104] - 2 / 3) < 0.2  # 3.5 standard deviations
+    prior = model.prior(rng(5))
+    assert torch.equal((~prior[:, 3:].isnan()).sum(1), model.sample(rng(5), engine="torch").lengths)
+    told = model.sample(rng(2), Given(prompt=torch.zeros(30)), engine=engine, length=20)
+    assert told.lengths.tolist() == [50, 50], "what the user says goes before"
+    drawn = model.sample(rng(9), Given(torch.zeros(9, dtype=torch.int64), torch.zeros(20)), engine=engine)
+    assert set(drawn.lengths.tolist()) == {24}, "longer than the prompt"
+    drawn = model.sample(rng(9), Given(torch.zeros(9, dtype=torch.int64), torch.zeros(30)), engine=engine)
+    assert set(drawn.lengths.tolist()) == {200}, "no recording is longer than this prompt"
+
+
+def test_the_network_is_told_how_near_the_ends_are():
+    model = network(lengths=True, hop=8)
+    near = 14**0.5 * model._places(torch.tensor([40, 16]), 40)
+    seconds = torch.tensor([0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
+    assert torch.allclose(near[0, 2], torch.cat([torch.exp(-16 / 8000 / seconds), torch.exp(-24 / 8000 / seconds)]))
+    assert torch.allclose(near[1, 2:, 7:], torch.ones(3, 7)), "past the end"
+    with pytest.raises(UsageError, match="leave --lengths out"):
+        network(lengths=True, mels=4)
 
 
 def test_a_recording_ends_with_silence_after_sound():
@@ -349,7 +416,7 @@ def test_it_learns(tmp_path, gencli):
         x = random.choice([0.1, 0.6]) * np.cumprod(random.choice([-1, 1], 150))
         soundfile.write(tmp_path / f"sounds/{i}.wav", x, 8000)
     gencli("train", "wavenet", "sounds", "-o", "run", "--layers", "3", "--stacks", "1", "--residual", "12", "--skip",
-           "24", "--steps", "150", "--lr", "1e-2", "--ema", "0", "--batch-size", "8", "--preview-every", "0", "--tail",
+           "24", "--steps", "200", "--lr", "1e-2", "--ema", "0", "--batch-size", "8", "--preview-every", "0", "--tail",
            "0", "-q")
     metrics = gencli("evaluate", "run", "sounds", "--draw", "0", "--reconstruct", "0", "--json").json()["metrics"]
     assert 1 <= next(m["value"] for m in metrics if m["name"] == "bpd") < 1.1

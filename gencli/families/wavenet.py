@@ -8,17 +8,26 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - Conditions: a class for the whole recording (`--conditional`), and the log-mel spectrogram of another recording, frame
   by frame. A model that is conditioned on the spectrogram of the recording itself (`--mels`) is a vocoder, and its
   likelihood that of a recording given its spectrogram.
+- A context (van den Oord et al. 2016, section 2.6): the convolutions see a fraction of a second, so that their samples
+  forget who speaks, how loud, and whether the word was said. A recurrent network hears the log-mel spectrogram of all
+  that came before, at a low rate, and tells each layer of the convolutions.
 - Sampling caches what each layer has computed in ring buffers (Le Paine et al. 2016, arXiv:1611.09482), so that the
   cost of a sample is linear in the depth and the same for every sample.
 
-Departures: a recording is followed by `tail` samples of silence in training, so that the samples of a model trained on
-whole recordings end as they do. The first layer reads one sample, not two. Frames are repeated, not interpolated.
+- Lengths: without them a network that hears noise cannot know whether the word is to come or has been said. So it is
+  told how far the beginning and the end are, and samples first draw a length, from those of training, of their class.
+  The likelihood is that of the samples of a recording given how many there are, as it is without.
+
+Departures: without lengths, a recording is followed by `tail` samples of silence in training, so that the samples of a
+model trained on whole recordings end as they do. The first layer reads one sample, not two. Frames are
+repeated, not interpolated.
 """
 
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -41,6 +50,7 @@ from gencli.model import (
     Loss,
     Model,
     NetSize,
+    Phase,
     Score,
     Sizes,
     Spec,
@@ -55,7 +65,9 @@ from gencli.spectrogram import LogMel
 _SAMPLES_IN_MEMORY = 2**15  # read in one go while recordings are scored or encoded
 _LENGTH_MULTIPLE = 1024  # of lengths in training, for few different shapes: libraries cache memory for each
 _TORCH_BLOCK = 64  # recordings that plain torch generates together: an operation costs as much for one
-_MELS = 40  # default bands of the spectrogram
+_MELS = 40  # default bands of the spectrogram; those that a context hears
+_CONTEXT = 64  # default units of the context
+_NEAR = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds over which what the network is told of a distance fades
 _PIECES = 10  # a second: pieces in which a recording is generated
 
 
@@ -72,12 +84,20 @@ class WaveNetConfig(FamilyConfig):
                                            "what the data is made from, else of the recording itself; 0: none, or 40 "
                                            "for data that is made from something.")
     hop: int = Field(64, ge=1, description="Samples from one frame of the spectrogram to the next.")
-    tail: int = Field(400, ge=0, description="Samples of silence that end a recording in training; sampling stops "
-                                             "after as many.")
+    context: int | None = Field(None, ge=0, description="Units of a recurrent network that hears the spectrogram of "
+                                                        "all that came before a frame, for the convolutions; 0: "
+                                                        f"none. Default {_CONTEXT}, of a vocoder 0.")
+    lengths: bool | None = Field(None, description="Tell the network how far the beginning and the end are, and draw "
+                                                   "the lengths of samples from those of training. Default yes; a "
+                                                   "vocoder has that of its source.")
+    tail: int = Field(400, ge=0, description="Without lengths: samples of silence that end a recording in training; "
+                                             "sampling stops after as many.")
 
 
 class WaveNet(Model):
     """WaveNet (van den Oord et al. 2016): p(x) = prod p(x_t | x_1 .. x_(t-1), condition). Exact likelihood."""
+
+    lengths: Tensor  # (classes or 1, frames), float64: how many recordings of training end in a frame
 
     Config = WaveNetConfig
     kinds = frozenset({"audio"})
@@ -104,10 +124,31 @@ class WaveNet(Model):
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
         self.output = nn.Linear(config.skip, self.distribution.parameters)
-        if self.classes + self.mels:
-            self.condition = nn.Linear(self.classes + self.mels, depth * 2 * width, bias=False)
+        # Neither a context nor lengths in files of models from before there were any: None.
+        if config.lengths and self.mels:
+            raise UsageError("a vocoder speaks as long as its source does; leave --lengths out")
+        units, self.places = config.context or 0, 2 * len(_NEAR) if config.lengths else 0
+        self.told = self.classes + self.mels + self.places  # numbers in a frame of the condition
+        self.framed = self.told + units > self.classes  # whether it changes from frame to frame
+        if self.places:
+            bins = -(-spec.length // config.hop)
+            self.register_buffer("lengths", torch.zeros(max(1, self.classes), bins, dtype=torch.float64))
+        if units:
+            self.context = _Context(spec.rate, config.hop, self.told, units)
+        if self.told + units:
+            self.condition = nn.Linear(self.told + units, depth * 2 * width, bias=False)
+            # The convolutions learn without places and a context first.
+            self.condition.weight.data[:, self.classes + self.mels :] = 0
         if self.mels:
             self.spectrogram = LogMel(spec.rate, config.hop, self.mels)
+
+    @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        assert isinstance(config, WaveNetConfig)
+        vocoder = bool(config.mels or spec.condition)
+        usual = {"context": 0 if vocoder else _CONTEXT, "lengths": not vocoder}
+        return config.model_copy(update={name: value for name, value in usual.items()
+                                         if getattr(config, name) is None})
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
@@ -127,6 +168,8 @@ class WaveNet(Model):
 
         Position t depends on the levels before t: the input is shifted by one, and zero before the beginning.
         """
+        if self.config.context:
+            condition = self.context(self._sound(levels), condition)
         x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
         if torch.is_autocast_enabled(x.device.type):  # or every layer would cast it again
             x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -148,7 +191,11 @@ class WaveNet(Model):
         """Levels (...,) -> (..., residual)."""
         if self.spec.levels == 256:
             return self.input(levels)
-        return self.input(self.spec.from_levels(levels)[..., None].to(self.output.weight.dtype))
+        return self.input(self._sound(levels)[..., None])
+
+    def _sound(self, levels: Tensor) -> Tensor:
+        """Levels -> samples in [-1, 1] of the type of the weights."""
+        return self.spec.from_levels(levels).to(self.output.weight.dtype)
 
     def _biases(self, condition: Tensor | None, length: int, scale: Tensor) -> Iterator[Tensor | None]:
         """What the condition (B, frames, D) adds to the gates of each layer, (B, length or 1, 2 residual), scaled."""
@@ -157,7 +204,7 @@ class WaveNet(Model):
             return
         frames = self.condition(condition) * scale.repeat(len(self.dilations))
         for bias in frames.split(2 * self.config.residual, dim=-1):
-            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.mels else bias
+            yield bias.repeat_interleave(self.config.hop, dim=1)[:, :length] if self.framed else bias
 
     def _out(self, skip: Tensor) -> Tensor:
         """(..., skip) -> parameters of the distribution over levels (..., P)."""
@@ -170,11 +217,23 @@ class WaveNet(Model):
         """
         return self._out(self._read(levels, condition))
 
-    def _condition(self, classes: Tensor | None, spectrogram: Tensor | None) -> Tensor | None:
-        """One-hot classes (B, K) and spectrogram (B, frames, mels) -> (B, frames, K + mels)."""
-        if classes is None or spectrogram is None:
-            return spectrogram if classes is None else classes[:, None]
-        return torch.cat([classes[:, None].expand(-1, spectrogram.shape[1], -1), spectrogram], dim=-1)
+    def _condition(self, classes: Tensor | None, spectrogram: Tensor | None, lengths: Tensor, total: int,
+                   ) -> Tensor | None:
+        """One-hot classes (B, K), spectrogram (B, frames, mels), lengths (B,) of recordings (B, total) -> (B, frames,
+        D), D = K + mels + places.
+        """
+        parts = [] if classes is None else [classes[:, None]]
+        parts += [] if spectrogram is None else [spectrogram]
+        parts += [self._places(lengths, total)] if self.places else []
+        frames = max((part.shape[1] for part in parts), default=0)
+        return torch.cat([part.expand(-1, frames, -1) for part in parts], dim=-1) if parts else None
+
+    def _places(self, lengths: Tensor, total: int) -> Tensor:
+        """How near the beginning and the end are, (B, frames, places), from 0."""
+        start = torch.arange(0, total, self.config.hop, device=lengths.device).double()  # of the frames, in samples
+        seconds = torch.stack(torch.broadcast_tensors(start, lengths[:, None] - start), dim=-1) / self.spec.rate
+        near = torch.exp(-seconds.clamp(min=0)[..., None] / seconds.new_tensor(_NEAR))  # (B, frames, 2, times)
+        return near.flatten(2).to(self.output.weight.dtype) / self.places**0.5  # small, as all may learn alike
 
     def _class_and_spectrogram(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """One-hot classes, and the spectrogram of the conditions; of the recordings themselves if they have none."""
@@ -183,6 +242,11 @@ class WaveNet(Model):
             return classes, None
         x = (batch.condition or batch).x
         return classes, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut if it is longer
+
+    def _told(self, batch: Batch) -> Tensor | None:
+        """The condition of recordings that are there, (B, frames, D)."""
+        return self._condition(*self._class_and_spectrogram(batch), inside(batch.x, batch.lengths).sum(1),
+                               batch.x.shape[1])
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
         if not self.classes:
@@ -193,15 +257,29 @@ class WaveNet(Model):
 
     # --- train, score
 
+    def phases(self) -> list[Phase]:
+        if not self.places:
+            return super().phases()
+        return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), *super().phases()]
+
+    def _count(self, batch: Batch) -> None:
+        """The lengths of B recordings, in frames."""
+        frames = -(-inside(batch.x, batch.lengths).sum(1) // self.config.hop) - 1
+        labels = batch.labels if self.classes and batch.labels is not None else torch.zeros_like(frames)
+        self.lengths.index_put_((labels, frames.clamp(0, self.lengths.shape[1] - 1)),
+                                self.lengths.new_ones(len(frames)), accumulate=True)
+
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per sample, the silence at the end of a recording included."""
-        ends = None if batch.lengths is None else batch.lengths + self.config.tail
-        longest = batch.x.shape[1] + self.config.tail if ends is None else int(ends.max())
+        """Mean negative log likelihood in nats per sample; without lengths that of the silence at the end included."""
+        tail = 0 if self.places else self.config.tail
+        ends = None if batch.lengths is None else batch.lengths + tail
+        longest = batch.x.shape[1] + tail if ends is None else int(ends.max())
         # Little more is computed than is scored.
         length = min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, self.spec.length)
-        batch = replace(batch, x=F.pad(batch.x, (0, length - batch.x.shape[1])))
-        levels, scored = self.spec.to_levels(batch.x), inside(batch.x, ends)
-        skip = self._read(levels, self._condition(*self._class_and_spectrogram(batch)))
+        lengths = inside(batch.x, batch.lengths).sum(1)
+        batch = replace(batch, x=F.pad(batch.x, (0, length - batch.x.shape[1])), lengths=lengths)
+        levels, scored = self.spec.to_levels(batch.x), inside(batch.x, lengths + tail)
+        skip = self._read(levels, self._told(batch))
         positions = scored.flatten().nonzero()[:, 0]
         filled = F.pad(positions, (0, -len(positions) % _LENGTH_MULTIPLE))
         nats = -self.distribution.log_prob(self._out(skip.flatten(0, 1)[filled]), levels.flatten()[filled])
@@ -212,7 +290,7 @@ class WaveNet(Model):
         parts = []
         for part in self._parts(batch):
             levels = self.spec.to_levels(part.x)
-            nats = self.distribution.log_prob(self(levels, self._condition(*self._class_and_spectrogram(part))), levels)
+            nats = self.distribution.log_prob(self(levels, self._told(part)), levels)
             parts.append(nats.double().where(inside(part.x, part.lengths), 0.0).sum(1))
         return torch.cat(parts)
 
@@ -223,7 +301,7 @@ class WaveNet(Model):
         return {"nll": Score(nats, "nats/sample", "exact", samples, self.score_protocol())}
 
     def score_protocol(self) -> dict[str, Any]:
-        conditions = {"class": self.classes > 0, "spectrogram": self.mels > 0}
+        conditions = {"class": self.classes > 0, "spectrogram": self.mels > 0, "length": self.places > 0}
         given = {name: True for name, used in conditions.items() if used}
         return {"given": given} if given else {}
 
@@ -238,11 +316,23 @@ class WaveNet(Model):
         """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; then noise."""
         if self.mels:
             raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
-        length = self._length(length)
-        noise = rng.normal(length, dtype=torch.float64)
-        if not self.classes:
+        noise = rng.normal(self._length(length), dtype=torch.float64)
+        labels = rng.integers(self.classes) if self.classes else None
+        if self.places and length is None:
+            noise = self._ending(noise, labels, rng)
+        if labels is None:
             return noise
-        return torch.cat([F.one_hot(rng.integers(self.classes), self.classes).double(), noise], dim=1)
+        return torch.cat([F.one_hot(labels, self.classes).double(), noise], dim=1)
+
+    def _ending(self, noise: Tensor, labels: Tensor | None, rng: Rng, known: int = 0) -> Tensor:
+        """Noise (B, T), NaN from where recordings end that begin with `known` samples, by a length that is drawn."""
+        counts = self.lengths.expand(len(noise), -1) if labels is None else self.lengths[labels]
+        ends = self.config.hop * torch.arange(1, counts.shape[1] + 1, device=counts.device)
+        counts = counts.where(ends > known, 0.0)
+        counts = counts.where(counts.any(1, keepdim=True), (ends == ends[-1]).double())  # no such: the longest
+        shares = counts.cumsum(1) / counts.sum(1, keepdim=True)
+        frame = (shares <= rng.uniform(1, dtype=torch.float64)).sum(1).clamp(max=len(ends) - 1)
+        return noise.where(inside(noise, ends[frame] - known), math.nan)
 
     def _length(self, length: int | None) -> int:
         if length is not None and length < 1:
@@ -267,7 +357,8 @@ class WaveNet(Model):
         for part, own in zip(self._parts(batch), z.split(rows), strict=True):
             levels = self.spec.to_levels(part.x)
             one_hot, spectrogram = self._class_and_spectrogram(part)
-            condition = self._condition(one_hot, spectrogram)
+            lengths = inside(part.x, part.lengths).sum(1)
+            condition = precise._condition(one_hot, spectrogram, lengths, part.x.shape[1])
             parameters = precise(levels, None if condition is None else condition.double())
             noise = self.distribution.to_noise(parameters, levels, own)
             own.copy_(noise.where(inside(part.x, part.lengths), math.nan))
@@ -280,7 +371,7 @@ class WaveNet(Model):
         return torch.cat([torch.cat(classes), z], dim=1) if classes else z
 
     def _features(self, part: Batch) -> Tensor:
-        skip = self._read(self.spec.to_levels(part.x), self._condition(*self._class_and_spectrogram(part)))
+        skip = self._read(self.spec.to_levels(part.x), self._told(part))
         mask = inside(part.x, part.lengths)[..., None]
         return skip.where(mask, 0.0).sum(1) / mask.sum(1)
 
@@ -335,13 +426,16 @@ class WaveNet(Model):
                 compiled on a CPU if numba is installed.
         """
         noise, classes, spectrogram = self._decoded(code.to(self.device).double())
-        pieces = list(self.clone().double()._write(noise, self._condition(classes, spectrogram), None, temperature,
-                                                   engine, ends=False))
+        precise = self.clone().double()
+        condition = precise._condition(classes, spectrogram, (~noise.isnan()).sum(1), noise.shape[1])
+        pieces = list(precise._write(noise, condition, None, temperature, engine, ends=False))
         return replace(join(pieces), labels=classes.argmax(1) if classes is not None else None)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
                engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
+
+        Where the model knows lengths, that is drawn before.
 
         The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
         """
@@ -361,11 +455,16 @@ class WaveNet(Model):
         else:  # as long as the condition
             noise = rng.normal(given.condition.x.shape[1], dtype=torch.float64)
             noise = noise.where(inside(noise, given.condition.lengths), math.nan)
-        classes = self._one_hot(given.labels if given.labels is not None or not self.classes
-                                else rng.integers(self.classes))
-        condition = self._condition(classes, spectrogram)
-        labels = classes.argmax(1) if classes is not None else None
-        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends=not self.mels):
+        labels = None
+        if self.classes:
+            labels = rng.integers(self.classes) if given.labels is None else given.labels
+        known = 0 if given.prompt is None else len(given.prompt)
+        if self.places and length is None and given.condition is None:
+            noise = self._ending(noise, labels, rng, known)
+        condition = self._condition(self._one_hot(labels), spectrogram, known + (~noise.isnan()).sum(1),
+                                    known + noise.shape[1])
+        ends = not self.mels and not self.places
+        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends):
             yield replace(piece, labels=labels)
 
     # --- compress
@@ -395,7 +494,7 @@ class WaveNet(Model):
         def choose(t: int, parameters: Tensor) -> Tensor:
             return self.distribution.visited(parameters, lambda chances: visit(chances, there[:, t]))
 
-        condition = self._condition(self._one_hot(outline.labels), spectrogram)
+        condition = self._condition(self._one_hot(outline.labels), spectrogram, outline.lengths, levels.shape[1])
         _TorchEngine(self, levels, choose, condition, 0)(0, levels.shape[1])
         return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)
 
@@ -441,13 +540,62 @@ class WaveNet(Model):
         """One sample: level (B, 1), state (B, slots, residual) and, if there is one, condition (B, D) -> parameters
         (B, P), next state.
 
-        A recording starts with a state of zeros and the level -1, which stands for the time before the beginning.
+        A context adds to the state its `memory` (B, units), the `past` that it hears (B, size), in [-1, 1], and the
+        `position` of the sample (B, 1). A recording starts with a state of zeros and the level -1, which stands for the
+        time before the beginning.
         """
-        state = torch.zeros(2, sum(self.dilations), self.config.residual, device=self.device)
-        inputs = {"level": torch.full((2, 1), -1, device=self.device), "state": state}
-        if self.classes + self.mels:
-            inputs["condition"] = torch.zeros(2, self.classes + self.mels, device=self.device)
-        return Graph(_Step(self), inputs, ["parameters", "next_state"])
+        zeros = partial(torch.zeros, 2, device=self.device)
+        inputs = {"level": torch.full((2, 1), -1, device=self.device),
+                  "state": zeros(sum(self.dilations), self.config.residual)}
+        state = {}
+        if self.config.context:
+            state = {"memory": zeros(self.config.context), "past": zeros(self.context.size),
+                     "position": zeros(1, dtype=torch.int64)}
+        if self.told:
+            inputs["condition"] = zeros(self.told)
+        outputs = ["parameters", "next_state", *(f"next_{name}" for name in state)]
+        return Graph(_Step(self), inputs | state, outputs)
+
+
+class _Context(nn.Module):
+    """A recurrent network (GRU) over frames of `hop` samples: in each it hears the `size` samples before the frame.
+
+    Args:
+        rate: samples a second.
+        conditions: D, numbers in a frame of the condition.
+    """
+
+    def __init__(self, rate: int, hop: int, conditions: int, units: int):
+        super().__init__()
+        self.spectrogram = LogMel(rate, hop, _MELS)
+        self.hop, self.size = hop, self.spectrogram.size
+        self.gru = nn.GRU(_MELS + conditions, units, batch_first=True)
+
+    def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
+        """Samples (B, T), the condition (B, 1 or frames, D) -> the condition and what was heard before each frame,
+        (B, frames, D + units)."""
+        with torch.autocast(x.device.type, enabled=False):
+            frames = -(-x.shape[1] // self.hop)
+            windows = F.pad(x, (self.size, 0)).unfold(1, self.size, self.hop)[:, :frames]
+            if condition is not None:
+                condition = condition.expand(-1, frames, -1) if condition.shape[1] == 1 else condition[:, :frames]
+            return self.told(condition, self.gru(self._heard(windows, condition))[0])
+
+    def next(self, window: Tensor, condition: Tensor | None, memory: Tensor) -> Tensor:
+        """The samples (B, size) before a frame, its condition (B, D), the memory (B, units) -> the next memory."""
+        return self.gru(self._heard(window, condition)[:, None], memory[None])[1][0]
+
+    def told(self, condition: Tensor | None, memory: Tensor) -> Tensor:
+        """What the convolutions are told (..., D + units). Small, as all units of the memory may learn alike."""
+        return _beside(condition, memory / self.gru.hidden_size**0.5)
+
+    def _heard(self, windows: Tensor, condition: Tensor | None) -> Tensor:
+        return _beside(condition, self.spectrogram.bands(windows))
+
+
+def _beside(a: Tensor | None, b: Tensor) -> Tensor:
+    """(..., D) and (..., E) -> (..., D + E)."""
+    return b if a is None else torch.cat([a, b], dim=-1)
 
 
 class _Linears(nn.ModuleList):
@@ -473,6 +621,26 @@ def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor |
                         condition, known)
 
 
+class _Frames:
+    """What the condition adds to the gates of all layers, frame by frame, while the levels (B, T) are filled in."""
+
+    def __init__(self, model: WaveNet, levels: Tensor, condition: Tensor | None):
+        self.model, self.levels, self.condition = model, levels, condition
+        self.memory = model.output.weight.new_zeros(len(levels), model.config.context or 0)
+
+    def __call__(self, frame: int) -> Tensor | None:
+        """Those of the next frame, (B, depth, 2 residual); None if there is no condition."""
+        model, condition = self.model, self.condition
+        if condition is not None:
+            condition = condition[:, min(frame, condition.shape[1] - 1)]  # (B, D)
+        if model.config.context:
+            end = frame * model.config.hop
+            x = model._sound(self.levels[:, max(0, end - model.context.size) : end])
+            self.memory = model.context.next(F.pad(x, (model.context.size - x.shape[1], 0)), condition, self.memory)
+            condition = model.context.told(condition, self.memory)
+        return None if condition is None else model.condition(condition).unflatten(1, (-1, 2 * model.config.residual))
+
+
 class _TorchEngine:
     """All recordings together, in plain torch, on any device: `choose(t, parameters)` says their levels t (B,)."""
 
@@ -481,7 +649,7 @@ class _TorchEngine:
         self.model, self.levels, self.choose, self.known = model, levels, choose, known
         width = model.config.residual
         self.rings = [model.output.weight.new_zeros(len(levels), dilation, width) for dilation in model.dilations]
-        self.biases = None if condition is None else model.condition(condition).unflatten(2, (-1, 2 * width))
+        self.frames = _Frames(model, levels, condition)
         self.weights = [(gates.weight.T.contiguous(), gates.bias) for gates in model.gates]
 
     def __call__(self, begin: int, end: int) -> None:
@@ -495,15 +663,14 @@ class _TorchEngine:
     def _advance(self, x: Tensor, t: int) -> Tensor:
         """(B, residual) -> (B, skip); the rings hold what each layer read, for as long as its dilation."""
         model, outputs = self.model, []
-        bias = None
-        if self.biases is not None:
-            bias = self.biases[:, min(t // model.config.hop, self.biases.shape[1] - 1)]  # (B, depth, 2 residual)
+        if t % model.config.hop == 0:
+            self.bias = self.frames(t // model.config.hop)  # (B, depth, 2 residual)
         for i, (ring, (weight, own)) in enumerate(zip(self.rings, self.weights, strict=True)):
             slot = ring[:, t % ring.shape[1]]
             h = torch.addmm(own, torch.cat([slot, x], dim=1), weight)
             slot.copy_(x)
-            if bias is not None:
-                h = h + bias[:, i]
+            if self.bias is not None:
+                h = h + self.bias[:, i]
             a, b = h.chunk(2, dim=-1)
             outputs.append(torch.tanh(a) * torch.sigmoid(b))
             if i < len(model.residuals):
@@ -519,7 +686,13 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
     width = model.config.residual
     depth = len(model.dilations)
     own = torch.stack([gates.bias for gates in model.gates])  # (depth, 2 residual)
-    frames = own[None, None] if condition is None else own + model.condition(condition).unflatten(2, (depth, 2 * width))
+    moving = _Frames(model, levels, condition) if model.config.context else None  # frames that depend on the levels
+    if moving:
+        frames = own.repeat(len(levels), 1, 1, 1)  # of the present frame
+    elif condition is None:
+        frames = own[None, None]
+    else:
+        frames = own + model.condition(condition).unflatten(2, (depth, 2 * width))
     read = model.input
     table = torch.stack([read.weight[:, 0], read.bias]) if isinstance(read, nn.Linear) else read.weight
     last = own.new_zeros(1, width, width)  # the last layer has no residual connection
@@ -535,23 +708,40 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
             for b in range(len(u))]
 
     def run(begin: int, end: int) -> None:
-        for one in runs:
-            one(begin, end)
+        hop = model.config.hop
+        while begin < end:
+            stop = min(end, begin - begin % hop + hop) if moving else end
+            if moving and begin % hop == 0:
+                told = moving(begin // hop)
+                assert told is not None
+                frames[:, 0] = own + told
+            for one in runs:
+                one(begin, stop)
+            begin = stop
 
     return run
 
 
 class _Step(nn.Module):
-    """One sample of the network as a module of its own, for export; the state is a line of what each layer read."""
+    """One sample of the network as a module of its own, for export; the state is a line of what each layer read, and
+    what the context remembers."""
 
     def __init__(self, model: WaveNet):
         super().__init__()
         self.model = model
         self.train(model.training)
 
-    def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None, memory: Tensor | None = None,
+                past: Tensor | None = None, position: Tensor | None = None) -> tuple[Tensor, ...]:
         model = self.model
-        width = model.config.residual
+        width, kept = model.config.residual, []
+        if memory is not None and past is not None and position is not None:
+            sound = model._sound(level.clamp(min=0)).where(level >= 0, 0.0)
+            past = torch.cat([past[:, 1:], sound], dim=1)
+            heard = model.context.next(past, condition, memory)
+            memory = heard.where(position % model.config.hop == 0, memory)
+            condition = model.context.told(condition, memory)
+            kept = [memory, past, position + 1]
         x = model._embed(level[:, 0].clamp(min=0)) * (level >= 0).to(state.dtype)
         bias = None if condition is None else model.condition(condition)
         outputs, after = [], []
@@ -564,4 +754,4 @@ class _Step(nn.Module):
             outputs.append(torch.tanh(a) * torch.sigmoid(b))
             if i < len(model.residuals):
                 x = x + model.residuals[i](outputs[-1])
-        return model._out(model.skip(torch.cat(outputs, dim=-1))), torch.cat(after, dim=1)
+        return model._out(model.skip(torch.cat(outputs, dim=-1))), torch.cat(after, dim=1), *kept
