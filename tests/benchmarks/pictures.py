@@ -62,7 +62,7 @@ def set5(model: gencli.model.Model, data: Path) -> None:
     pairs = [(read(path.with_name(path.name.replace("HR", "LR"))), read(path)) for path in paths]
     makers: dict[str, Make] = {
         "bicubic (Pillow)": lambda low: resized(low, scale * low.shape[0], scale * low.shape[1]),
-        "model": lambda low: to_picture(model.regress(to_tensor(low))),
+        "model": lambda low: _sampled(model, low),
     }
     print(f"Set5 x{scale}, Y, without {scale} pixels at each edge: PSNR in dB of each picture, mean PSNR, mean SSIM")
     for name, make in makers.items():
@@ -105,10 +105,10 @@ def facades(model: gencli.model.Model, data: Path) -> None:
             print(f"{name:20} {numbers[0]:.4f}  {numbers[1]:.2f}  {numbers[2]:.4f}")
 
 
-def _sampled(model: gencli.model.Model, label: Picture) -> Picture:
-    """What the model draws first for a label map, with the seed 0."""
+def _sampled(model: gencli.model.Model, source: Picture) -> Picture:
+    """What the model draws first for a source, with the seed 0."""
     with torch.no_grad():
-        given = Given(condition=Batch(to_tensor(label)))
+        given = Given(condition=Batch(to_tensor(source)))
         return to_picture(model.sample(ExampleStreams(0, torch.arange(1), "sample"), given).x)
 
 
