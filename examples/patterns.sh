@@ -1,6 +1,6 @@
 #!/bin/sh
 # The memory of a pattern: series in which an even number is followed by its half, an odd one by three times itself and one.
-# A small transformer learns the rule itself: it goes on exactly from numbers that no line of training holds.
+# A small transformer learns the rule itself: it goes on from numbers that no line of training holds.
 # A number is six digits, the last one first, so that carries go the way the text is written: 27 -> 82 -> 41 is
 # "720000 280000 140000".
 # Usage: sh patterns.sh [FOLDER]   (STARTS="27 4114": the numbers to go on from, of those that end in 7 or 14)
@@ -20,7 +20,7 @@ awk "$rule"'BEGIN { for (start = 1; start < 10000; start++) { seen = held(n = st
     if (!seen) print series(start) } }' > "$out/series.txt"
 
 gencli train transformer "$out/series.txt" -o "$out/run" --lines --unit characters --dropout 0 --layers 3 --width 64 \
-    --heads 4 --window 48 --batch-size 64 --steps "${STEPS:-2000}" --resume
+    --heads 4 --window 48 --batch-size 64 --steps "${STEPS:-1500}" --resume
 
 # Go on from numbers that were held out, with the likeliest digits, and count the series that are right.
 for start in ${STARTS:-7 14 27 34 967 1234 2487 4114 6007 9994}; do

@@ -66,7 +66,6 @@ _SAMPLES_IN_MEMORY = 2**15  # read in one go while recordings are scored or enco
 _LENGTH_MULTIPLE = 1024  # of lengths in training, for few different shapes: libraries cache memory for each
 _TORCH_BLOCK = 64  # recordings that plain torch generates together: an operation costs as much for one
 _MELS = 40  # default bands of the spectrogram; those that a context hears
-_CONTEXT = 64  # default units of the context
 _NEAR = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds over which what the network is told of a distance fades
 _PIECES = 10  # a second: pieces in which a recording is generated
 
@@ -84,9 +83,8 @@ class WaveNetConfig(FamilyConfig):
                                            "what the data is made from, else of the recording itself; 0: none, or 40 "
                                            "for data that is made from something.")
     hop: int = Field(64, ge=1, description="Samples from one frame of the spectrogram to the next.")
-    context: int | None = Field(None, ge=0, description="Units of a recurrent network that hears the spectrogram of "
-                                                        "all that came before a frame, for the convolutions; 0: "
-                                                        f"none. Default {_CONTEXT}, of a vocoder 0.")
+    context: int = Field(0, ge=0, description="Units, such as 64, of a recurrent network that hears the spectrogram of "
+                                              "all that came before a frame, for the convolutions; 0: none.")
     lengths: bool | None = Field(None, description="Tell the network how far the beginning and the end are, and draw "
                                                    "the lengths of samples from those of training. Default yes; a "
                                                    "vocoder has that of its source.")
@@ -124,10 +122,10 @@ class WaveNet(Model):
         self.skip = nn.Linear(depth * width, config.skip)  # of all layers side by side, which is the sum over layers
         self.head = nn.Linear(config.skip, config.skip)
         self.output = nn.Linear(config.skip, self.distribution.parameters)
-        # Neither a context nor lengths in files of models from before there were any: None.
         if config.lengths and self.mels:
             raise UsageError("a vocoder speaks as long as its source does; leave --lengths out")
-        units, self.places = config.context or 0, 2 * len(_NEAR) if config.lengths else 0
+        units = config.context
+        self.places = 2 * len(_NEAR) if config.lengths else 0  # None in files of models from before there were any
         self.told = self.classes + self.mels + self.places  # numbers in a frame of the condition
         self.framed = self.told + units > self.classes  # whether it changes from frame to frame
         if self.places:
@@ -145,10 +143,8 @@ class WaveNet(Model):
     @classmethod
     def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
         assert isinstance(config, WaveNetConfig)
-        vocoder = bool(config.mels or spec.condition)
-        usual = {"context": 0 if vocoder else _CONTEXT, "lengths": not vocoder}
-        return config.model_copy(update={name: value for name, value in usual.items()
-                                         if getattr(config, name) is None})
+        usual = not config.mels and spec.condition is None
+        return config if config.lengths is not None else config.model_copy(update={"lengths": usual})
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
@@ -626,7 +622,7 @@ class _Frames:
 
     def __init__(self, model: WaveNet, levels: Tensor, condition: Tensor | None):
         self.model, self.levels, self.condition = model, levels, condition
-        self.memory = model.output.weight.new_zeros(len(levels), model.config.context or 0)
+        self.memory = model.output.weight.new_zeros(len(levels), model.config.context)
 
     def __call__(self, frame: int) -> Tensor | None:
         """Those of the next frame, (B, depth, 2 residual); None if there is no condition."""
