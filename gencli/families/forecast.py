@@ -358,6 +358,7 @@ class Forecast(Model):
 
     def _correlate(self, batch: Batch) -> None:
         """The products of the noise of all steps, and how many there are of each."""
+        self.net.eval()  # without dropout; nothing is learned after it
         window = self._window(batch.condition)
         y, _ = self._future(batch, window)
         z = _STEP.to_noise(self.net(window), y).double().flatten(0, 1)
