@@ -242,11 +242,12 @@ class Forecast(Model):
         return [look, train] if isinstance(self.net, _Recurrent) else [look, train, join]
 
     def _look(self, batch: Batch) -> None:
+        """The least and the largest value of each column."""
         x = batch.x.flatten(0, 1)
-        low, high = (x.nan_to_num(nan=fill).amin(0) if fill > 0 else x.nan_to_num(nan=fill).amax(0)
-                     for fill in (math.inf, -math.inf))
-        self._seen = [torch.minimum(self._seen[0], low), torch.maximum(self._seen[1], high)] if self._seen \
-            else [low, high]
+        low, high = x.nan_to_num(nan=math.inf).amin(0), x.nan_to_num(nan=-math.inf).amax(0)
+        if self._seen:
+            low, high = torch.minimum(self._seen[0], low), torch.maximum(self._seen[1], high)
+        self._seen = [low, high]
 
     def _require_changes(self) -> bool:
         """DataError if a column is always the same: its density would have no end."""
@@ -357,6 +358,7 @@ class Forecast(Model):
 
     def _correlate(self, batch: Batch) -> None:
         """The products of the noise of all steps, and how many there are of each."""
+        self.net.eval()  # without dropout; nothing is learned after it
         window = self._window(batch.condition)
         y, _ = self._future(batch, window)
         z = _STEP.to_noise(self.net(window), y).double().flatten(0, 1)

@@ -37,9 +37,12 @@ NETS = {
     "sunspots": Series("timeseries/monthly-sunspots.csv", 12, "2532,2532,2820", 12, {
         "linear": ["--past", "264", "--penalty", "0.1"],
         "recurrent": ["--net", "recurrent", "--past", "144", "--width", "32", "--steps", "250", "--lr", "3e-3",
-                      "--batch-size", "32"]}, "AutoETS 0.937/0.238"),
+                      "--batch-size", "32"],
+        "patch": ["--net", "patch", "--past", "144", "--steps", "400", "--batch-size", "32"]}, "AutoETS 0.937/0.238"),
     "temperatures": Series("timeseries/daily-min-temperatures.csv", 7, "3288,3288,3652", 7, {
-        "linear": ["--past", "365", "--calendar", "year", "--penalty", "0.1"]}, "AutoETS 0.726/0.146"),
+        "linear": ["--past", "365", "--calendar", "year", "--penalty", "0.1"],
+        "recurrent": ["--net", "recurrent", "--past", "60", "--calendar", "year", "--width", "32", "--steps", "300",
+                      "--lr", "3e-3", "--batch-size", "32"]}, "AutoETS 0.726/0.146"),
     "sunspots-next": Series("timeseries/monthly-sunspots.csv", 1, "2532,2532,2820", 1, {
         "linear": ["--past", "264", "--penalty", "0.1"]}),
     "temperatures-next": Series("timeseries/daily-min-temperatures.csv", 1, "3288,3288,3652", 1, {
