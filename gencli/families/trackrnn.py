@@ -74,10 +74,16 @@ class TrackRNN(TrackModel):
         """(B,) nats of places (B, A, F, 2) after (B, A, P, 2)."""
         total = future.new_zeros(len(future))
         if self.start is not None:
-            place = (future[:, :, 0] - self.centre) / self.spread
+            place = self._from_first(future[:, :, 0])
             total = _log_prob(self.start(place), place).sum(1) - self._nats(self.spread)
         parameters, turns, units = self._followed(past, future)
         return total + _log_prob(parameters, turns).sum((1, 2)) - self._nats(units)
+
+    def _from_first(self, places: Tensor) -> Tensor:
+        """Places (B, A, 2) as the first step has them: that of the first agent, the ball, from the middle of the plane,
+        those of others from it."""
+        x = (places - self.centre) / self.spread
+        return torch.cat([x[:, :1], x[:, 1:] - x[:, :1]], 1)
 
     def _nats(self, units: Tensor | float) -> Tensor:
         """What units of steps (T,), or of one, take off the log-density of all agents' places in these."""
@@ -116,7 +122,7 @@ class TrackRNN(TrackModel):
         parameters, turns, _ = self._followed(past, future)
         codes = _to_noise(parameters, turns)
         if self.start is not None:
-            place = (future[:, :, 0] - self.centre) / self.spread
+            place = self._from_first(future[:, :, 0])
             codes = torch.cat([_to_noise(self.start(place), place)[:, None], codes], 1)
         return codes.flatten(2).to(future.dtype)
 
@@ -125,7 +131,8 @@ class TrackRNN(TrackModel):
         past, noise = self.seen(given, code.shape[0]), code.unflatten(2, (-1, 2))
         places, state = past, None
         if self.start is not None:
-            places = (self.centre + self.spread * self.start.drawn(noise[:, 0]))[:, :, None]
+            first, others = (self.spread * self.start.drawn(noise[:, 0])).split([1, self.agents - 1], 1)
+            places = (self.centre + torch.cat([first, first + others], 1))[:, :, None]
             noise = noise[:, 1:]
         unread = self._steps_of(places)[0]
         for z in noise.unbind(1):
@@ -193,10 +200,8 @@ class _Head(nn.Sequential):
 
 
 class _Start(nn.Module):
-    """Places of the first step (B, A, 2), in the units of a network -> parameters (B, A, 5 K), each given those before.
-
-    An agent is told its team, and the places of those before it.
-    """
+    """Places of the first step (B, A, 2), of all but the first agent from it -> parameters (B, A, 5 K), each given
+    those before. An agent is told its team."""
 
     teams: Tensor
 
