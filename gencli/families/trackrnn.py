@@ -74,38 +74,38 @@ class TrackRNN(TrackModel):
         """(B,) nats of places (B, A, F, 2) after (B, A, P, 2)."""
         total = future.new_zeros(len(future))
         if self.start is not None:
-            place = (future[:, :, 0] - self.centre) / self.spread
+            place = self._from_first(future[:, :, 0])
             total = _log_prob(self.start(place), place).sum(1) - self._nats(self.spread)
         parameters, turns, units = self._followed(past, future)
         return total + _log_prob(parameters, turns).sum((1, 2)) - self._nats(units)
+
+    def _from_first(self, places: Tensor) -> Tensor:
+        """Places (B, A, 2) as the first step has them: that of the first agent, the ball, from the middle of the plane,
+        those of others from it."""
+        x = (places - self.centre) / self.spread
+        return torch.cat([x[:, :1], x[:, 1:] - x[:, :1]], 1)
 
     def _nats(self, units: Tensor | float) -> Tensor:
         """What units of steps (T,), or of one, take off the log-density of all agents' places in these."""
         return 2 * self.agents * torch.as_tensor(units, device=self.centre.device).log().sum()
 
     def _followed(self, past: Tensor, future: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every step that has one before: parameters (B, T, A, 5 K), turns (B, T, A, 2) and units (T,)."""
-        whole = torch.cat([past, future], 2)
-        count = future.shape[2] - (not self.past)
-        parameters = self.steps(self._features(whole)[:, :-1], None)[0]
-        units = self._units(whole.shape[2])
-        ways = F.pad(whole.diff(dim=2), (0, 0, 1, 0))
-        turns = ways.diff(dim=2).movedim(1, 2) / units[1:, None, None]
-        return (parameters[:, whole.shape[2] - 1 - count :], turns[:, whole.shape[2] - 1 - count :],
-                units[whole.shape[2] - count :])
+        """Of every step of the future that has one before: parameters (B, T, A, 5 K), turns (B, T, A, 2),
+        units (T,)."""
+        seen, turns, units = self._steps_of(torch.cat([past, future], 2))
+        first = max(1, self.past)
+        return self.steps(seen[:, :-1], None)[0][:, first - 1 :], turns[:, first:], units[first:]
 
-    def _units(self, steps: int) -> Tensor:
-        """Of the turn in each step, (T,): the first way that an agent comes is a way; that of the first step none."""
-        return torch.where(torch.arange(steps, device=self.turn.device) < 2, self.stride, self.turn)
-
-    def _features(self, places: Tensor) -> Tensor:
-        """What is seen of each agent in each step, (B, T, A, 7)."""
+    def _steps_of(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen of each agent in each step, (B, T, A, 7); how its way turns from the last, (B, T, A, 2), in
+        units (T,). Its first way turns from none, and is told in the way of a step."""
         ways = F.pad(places.diff(dim=2), (0, 0, 1, 0))
-        turns = F.pad(ways[:, :, 1:].diff(dim=2), (0, 0, min(2, places.shape[2]), 0))[:, :, : places.shape[2]]
+        units = torch.where(torch.arange(places.shape[2], device=places.device) < 2, self.stride, self.turn)
+        turns = F.pad(ways.diff(dim=2), (0, 0, 1, 0)) / units[:, None]
         come = torch.ones_like(places[..., :1])
         come[:, :, 0] = 0
-        return torch.cat([(places - self.centre) / self.spread, ways / self.stride, turns / self.turn, come],
-                         -1).movedim(1, 2)
+        seen = torch.cat([(places - self.centre) / self.spread, ways / self.stride, turns, come], -1)
+        return seen.movedim(1, 2), turns.movedim(1, 2), units
 
     # --- sample, encode, decode
 
@@ -122,7 +122,7 @@ class TrackRNN(TrackModel):
         parameters, turns, _ = self._followed(past, future)
         codes = _to_noise(parameters, turns)
         if self.start is not None:
-            place = (future[:, :, 0] - self.centre) / self.spread
+            place = self._from_first(future[:, :, 0])
             codes = torch.cat([_to_noise(self.start(place), place)[:, None], codes], 1)
         return codes.flatten(2).to(future.dtype)
 
@@ -131,17 +131,17 @@ class TrackRNN(TrackModel):
         past, noise = self.seen(given, code.shape[0]), code.unflatten(2, (-1, 2))
         places, state = past, None
         if self.start is not None:
-            places = (self.centre + self.spread * self.start.drawn(noise[:, 0]))[:, :, None]
+            first, others = (self.spread * self.start.drawn(noise[:, 0])).split([1, self.agents - 1], 1)
+            places = (self.centre + torch.cat([first, first + others], 1))[:, :, None]
             noise = noise[:, 1:]
-        unread = self._features(places)
+        unread = self._steps_of(places)[0]
         for z in noise.unbind(1):
             parameters, state = self.steps(unread, state)
-            last = places[:, :, -1]
-            way = last - places[:, :, -2] if places.shape[2] > 1 else torch.zeros_like(last)
-            turn = _from_noise(parameters[:, -1], z) * self._units(places.shape[2] + 1)[-1]
-            places = torch.cat([places, (last + way + turn)[:, :, None]], 2)
-            # Of three steps the last is described as it is among all; of fewer all that there are.
-            unread = self._features(places[:, :, -3:])[:, -1:]
+            turn = _from_noise(parameters[:, -1], z) * (self.turn if places.shape[2] > 1 else self.stride)
+            way = places.diff(dim=2)[:, :, -1] if places.shape[2] > 1 else torch.zeros_like(places[:, :, -1])
+            places = torch.cat([places, (places[:, :, -1] + way + turn)[:, :, None]], 2)
+            # Of three steps the last is seen as it is among all; of fewer all that there are.
+            unread = self._steps_of(places[:, :, -3:])[0][:, -1:]
         return self.series(places[:, :, self.past :])
 
     # --- export
@@ -200,10 +200,8 @@ class _Head(nn.Sequential):
 
 
 class _Start(nn.Module):
-    """Places of the first step (B, A, 2), in the units of a network -> parameters (B, A, 5 K), each given those before.
-
-    An agent is told its team, and the places of those before it.
-    """
+    """Places of the first step (B, A, 2), of all but the first agent from it -> parameters (B, A, 5 K), each given
+    those before. An agent is told its team."""
 
     teams: Tensor
 

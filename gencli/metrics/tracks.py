@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gencli import inference
-from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
 from gencli.kinds.series import SeriesSpec
 from gencli.metrics import Found, Inputs, Metric
@@ -49,8 +48,9 @@ def displacement(inputs: Inputs) -> Iterator[Found]:
     """
     model, data = inputs.model, inputs.examples
     assert model is not None
-    past = data.spec.condition
-    if not _on_court(data) or not isinstance(past, SeriesSpec):
+    spec, past = data.spec, data.spec.condition
+    if not (isinstance(spec, SeriesSpec) and spec.court and isinstance(past, SeriesSpec)
+            and past.columns == spec.columns):
         raise UsageError("metric 'displacement' is of the future of tracks on a court; train a model of some with "
                          "--condition past=8")
     parts: list[dict[str, Tensor]] = []
@@ -124,10 +124,10 @@ def tracks(inputs: Inputs) -> Iterator[Found]:
         DataError: fewer than two plays.
     """
     samples, reference = comparable(inputs)
-    if not _on_court(reference):
-        return
     spec = reference.spec
-    assert isinstance(spec, SeriesSpec) and spec.clock is not None
+    assert isinstance(spec, SeriesSpec)
+    if not spec.court or spec.clock is None:
+        return
     if len(reference) < 2 or len(samples) < 2:
         raise DataError(f"{reference.name}: {len(reference)} plays, {len(samples)} samples; at least 2 of each are "
                         f"needed to compare them")
@@ -159,10 +159,6 @@ def tracks(inputs: Inputs) -> Iterator[Found]:
     for name, side in (("on_court", made), ("on_court_real", real)):
         inside = torch.stack([on_court(x) for x in side])
         yield mean(name, inside, "of places", "estimate", record, blocks=blocks if side is real else None)
-
-
-def _on_court(data: Dataset) -> bool:
-    return isinstance(data.spec, SeriesSpec) and data.spec.court is not None
 
 
 def motion(x: Tensor, step: float) -> tuple[Tensor, Tensor]:
