@@ -232,6 +232,8 @@ def test_a_writing_goes_on_in_the_hand_of_a_prompt():
     begun = model.encode(Batch(made.x, lengths=made.lengths, condition=both.condition), noise(3))[:, :7]
     again = model.decode(torch.cat([begun, model.prior(noise(3), length=4)], 1), given=both)
     assert torch.equal(again.x, made.x) and torch.equal(again.lengths, made.lengths)
+    apart = model._text(text, "ab").x[0].tolist()
+    assert (apart, tiny(condition=LETTERS)._text(text, "ab").x[0].tolist()) == ([3, 4, 2, 3, 4, 1], [2, 3, 3, 4, 1])
     with pytest.raises(UsageError, match="give both --prompt DRAWING and what it says"):
         model.sample(noise(1), Given(condition=text, prompt=prompt))
     with pytest.raises(UsageError, match="give both --prompt DRAWING and what it says"):
