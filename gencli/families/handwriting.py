@@ -432,13 +432,13 @@ class Handwriting(Model):
             raise UsageError("this model writes texts; name them with --given")
         between = " " if before and " " in spec.vocabulary else ""
         first = torch.tensor(spec.tokenizer.encode(before + between), dtype=torch.int64)
+        if any(len(piece) < 2 for piece in text.pieces()):
+            raise DataError("a text is empty; there is nothing to write: leave empty lines out")
         pieces = [torch.cat([first.to(piece), piece]) for piece in text.pieces()]
-        for number, piece in enumerate(pieces, 1):
+        for piece in pieces:
             if TextSpec.UNKNOWN in piece:
-                known = "".join(sorted(spec.vocabulary[2:]))
-                raise DataError(f"text {number} has a character that the writer never saw; it knows {known!r}")
-            if len(piece) < 2:
-                raise DataError(f"text {number} is empty; there is nothing to write")
+                words, known = spec.tokenizer.decode(piece[:-1].tolist()), "".join(sorted(spec.vocabulary[2:]))
+                raise DataError(f"the text {words!r} has a character that the writer never saw; it knows {known!r}")
         lengths = torch.tensor([len(piece) for piece in pieces], device=text.x.device)
         x = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
         return Batch(x, lengths=lengths)
