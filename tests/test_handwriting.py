@@ -232,6 +232,8 @@ def test_a_writing_goes_on_in_the_hand_of_a_prompt():
     begun = model.encode(Batch(made.x, lengths=made.lengths, condition=both.condition), noise(3))[:, :7]
     again = model.decode(torch.cat([begun, model.prior(noise(3), length=4)], 1), given=both)
     assert torch.equal(again.x, made.x) and torch.equal(again.lengths, made.lengths)
+    apart = model._text(text, "ab").x[0].tolist()
+    assert (apart, tiny(condition=LETTERS)._text(text, "ab").x[0].tolist()) == ([3, 4, 2, 3, 4, 1], [2, 3, 3, 4, 1])
     with pytest.raises(UsageError, match="give both --prompt DRAWING and what it says"):
         model.sample(noise(1), Given(condition=text, prompt=prompt))
     with pytest.raises(UsageError, match="give both --prompt DRAWING and what it says"):
@@ -240,9 +242,9 @@ def test_a_writing_goes_on_in_the_hand_of_a_prompt():
 
 def test_what_cannot_be_written_is_refused():
     model = tiny(condition=LETTERS)
-    with pytest.raises(DataError, match=r"^text 2 has a character that the writer never saw; it knows 'abc'$"):
+    with pytest.raises(DataError, match=r"^the text '.' has a character that the writer never saw; it knows 'abc'$"):
         model.sample(noise(2), Given(condition=Batch(torch.tensor([[2, 1], [0, 1]]), lengths=torch.tensor([2, 2]))))
-    with pytest.raises(DataError, match="text 1 is empty"):
+    with pytest.raises(DataError, match="a text is empty"):
         model.sample(noise(1), Given(condition=Batch(torch.tensor([[1]]), lengths=torch.tensor([1]))))
     for options in ({"bias": -1.0}, {"bias": math.nan}, {"length": 0}):
         with pytest.raises(UsageError, match=r"bias=|length is 0"):
@@ -316,9 +318,9 @@ def test_the_code_of_a_file_comes_back(writer, gencli, tmp_path):
 def test_a_character_that_was_never_seen_is_named(writer, gencli, tmp_path):
     (tmp_path / "words.txt").write_text("ab\nax\n")
     found = gencli("sample", str(writer / "run"), "--given", "words.txt", "-o", "page.svg", code=3).stderr
-    assert "text 2 has a character that the writer never saw; it knows ' abc'" in found and "they are 'x'" in found
+    assert "has a character that the writer never saw; it knows ' abc'" in found and "they are 'x'" in found
     (tmp_path / "words.txt").write_text("ab\n\nb\n")
-    assert "text 2 is empty" in gencli("sample", str(writer / "run"), "--given", "words.txt", "-o", "p.svg",
+    assert "a text is empty" in gencli("sample", str(writer / "run"), "--given", "words.txt", "-o", "p.svg",
                                        code=3).stderr
     assert "name some with --given" in gencli("sample", str(writer / "run"), "-o", "p.svg", code=2).stderr
 

@@ -402,7 +402,8 @@ class Handwriting(Model):
         Args:
             length: points at most, after the prompt. Default: of the longest drawing of training.
             bias: as in `decode`.
-            prompt_text: what the prompt says, which the model has to know to go on from there; a space follows.
+            prompt_text: what the prompt says, which the model has to know to go on from there; a space follows, if it
+                knows one.
             ending: of a writing. learned: where the model lifts the pen for good; text: there, but not before the
                 window has come to the last character; window: as soon as the window has left it (section 5.1), with
                 which strokes that come late may be missing.
@@ -429,14 +430,15 @@ class Handwriting(Model):
         assert isinstance(spec, TextSpec)
         if text is None:
             raise UsageError("this model writes texts; name them with --given")
-        first = torch.tensor(spec.tokenizer.encode(f"{before} " if before else ""), dtype=torch.int64)
+        between = " " if before and " " in spec.vocabulary else ""
+        first = torch.tensor(spec.tokenizer.encode(before + between), dtype=torch.int64)
+        if any(len(piece) < 2 for piece in text.pieces()):
+            raise DataError("a text is empty; there is nothing to write: leave empty lines out")
         pieces = [torch.cat([first.to(piece), piece]) for piece in text.pieces()]
-        for number, piece in enumerate(pieces, 1):
+        for piece in pieces:
             if TextSpec.UNKNOWN in piece:
-                known = "".join(sorted(spec.vocabulary[2:]))
-                raise DataError(f"text {number} has a character that the writer never saw; it knows {known!r}")
-            if len(piece) < 2:
-                raise DataError(f"text {number} is empty; there is nothing to write")
+                words, known = spec.tokenizer.decode(piece[:-1].tolist()), "".join(sorted(spec.vocabulary[2:]))
+                raise DataError(f"the text {words!r} has a character that the writer never saw; it knows {known!r}")
         lengths = torch.tensor([len(piece) for piece in pieces], device=text.x.device)
         x = torch.nn.utils.rnn.pad_sequence(pieces, batch_first=True)
         return Batch(x, lengths=lengths)

@@ -1,7 +1,7 @@
 """Handwriting: the splits that its numbers are of, and a recogniser that says how well what is written can be read.
 
     python tests/benchmarks/handwriting.py split cursive.json.zip app_lines.npz -o splits/
-    python tests/benchmarks/handwriting.py read train.ndjson test.ndjson [--written page.ndjson words.txt]
+    python tests/benchmarks/handwriting.py read train.ndjson test.ndjson --decimate 4 --written page.ndjson words.txt
 
 `split` writes words and lines, train and test: a random tenth of the words and of the lines is held out, and the lines
 once more with all those of some writers. Both are also put together in common units, so that a mean step is 1
@@ -9,7 +9,7 @@ once more with all those of some writers. Both are also put together in common u
 
 `read` trains a recogniser on real writing, a bidirectional GRU under connectionist temporal classification (Graves et
 al. 2006), and tells the character error (edit distance over length) on real held-out writing, and on what was written
-from the words of a file. Nothing of gencli is used but its files.
+from the words of a file. Real writing is thinned as the writer's was. Nothing of gencli is used but its files.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def split(words: str, lines: str, folder: Path) -> None:
 class Recogniser(nn.Module):
     """Points (B, T, 3) -> log-probabilities of the characters, and of none, at every second point, (B, T', V + 1)."""
 
-    def __init__(self, characters: int, width: int = 96):
+    def __init__(self, characters: int, width: int):
         super().__init__()
         self.points = nn.Conv1d(3, width, 5, stride=2, padding=2)
         self.recurrent = nn.GRU(width, width, 2, batch_first=True, bidirectional=True, dropout=0.2)
@@ -95,14 +95,16 @@ class Recogniser(nn.Module):
         return self.head(h).log_softmax(-1)
 
 
-def read(path: str) -> list[tuple[Tensor, str]]:
-    """The writings of an .ndjson, as points in units of their mean step."""
+def read(path: str, decimate: int = 1) -> list[tuple[Tensor, str]]:
+    """The writings of an .ndjson, as every so many-th point of a stroke and its last, in units of their mean step."""
     found = []
     for line in Path(path).read_text().splitlines():
         record = json.loads(line)
-        places = np.concatenate([np.array(stroke, float).T for stroke in record["drawing"]])
+        strokes = [np.array(stroke, float).T for stroke in record["drawing"]]
+        strokes = [stroke[sorted({*range(0, len(stroke), decimate), len(stroke) - 1})] for stroke in strokes]
+        places = np.concatenate(strokes)
         lifted = np.zeros(len(places))
-        lifted[np.cumsum([len(stroke[0]) for stroke in record["drawing"]]) - 1] = 1
+        lifted[np.cumsum([len(stroke) for stroke in strokes]) - 1] = 1
         steps = np.diff(places, axis=0, prepend=places[:1])
         steps /= np.hypot(*steps.T).mean() or 1
         found.append((torch.tensor(np.column_stack([steps, lifted]), dtype=torch.float32), record.get("text", "")))
@@ -116,9 +118,9 @@ def batches(writings: list[tuple[Tensor, str]], size: int) -> list[tuple[Tensor,
             for part in parts]
 
 
-def train(writings: list[tuple[Tensor, str]], alphabet: str, epochs: int) -> Recogniser:
+def train(writings: list[tuple[Tensor, str]], alphabet: str, epochs: int, width: int) -> Recogniser:
     torch.manual_seed(0)
-    net = Recogniser(len(alphabet))
+    net = Recogniser(len(alphabet), width)
     number = {character: i for i, character in enumerate(alphabet, 1)}
     ready = batches(writings, 32)
     optimiser = torch.optim.AdamW(net.parameters(), 3e-3)
@@ -162,14 +164,16 @@ def main() -> None:
     reading.add_argument("train")
     reading.add_argument("test")
     reading.add_argument("--written", nargs=2, metavar=("PAGE.ndjson", "WORDS.txt"))
+    reading.add_argument("--decimate", type=int, default=1)
     reading.add_argument("--epochs", type=int, default=20)
+    reading.add_argument("--width", type=int, default=96)
     arguments = parser.parse_args()
     if arguments.verb == "split":
         split(arguments.words, arguments.lines, arguments.folder)
         return
-    real, held_out = read(arguments.train), read(arguments.test)
+    real, held_out = (read(path, arguments.decimate) for path in (arguments.train, arguments.test))
     alphabet = "".join(sorted({character for _, text in real + held_out for character in text}))
-    net = train(real, alphabet, arguments.epochs)
+    net = train(real, alphabet, arguments.epochs, arguments.width)
     print(f"character error on {len(held_out)} real: {character_error(net, held_out, alphabet):.3f}")
     if arguments.written:
         page, words = arguments.written
