@@ -316,7 +316,8 @@ class Model(nn.Module):
         """What the class can do, from its methods: verbs, "decode", "classify", "log_prob", "film", "filters",
         "finetune", "mix" and "compress".
 
-        "label", "prompt" and "condition", fields of `Given`, do not show in the methods; the registry lists them.
+        "label", "prompt" and "condition", fields of `Given`, do not show in the methods, nor does "any-size", that
+        examples can be made from sources of any size; the registry lists them.
         """
         own = {name for name in ("sample", "prior", "encode", "decode", "classify", "log_prob", "film", "filters",
                                  "finetune", "mix")

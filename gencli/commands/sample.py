@@ -115,7 +115,8 @@ def sample(
     if lines and (number, part, shard_size, latents, film) != (None,) * 5:
         raise UsageError("--given - makes an example of each line as it comes; leave -n, --shard, --shard-size, "
                          "--latents and --film out, or write the lines to a file")
-    sized = given_in_own_sizes(card, given, settings, console) if given and not lines else None
+    # A code has the size of the training.
+    sized = given_in_own_sizes(card, given, settings, console) if given and not lines and not latents else None
     if sized and len(sized) > 1 and (number, part, shard_size, latents, film) != (None,) * 5:
         raise UsageError(f"--given {given} has examples of several sizes, which are made one by one; leave -n, "
                          "--shard, --shard-size, --latents and --film out")

@@ -147,8 +147,30 @@ class TrackRNN(TrackModel):
     # --- export
 
     def graph(self) -> Graph:
-        """From `code`, and `condition` in a model with a past, to `x`."""
-        return self.decoder({"code": torch.zeros(2, *self.spec.shape)})
+        """From `x`, and `condition` in a model with a past, to the parameters of every step given those before it,
+        (B, F, A, 5 K): of how ways turn, and without a past first of places."""
+        inputs = {"x": torch.zeros(2, *self.spec.shape, device=self.device)}
+        if self.past:
+            assert self.spec.condition is not None
+            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape, device=self.device)
+        return Graph(_Parameters(self), inputs, ["parameters"])
+
+
+class _Parameters(nn.Module):
+    """The parameters of the mixtures as a module of its own, for export."""
+
+    def __init__(self, model: TrackRNN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        model = self.model
+        past = model.seen(None if condition is None else Given(condition=Batch(condition)), x.shape[0])
+        future = model.places(x)
+        parameters, _, _ = model._followed(past, future)
+        if model.start is None:
+            return parameters
+        return torch.cat([model.start(model._from_first(future[:, :, 0]))[:, None], parameters], 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
