@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.series import SeriesSpec
-from gencli.model import Batch, FamilyConfig, Given, Graph, Model, Phase, Spec
+from gencli.model import Batch, FamilyConfig, Given, Model, Phase, Spec
 from gencli.rng import Rng
 
 # Feet; and agents of each team, the smaller first, of which the ball is one.
@@ -192,23 +192,3 @@ class TrackModel(Model):
             return last + (way + self.stride * turns).cumsum(-2)
         start = self.centre + self.spread * turns[..., :1, :]
         return torch.cat([start, start + (self.stride * turns[..., 1:, :]).cumsum(-2)], -2)
-
-    # --- export
-
-    def decoder(self, inputs: dict[str, Tensor]) -> Graph:
-        """The decoder as a graph: from its `inputs`, and `condition` in a model with a past, to `x`."""
-        if self.spec.condition is not None:
-            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
-        return Graph(_Decoder(self), inputs, ["x"])
-
-
-class _Decoder(nn.Module):
-    """The decoder of a model as a module of its own."""
-
-    def __init__(self, model: TrackModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
-        given = None if condition is None else Given(condition=Batch(condition))
-        return self.model.decode(code, None, given).x  # type: ignore[call-arg]
