@@ -22,7 +22,7 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers import initialise
 from gencli.layers.classes import class_count
-from gencli.layers.critics import LOSSES, certain, latest
+from gencli.layers.critics import LOSSES, certain, collapsed, latest, spread
 from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
@@ -117,7 +117,7 @@ class GAN(Model):
         # Separately, as in DCGAN: batch normalisation must not mix real and generated examples.
         real, fake = self.critic(x, batch.labels), self.critic(generated, batch.labels)
         total = LOSSES[self.config.loss][0](real, fake).mean()
-        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": _spread(generated) / _spread(x)}
+        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": spread(generated) / spread(x)}
         if self.config.loss == "wgan-gp":
             slopes = self._slopes(x, generated, batch.labels, rng)
             total = total + self.config.gradient_penalty * ((slopes - 1) ** 2).mean()
@@ -139,10 +139,8 @@ class GAN(Model):
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated examples are alike. Divergence: the critic is certain about every example."""
-        diversity = latest(history, "critic/diversity", 3)
-        if diversity and max(diversity) < 0.1:
-            return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} as much as real ones; "
-                    "try --loss wgan-gp or a smaller --lr")
+        if alike := collapsed(history, "--loss wgan-gp or a smaller --lr"):
+            return alike
         loss = latest(history, "critic/loss", 10)
         if self.config.loss == "wgan-gp":
             # The scores of a critic of slope 1 differ by no more than the distance of the examples.
@@ -296,12 +294,3 @@ class _Crop(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, : self.height, : self.width]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Small helpers
-
-
-def _spread(x: Tensor) -> Tensor:
-    """Root mean square distance of two examples, from the identity E|x - y|^2 = 2 Var(x)."""
-    return (2 * x.detach().float().var(0).sum()).sqrt()

@@ -84,7 +84,7 @@ class Pix2Pix(Translator):
         betas = (0.5, 0.999)
         return [Phase("train", [
             Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
-            Player("generator", self.generator_parameters(), self.generator_loss, betas=betas)])]
+            Player("generator", list(self.generator.parameters()), self.generator_loss, betas=betas)])]
 
     def _augmented(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
         """Sources and targets in [-1, 1], jittered and mirrored together."""

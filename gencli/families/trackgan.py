@@ -14,10 +14,10 @@ those after them), all steps at once, and the best future of all agents together
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from gencli.layers.critics import LOSSES, collapsed, spread
 from gencli.layers.projection import project
 from gencli.layers.tracks import Agents, Interaction, TrackModel
 from gencli.model import (
@@ -86,8 +86,8 @@ class TrackGAN(TrackModel):
             made = self._generated(past, self.prior(rng)[:, None])[:, 0]
         x, generated = self._features(past, future).requires_grad_(), self._features(past, made)
         real, fake = self.critic(x), self.critic(generated)
-        total = (F.softplus(-real) + F.softplus(fake)).mean()
-        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": _spread(made) / _spread(future)}
+        total = LOSSES["non-saturating"][0](real, fake).mean()
+        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": spread(made) / spread(future)}
         if self.config.penalty:
             slope, = torch.autograd.grad(real.sum(), x, create_graph=True)
             square = slope.square().flatten(1).sum(1)
@@ -100,7 +100,7 @@ class TrackGAN(TrackModel):
         past, future = self.varied(batch, rng)
         count = self.config.samples if self.past else 1
         made = self._generated(past, rng.normal(count, 1 + self.agents, self.config.latent))
-        total = F.softplus(-self.critic(self._features(past, made[:, 0]))).mean()
+        total = LOSSES["non-saturating"][1](self.critic(self._features(past, made[:, 0]))).mean()
         if not self.past:
             return Loss(total)
         distance = ((made - future[:, None]) / self.stride).square().sum(-1).add(1e-6).sqrt().mean(-1)  # (B, K, A)
@@ -119,11 +119,7 @@ class TrackGAN(TrackModel):
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated tracks are alike."""
-        diversity = [row["critic/diversity"] for row in history if "critic/diversity" in row][-3:]
-        if len(diversity) == 3 and max(diversity) < 0.1:
-            return (f"the generator has collapsed: its tracks differ by {diversity[-1]:.1%} as much as real ones; try "
-                    f"a smaller --lr or more --penalty")
-        return None
+        return collapsed(history, "a smaller --lr or more --penalty")
 
     # --- sample, encode, decode
 
@@ -167,11 +163,6 @@ class _Decoder(nn.Module):
     def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
         given = None if condition is None else Given(condition=Batch(condition))
         return self.model.decode(code, None, given).x
-
-
-def _spread(places: Tensor) -> Tensor:
-    """The root mean square distance of each example (B, A, T, 2) from the one beside it."""
-    return (places - places.roll(1, 0)).square().mean().sqrt()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -33,6 +33,20 @@ def latest(history: list[dict[str, float]], name: str, count: int) -> list[float
     return values[-count:] if len(values) >= count else []
 
 
+def spread(x: Tensor) -> Tensor:
+    """The root mean square distance of two of B examples (B, ...), from the identity E|x - y|^2 = 2 Var(x)."""
+    return (2 * x.detach().float().var(0).sum()).sqrt()
+
+
+def collapsed(history: list[dict[str, float]], advice: str) -> str | None:
+    """A sentence if generated examples have become alike, by the part `diversity` of the critic's loss."""
+    diversity = latest(history, "critic/diversity", 3)
+    if diversity and max(diversity) < 0.1:
+        return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} as much as real ones; "
+                f"try {advice}")
+    return None
+
+
 def certain(history: list[dict[str, float]], advice: str) -> str | None:
     """A sentence if the critic, whose loss cannot be negative, has long been right about every example."""
     loss = latest(history, "critic/loss", 10)

@@ -82,9 +82,6 @@ class Translator(Model):
 
     # --- train
 
-    def generator_parameters(self) -> list[nn.Parameter]:
-        return list(self.generator.parameters())
-
     def against(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Loss:
         """How badly the critic tells real examples from generated ones; parts `real` and `fake`, mean scores."""
         scores = critic(real), critic(fake.detach())
