@@ -146,7 +146,7 @@ class Standardised(View):
         noise = torch.zeros_like(rows) if rng is None else rng.normal(rows.shape[1], dtype=torch.float64)
         rows = torch.where(absent, noise, rows)
         weight = torch.where(absent, 0.5 * (noise.square() + math.log(2 * math.pi)), self.fixed).sum(1)
-        flags, volume = _flags(absent[:, self.holes], rng)
+        flags, volume = flagged(absent[:, self.holes], rng)
         return torch.cat([rows, flags], dim=1), weight + volume
 
     def inverse(self, rows: Tensor) -> Batch:
@@ -194,7 +194,7 @@ class OneHot(View):
     def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
         code = batch.x.flatten(1)[:, 0].double()
         code = torch.where(code.isnan(), float(self.values), code).long()
-        return _flags(F.one_hot(code, self.size).bool(), rng)
+        return flagged(F.one_hot(code, self.size).bool(), rng)
 
     def inverse(self, rows: Tensor) -> Batch:
         code = rows.argmax(1, keepdim=True).double()
@@ -288,7 +288,7 @@ class Padded(View):
         numbers, weight = numbers.unflatten(0, (-1, self.length)), weight.unflatten(0, (-1, self.length))
         noise = torch.zeros_like(numbers) if rng is None else rng.normal(*numbers.shape[1:], dtype=torch.float64)
         density = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(2)
-        flags, volume = _flags(there, rng)
+        flags, volume = flagged(there, rng)
         rows = torch.where(there[..., None], numbers, noise).flatten(1)
         return torch.cat([rows, flags], 1), torch.where(there, weight, -density).sum(1) + volume
 
@@ -325,7 +325,7 @@ class _Steps:
         return self._rng.integers(high, self._steps, *shape).flatten(0, 1)
 
 
-def _flags(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
+def flagged(on: Tensor, rng: Rng | None) -> tuple[Tensor, Tensor]:
     """(B, F) bool -> numbers about 1 where it is on and about -1 where not, and w (B,)."""
     u = 0.5 if rng is None else rng.uniform(on.shape[1], dtype=torch.float64)
     volume = on.new_full((on.shape[0],), on.shape[1] * math.log(_FLAG), dtype=torch.float64)

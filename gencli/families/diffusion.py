@@ -48,17 +48,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
+from gencli.kinds.vector import VectorSpec
 from gencli.kinds.video import VideoSpec
+from gencli.layers.bins import Scores, scored_view
 from gencli.layers.classes import class_count
 from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
 from gencli.layers.known import complete
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Score, Sizes, Spec, net_size
+from gencli.layers.subsample import Subsample
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Score, Sizes, Spec, net_size
 from gencli.rng import Rng
-from gencli.view import view_of
+from gencli.view import Columns, view_of
 
 _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the frames of a film are channels
 _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
+_SUBSAMPLE = 100_000  # rows by which the scores of numbers are told
 _RHO = 7.0  # how densely a sampler steps where the noise is small (Karras et al. 2022, equation 5)
 _SPANS = 0.25  # share of the examples with a step ahead in training (Geng et al. 2025, table 1a)
 _WAVES = (1, 2, 4, 8, 16, 32, 64)  # grey levels from crest to crest
@@ -96,6 +100,9 @@ class DiffusionConfig(FamilyConfig):
     patch: int | None = Field(None, ge=1, description="Side of the squares, or steps, that are taken as one point "
                                                       "(default: unet 2, below 16 pixels 1, of sequences as many as "
                                                       "leave 1024; transformer 4, or as many as leave 64).")
+    scores: bool | None = Field(None, description="Tables: learn numbers by their normal scores, their ranks among "
+                                                  "those of training, so that tails and repeated values are as in the "
+                                                  "data. Default: unless the objective is vdm.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the features left out in training.")
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
     unlabelled: float = Field(0.1, ge=0, lt=1, description="Share of the examples whose class and source are hidden in "
@@ -132,6 +139,8 @@ class Diffusion(Model):
                              "samples of a class wrong; leave it or the classes and sources out")
         if config.augment and (not isinstance(spec, _PIXELS) or spec.condition is not None):
             raise UsageError("--augment is for pictures and films that are made from nothing else; leave it out")
+        if config.scores and not isinstance(spec, VectorSpec):
+            raise UsageError(f"--scores is for the numbers of tables, and the data is {spec.kind}; leave it out")
         self.objective = _OBJECTIVES[config.objective]
         source = spec.condition
         self.beside = isinstance(source, _PIXELS) and isinstance(spec, _PIXELS)
@@ -143,6 +152,8 @@ class Diffusion(Model):
             self.rates = [2 * math.pi * (levels - 1) * _GREY / length for length in _WAVES if levels]
         else:
             self.view, self.levels = view_of(spec), None
+            if config.scores:  # None in files of models from before there were any
+                self.view = scored_view(spec)
             self.shape, steps = (self.view.size,), self.view.steps()
             self.rates = [] if steps is not None else list(_RATES)
         if config.objective == "meanflow":  # which learns from derivatives, and those of fast sines are large
@@ -155,6 +166,7 @@ class Diffusion(Model):
         self.density = self.view.density if self.view else not self.levels
         self.to(memory_format=torch.channels_last)
         self._numbers_cut = self._numbers_drawn = 0
+        self._subsample = Subsample(_SUBSAMPLE)
 
     # --- the denoiser
 
@@ -250,6 +262,30 @@ class Diffusion(Model):
         return Batch(x.contiguous().unflatten(1, self.spec.shape[:-2]), labels)
 
     # --- train
+
+    @classmethod
+    def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
+        """Numbers of tables are learned by their scores, but for likelihoods, which ranks would make coarser."""
+        assert isinstance(config, DiffusionConfig)
+        if config.scores is not None or not isinstance(spec, VectorSpec):
+            return config
+        return config.model_copy(update={"scores": config.objective != "vdm"})
+
+    def phases(self) -> list[Phase]:
+        """The numbers of a table are ranked by a pass over the data, where they are learned by their scores."""
+        ranks = [Phase("scores", share=0, accumulate=self._gather, finish=self._rank)] if self.config.scores else []
+        return [*ranks, *super().phases()]
+
+    def _gather(self, batch: Batch) -> None:
+        self._subsample.add(batch.x.cpu())
+
+    def _rank(self) -> bool:
+        assert isinstance(self.view, Columns)
+        for places, part in zip(self.view.places, self.view.parts, strict=True):
+            if isinstance(part, Scores):
+                part.bins.fit(self._subsample.examples[:, places])
+        self._subsample = Subsample(_SUBSAMPLE)
+        return True
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean squared error of what the network predicts."""

@@ -21,11 +21,14 @@ from gencli.columns import Column
 from gencli.errors import DataError
 from gencli.kinds.vector import VectorSpec
 from gencli.model import Batch, Model, Visit
+from gencli.rng import Rng
+from gencli.view import Columns, View, flagged, view_of
 
 _UNUSED = torch.finfo(torch.float64).max  # where a bin begins that is not used; weights of a model are finite
 _LEAST = 8  # rows that share a number make it an atom, if they are also
 _SHARE = 1e-3  # this share of all
 _ROWS = 16  # in an interval at least
+_TAIL = 1e-6  # share of the line beyond the farthest score
 
 
 class Bins(nn.Module):
@@ -299,3 +302,76 @@ class BinnedModel(Model):
 
     def symbols(self, batch: Batch) -> Tensor:
         return self.bins.symbols(batch.x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows as normal scores
+
+
+class Scores(View):
+    """Numbers of rows (B, D) on the line of normal scores: r = Phi^-1 of their place among those of training.
+
+    So every number is standard normal by itself, whatever its tails, and a value that many rows share is a part of the
+    line that gives it back exactly (Kotelnikov et al. 2023, arXiv:2209.15421, section 4.1). That a value is missing
+    says a flag, as in `Standardised`. The ends of the line, of the smallest and largest number, are a millionth inside.
+
+    Args:
+        spec: columns that are no categories.
+        most: bins of a column.
+    """
+
+    exact = False
+
+    def __init__(self, spec: VectorSpec, most: int):
+        super().__init__()
+        self.bins = Bins(spec, most)
+        self.density = self.bins.density
+        self.holes = [d for d, column in enumerate(spec.columns) if column.missing]
+        names = [f"column {column.name!r}" for column in spec.columns]
+        self.names = (*names, *(f"{names[d]} missing" for d in self.holes))
+        self.size = len(self.names)
+
+    def forward(self, batch: Batch, rng: Rng | None) -> tuple[Tensor, Tensor]:
+        x = batch.x.double()
+        codes, absent = self.bins.codes(x), x.isnan()
+        noise = torch.zeros_like(x) if rng is None else rng.normal(x.shape[1], dtype=torch.float64)
+        places = self.bins.places(x, codes, torch.special.ndtr(noise))
+        scores = []
+        for d, (code, place) in enumerate(zip(codes.T, places.T, strict=True)):
+            u = self.bins.to_uniform(self._shares(d, len(x)), code, place)
+            scores.append(torch.special.ndtri(u.clamp(_TAIL, 1 - _TAIL)))
+        rows = torch.where(absent, noise, torch.stack(scores, dim=1))
+        index = self.bins.index(codes)
+        known = torch.cat([self.bins.share.log(), self.bins.share.new_zeros(1)])[index] - self.bins.log_volume()[index]
+        weight = (known + 0.5 * (rows.square() + math.log(2 * math.pi))).sum(1)
+        own, volume = flagged(absent[:, self.holes], rng)
+        return torch.cat([rows, own], dim=1), weight + volume
+
+    def inverse(self, rows: Tensor) -> Batch:
+        scores, own = rows.double().split([len(self.bins.sizes), len(self.holes)], dim=1)
+        u = torch.special.ndtr(scores)
+        found = [self.bins.from_uniform(self._shares(d, len(rows)), u[:, d]) for d in range(u.shape[1])]
+        codes, places = (torch.stack(part, dim=1) for part in zip(*found, strict=True))
+        codes[:, self.holes] = codes[:, self.holes].where(own < 0, -1)
+        return Batch(self.bins.values(codes, places))
+
+    def settled(self) -> Tensor:
+        """A number decides its score alone, but for a value of many rows and in columns with a step or gaps."""
+        vague = [bool(self.bins.single()[self.bins.of(d)].any()) or column.step > 0 or column.missing
+                 for d, column in enumerate(self.bins.columns)]
+        return torch.arange(len(vague)).masked_fill(torch.tensor(vague), -1)
+
+    def _shares(self, d: int, count: int) -> Tensor:
+        return self.bins.share[self.bins.of(d)].expand(count, -1)
+
+
+def scored_view(spec: VectorSpec, most: int = 256) -> Columns:
+    """The real view of rows with their numbers as normal scores, by at most `most` bins of a column."""
+    numbers = [d for d, column in enumerate(spec.columns) if not column.values]
+    words = [d for d, column in enumerate(spec.columns) if column.values]
+
+    def of(places: list[int]) -> VectorSpec:
+        return spec.model_copy(update={"columns": tuple(spec.columns[d] for d in places), "label": None})
+
+    parts: list[tuple[list[int], View]] = [(numbers, Scores(of(numbers), most))] if numbers else []
+    return Columns([*parts, *([(words, view_of(of(words)))] if words else [])])

@@ -18,9 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
-# The file, and how many rows are for training.
-TABLES = {"adult": ("tabular_mixed/adult.data", 29_305), "magic": ("tabular_mixed/magic04.data", 17_118),
-          "phoneme": ("tabular/phoneme.csv", 4_863), "white": ("tabular/winequality-white.csv", 4_408)}
+# The file, how many rows are for training, and whether a column is a class.
+TABLES = {"adult": ("tabular_mixed/adult.data", 29_305, True), "magic": ("tabular_mixed/magic04.data", 17_118, True),
+          "phoneme": ("tabular/phoneme.csv", 4_863, True), "white": ("tabular/winequality-white.csv", 4_408, False)}
 FAMILIES = ("control", "gmm", "flow", "ardm", "diffusion")
 SHOWN = ("c2st_training", "c2st", "shape", "shape_independent", "trend", "trend_independent", "synthetic_auc",
          "real_auc", "nearest_training_ratio")
@@ -32,11 +32,11 @@ def gencli(*args: str | Path) -> bytes:
 
 def measure(family: str, table: str, options: list[str], device: str) -> None:
     """Train, draw and measure; a line of numbers on standard output."""
-    file, rows = TABLES[table]
+    file, rows, classes = TABLES[table]
     data = Path(os.environ["GENCLI_DATA"]) / file
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        judged: list[str | Path] = ["--metrics", "c2st,quality,tstr,memorisation", "--json", "-q"]
+        judged: list[str | Path] = ["--metrics", f"c2st,quality,{'tstr,' * classes}memorisation", "--json", "-q"]
         if family == "control":
             judged = ["--metrics", "c2st", "--json", "-q", "--samples", f"{data}:test", "--training", f"{data}:train",
                       f"{data}:test"]
@@ -48,7 +48,7 @@ def measure(family: str, table: str, options: list[str], device: str) -> None:
             judged += ["--draw", str(rows), "--device", device, run, f"{data}:test"]
         found = {m["name"]: m for m in json.loads(gencli("evaluate", *judged))["metrics"]}
     shown = ["c2st_training"] if family == "control" else SHOWN
-    numbers = ", ".join(f"{name} {found[name]['value']:.4f}" for name in shown)
+    numbers = ", ".join(f"{name} {found[name]['value']:.4f}" for name in shown if name in found)
     print(f"{family} {table}: {numbers}; {clock:.0f} s by the clock, {processor:.0f} s of the processor", flush=True)
 
 
