@@ -55,12 +55,14 @@ class Edit:
 
 def edit(model: Model, batch: Batch, painted: Partial, seed: int = 0, options: dict[str, Any] | None = None, *,
          keep: float = 0.3, near: float = 0.001, steps: int = 400, by: Method = "lbfgs") -> Edit:
-    """The example on the model's manifold that has the painted values, and is else as the projection of the first of
-    a batch (Zhu et al. 2016, "Generative Visual Manipulation on the Natural Image Manifold", arXiv:1609.03552).
+    """The example on the model's manifold that has the painted values, and is else as the projection of an example.
+
+    Zhu et al. 2016, "Generative Visual Manipulation on the Natural Image Manifold", arXiv:1609.03552.
 
     Minimises the mean square error of the painted values, plus those that follow.
 
     Args:
+        batch: whose first example is painted on.
         painted: values (*example) and where they are painted.
         options: of the family's `encode` and `decode`, and of `inference.project`.
         keep: weight of the mean square change of the other values.
@@ -72,8 +74,8 @@ def edit(model: Model, batch: Batch, painted: Partial, seed: int = 0, options: d
         UsageError: the decoder has no gradient, or there is no search.
     """
     if steps < 1 or keep < 0 or near < 0:
-        raise UsageError(f"steps={steps}, keep={keep:g}, near={near:g}: an edit needs a step at least, and weights of 0 "
-                         f"or more")
+        raise UsageError(f"steps={steps}, keep={keep:g}, near={near:g}: an edit needs a step at least, and weights of "
+                         f"0 or more")
     options = options or {}
     batch = batch[:1].to(model.device)
     rng = ExampleStreams(seed, torch.zeros(1, dtype=torch.int64), "encode", model.device)
@@ -178,8 +180,8 @@ def directions(model: Model, data: Dataset, names: Sequence[str], seed: int = 0,
 
 def _require_space(model: Model) -> None:
     if model.code_spec is not None:
-        raise UsageError(f"codes of this model are {registry.kind_of(model.code_spec).plural} of numbers that stand for "
-                         f"something, which cannot be added; it needs a model whose codes are points of a space")
+        raise UsageError("codes of this model are numbers that stand for something and cannot be added; it takes a "
+                         "model whose codes are points of a space")
 
 
 def _values(data: Dataset, name: str) -> tuple[Tensor, Tensor]:

@@ -295,7 +295,7 @@ def require_gradient(model: Model, batch: Batch, codes: Tensor, options: dict[st
         if x.requires_grad:
             return
     raise UsageError(f"a search of codes follows the gradient of the decoder, and this model, which makes its "
-                     f"{registry.kind_of(model.spec).plural} otherwise, has none; use the code of 'gencli encode' alone")
+                     f"{registry.kind_of(model.spec).plural} otherwise, has none; use the code of 'gencli encode'")
 
 
 def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, seed: int = 0,

@@ -109,7 +109,8 @@ def test_searches_by_curvature_reach_the_bottom_of_a_valley():
     starts = torch.tensor([[-1.2, 1.0], [0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     found, energies = search(rosenbrock, starts, 200, by="lbfgs")
     assert torch.allclose(found, torch.ones(3, 2, dtype=torch.float64), atol=1e-5) and energies.max() < 1e-10
-    assert torch.equal(search(rosenbrock, starts[:1], 30, by="lbfgs")[0], search(rosenbrock, starts, 30, by="lbfgs")[0][:1])
+    alone, beside = (search(rosenbrock, some, 30, by="lbfgs")[0] for some in (starts[:1], starts))
+    assert torch.equal(alone[0], beside[0])
     fixed = search(rosenbrock, starts[:1], 60, slice(1), by="lbfgs")[0]
     assert fixed[0, 1] == 1 and abs(abs(fixed[0, 0]) - 1) < 0.02, "what is not free has moved"
 
@@ -168,7 +169,7 @@ def test_painting_by_the_command_line(world, gencli, tmp_path):
     found = np.sqrt(np.square(shown[3:6, 3:6] - 180 / 255).mean())
     assert abs(found - told["error"]) < 0.5 / 255 + 1e-3
     gencli("sample", "run", "--edit", "photo.png", "--strokes", "flat.png", "--mask", "mask.png", "-o", "f.png")
-    assert open("e.png", "rb").read() == open("f.png", "rb").read()
+    assert (tmp_path / "e.png").read_bytes() == (tmp_path / "f.png").read_bytes()
     done = gencli("sample", "run", "--edit", "x.npy:all#0", "--strokes", "strokes.png", "--film", "5", "-o", "film.npz")
     assert "9 painted pixels: root mean square error" in done.stderr
     film = np.load("film.npz")["images"]
@@ -287,9 +288,9 @@ def test_a_class_stays_what_it_is(small_run, small_data):
 
 @pytest.mark.parametrize(("words", "code", "says"), [
     (["interpolate", "run", "--attribute", "smile", "-o", "x.png"], 2, "expected NAME=STRENGTH"),
-    (["interpolate", "run", "--attribute", "smile=1", "-o", "x.png"], 3, "x.npy has no labels to learn attributes from"),
-    (["interpolate", "run", "--attribute", "brigth=1", "--labelled", "x.npy", "--labels", "labels.csv", "-o", "x.png"], 2,
-     "no such class or label; did you mean"),
+    (["interpolate", "run", "--attribute", "smile=1", "-o", "x.png"], 3, "has no labels to learn attributes from"),
+    (["interpolate", "run", "--attribute", "brigth=1", "--labelled", "x.npy", "--labels", "labels.csv", "-o",
+      "x.png"], 2, "no such class or label; did you mean"),
     (["interpolate", "run", "--traverse", "12", "-o", "x.png"], 2, "a code of this model has 12 axes"),
     (["interpolate", "run", "--traverse", "1,a", "-o", "x.png"], 2, "expected numbers of axes"),
     (["interpolate", "run", "--traverse", "1", "--range", "3", "-o", "x.png"], 2, "expected two numbers"),
@@ -344,7 +345,7 @@ def test_neighbours_of_samples_are_shown_and_told(gencli, tmp_path):
     sheet = np.asarray(Image.open("n.png").convert("L"))
     assert sheet.shape == (6 * (SIDE + 2) + 2, 2 * (SIDE + 2) + 2)
     assert np.array_equal(sheet[2 : 2 + SIDE, 2 : 2 + SIDE], pictures[7])
-    assert f"| 0 | 7 (0), {told[0]['nearest'][1]['example']} (" in open("n.md").read()
+    assert f"| 0 | 7 (0), {told[0]['nearest'][1]['example']} (" in (tmp_path / "n.md").read_text()
     json.dumps(told)
     np.save("s.npy", pictures[:9].astype(np.uint8))
     assert "takes pictures, samples" in gencli("evaluate", "--samples", "s.npy", "x.npy:all", "--neighbours", "n.png",

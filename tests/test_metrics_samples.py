@@ -263,7 +263,8 @@ def test_ratio_far_below_one_for_copies():
     training, new = normal(300, 5), normal(100, 5, seed=1)
     held_out, _ = nearest(normal(100, 5, seed=2), [training])
     fresh = by_name(ratio(nearest(new, [training])[0][:, 0], held_out[:, 0], {}))["nearest_training_ratio"]
-    copies = by_name(ratio(nearest(training[:100] + 1e-3, [training])[0][:, 0], held_out[:, 0], {}))["nearest_training_ratio"]
+    near = nearest(training[:100] + 1e-3, [training])[0][:, 0]
+    copies = by_name(ratio(near, held_out[:, 0], {}))["nearest_training_ratio"]
     assert abs(fresh.value - 1) < 3 * fresh.error and copies.value < 0.01
 
 

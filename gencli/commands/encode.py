@@ -1,5 +1,6 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,15 +63,16 @@ def encode(
     if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")
     if nearest and (errors or project):
-        raise UsageError(f"--{'project' if project else 'errors'} is about codes that are written, and --nearest writes "
-                         f"none; leave one out")
+        raise UsageError(f"--{'project' if project else 'errors'} is about codes that are written, and --nearest "
+                         f"writes none; leave one out")
     errors = errors or project
     if nearest == data == "-":
         raise UsageError("encode - --nearest -: both would read stdin; write one of them to a file")
     require_apart({"-o": output}, [data, nearest], run)
     compressed = streams.compresses(output, format)
     if compressed and (errors or nearest or set):
-        raise UsageError("a .gcz loses nothing and has no options; leave --errors, --project, --nearest and --set out")
+        raise UsageError("a .gcz loses nothing and has no options; leave --errors, --project, --nearest and --set "
+                         "out")
     card = runs.read_card(run)
     registry.require(card.family, "compress" if compressed else "encode")
     with console.progress("encode: reading") as progress:
@@ -92,7 +94,8 @@ def encode(
         model, _ = runs.load_model(run, devices.pick(device))
         if model.code_spec:
             writer.describe(model.code_spec)
-        methods = [model.encode, *([model.decode] if errors else []), *([inference.project] if project else [])]
+        methods: list[Callable[..., Any]] = [model.encode, *([model.decode] if errors else []),
+                                             *([inference.project] if project else [])]
         keywords = options.parse_set(set, *methods)
         measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:

@@ -59,10 +59,10 @@ def evaluate(
                                                  "or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
-    neighbours: Annotated[str | None, typer.Option("--neighbours", metavar="PNG", help="A sheet of the samples that lie "
-                                                   "nearest to the training data, each above the training examples "
-                                                   "it is nearest to; --json and --markdown tell which these are, "
-                                                   "and how far.")] = None,
+    neighbours: Annotated[str | None, typer.Option("--neighbours", metavar="PNG", help="A sheet of the samples that "
+                                                   "lie nearest to the training data, each above the training "
+                                                   "examples nearest to it; --json and --markdown tell which these "
+                                                   "are, and how far.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS",
                                                   autocompletion=_completion.labels, help="Classes that are "
                                                   "anomalies: how well each score, and the reconstruction error, "
@@ -228,8 +228,8 @@ def _neighbours(measured: "Measured") -> list[dict[str, Any]]:
     """The training examples nearest to samples, as JSON."""
     results = measured.results
     if not results.neighbours or not any(figure.name == "nearest" for figure in results.figures):
-        raise UsageError("--neighbours: there is nothing to show; it takes pictures, samples of them (--draw, --samples) "
-                         "and what the model was trained on (--training)")
+        raise UsageError("--neighbours: there is nothing to show; it takes pictures, samples of them (--draw, "
+                         "--samples) and what the model was trained on (--training)")
     return results.neighbours[0].records()
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +17,7 @@ from gencli.publish import is_stdout
 if TYPE_CHECKING:
     from gencli.dataset import Dataset
     from gencli.editing import Direction
+    from gencli.model import Batch
     from gencli.runs import Card
 
 
@@ -40,10 +41,10 @@ def interpolate(
     labelled: Annotated[str | None, typer.Option("--labelled", metavar="DATA", autocompletion=_completion.data,
                                                  help="Labelled examples that show --attribute. Default: what the "
                                                  "model was trained on, if it is there unchanged.")] = None,
-    traverse: Annotated[str | None, typer.Option("--traverse", metavar="AXIS,AXIS", help="Let these numbers of the "
-                                                 "code, from 0, go through --range one by one, a row for each.")] = None,
-    range: Annotated[str, typer.Option("--range", metavar="LOW,HIGH", help="From where to where --traverse goes.")] =
-    "-3,3",
+    traverse: Annotated[str | None, typer.Option("--traverse", metavar="AXIS,AXIS", help="Let each of these numbers "
+                                                 "of the code, counted from 0, go through --range, in a row.")] = None,
+    range: Annotated[str, typer.Option("--range", metavar="LOW,HIGH",
+                                       help="From where to where --traverse goes.")] = "-3,3",
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", help="What all examples of the path are made "
                                               "from: the first of these. Default: what A is made from.")] = None,
     frames: Annotated[int, typer.Option("--frames", min=2, help="Examples from each end to the next, both "
@@ -96,10 +97,11 @@ def interpolate(
     # Reading options are about A and B, where there are such, and about --labelled.
     fixed = (Given(condition=conditions_for(runs.complete(card), given, {} if words or labelled else settings, console,
                                             data_root).whole()[:1]) if given else Given())
-    with (streams.open_writer(output, card.spec, format=format, total=total, across=frames if moves else None) as writer,
+    across = frames if moves else None
+    with (streams.open_writer(output, card.spec, format=format, total=total, across=across) as writer,
           console.progress("interpolate") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
-        methods = [model.decode, *([model.encode] if words or attribute else []),
+        methods: list[Callable[..., Any]] = [model.decode, *([model.encode] if words or attribute else []),
                    *([model.prior] if seeds or not sources else []), *([editing.directions] if attribute else [])]
         keywords = options.parse_set(set, *methods)
         if latents:
@@ -113,6 +115,7 @@ def interpolate(
         origins = [Given(condition=batch.condition) for batch in batches] if words and not given else \
             [fixed] * len(corners)
         found: list[Direction] = []
+        decoded: Iterator[Batch]
         if moves:
             if attribute:
                 data = _labelled(card, labelled, settings, console, data_root)

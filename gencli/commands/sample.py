@@ -44,8 +44,8 @@ def sample(
                                                  "this picture, by --keep-rows or --mask, and draw the rest.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE|MARK", help="Keep what is white in this "
-                                             "picture; with --edit where --strokes are painted; or what stands for each token of a gap in a text, instead of "
-                                             "_.")] = None,
+                                             "picture; with --edit where --strokes are painted; or "
+                                             "what stands for each token of a gap in a text, instead of _.")] = None,
     edit: Annotated[str | None, typer.Option("--edit", metavar="DATA", autocompletion=_completion.data, help=(
         "Paint on this picture, by --strokes: the model's picture that has the painted pixels and is else as this one. "
         "--complete keeps pixels as they are, this one as nearly as the model can; --film shows the way there; --set "
@@ -100,7 +100,8 @@ def sample(
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
     if (edit is None) != (strokes is None):
         raise UsageError("--edit PICTURE says what is painted on, and --strokes PICTURE what is painted: give both")
-    if edit and (number, prompt, complete, keep_rows, latents, part, shard_size, engine, stop, each) != (*[None] * 9, 1):
+    others = (number, prompt, complete, keep_rows, latents, part, shard_size, engine, stop)
+    if edit and (each > 1 or any(other is not None for other in others)):
         raise UsageError("--edit makes one picture; leave -n, --each, --shard, --shard-size, --prompt, --complete, "
                          "--keep-rows, --latents, --engine and --stop out")
     require_apart({"-o": output}, [given, latents, complete, mask, prompt, edit, strokes], run)

@@ -879,8 +879,8 @@ class Images(Kind):
         if mask is not None:
             where = _black_or_white(_single(mask, spec, 1), mask, "a mask is").bool()
         elif opaque is None:
-            raise UsageError(f"{strokes} is transparent nowhere, so that nothing says where it is painted; save it with "
-                             f"transparency, or add --mask PICTURE, white where it is")
+            raise UsageError(f"{strokes} is transparent nowhere, so that nothing says where it is painted; save it "
+                             f"with transparency, or add --mask PICTURE, white where it is")
         else:
             where = torch.from_numpy(opaque)[None]
         return Partial(torch.from_numpy(colours).float() / 255, where.expand(spec.shape))
@@ -894,7 +894,8 @@ def _sizes(examples: PictureExamples, condition: PictureExamples) -> list[tuple[
 
 def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
     """The picture in a file, (channels, H, W) in [0, 1], of the height and width of `spec`."""
-    return torch.from_numpy(decode(_of_size(file, spec), (channels, *spec.shape[1:])).copy()).float() / 255
+    pixels = decode(_of_size(file, spec), (channels, spec.height, spec.width))
+    return torch.from_numpy(pixels.copy()).float() / 255
 
 
 def _of_size(file: str, spec: ImageSpec) -> Source:

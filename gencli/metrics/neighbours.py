@@ -117,8 +117,8 @@ def without_self(rows: Tensor, columns: Places, distances: Tensor, count: int) -
 def nearest(x: Tensor, others: Iterable[Tensor], count: int = 1) -> tuple[Tensor, Tensor]:
     """L2 distances of each of x (N, D) to the nearest of `others`, blocks (M, D), and the numbers of these.
 
-    (N, count) float64 and (N, count) int64, the nearest first, of equally near ones the first; fewer columns where there
-    are fewer others.
+    (N, count) float64 and (N, count) int64, the nearest first, of equally near ones the first; fewer columns where
+    there are fewer others.
     """
     best = torch.full((len(x), count), math.inf, dtype=torch.float64)
     numbers, start = torch.zeros(len(x), count, dtype=torch.int64), 0
