@@ -7,15 +7,10 @@ gencli train pca digits --components 24 -o runs/codes -q
 # The code whose picture is nearest, and how near that is.
 gencli encode runs/codes digits:test --limit 20 --project -o codes.npz
 
-# Erase the lower left of a digit: the way to what the model makes of it.
-python3 - <<'EOF'
-from PIL import Image
-
-strokes = Image.new("RGBA", (28, 28))
-strokes.paste((0, 0, 0, 255), (2, 14, 12, 28))
-strokes.save("strokes.png")
-EOF
-gencli sample runs/codes --edit 'digits:test#3' --strokes strokes.png --film 10 -o edited.png
+# Erase the lower half of a digit: the way to what the model makes of it.
+{ printf 'P5 28 28 255\n'; head -c 784 /dev/zero; } > strokes.pgm
+{ printf 'P5 28 28 255\n'; head -c 392 /dev/zero; head -c 392 /dev/zero | tr '\0' '\377'; } > mask.pgm
+gencli sample runs/codes --edit 'digits:test#3' --strokes strokes.pgm --mask mask.pgm --film 10 -o edited.png
 
 # Two digits, a row each, on their way to being an 8; three axes of the code; a sum of codes.
 gencli interpolate runs/codes 'digits:test#0' 'digits:test#5' --attribute 8=3 -o eights.png

@@ -136,7 +136,7 @@ class Direction:
 def directions(model: Model, data: Dataset, names: Sequence[str], seed: int = 0,
                progress: Callable[[int, int], None] = lambda done, total: None,
                options: dict[str, Any] | None = None, *,
-               direction: Literal["mean", "lda"] = "mean") -> list[Direction]:
+               direction: Literal["mean", "discriminant"] = "mean") -> list[Direction]:
     """The directions of attributes in the space of codes, from labelled examples.
 
     An attribute is a class, against the others; or a label of several, if it has two classes, or numbers for classes;
@@ -144,8 +144,8 @@ def directions(model: Model, data: Dataset, names: Sequence[str], seed: int = 0,
     counting alike. Of one label with two classes that is the difference of the means.
 
     Args:
-        direction: mean: where codes go as the attribute grows, all else alike. lda: what tells the attribute best
-            (Fisher's discriminant), the former divided by the covariance within classes, which is shrunk by the
+        direction: mean: where codes go as the attribute grows, all else alike. discriminant: what tells it best
+            (Fisher 1936), the former divided by the covariance within classes, which is shrunk by the
             formula of Ledoit & Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
         options: of the family's `encode`.
 
@@ -237,7 +237,7 @@ def _direction(codes: Tensor, values: Tensor, others: Tensor, by: str, name: str
     design = torch.cat([torch.ones_like(weight), values[:, None], others], dim=1)
     slopes = torch.linalg.lstsq(weight * design, weight * codes, driver="gelsd").solution
     way = slopes[1]
-    if by == "lda":
+    if by == "discriminant":
         way = torch.linalg.solve(shrunk(codes - design @ slopes), way)
     length = way.norm()
     if not 0 < float(length) < math.inf:

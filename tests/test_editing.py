@@ -208,7 +208,7 @@ def test_directions_of_known_factors(world):
     mixed = raw @ true_direction(model, factors, pictures, "bright") / np.linalg.norm(raw)
     bright = found[2].step.double().numpy()
     assert bright @ true_direction(model, factors, pictures, "bright") / np.linalg.norm(bright) > mixed
-    best = editing.directions(model, data, ["large"], direction="lda")[0]
+    best = editing.directions(model, data, ["large"], direction="discriminant")[0]
     assert best.auc >= found[1].auc
 
 

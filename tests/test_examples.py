@@ -186,8 +186,8 @@ def test_captions_are_counted_by_their_grammar():
 
 def test_editing(tmp_path):
     script(tmp_path, "editing.sh")
-    assert {path.name for path in tmp_path.glob("*.png")} == {"strokes.png", "edited.png", "eights.png", "axes.png",
-                                                              "sum.png", "neighbours.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"edited.png", "eights.png", "axes.png", "sum.png",
+                                                              "neighbours.png"}
     assert len(np.load(tmp_path / "codes.npz")["reconstruction_error"]) == 20
 
 

@@ -36,7 +36,7 @@ def interpolate(
                                                    "spaces.")] = None,
     attribute: Annotated[list[str] | None, typer.Option("--attribute", metavar="NAME=STRENGTH", help=(
         "Go so many standard deviations in the direction in which codes of examples with a class, or of a label, lie: "
-        "smile=2, size=-1, hair:blond=2. May be repeated; --set direction=lda takes what tells the attribute best."
+        "smile=2, size=-1, hair:blond=2. May be repeated; --set direction=discriminant takes what tells it best."
     ))] = None,
     labelled: Annotated[str | None, typer.Option("--labelled", metavar="DATA", autocompletion=_completion.data,
                                                  help="Labelled examples that show --attribute. Default: what the "
