@@ -42,6 +42,7 @@ class Content:
         spec: of examples; None for codes.
         header: what the first record of a tar says.
         rewritable: whether the sink is a file, whose beginning may be written again.
+        across: how many stand beside each other where all are on one sheet; None: it is as near to a square as can be.
         whole: whether the examples are pieces of one whole, and nothing may stand between them.
     """
 
@@ -55,6 +56,7 @@ class Content:
     header: dict[str, Any] = field(default_factory=dict)
     rewritable: bool = False
     whole: bool = False
+    across: int | None = None
 
 
 class Format:

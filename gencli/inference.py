@@ -23,8 +23,11 @@ from gencli import registry
 from gencli.dataset import Dataset, stack_padded
 from gencli.device import in_threads, shared
 from gencli.errors import DataError, UsageError
+from gencli.layers.projection import Method
+from gencli.layers.projection import project as nearest_codes
 from gencli.model import Batch, Given, Model, join
-from gencli.rng import ExampleStreams
+from gencli.rng import ExampleStreams, Rng
+from gencli.view import view_of
 
 _ROWS = 4096  # examples whose neighbours are looked for at once
 
@@ -222,7 +225,7 @@ def squared_error(examples: Batch, others: Batch, gaps: bool = False) -> Tensor:
     return errors.sum(1) / elements
 
 
-def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
+def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False, projected: bool = False,
            **options: Any) -> Iterator[tuple[Tensor, Batch, Tensor | None]]:
     """Blocks of (codes (B, ...), examples, reconstruction error (B,) or None), on the CPU.
 
@@ -230,23 +233,69 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False,
     that does not decode.
 
     Args:
-        options: of the family's `encode` and `decode`.
+        projected: search for the codes whose examples are nearest (`project`).
+        options: of the family's `encode` and `decode`, and of `project`.
     """
-    _check(options, model.encode, model.decode)
+    _check(options, model.encode, model.decode, *([project] if projected else []))
     decodes = errors and "decode" in model.abilities()
     for block, positions in _blocks(range(len(data)), model.block):
         inside = block.clamp(max=len(data) - 1)  # the last block is filled up with its last example
         rng = ExampleStreams(seed, inside, "encode", model.device)
         batch = data.batch(inside, model.device)
         codes = model.encode(batch, rng, **own_options(model.encode, options))
+        if (decodes or projected) and not registry.kind_of(model.spec).variable and \
+                codes.shape[1:] != code_shape(model):
+            raise UsageError("with this option the output is not a code that can be decoded; leave it out, or do not "
+                             "ask for the reconstruction error or the projection")
+        if projected:
+            codes = project(model, batch, codes, rng, options, **own_options(project, options))
         error = None
         if decodes:
-            if not registry.kind_of(model.spec).variable and codes.shape[1:] != code_shape(model):
-                raise UsageError("with this option the output is not a code that can be decoded; leave it out, or do "
-                                 "not ask for the reconstruction error")
             decoded = decode_batch(model, codes, None, batch.condition, options)
             error = squared_error(decoded, batch, registry.kind_of(model.spec).missing)[positions].float().cpu()
         yield codes[positions].cpu(), batch[positions].to("cpu"), error
+
+
+def project(model: Model, batch: Batch, codes: Tensor, rng: Rng, options: dict[str, Any] | None = None, *,
+            steps: int = 200, starts: int = 4, by: Method = "lbfgs") -> Tensor:
+    """The codes (B, *code) whose examples are nearest to those of a batch in mean square, of `starts` searches each.
+
+    One starts from `codes`, those of the encoder, the others from the prior; what is not `free` of a code stays. So no
+    example is farther than that of its encoder's code. Distances are those of the kind's real view.
+
+    Args:
+        options: of the family's `decode`.
+        steps: evaluations of the gradient.
+        by: how it is followed: `gencli.layers.projection`.
+
+    Raises:
+        UsageError: the decoder has no gradient, or there is no search.
+    """
+    if steps < 1 or starts < 1:
+        raise UsageError(f"steps={steps}, starts={starts}: a projection needs one of each at least")
+    require_gradient(model, batch, codes, options or {})
+    view = view_of(model.spec).to(model.device)
+    begin = torch.stack([codes, *(codes.clone() for _ in range(starts - 1))], dim=1)
+    for i in range(1, starts):
+        begin[:, i][..., model.free] = model.prior(rng).to(codes)[..., model.free]
+
+    def generate(codes: Tensor) -> Tensor:
+        condition = batch.condition and batch.condition[torch.arange(len(batch)).repeat_interleave(codes.shape[1])]
+        made = decode_batch(model, codes.flatten(0, 1), None, condition, options or {})
+        return view(made, None)[0].unflatten(0, codes.shape[:2])
+
+    return nearest_codes(generate, begin, view(batch, None)[0], steps, model.free, by)[0]
+
+
+def require_gradient(model: Model, batch: Batch, codes: Tensor, options: dict[str, Any]) -> None:
+    """UsageError unless what a code decodes to follows it smoothly."""
+    if "decode" in model.abilities() and codes.is_floating_point():
+        with torch.enable_grad():
+            x = decode_batch(model, codes.detach().clone().requires_grad_(), None, batch.condition, options).x
+        if x.requires_grad:
+            return
+    raise UsageError(f"a search of codes follows the gradient of the decoder, and this model, which makes its "
+                     f"{registry.kind_of(model.spec).plural} otherwise, has none; use the code of 'gencli encode'")
 
 
 def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, seed: int = 0,
@@ -260,7 +309,7 @@ def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, se
         UsageError: a code is as long as its example, and so no point of one space.
     """
     for data in (examples, collection):
-        _require_vectors(model, data, options)
+        require_vectors(model, data, options)
 
     def directions(data: Dataset) -> Iterator[Tensor]:
         for codes, _, _ in encode(model, data, seed, **options):
@@ -282,7 +331,7 @@ def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, se
 
 
 @torch.no_grad()
-def _require_vectors(model: Model, data: Dataset, options: dict[str, Any]) -> None:
+def require_vectors(model: Model, data: Dataset, options: dict[str, Any]) -> None:
     """UsageError if the code of an example that is cut short is another shape than that of the whole."""
     if not registry.kind_of(model.spec).variable:
         return

@@ -425,6 +425,18 @@ class Kind:
         raise UsageError(f"--complete: {self.plural} cannot be completed; it is for "
                          f"{', '.join(kind.plural for kind in _completable())}")
 
+    def painted(self, strokes: str, spec: Any, mask: str | None) -> Partial:
+        """What `sample --edit` is to look like where it is painted.
+
+        Args:
+            strokes: what is painted, which says where it is by being transparent elsewhere; or
+            mask: which part of it.
+
+        Raises:
+            UsageError: examples of this kind are not painted on.
+        """
+        raise UsageError(f"--strokes: {self.plural} are not painted on; it is for pictures")
+
     def written(self, words: str, spec: Any) -> Partial | None:
         """What `sample --given WORDS` keeps, written out by the user; None if that is not how examples are given.
 

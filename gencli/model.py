@@ -281,6 +281,9 @@ class Model(nn.Module):
     lossless: bool = False
     # What its codes are as examples, where other families can learn them: `encode` says so in the files that it writes.
     code_spec: Spec | None = None
+    # Which numbers of a code, along its last dimension, may have any value: what may be searched for, added and moved;
+    # the others say a class or component.
+    free: slice = slice(None)
     # Of a prompt, the elements before its end on which what follows may depend; None: as many as there are.
     reach: int | None = None
 

@@ -456,6 +456,15 @@ def decode_whole(source: Source, channels: int, half: Half | None, span: Span | 
         return fit(image, (channels, image.height, image.width), span)
 
 
+def decode_painted(source: Source, channels: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours (C, H, W) uint8, and where they are at least half opaque, (H, W) bool; None: nothing is transparent."""
+    with opened(source) as image:
+        image = _upright(image)
+        opaque = np.asarray(image.convert("RGBA"))[..., 3] >= 128 if image.has_transparency_data else None
+        image = image.convert("RGBA").convert("RGB") if image.has_transparency_data else image
+        return fit(image, (channels, image.height, image.width), _white(image)).copy(), opaque
+
+
 def is_deep(mode: str) -> bool:
     """Whether pictures of this mode of Pillow's have more than 8 bits."""
     return mode == "F" or mode.startswith("I")

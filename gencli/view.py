@@ -80,6 +80,21 @@ def noise_of_pass(first: int, count: int, device: torch.device | str = "cpu") ->
     return ExampleStreams(0, torch.arange(first, first + count), "view", device)
 
 
+class _Stepped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, whole: Tensor) -> Tensor:
+        return whole.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def stepped(x: Tensor, whole: Tensor) -> Tensor:
+    """What x was rounded to; gradients pass through as if it had not been (Bengio et al. 2013, arXiv:1308.3432)."""
+    return _Stepped.apply(x, whole) if torch.is_grad_enabled() and x.requires_grad else whole
+
+
 class Standardised(View):
     """Elements with a mean and a scale each: r = (x - mean) / scale.
 
@@ -153,7 +168,8 @@ class Standardised(View):
         values, flags = rows.double().split([len(self.mean), len(self.holes)], dim=1)
         x = self.mean + self.scale * values
         if self.stepped:
-            x = torch.where(self.step > 0, self.grid + self.step * torch.round((x - self.grid) / self.step), x)
+            whole = self.grid + self.step * torch.round((x - self.grid) / self.step)
+            x = stepped(x, torch.where(self.step > 0, whole, x))
         if self.bounded:
             x = torch.minimum(torch.maximum(x, self.low), self.high)
         if len(self.holes):

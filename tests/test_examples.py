@@ -67,7 +67,7 @@ def digits(tmp_path_factory) -> Path:
 
 def test_every_script_is_posix_and_stops_at_the_first_error():
     scripts = sorted(EXAMPLES.glob("*.sh"))
-    assert len(scripts) == 14
+    assert len(scripts) == 15
     for path in scripts:
         text = path.read_text()
         assert text.startswith("#!/bin/sh\n# ") and "\nset -eu\n" in text, path
@@ -182,6 +182,13 @@ def test_captions_are_counted_by_their_grammar():
     assert len(first) == 5 and all(line.startswith("true  ") for line in first)
     assert own == "1000 of 1000 captions are true of its own picture"
     assert another == "0 of 1000 captions are true of another picture"
+
+
+def test_editing(tmp_path):
+    script(tmp_path, "editing.sh")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"edited.png", "eights.png", "axes.png", "sum.png",
+                                                              "neighbours.png"}
+    assert len(np.load(tmp_path / "codes.npz")["reconstruction_error"]) == 20
 
 
 def test_patterns(tmp_path):

@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__", "manual"}, {"app"}, {"commands"}, {"console"}, {"progress"}, {"sweeps"},
     {"training", "sharing", "ledger"},
     {"live", "trackers"}, {"trainer"}, {"sharding"},
-    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "sampling"},
+    {"presets", "schedule", "checkpoints"}, {"optimisers"}, {"reports"}, {"metrics"}, {"codec", "editing", "sampling"},
     {"inference"}, {"gencli"}, {"runs", "status"}, {"encoders"}, {"families"}, {"data"}, {"streams"}, {"layers"},
     {"model"}, {"kinds"}, {"terminal"}, {"kind"}, {"clock", "columns", "long_texts", "pictures", "view"},
     {"format", "examples"}, {"files"}, {"dataset"}, {"spec"}, {"registry"}, {"cache", "hub", "manifests"},

@@ -248,9 +248,13 @@ def test_nearest_by_brute_force_and_zero_for_copies():
     x, y = normal(50, 8).float() + 100, normal(70, 8, seed=1).float() + 100
     brute = (x.double()[:, None] - y.double()[None]).norm(dim=2).min(1).values
     distances, places = nearest(x, y.split(9))
-    assert torch.allclose(distances, brute, rtol=1e-9)
-    assert torch.equal(places, (x[:, None] - y[None]).double().norm(dim=2).argmin(1))
-    assert [found.tolist() for found in nearest(y[3:5], [y, y])] == [[0, 0], [3, 4]]
+    assert torch.allclose(distances[:, 0], brute, rtol=1e-9)
+    assert torch.equal(places[:, 0], (x[:, None] - y[None]).double().norm(dim=2).argmin(1))
+    several, order = nearest(x, y.split(9), 4)
+    expected = (x.double()[:, None] - y.double()[None]).norm(dim=2).sort(1)
+    assert torch.allclose(several, expected.values[:, :4], rtol=1e-9)
+    assert torch.equal(order, expected.indices[:, :4]) and nearest(x, [y[:3]], 4)[0].shape == (50, 3)
+    assert [found.tolist() for found in nearest(y[3:5], [y, y])] == [[[0], [0]], [[3], [4]]]
     quick = torch.cat([distances for _, distances in squared_distances(x, y)])
     assert torch.allclose(quick, torch.cdist(x.double(), y.double()).square().float(), rtol=1e-4)
 
@@ -258,8 +262,9 @@ def test_nearest_by_brute_force_and_zero_for_copies():
 def test_ratio_far_below_one_for_copies():
     training, new = normal(300, 5), normal(100, 5, seed=1)
     held_out, _ = nearest(normal(100, 5, seed=2), [training])
-    fresh = by_name(ratio(nearest(new, [training])[0], held_out, {}))["nearest_training_ratio"]
-    copies = by_name(ratio(nearest(training[:100] + 1e-3, [training])[0], held_out, {}))["nearest_training_ratio"]
+    fresh = by_name(ratio(nearest(new, [training])[0][:, 0], held_out[:, 0], {}))["nearest_training_ratio"]
+    near = nearest(training[:100] + 1e-3, [training])[0][:, 0]
+    copies = by_name(ratio(near, held_out[:, 0], {}))["nearest_training_ratio"]
     assert abs(fresh.value - 1) < 3 * fresh.error and copies.value < 0.01
 
 

@@ -1,5 +1,6 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,9 @@ def encode(
     format: options.Format = None,
     errors: Annotated[bool, typer.Option("--errors", help="Decode the codes again, and write the mean squared error "
                                          "of each reconstruction beside its code.")] = False,
+    project: Annotated[bool, typer.Option("--project", help="Search for the code whose example is nearest in mean "
+                                          "square, from the encoder's code and others, and write its --errors; --set "
+                                          "starts=4, steps=200 and by=lbfgs or adam say how.")] = False,
     nearest: Annotated[str | None, typer.Option("--nearest", metavar="DATA", help="Write, instead of its code, which "
                                                 "examples of DATA have the codes nearest to it, by their cosine: "
                                                 ".jsonl, .csv.")] = None,
@@ -58,14 +62,17 @@ def encode(
     console = Console(quiet, verbose, json)
     if json and is_stdout(output):
         raise UsageError("--json prints a document on stdout; write the codes to a file with -o FILE")
-    if nearest and errors:
-        raise UsageError("--errors is about codes that are written, and --nearest writes none; leave one out")
+    if nearest and (errors or project):
+        raise UsageError(f"--{'project' if project else 'errors'} is about codes that are written, and --nearest "
+                         f"writes none; leave one out")
+    errors = errors or project
     if nearest == data == "-":
         raise UsageError("encode - --nearest -: both would read stdin; write one of them to a file")
     require_apart({"-o": output}, [data, nearest], run)
     compressed = streams.compresses(output, format)
     if compressed and (errors or nearest or set):
-        raise UsageError("a .gcz loses nothing and has no options; leave --errors, --nearest and --set out")
+        raise UsageError("a .gcz loses nothing and has no options; leave --errors, --project, --nearest and --set "
+                         "out")
     card = runs.read_card(run)
     registry.require(card.family, "compress" if compressed else "encode")
     with console.progress("encode: reading") as progress:
@@ -87,12 +94,13 @@ def encode(
         model, _ = runs.load_model(run, devices.pick(device))
         if model.code_spec:
             writer.describe(model.code_spec)
-        methods = [model.encode, model.decode] if errors else [model.encode]
+        methods: list[Callable[..., Any]] = [model.encode, *([model.decode] if errors else []),
+                                             *([inference.project] if project else [])]
         keywords = options.parse_set(set, *methods)
         measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
             done = 0
-            for codes, batch, error in inference.encode(model, examples, seed, errors, **keywords):
+            for codes, batch, error in inference.encode(model, examples, seed, errors, project, **keywords):
                 columns = {} if error is None else {"reconstruction_error": error}
                 if is_stdout(output):
                     progress.give_way()

@@ -59,6 +59,10 @@ def evaluate(
                                                  "or classifier:RUN.")] = None,
     scores: Annotated[str | None, typer.Option("--scores", metavar="CSV", help="A row for each example: its number, "
                                                "label, likelihood or bound.")] = None,
+    neighbours: Annotated[str | None, typer.Option("--neighbours", metavar="PNG", help="A sheet of the samples that "
+                                                   "lie nearest to the training data, each above the training "
+                                                   "examples nearest to it; --json and --markdown tell which these "
+                                                   "are, and how far.")] = None,
     anomalies: Annotated[str | None, typer.Option("--anomalies", metavar="CLASS,CLASS",
                                                   autocompletion=_completion.labels, help="Classes that are "
                                                   "anomalies: how well each score, and the reconstruction error, "
@@ -121,6 +125,13 @@ def evaluate(
     if junit and not (rules or reference or ledger):
         raise UsageError(f"--junit {junit} lists requirements: give some with --require or --baseline")
 
+    if neighbours:
+        if compare:
+            raise UsageError("--neighbours shows the samples of one run; leave --compare out")
+        if not neighbours.lower().endswith(".png"):
+            raise UsageError(f"--neighbours {neighbours}: it is a sheet of pictures; name a .png")
+        names = names and list(dict.fromkeys([*names, "memorisation"]))
+
     from gencli import device as devices
     from gencli.commands._comparing import compare as compare_runs
     from gencli.commands._comparing import measure_one
@@ -132,7 +143,7 @@ def evaluate(
     rules += noted.requirements if noted else []
     subjects = list(dict.fromkeys([*given, *([reference] if reference else [])]))
     _refuse_unknown(rules, subjects, names, compare)
-    paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores}
+    paths = {"junit": junit, "markdown": markdown, "html": html, "scores": scores, "neighbours": neighbours}
     for run in (*subjects, None):
         require_apart({f"--{report}": path for report, path in (paths | {"ledger": ledger}).items()},
                       [data, samples, training, baseline], run, json)
@@ -147,6 +158,8 @@ def evaluate(
             found = compare_runs(subjects, request, console, rules, reference, share)
         else:
             found = measure_one(subjects[0] if subjects else None, request, console, rules)
+        if neighbours:
+            found.document["neighbours"] = _neighbours(found.measured[0])
         for one in found.measured:
             _tell_what_is_missing(one, stop, console.about(one.run) if compare and one.run else console)
         # Printed first: what was measured is not lost if a report or the copy in the run cannot be written.
@@ -155,7 +168,8 @@ def evaluate(
                            else _table(found.measured[0].results.metrics))
         with devices.memory_explained("leave --html out"):
             for report, file in files.items():
-                file.write(_report(report, found, compare).encode())
+                content = _report(report, found, compare)
+                file.write(content if isinstance(content, bytes) else content.encode())
     processes.wait()
     if not processes.first:
         return
@@ -210,8 +224,18 @@ def _tell_what_is_missing(measured: "Measured", stop: Stop, console: Console) ->
                      f"{f' and family {card.family!r}' if card else ''}; --metrics names one and says why")
 
 
-def _report(name: str, found: "Found", compare: bool) -> str:
-    """The text of a report, with the exhibits of the page."""
+def _neighbours(measured: "Measured") -> list[dict[str, Any]]:
+    """The training examples nearest to samples, as JSON."""
+    results = measured.results
+    if not results.neighbours or not any(figure.name == "nearest" for figure in results.figures):
+        raise UsageError("--neighbours: there is nothing to show; it takes pictures, samples of them (--draw, "
+                         "--samples) and what the model was trained on (--training)")
+    return results.neighbours[0].records()
+
+
+def _report(name: str, found: "Found", compare: bool) -> str | bytes:
+    """The text of a report, with the exhibits of the page; or a sheet of pictures."""
+    from gencli.pictures import png, quantize
     from gencli.reports import comparison
     from gencli.reports.exhibits import collect, samples_of
     from gencli.reports.html import html
@@ -220,6 +244,8 @@ def _report(name: str, found: "Found", compare: bool) -> str:
     from gencli.reports.scores import scores
 
     first = found.measured[0]
+    if name == "neighbours":
+        return png(quantize(next(one.image for one in first.results.figures if one.name == "nearest")).numpy())
     if name == "junit":
         return junit(found.document)
     if name == "scores" and compare:

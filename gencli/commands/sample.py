@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gencli.stopping import Stop
 
 
-@options.with_fields(*options.reading_panels("Data of --given and --complete"))
+@options.with_fields(*options.reading_panels("Data of --given, --complete and --edit"))
 def sample(
     run: options.RunArgument,
     number: Annotated[int | None, typer.Option("-n", "--number", min=1, help="How many examples (default 16, or as "
@@ -44,8 +44,14 @@ def sample(
                                                  "this picture, by --keep-rows or --mask, and draw the rest.")] = None,
     keep_rows: Annotated[int | None, typer.Option("--keep-rows", metavar="N", help="Keep N rows from the top.")] = None,
     mask: Annotated[str | None, typer.Option("--mask", metavar="PICTURE|MARK", help="Keep what is white in this "
-                                             "picture; or what stands for each token of a gap in a text, instead of "
-                                             "_.")] = None,
+                                             "picture; with --edit where --strokes are painted; or "
+                                             "what stands for each token of a gap in a text, instead of _.")] = None,
+    edit: Annotated[str | None, typer.Option("--edit", metavar="DATA", autocompletion=_completion.data, help=(
+        "Paint on this picture, by --strokes: the model's picture that has the painted pixels and is else as this one. "
+        "--complete keeps pixels as they are, this one as nearly as the model can; --film shows the way there; --set "
+        "keep=0.3 weighs what is not painted."))] = None,
+    strokes: Annotated[str | None, typer.Option("--strokes", metavar="PICTURE", help="What is painted with --edit: a "
+                                                "picture that is transparent elsewhere.")] = None,
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", autocompletion=_completion.data,
                                               help="What the samples are made from, e.g. "
                                               "label maps, or speech for a vocoder, one sample for each; of texts - "
@@ -56,7 +62,8 @@ def sample(
                                                 "encode'; - is stdin) instead of drawing; a .gcz gives the examples "
                                                 "themselves, or those that -n and --shard choose.")] = None,
     film: Annotated[int | None, typer.Option("--film", metavar="FRAMES", min=2, help="The making of each example in "
-                                             "FRAMES frames, e.g. -n 1 -o chain.gif (families that film).")] = None,
+                                             "FRAMES frames, e.g. -n 1 -o chain.gif (families that film); with --edit "
+                                             "of any.")] = None,
     part: Annotated[str | None, typer.Option("--shard", metavar="I/N", help="Only part I of N; the parts together "
                                                                              "are the whole.")] = None,
     shard_size: Annotated[int | None, typer.Option("--shard-size", min=1, help="Write files of this many examples into "
@@ -91,13 +98,22 @@ def sample(
         raise UsageError("--latents determines an example; leave --label, --prompt and --complete out")
     if each > 1 and not (given or complete):
         raise UsageError(f"--each {each} needs --given or --complete: name what the samples are made from")
-    require_apart({"-o": output}, [given, latents, complete, mask, prompt], run)
+    if (edit is None) != (strokes is None):
+        raise UsageError("--edit PICTURE says what is painted on, and --strokes PICTURE what is painted: give both")
+    others = (number, prompt, complete, keep_rows, latents, part, shard_size, engine, stop)
+    if edit and (each > 1 or any(other is not None for other in others)):
+        raise UsageError("--edit makes one picture; leave -n, --each, --shard, --shard-size, --prompt, --complete, "
+                         "--keep-rows, --latents, --engine and --stop out")
+    require_apart({"-o": output}, [given, latents, complete, mask, prompt, edit, strokes], run)
     if "-" in (given, latents, complete, prompt):
         require_one_process()
     stopping = checked(time_limit)
     card = runs.read_card(run)
-    registry.require(card.family, "film" if film else "sample")
+    registry.require(card.family, "film" if film and not edit else "sample")
     class_of_all = class_number(card, label)
+    if edit and strokes:
+        _edit(run, edit, strokes, mask, class_of_all, given, film, output, format, set, seed, device, settings, console)
+        return
     stdin = None
     if latents:
         found, stdin = codec.archive(latents)
@@ -213,6 +229,45 @@ def sample(
     if stopped:
         raise StoppedError("the time was up; what was made until then is written" if continuous else
                            f"the time was up after {done}{f' of {total}' if total else ''} samples, which are written")
+
+
+def _edit(run: str, photo: str, strokes: str, mask: str | None, label: int | None, given: str | None, film: int | None,
+          output: str | None, format: str | None, set: list[str] | None, seed: int, device: str,
+          settings: dict[str, Any], console: Console) -> None:
+    """Write the edit of a picture, or the way from its projection to it."""
+    import torch
+
+    from gencli import device as devices
+    from gencli import editing, inference, runs, streams
+    from gencli.commands._reading import conditions_for, example_of
+    from gencli.model import Given
+
+    card = runs.read_card(run)
+    registry.require(card.family, "interpolate")
+    condition = conditions_for(runs.complete(card), given, {}, console).whole()[:1] if given else None
+    batch = example_of(card, photo, settings, console, None, condition)
+    painted = registry.kind_of(card.spec).painted(strokes, card.spec, mask)
+    if label is not None:
+        batch = replace(batch, labels=torch.tensor([label]))
+    with (streams.open_writer(output, card.spec, format=format, total=film or 1, across=film) as writer,
+          console.progress("sample") as progress):
+        model, _ = runs.load_model(run, devices.pick(device))
+        keywords = options.parse_set(set, model.encode, model.decode, inference.project, editing.edit)
+        made = editing.edit(model, batch, painted, seed, keywords, **inference.own_options(editing.edit, keywords))
+        fixed = Given(condition=batch.condition)
+        decoding = inference.own_options(model.decode, keywords)
+        decoded = (inference.interpolate(model, [made.start, made.end], film, seed, fixed, **decoding) if film else
+                   inference.decode(model, [made.end[None]], seed, given=fixed, **decoding))
+        for frame in decoded:
+            if is_stdout(output):
+                progress.give_way()
+            writer.write(frame)
+    count = int(painted.mask[0].sum())
+    console.note(f"{count} painted pixels: root mean square error {made.after:.3g}, of the photo's projection "
+                 f"{made.before:.3g}; the others changed by {made.rest:.3g}")
+    if console.json:
+        console.result({"samples": film or 1, "output": output, "seed": seed, "painted": count,
+                        "error": made.after, "error_before": made.before, "change_elsewhere": made.rest}, "")
 
 
 def _decompress(run: str, found: "Archive", numbers: range, condition: "Batch | None", output: str | None,

@@ -112,6 +112,7 @@ class AAE(Model):
             raise UsageError(f"--prior {config.prior} lies in a plane, and --latent {config.latent} is a line; give "
                              f"--latent 2 or more")
         self.classes = len(spec.classes) if config.labelled else 0
+        self.free = slice(config.latent)
         if config.labelled and self.classes < 2:
             raise UsageError(f"--labelled {config.labelled} needs labelled data of two classes or more, and this data "
                              f"has no labels or a single class; leave it out or give data with labels")

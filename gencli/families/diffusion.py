@@ -58,7 +58,7 @@ from gencli.layers.known import complete
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Score, Sizes, Spec, net_size
 from gencli.rng import Rng
-from gencli.view import Columns, view_of
+from gencli.view import Columns, stepped, view_of
 
 _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the frames of a film are channels
 _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
@@ -163,6 +163,7 @@ class Diffusion(Model):
         self.known, self.network = _networks(config, self.shape, maps, steps, self.classes,
                                              self.source.size if self.source else 0)
         self.size = math.prod(self.shape)
+        self.free = slice(self.size)
         self.density = self.view.density if self.view else not self.levels
         self.to(memory_format=torch.channels_last)
         self._numbers_cut = self._numbers_drawn = 0
@@ -258,7 +259,7 @@ class Diffusion(Model):
         self._numbers_cut += int((y.abs() > _WHITE).sum())
         self._numbers_drawn += y.numel()
         if self.levels:
-            x = (x * (self.levels - 1)).round() / (self.levels - 1)
+            x = stepped(x, (x * (self.levels - 1)).round() / (self.levels - 1))
         return Batch(x.contiguous().unflatten(1, self.spec.shape[:-2]), labels)
 
     # --- train

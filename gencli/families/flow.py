@@ -34,7 +34,7 @@ from gencli.layers.initialise import zeroed
 from gencli.layers.subsample import Subsample, refuse_constant
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Sizes, Spec, net_size
 from gencli.rng import ExampleStreams, Rng
-from gencli.view import noise_of_pass, view_of
+from gencli.view import noise_of_pass, stepped, view_of
 
 _START = 256  # examples that initialise the actnorms
 
@@ -137,7 +137,8 @@ class Flow(Model):
             return self.view.inverse(self.flow.inverse(code))
         x = self.invert(code)
         if self.levels:
-            x = (x * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
+            x = x * self.levels
+            x = stepped(x - 0.5, x.floor()).clamp(0, self.levels - 1) / (self.levels - 1)
         return Batch(x.clamp(0, 1))
 
     def invert(self, code: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class GAN(Model):
         super().__init__(config, spec)
         self.classes = class_count(config.conditional, spec, "gan")
         code = config.latent + self.classes
+        self.free = slice(config.latent)
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
@@ -176,7 +177,7 @@ class GAN(Model):
         def generate(codes: Tensor) -> Tensor:
             return self.generator(codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
 
-        return project(generate, codes, self._numbers(batch, None), steps, self.config.latent)[0]
+        return project(generate, codes, self._numbers(batch, None), steps, self.free)[0]
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""

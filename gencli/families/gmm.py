@@ -89,6 +89,7 @@ class GMM(Model):
         self.lacks = frozenset({"compress"})  # even of integers it is a bound
         k, d = config.components or _COMPONENTS, self.view.size
         self.components = k
+        self.free = slice(k, None)
         name, picture = _shape(config, spec), isinstance(spec, ImageSpec)
         self.covariance = _Cholesky(name == "tied") if name in ("full", "tied") else _Axes(name == "spherical")
         self.weights = _fitted(torch.full((k,), 1 / k))
@@ -468,6 +469,7 @@ class Factorised(GMM, BinnedModel):
         assert isinstance(spec, VectorSpec)
         k = config.components or _COMPONENTS
         self.components = k
+        self.free = slice(k, None)
         self.bins = Bins(spec)
         self.density = self.bins.density
         self.lacks = frozenset({"compress"}) if self.density else frozenset()

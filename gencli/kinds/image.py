@@ -43,6 +43,7 @@ from gencli.pictures import (
     common_levels,
     common_size,
     decode,
+    decode_painted,
     decode_whole,
     drawing,
     extrema,
@@ -662,11 +663,11 @@ def _luma(x: Tensor) -> Tensor:
 
 
 class Sheet(Held):
-    """A contact sheet, as near to a square as can be; a single picture stays as it is."""
+    """A contact sheet; a single picture stays as it is."""
 
     def end(self) -> None:
         pictures = self.array
-        self.out.write(png(grid(pictures, math.ceil(math.sqrt(len(pictures))))))
+        self.out.write(png(grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures))))))
 
 
 class Film(Held):
@@ -866,6 +867,25 @@ class Images(Kind):
         return Partial(known, keep)
 
 
+    def painted(self, strokes: str, spec: Any, mask: str | None) -> Partial:
+        """Colours and where they are painted, both (C, H, W): where a mask is white, or else where strokes are opaque.
+
+        Raises:
+            UsageError: nothing says where it is painted.
+            DataError: a file that cannot be read or is of the wrong size.
+        """
+        source = _of_size(strokes, spec)
+        colours, opaque = decode_painted(source, spec.channels)
+        if mask is not None:
+            where = _black_or_white(_single(mask, spec, 1), mask, "a mask is").bool()
+        elif opaque is None:
+            raise UsageError(f"{strokes} is transparent nowhere, so that nothing says where it is painted; save it "
+                             f"with transparency, or add --mask PICTURE, white where it is")
+        else:
+            where = torch.from_numpy(opaque)[None]
+        return Partial(torch.from_numpy(colours).float() / 255, where.expand(spec.shape))
+
+
 def _sizes(examples: PictureExamples, condition: PictureExamples) -> list[tuple[int, tuple[int, int], tuple[int, int]]]:
     """Number and sizes (H, W) of target and source of the pairs that can be read."""
     both = zip(examples.sizes(), condition.sizes(), strict=True)
@@ -874,6 +894,12 @@ def _sizes(examples: PictureExamples, condition: PictureExamples) -> list[tuple[
 
 def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
     """The picture in a file, (channels, H, W) in [0, 1], of the height and width of `spec`."""
+    pixels = decode(_of_size(file, spec), (channels, spec.height, spec.width))
+    return torch.from_numpy(pixels.copy()).float() / 255
+
+
+def _of_size(file: str, spec: ImageSpec) -> Source:
+    """A picture file of the height and width of `spec`."""
     from pathlib import Path
 
     if not os.path.isfile(file):
@@ -883,7 +909,7 @@ def _single(file: str, spec: ImageSpec, channels: int) -> Tensor:
     if (height, width) != spec.shape[1:]:
         raise DataError(f"{file} has {height}x{width} pixels (height x width), and the model's pictures have "
                         f"{spec.height}x{spec.width}; give a picture of that size")
-    return torch.from_numpy(decode(source, (channels, height, width)).copy()).float() / 255
+    return source
 
 
 def _black_or_white(x: Tensor, file: str, what: str) -> Tensor:

@@ -151,7 +151,29 @@ class Reconstructions:
     decoded: "Batch"
 
 
-Found = Metric | Column | Figure | Reconstructions
+@dataclass(frozen=True)
+class Neighbours:
+    """The samples that lie nearest to the training data, and the training examples K that are nearest to each.
+
+    Attributes:
+        samples: (M,) int64 their numbers.
+        examples: (M, K) int64 numbers of training examples, the nearest first.
+        distances: (M, K) float64.
+    """
+
+    samples: "Tensor"
+    examples: "Tensor"
+    distances: "Tensor"
+
+    def records(self) -> list[dict[str, Any]]:
+        """As JSON."""
+        return [{"sample": sample, "nearest": [{"example": example, "distance": distance} for example, distance in
+                                               zip(examples, distances, strict=True)]}
+                for sample, examples, distances in
+                zip(self.samples.tolist(), self.examples.tolist(), self.distances.tolist(), strict=True)]
+
+
+Found = Metric | Column | Figure | Reconstructions | Neighbours
 
 
 @dataclass
@@ -162,12 +184,13 @@ class Results:
     columns: list[Column] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     reconstructions: list[Reconstructions] = field(default_factory=list)
+    neighbours: list[Neighbours] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, items: Iterable[Found]) -> None:
         """Take in what a group of metrics yields."""
         lists: dict[type, list[Any]] = {Metric: self.metrics, Column: self.columns, Figure: self.figures,
-                                        Reconstructions: self.reconstructions}
+                                        Reconstructions: self.reconstructions, Neighbours: self.neighbours}
         for item in items:
             lists[type(item)].append(item)
 

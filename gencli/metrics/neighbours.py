@@ -114,23 +114,25 @@ def without_self(rows: Tensor, columns: Places, distances: Tensor, count: int) -
     return distances
 
 
-def nearest(x: Tensor, others: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """L2 distance of each of x (N, D) to the nearest of `others`, blocks (M, D), and the number of that one.
+def nearest(x: Tensor, others: Iterable[Tensor], count: int = 1) -> tuple[Tensor, Tensor]:
+    """L2 distances of each of x (N, D) to the nearest of `others`, blocks (M, D), and the numbers of these.
 
-    (N,) float64 and (N,) int64; of several equally near ones the first.
+    (N, count) float64 and (N, count) int64, the nearest first, of equally near ones the first; fewer columns where
+    there are fewer others.
     """
-    best = torch.full((len(x),), math.inf, dtype=torch.float64)
-    numbers, start = torch.zeros(len(x), dtype=torch.int64), 0
+    best = torch.full((len(x), count), math.inf, dtype=torch.float64)
+    numbers, start = torch.zeros(len(x), count, dtype=torch.int64), 0
     for block in others:
         for rows, distances in squared_distances(x, block):
-            closest = distances.argmin(1)
-            # The fast distances find the neighbour; the difference itself gives its distance (0 for a copy).
-            exact = (x[rows].double() - block[closest].double()).norm(dim=1)
-            nearer = exact < best[rows]
-            best[rows] = torch.where(nearer, exact, best[rows])
-            numbers[rows] = torch.where(nearer, start + closest, numbers[rows])
+            closest = distances.argmin(1, keepdim=True) if count == 1 else \
+                distances.topk(min(count, len(block)), largest=False).indices.sort(1).values
+            # The fast distances find the neighbours; the difference itself gives their distances (0 for a copy).
+            exact = torch.stack([(x[rows].double() - block[place].double()).norm(dim=1) for place in closest.T], 1)
+            both, order = torch.cat([best[rows], exact], 1).sort(dim=1, stable=True)
+            best[rows] = both[:, :count]
+            numbers[rows] = torch.cat([numbers[rows], start + closest], 1).gather(1, order[:, :count])
         start += len(block)
-    return best, numbers
+    return best[:, :start], numbers[:, :start]
 
 
 def ratio(to_training: Tensor, held_out: Tensor, protocol: dict[str, Any]) -> list[Metric]:

@@ -22,7 +22,14 @@ def markdown(document: dict[str, Any]) -> str:
               "| metric | value | unit | kind | n |", "|---|---:|---|---|---:|"]
     lines += [f"| {plain(m['name'])} | {_value(m)} | {plain(m['unit'])} | {m['kind']} | {m['n']:,} |"
               for m in metrics]
-    return "\n".join([*lines, "", "</details>", ""])
+    lines += ["", "</details>", ""]
+    if neighbours := document.get("neighbours"):
+        lines += ["| sample | nearest training examples (distance) |", "|---:|---|"]
+        for one in neighbours:
+            near = ", ".join(f"{example['example']} ({example['distance']:.4g})" for example in one["nearest"])
+            lines.append(f"| {one['sample']} | {near} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def _value(metric: dict[str, Any]) -> str:
