@@ -1,4 +1,4 @@
-"""What adversarial families share: losses of critic and generator, a critic of patches, an alarm.
+"""What adversarial families share: losses of critic and generator, what keeps a critic gentle, alarms, a critic of patches.
 
 | loss           | critic                           | generator        | source                                  |
 |----------------|----------------------------------|------------------|-----------------------------------------|
@@ -12,11 +12,18 @@
 not part of the table `LOSSES`.
 """
 
+import math
 from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
+from gencli.rng import Rng
+
+C = TypeVar("C", bound=nn.Module)
 _Scores = Callable[[Tensor], Tensor]
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (critic, generator), one value a score
     "minimax": (lambda real, fake: F.softplus(-real) + F.softplus(fake), lambda fake: -F.softplus(fake)),
@@ -25,6 +32,70 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (cr
     "hinge": (lambda real, fake: F.relu(1 - real) + F.relu(1 + fake), lambda fake: -fake),
     "wgan-gp": (lambda real, fake: fake - real, lambda fake: -fake),
 }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What keeps a critic gentle
+
+
+def spectrally_normalised(critic: C) -> C:
+    """The critic, each of whose weights is divided by its largest singular value from now on.
+
+    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957: a kernel counts as
+    the matrix of its output maps and all else, and a forward pass in training mode is one step of power iteration.
+    """
+    for layer in list(critic.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+            parametrizations.spectral_norm(layer)
+    return critic
+
+
+def steepness(scores: Tensor, x: Tensor) -> Tensor:
+    """Squared norms of the gradients of scores (B, ...), each by its own example of x (B, ...): (B,), differentiable.
+
+    At real examples half their mean is the penalty R1 of Mescheder et al. 2018, "Which Training Methods for GANs do
+    actually Converge?", arXiv:1801.04406.
+    """
+    gradient, = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return gradient.square().flatten(1).sum(1)
+
+
+def augmented(x: Tensor, probability: float, rng: Rng) -> Tensor:
+    """Pictures (B, C, H, W) in [-1, 1], real or generated, each changed at random by operations that have a gradient.
+
+    DiffAugment (Zhao et al. 2020, "Differentiable Augmentation for Data-Efficient GAN Training", arXiv:2006.10738): in
+    turn its colours (brightness, saturation, contrast), its place (by an eighth of its sides, 0 where nothing was) and
+    a hole (half as high and wide, 0), each with this probability; 1 as in the paper.
+    """
+    height, width = x.shape[2:]
+    done = (rng.uniform(3) < probability)[..., None, None, None]
+    brightness, saturation, contrast = rng.uniform(3)[..., None, None, None].unbind(1)
+    grey = x.mean(1, keepdim=True)
+    coloured = grey + 2 * saturation * (x - grey)
+    mean = coloured.mean((1, 2, 3), keepdim=True)
+    coloured = mean + (0.5 + contrast) * (coloured - mean) + brightness - 0.5
+    x = torch.where(done[:, 0], coloured, x)
+
+    def origins(side: int, lowest: int, highest: int) -> Tensor:
+        """(B, side): the coordinates of a side, counted from a place of its own for each picture."""
+        return torch.arange(side, device=x.device) - (lowest + rng.integers(highest - lowest + 1))[:, None]
+
+    down, right = round(height / 8), round(width / 8)
+    rows, columns = origins(height, -down, down), origins(width, -right, right)
+    there = ((rows >= 0) & (rows < height))[:, None, :, None] & ((columns >= 0) & (columns < width))[:, None, None]
+    example = torch.arange(len(x), device=x.device)[:, None, None]
+    moved = x.permute(0, 2, 3, 1)[example, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
+    x = torch.where(done[:, 1], moved.permute(0, 3, 1, 2) * there, x)
+
+    tall, wide = round(height / 2), round(width / 2)  # as in the paper, a hole may lie half outside
+    rows = origins(height, -(tall // 2), height - 1 - tall // 2 + tall % 2)
+    columns = origins(width, -(wide // 2), width - 1 - wide // 2 + wide % 2)
+    hole = ((rows >= 0) & (rows < tall))[:, None, :, None] & ((columns >= 0) & (columns < wide))[:, None, None]
+    return torch.where(done[:, 2] & hole, 0.0, x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Alarms
 
 
 def latest(history: list[dict[str, float]], name: str, count: int) -> list[float]:
@@ -36,6 +107,18 @@ def latest(history: list[dict[str, float]], name: str, count: int) -> list[float
 def spread(x: Tensor) -> Tensor:
     """The root mean square distance of two of B examples (B, ...), from the identity E|x - y|^2 = 2 Var(x)."""
     return (2 * x.detach().float().var(0).sum()).sqrt()
+
+
+def coverage(real: Tensor, fake: Tensor) -> Tensor:
+    """How many of B >= 2 real examples are nearest to a generated one, relative to how many are nearest to a real one.
+
+    About 1 if generated examples are distributed as real ones; where they stay at some of the modes, the share of these.
+    Relative, as in many dimensions a few examples are nearest to many. Both (B, ...); of more than 256 the first.
+    """
+    real, fake = (x[:256].detach().float().flatten(1) for x in (real, fake))
+    among = torch.cdist(real, real).fill_diagonal_(math.inf)
+    seen, found = (distance.argmin(1).unique().numel() for distance in (among, torch.cdist(fake, real)))
+    return torch.tensor(found / seen)
 
 
 def collapsed(history: list[dict[str, float]], advice: str) -> str | None:
