@@ -6,7 +6,7 @@ settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN
 instead of uniform, a learning rate of 5e-4 (half the steps of 2e-4 to the same digits), and weights averaged over time
 by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 
-Losses: `gencli.layers.critics`.
+Losses, spectral normalisation, R1, augmentation and alarms: `gencli.layers.critics`.
 """
 
 import math
@@ -28,7 +28,9 @@ from gencli.layers.critics import (
     certain,
     collapsed,
     coverage,
+    dropped,
     latest,
+    oscillating,
     spectrally_normalised,
     spread,
     steepness,
@@ -168,16 +170,19 @@ class GAN(Model):
             return steepness(self.critic(x, labels), x)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated examples are alike. Divergence: the critic is certain about every example."""
-        if alike := collapsed(history, "--loss wgan-gp or a smaller --lr"):
-            return alike
+        """Collapse, dropped modes, oscillation, or a critic that wins: with wgan-gp, one that diverges."""
+        wasserstein = self.config.loss == "wgan-gp"
+        advice = f"{'more --gradient-penalty' if wasserstein else '--loss wgan-gp, --spectral-norm'} or a smaller --lr"
+        for kind in (collapsed, dropped, oscillating):
+            if found := kind(history, advice):
+                return found
+        if not wasserstein:
+            return certain(history, advice)
+        # The scores of a critic of slope 1 differ by no more than the distance of the examples.
         loss = latest(history, "critic/loss", 10)
-        if self.config.loss == "wgan-gp":
-            # The scores of a critic of slope 1 differ by no more than the distance of the examples.
-            if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
-                return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
-            return None
-        return certain(history, "--loss wgan-gp or a smaller --lr")
+        if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
+            return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
+        return None
 
     # --- sample, encode, decode
 

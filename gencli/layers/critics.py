@@ -109,16 +109,21 @@ def spread(x: Tensor) -> Tensor:
     return (2 * x.detach().float().var(0).sum()).sqrt()
 
 
-def coverage(real: Tensor, fake: Tensor) -> Tensor:
-    """How many of B >= 2 real examples are nearest to a generated one, relative to how many are nearest to a real one.
+def coverage(real: Tensor, fake: Tensor, cells: int = 10) -> Tensor:
+    """How far the places of generated examples are those of B real ones, 0 to 1: what their histograms have in common.
 
-    About 1 if generated examples are distributed as real ones; where they stay at some of the modes, the share of these.
-    Relative, as in many dimensions a few examples are nearest to many. Both (B, ...); of more than 256 the first.
+    The histogram is over cells around k-means of the real examples, as of Richardson & Weiss 2018, "On GANs and GMMs",
+    arXiv:1805.12462: an example counts for the nearest one however poor it is, so that a low number tells that some places
+    are empty, not that examples are bad. By chance alone it is about 1 - sqrt(cells / (pi B)). Both (B, ...).
     """
-    real, fake = (x[:256].detach().float().flatten(1) for x in (real, fake))
-    among = torch.cdist(real, real).fill_diagonal_(math.inf)
-    seen, found = (distance.argmin(1).unique().numel() for distance in (among, torch.cdist(fake, real)))
-    return torch.tensor(found / seen)
+    real, fake = (x.detach().float().flatten(1) for x in (real, fake))
+    centres = real[: max(1, min(cells, len(real) // 4))]
+    for _ in range(5):
+        nearest = torch.cdist(real, centres).argmin(1)
+        count = nearest.bincount(minlength=len(centres)).clamp(min=1)[:, None]
+        centres = torch.zeros_like(centres).index_add(0, nearest, real) / count
+    histograms = [torch.cdist(x, centres).argmin(1).bincount(minlength=len(centres)) / len(x) for x in (real, fake)]
+    return torch.minimum(*histograms).sum()
 
 
 def collapsed(history: list[dict[str, float]], advice: str) -> str | None:
@@ -127,6 +132,39 @@ def collapsed(history: list[dict[str, float]], advice: str) -> str | None:
     if diversity and max(diversity) < 0.1:
         return (f"the generator has collapsed: its examples differ by {diversity[-1]:.1%} as much as real ones; "
                 f"try {advice}")
+    return None
+
+
+def dropped(history: list[dict[str, float]], advice: str) -> str | None:
+    """A sentence if the generator has long left modes out, by the part `coverage` of the critic's loss."""
+    common = latest(history, "critic/coverage", 10)
+    if common and max(common) < 0.5:
+        return (f"modes are dropped: only {common[-1]:.0%} of generated examples are where real ones are as frequent; "
+                f"try {advice}")
+    return None
+
+
+def oscillating(history: list[dict[str, float]], advice: str) -> str | None:
+    """A sentence if critic and generator have long chased each other without coming closer (Mescheder et al. 2018).
+
+    The gap of the scores of real and generated examples then swings, by as much as half of it or more, and one frequency of
+    at least three cycles has most of its variance: more than white noise has once in a million (Fisher 1929, "Tests of
+    Significance in Harmonic Analysis").
+    """
+    count = 40
+    real, fake = (torch.tensor(latest(history, f"critic/{name}", count)) for name in ("real", "fake"))
+    if not len(real):
+        return None
+    gap = real - fake
+    time = torch.linspace(-1, 1, count)
+    swing = gap - gap.mean() - time * (time @ gap) / (time @ time)
+    power = torch.fft.rfft(swing).abs().square()[1:-1]
+    strongest = int(power.argmax())
+    share, amplitude = power[strongest] / power.sum(), 2 * power[strongest].sqrt() / count
+    by_chance = len(power) * (1 - share) ** (len(power) - 1)
+    if strongest >= 2 and by_chance < 1e-6 and amplitude > gap.mean().abs() / 2:
+        return (f"critic and generator oscillate: the gap of their scores swings by {amplitude:.2g} around "
+                f"{gap.mean():.2g} every {count / (strongest + 1):.0f} lines of the log; try {advice}")
     return None
 
 
