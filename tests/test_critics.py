@@ -115,7 +115,7 @@ def test_augmentation_changes_colours_place_and_a_hole_by_as_much_as_in_the_pape
     assert torch.equal(there, (made != 0).any(1))  # all channels alike
     values = made.amax((1, 2, 3))
     assert 0.5 < values.min() < 0.55 and 1.45 < values.max() < 1.5
-    assert torch.allclose(made, values[:, None, None, None] * there[:, None])  # contrast leaves an even picture as it is
+    assert torch.allclose(made, values[:, None, None, None] * there[:, None])  # contrast leaves it even
     rows, columns = there.any(2), there.any(1)
     margins = [side.int().argmax(1) for side in (rows, rows.flip(1), columns, columns.flip(1))]
     # Where the hole reaches over an edge that has moved, it can make a margin of half a picture, but seldom does.
@@ -135,7 +135,7 @@ def test_augmentation_is_of_each_picture_by_itself_and_can_be_off():
     torch.testing.assert_close(augmented(x[3:], 1.0, ExampleStreams(0, torch.arange(3, 5))), made[3:])
     half = augmented(x[:1].repeat(2000, 1, 1, 1), 0.5, StepStream(2000, generator(0)))
     same = (half == x[:1]).flatten(1).all(1).float().mean()
-    assert abs(same - 1 / 8) < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000) + 0.01  # and a few holes that lie outside, or no move
+    assert abs(same - 1 / 8) < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000) + 0.01  # a few moves are by 0
 
 
 def test_augmentation_has_the_gradient_of_what_it_does():
@@ -154,7 +154,7 @@ def test_coverage_tells_empty_places_from_poor_examples():
 
     by_chance = 1 - math.sqrt(10 / math.pi / 64)
     assert abs(mean(lambda seed: ring(64, 100 + seed)) - by_chance) < 0.05
-    assert abs(mean(lambda seed: ring(64, 100 + seed, deviation=0.15)) - by_chance) < 0.1  # none is good, all places are
+    assert abs(mean(lambda seed: ring(64, 100 + seed, deviation=0.15)) - by_chance) < 0.1  # poor, but everywhere
     assert mean(lambda seed: ring(64, 100 + seed, modes=2)) < 0.35
     assert mean(lambda seed: torch.zeros(64, 2)) < 0.35
     assert coverage(torch.zeros(2, 1, 3, 3), torch.ones(2, 1, 3, 3)) == 1  # a single place

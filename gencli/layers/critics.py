@@ -1,4 +1,4 @@
-"""What adversarial families share: losses of critic and generator, what keeps a critic gentle, alarms, a critic of patches.
+"""What adversarial families share: losses, what keeps a critic gentle, alarms, a critic of patches.
 
 | loss           | critic                           | generator        | source                                  |
 |----------------|----------------------------------|------------------|-----------------------------------------|
@@ -12,7 +12,6 @@
 not part of the table `LOSSES`.
 """
 
-import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -41,8 +40,8 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (cr
 def spectrally_normalised(critic: C) -> C:
     """The critic, each of whose weights is divided by its largest singular value from now on.
 
-    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957: a kernel counts as
-    the matrix of its output maps and all else, and a forward pass in training mode is one step of power iteration.
+    Miyato et al. 2018, "Spectral Normalization for Generative Adversarial Networks", arXiv:1802.05957: a kernel counts
+    as the matrix of its output maps and all else, and a forward pass in training mode is one step of power iteration.
     """
     for layer in list(critic.modules()):
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
@@ -113,8 +112,8 @@ def coverage(real: Tensor, fake: Tensor, cells: int = 10) -> Tensor:
     """How far the places of generated examples are those of B real ones, 0 to 1: what their histograms have in common.
 
     The histogram is over cells around k-means of the real examples, as of Richardson & Weiss 2018, "On GANs and GMMs",
-    arXiv:1805.12462: an example counts for the nearest one however poor it is, so that a low number tells that some places
-    are empty, not that examples are bad. By chance alone it is about 1 - sqrt(cells / (pi B)). Both (B, ...).
+    arXiv:1805.12462: an example counts for the nearest one however poor it is, so that a low number tells that some
+    places are empty, not that examples are bad. By chance alone it is about 1 - sqrt(cells / (pi B)). Both (B, ...).
     """
     real, fake = (x.detach().float().flatten(1) for x in (real, fake))
     centres = real[: max(1, min(cells, len(real) // 4))]
@@ -147,9 +146,9 @@ def dropped(history: list[dict[str, float]], advice: str) -> str | None:
 def oscillating(history: list[dict[str, float]], advice: str) -> str | None:
     """A sentence if critic and generator have long chased each other without coming closer (Mescheder et al. 2018).
 
-    The gap of the scores of real and generated examples then swings, by as much as half of it or more, and one frequency of
-    at least three cycles has most of its variance: more than white noise has once in a million (Fisher 1929, "Tests of
-    Significance in Harmonic Analysis").
+    The gap of the scores of real and generated examples then swings, by as much as half of it or more, and one
+    frequency of at least three cycles has most of its variance: more than white noise has once in a million (Fisher
+    1929, "Tests of Significance in Harmonic Analysis"). Swings within a line of the log do not show.
     """
     count = 40
     real, fake = (torch.tensor(latest(history, f"critic/{name}", count)) for name in ("real", "fake"))

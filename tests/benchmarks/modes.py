@@ -2,10 +2,9 @@
 
     python tests/benchmarks/modes.py [ring|grid ...] [options of train gan]
 
-Data and protocol of Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761, and Lin et al. 2018 (PacGAN), arXiv:1712.04086: of
-2,500 samples those are good that lie within 3 deviations of a centre (of the distribution itself 98.9%), and a mode is found if
-one does; "even": if at least a quarter of its share does. Published, ring and grid: GAN 6.3 and 17.3 modes, PacGAN2 7.9 and
-23.8, VEEGAN 8 and 24.6.
+Data and protocol of Srivastava et al. 2017 (VEEGAN), arXiv:1705.07761, and Lin et al. 2018 (PacGAN), arXiv:1712.04086:
+of 2,500 samples those are good that lie within 3 deviations of a centre (of the distribution itself 98.9%), and a mode
+is found if one does; "evenly": if at least a quarter of its share does. Published, VEEGAN: 8 and 24.6 modes.
 """
 
 import argparse
