@@ -10,6 +10,7 @@ Losses, spectral normalisation, R1, augmentation and alarms: `gencli.layers.crit
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -40,6 +41,7 @@ from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase
 from gencli.rng import Rng
 from gencli.view import view_of
 
+Norm = Literal["batch", "layer", "none"]
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
 
 
@@ -94,7 +96,8 @@ class GAN(Model):
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
             self.generator = _dcgan_generator(code, spec, config.width)
-            norm = ("none" if config.spectral_norm else "layer" if config.loss == "wgan-gp" or config.r1 else "batch")
+            penalised = config.loss == "wgan-gp" or config.r1 > 0
+            norm: Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
             features = _dcgan_features(spec, config.width, norm)
             self.critic = Critic(*features, self.classes)
             self.apply(initialise.dcgan)
@@ -243,6 +246,7 @@ class Critic(nn.Module):
         features = self.features(x)
         score = self.score(features).squeeze(1)
         if self.classes is not None:
+            assert labels is not None
             of_each = F.linear(features, self.classes.weight)  # (B, classes), far fewer numbers than vectors of classes
             score = score + of_each.gather(1, labels[:, None]).squeeze(1)
         return score.float()
@@ -277,14 +281,15 @@ def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _dcgan_features(spec: ImageSpec, width: int, norm: Literal["batch", "layer", "none"]) -> tuple[nn.Sequential, int]:
+def _dcgan_features(spec: ImageSpec, width: int, norm: Norm) -> tuple[nn.Sequential, int]:
     """(B, C, H, W) -> (B, F), and F: n strided convolutions, all but the first normalised.
 
     A penalty of the gradient is defined for single examples, which rules out batch normalisation; layer normalisation
     is used then, and none beside spectral normalisation.
     """
     n = _halvings(spec)
-    norms = {"batch": nn.BatchNorm2d, "layer": lambda maps: nn.GroupNorm(1, maps), "none": lambda maps: nn.Identity()}
+    norms: dict[Norm, Callable[[int], nn.Module]] = {
+        "batch": nn.BatchNorm2d, "layer": lambda maps: nn.GroupNorm(1, maps), "none": lambda maps: nn.Identity()}
     layers = [nn.Conv2d(spec.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
     for level in range(2, n + 1):
         maps = _maps(width, level)
