@@ -105,6 +105,8 @@ def test_what_does_not_fit_is_refused_in_one_line():
         gan(PLANE, conditional=True)
     with pytest.raises(UsageError, match=r"at least 8x8.*use net 'mlp'"):
         gan(ImageSpec(channels=1, height=7, width=30), net="dcgan")
+    with pytest.raises(UsageError, match=r"--augment is for pictures"):
+        gan(PLANE, augment=1.0)
     with pytest.raises(UsageError, match=r"vector of shape \(2,\)"):
         gan(PLANE, net="dcgan")
 
@@ -157,6 +159,50 @@ def test_gradient_penalty_reaches_the_critic():
     x = model.view.inverse(noise(3, seed=1).normal(2)).x  # real and fake agree: only the penalty is left
     model.critic_loss(Batch(x), noise(3, seed=1)).total.backward()
     np.testing.assert_allclose(model.critic.w.grad, np.array([3.0, 4.0]) * 2 * 4 / 5, rtol=1e-4)
+
+
+def test_r1_is_of_real_examples_and_reaches_the_critic():
+    """w/2 |v|^2 for a score v . x; where real and fake agree, and the rest of the loss is linear, only it is left."""
+    model = gan(PLANE, latent=2, r1=3.0)
+    model.generator, model.critic = nn.Identity(), Sum(3.0, 4.0)
+    x = model.view.inverse(noise(3, seed=1).normal(2)).x
+    plain = gan(PLANE, latent=2)
+    plain.generator, plain.critic = model.generator, Sum(3.0, 4.0)
+    with_it, without = (m.critic_loss(Batch(x), noise(3, seed=1)) for m in (model, plain))
+    assert (with_it.total - without.total).item() == pytest.approx(3 / 2 * 25, rel=1e-5)
+    assert with_it.parts["slope"].item() == pytest.approx(5)
+    with_it.total.backward(), without.total.backward()
+    np.testing.assert_allclose(model.critic.w.grad - plain.critic.w.grad, [9.0, 12.0], rtol=1e-5)
+
+
+def test_all_that_the_critic_sees_is_augmented_alike(monkeypatch):
+    seen = []
+    monkeypatch.setattr("gencli.families.gan.augmented", lambda x, p, rng: seen.append((x, p)) or x + 7)
+    model = gan(PICTURE, augment=0.3)
+    model.critic.register_forward_pre_hook(lambda critic, given: seen.append(given[0]))
+    model.critic_loss(Batch(blobs(5)), noise(5))
+    model.generator_loss(Batch(blobs(5)), noise(5))
+    (real, p), (made, q), first, second, (again, r), third = seen
+    assert p == q == r == 0.3
+    assert all(torch.equal(before + 7, after) for before, after in ((real, first), (made, second), (again, third)))
+    assert torch.equal(real, 2 * blobs(5) - 1) and again.requires_grad
+    seen.clear()
+    gan(PICTURE).critic_loss(Batch(blobs(5)), noise(5))
+    assert not seen
+
+
+def test_a_gentle_critic_is_as_steep_as_spectral_norms_allow():
+    """Each layer is at most as steep as 1, a kernel of 4x4 with stride 2, whose patches overlap, as 4 / 2 = 2."""
+    model = gan(ImageSpec(channels=1, height=16, width=16), spectral_norm=True)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.critic.modules())
+    x = torch.randn(4, 1, 16, 16, generator=generator(0))
+    for _ in range(30):
+        score = model.critic(x)
+    for layer in model.critic.modules():
+        if hasattr(layer, "parametrizations"):
+            assert torch.linalg.svdvals(layer.weight.flatten(1))[0].item() == pytest.approx(1, abs=0.05)
+    slope = torch.autograd.grad(model.critic(x.requires_grad_()).sum(), x)[0].flatten(1).norm(dim=1)
+    assert score.isfinite().all() and 0 < slope.max() < 1.1 * 2**2
 
 
 def test_diversity_is_the_ratio_of_pairwise_distances():
@@ -315,12 +361,25 @@ def records(n, **values):
     ("non-saturating", records(20, critic_loss=1e-4, critic_diversity=0.9), "critic wins"),
     ("non-saturating", records(9, critic_loss=1e-4, critic_diversity=0.9), None),
     ("wgan-gp", records(20, critic_loss=-1e-4, critic_diversity=0.9), None),
+    ("wgan-gp", records(20, critic_loss=-1e-4, critic_coverage=0.2), "modes are dropped"),
     ("wgan-gp", records(20, critic_loss=-1e5, critic_diversity=0.9), "has diverged"),
     ("wgan-gp", [], None),
 ])
 def test_alarm_on_made_histories(loss, history, sentence):
     alarm = gan(PICTURE, loss=loss).alarm(history)
     assert (alarm is None) if sentence is None else (sentence in alarm and "\n" not in alarm)
+
+
+def test_a_forced_collapse_is_found_and_ends_the_training(gencli, tmp_path, monkeypatch):
+    def constant(code, shape, units, bounded):
+        return nn.Sequential(nn.Linear(code, math.prod(shape)), nn.Threshold(math.inf, 0.0), nn.Unflatten(1, shape))
+
+    monkeypatch.setattr("gencli.families.gan._mlp_generator", constant)
+    np.save(tmp_path / "points.npy", noise(64).normal(2).numpy())
+    options = ["points.npy", "--steps", "4", "--log-every", "1", "--batch-size", "8", "--width", "4"]
+    told = gencli("train", "gan", *options, "-o", "ended", "--fail-on-collapse", code=6).stderr
+    assert "step 3: the generator has collapsed: its examples differ by 0.0%" in told
+    assert "step 4: the generator has collapsed" in gencli("train", "gan", *options, "-o", "warned").stderr
 
 
 def test_decoder_exports_with_any_batch_size():

@@ -6,10 +6,11 @@ settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN
 instead of uniform, a learning rate of 5e-4 (half the steps of 2e-4 to the same digits), and weights averaged over time
 by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 
-Losses: `gencli.layers.critics`.
+Losses, spectral normalisation, R1, augmentation and alarms: `gencli.layers.critics`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -22,12 +23,25 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.layers import initialise
 from gencli.layers.classes import class_count
-from gencli.layers.critics import LOSSES, certain, collapsed, latest, spread
+from gencli.layers.critics import (
+    LOSSES,
+    augmented,
+    certain,
+    collapsed,
+    coverage,
+    dropped,
+    latest,
+    oscillating,
+    spectrally_normalised,
+    spread,
+    steepness,
+)
 from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
 
+Norm = Literal["batch", "layer", "none"]
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
 
 
@@ -46,7 +60,12 @@ class GANConfig(FamilyConfig):
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
     critic_steps: int | None = Field(None, ge=1, description="Steps of the critic for one of the generator. "
                                                              "Default: 5 for wgan-gp, else 1.")
+    critic_lr: float = Field(1.0, gt=0, description="Learning rate of the critic, relative to --lr.")
     gradient_penalty: float = Field(10.0, ge=0, description="wgan-gp: weight of the gradient penalty.")
+    spectral_norm: bool = Field(False, description="Divide the critic's weights by their largest singular values.")
+    r1: float = Field(0.0, ge=0, description="Weight of half the critic's squared gradient at real examples (R1).")
+    augment: float = Field(0.0, ge=0, le=1, description="Pictures, where there are few: probability of each of the "
+                           "changes of DiffAugment (colours, place, a hole), of what the critic sees, real or not.")
 
 
 class GAN(Model):
@@ -78,7 +97,9 @@ class GAN(Model):
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
             self.generator = _dcgan_generator(code, spec, config.width)
-            features = _dcgan_features(spec, config.width, layer_norm=config.loss == "wgan-gp")
+            penalised = config.loss == "wgan-gp" or config.r1 > 0
+            norm: Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
+            features = _dcgan_features(spec, config.width, norm)
             self.critic = Critic(*features, self.classes)
             self.apply(initialise.dcgan)
             self.to(memory_format=torch.channels_last)
@@ -88,6 +109,10 @@ class GAN(Model):
         else:
             raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
                              f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
+        if config.augment and self.view:
+            raise UsageError("--augment is for pictures; leave it out")
+        if config.spectral_norm:
+            spectrally_normalised(self.critic)
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> Tensor:
         """Examples as the generator makes them: pictures in [-1, 1], or rows of the view; `rng` None: no noise."""
@@ -101,7 +126,8 @@ class GAN(Model):
         betas = (0.0, 0.9) if wasserstein else (0.5, 0.999)
         every = self.config.critic_steps or (5 if wasserstein else 1)
         return [Phase("train", [
-            Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
+            Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas,
+                   lr_scale=self.config.critic_lr),
             Player("generator", list(self.generator.parameters()), self.generator_loss, every=every, betas=betas),
         ])]
 
@@ -109,46 +135,58 @@ class GAN(Model):
         """How badly the critic tells real examples from generated ones.
 
         Parts: `real` and `fake`, mean scores; `diversity`, the root mean square distance of two generated examples
-        relative to that of two real ones (near 0 when the generator has collapsed); `slope`, wgan-gp only, the mean
-        gradient norm of the critic.
+        relative to that of two real ones (near 0 when the generator has collapsed); `coverage`, near 1 unless it leaves
+        modes out; `slope`, with a penalty of the critic's gradient only, the mean norm of this.
         """
         x = self._numbers(batch, rng)
         with torch.no_grad():
             generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
+        parts = {"diversity": spread(generated) / spread(x), "coverage": coverage(x, generated)}
+        x, generated = self._shown(x, rng), self._shown(generated, rng)
         # Separately, as in DCGAN: batch normalisation must not mix real and generated examples.
         real, fake = self.critic(x, batch.labels), self.critic(generated, batch.labels)
         total = LOSSES[self.config.loss][0](real, fake).mean()
-        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": spread(generated) / spread(x)}
+        parts |= {"real": real.mean(), "fake": fake.mean()}
         if self.config.loss == "wgan-gp":
-            slopes = self._slopes(x, generated, batch.labels, rng)
+            mix = rng.uniform(*[1] * (x.dim() - 1))
+            slopes = self._steepness(mix * x + (1 - mix) * generated, batch.labels).sqrt()
             total = total + self.config.gradient_penalty * ((slopes - 1) ** 2).mean()
             parts["slope"] = slopes.mean()
+        if self.config.r1:
+            squares = self._steepness(x, batch.labels)
+            total = total + self.config.r1 / 2 * squares.mean()
+            parts["slope"] = squares.sqrt().mean()
         return Loss(total, **parts)
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critic tells generated examples; the trainer computes no gradient of the critic here."""
-        fake = self.critic(self.generator(self._code(rng, batch.labels)), batch.labels)
+        fake = self.critic(self._shown(self.generator(self._code(rng, batch.labels)), rng), batch.labels)
         return Loss(LOSSES[self.config.loss][1](fake).mean())
 
-    def _slopes(self, real: Tensor, fake: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
-        """Norms of the critic's gradient at points between real and generated examples, (B,)."""
-        with torch.autocast(real.device.type, enabled=False):  # a gradient of a gradient needs float32
-            mix = rng.uniform(*[1] * (real.dim() - 1))
-            between = (mix * real + (1 - mix) * fake).requires_grad_()
-            gradient, = torch.autograd.grad(self.critic(between, labels).sum(), between, create_graph=True)
-        return gradient.flatten(1).norm(dim=1)
+    def _shown(self, x: Tensor, rng: Rng) -> Tensor:
+        """What the critic sees of examples."""
+        return augmented(x, self.config.augment, rng) if self.config.augment else x
+
+    def _steepness(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """The critic's squared gradients at examples x, (B,)."""
+        with torch.autocast(x.device.type, enabled=False):  # a gradient of a gradient needs float32
+            x = x.detach().requires_grad_()
+            return steepness(self.critic(x, labels), x)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated examples are alike. Divergence: the critic is certain about every example."""
-        if alike := collapsed(history, "--loss wgan-gp or a smaller --lr"):
-            return alike
+        """Collapse, dropped modes, oscillation, or a critic that wins: with wgan-gp, one that diverges."""
+        wasserstein = self.config.loss == "wgan-gp"
+        advice = f"{'more --gradient-penalty' if wasserstein else '--loss wgan-gp, --spectral-norm'} or a smaller --lr"
+        for kind in (collapsed, dropped, oscillating):
+            if found := kind(history, advice):
+                return found
+        if not wasserstein:
+            return certain(history, advice)
+        # The scores of a critic of slope 1 differ by no more than the distance of the examples.
         loss = latest(history, "critic/loss", 10)
-        if self.config.loss == "wgan-gp":
-            # The scores of a critic of slope 1 differ by no more than the distance of the examples.
-            if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
-                return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
-            return None
-        return certain(history, "--loss wgan-gp or a smaller --lr")
+        if loss and min(map(abs, loss)) > 10 * math.sqrt(self.view.size if self.view else self.spec.size):
+            return f"the critic has diverged: its loss is {loss[-1]:.3g}; try a smaller --lr"
+        return None
 
     # --- sample, encode, decode
 
@@ -209,7 +247,9 @@ class Critic(nn.Module):
         features = self.features(x)
         score = self.score(features).squeeze(1)
         if self.classes is not None:
-            score = score + (self.classes(labels) * features).sum(1)
+            assert labels is not None
+            of_each = F.linear(features, self.classes.weight)  # (B, classes), far fewer numbers than vectors of classes
+            score = score + of_each.gather(1, labels[:, None]).squeeze(1)
         return score.float()
 
 
@@ -242,18 +282,20 @@ def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _dcgan_features(spec: ImageSpec, width: int, layer_norm: bool) -> tuple[nn.Sequential, int]:
+def _dcgan_features(spec: ImageSpec, width: int, norm: Norm) -> tuple[nn.Sequential, int]:
     """(B, C, H, W) -> (B, F), and F: n strided convolutions, all but the first normalised.
 
-    The gradient penalty is defined for single examples, which rules out batch normalisation; layer normalisation is
-    used then.
+    A penalty of the gradient is defined for single examples, which rules out batch normalisation; layer normalisation
+    is used then, and none beside spectral normalisation.
     """
     n = _halvings(spec)
+    norms: dict[Norm, Callable[[int], nn.Module]] = {
+        "batch": nn.BatchNorm2d, "layer": lambda maps: nn.GroupNorm(1, maps), "none": lambda maps: nn.Identity()}
     layers = [nn.Conv2d(spec.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
     for level in range(2, n + 1):
         maps = _maps(width, level)
-        layers += [nn.Conv2d(_maps(width, level - 1), maps, 4, 2, 1, bias=False),
-                   nn.GroupNorm(1, maps) if layer_norm else nn.BatchNorm2d(maps), nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(_maps(width, level - 1), maps, 4, 2, 1, bias=norm == "none"), norms[norm](maps),
+                   nn.LeakyReLU(0.2)]
     size = _maps(width, n) * (spec.height // 2**n) * (spec.width // 2**n)
     return nn.Sequential(*layers, _Permute(0, 2, 3, 1), nn.Flatten()), size
 

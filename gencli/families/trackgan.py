@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.layers.critics import LOSSES, collapsed, spread
+from gencli.layers.critics import LOSSES, collapsed, coverage, dropped, oscillating, spread, steepness
 from gencli.layers.projection import project
 from gencli.layers.tracks import Agents, Interaction, TrackModel
 from gencli.model import (
@@ -78,8 +78,8 @@ class TrackGAN(TrackModel):
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How badly the critic tells real tracks from generated ones.
 
-        Parts: `real` and `fake`, mean scores; `slope`, the norm of the gradient at real tracks; `diversity`, as that of
-        `gan`, of what is generated.
+        Parts: `real` and `fake`, mean scores; `slope`, the norm of the gradient at real tracks; `diversity` and
+        `coverage`, as those of `gan`, of what is generated.
         """
         past, future = self.varied(batch, rng)
         with torch.no_grad():
@@ -87,10 +87,10 @@ class TrackGAN(TrackModel):
         x, generated = self._features(past, future).requires_grad_(), self._features(past, made)
         real, fake = self.critic(x), self.critic(generated)
         total = LOSSES["non-saturating"][0](real, fake).mean()
-        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": spread(made) / spread(future)}
+        parts = {"real": real.mean(), "fake": fake.mean(), "diversity": spread(made) / spread(future),
+                 "coverage": coverage(future, made)}
         if self.config.penalty:
-            slope, = torch.autograd.grad(real.sum(), x, create_graph=True)
-            square = slope.square().flatten(1).sum(1)
+            square = steepness(real, x)
             total = total + self.config.penalty / 2 * square.mean()
             parts["slope"] = square.mean().sqrt()
         return Loss(total, **parts)
@@ -118,8 +118,9 @@ class TrackGAN(TrackModel):
         return torch.cat([self.described(whole), turns.flatten(2)], 2)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated tracks are alike."""
-        return collapsed(history, "a smaller --lr or more --penalty")
+        """Collapse, dropped modes, oscillation."""
+        advice = "a smaller --lr or more --penalty"
+        return collapsed(history, advice) or dropped(history, advice) or oscillating(history, advice)
 
     # --- sample, encode, decode
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.critics import LOSSES, PatchCritic, certain
+from gencli.layers.critics import LOSSES, PatchCritic, certain, oscillating
 from gencli.layers.projection import project
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec
 from gencli.rng import Rng
@@ -92,8 +92,9 @@ class Translator(Model):
         return LOSSES[self.config.loss][1](scores).mean()
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """The critic is certain about every example."""
-        return certain(history, "a smaller --lr or --critic-width")
+        """Oscillation, or a critic that is certain about every example."""
+        advice = "a smaller --lr or --critic-width"
+        return oscillating(history, advice) or certain(history, advice)
 
     # --- sample, encode, decode
 

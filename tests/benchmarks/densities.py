@@ -105,12 +105,31 @@ def pinwheel_log_density(x: np.ndarray) -> np.ndarray:
     return np.log(total)
 
 
+RING = np.stack([np.cos(np.arange(8) * np.pi / 4), np.sin(np.arange(8) * np.pi / 4)], 1), 0.01  # centres, deviation
+GRID = np.stack(np.meshgrid(*[np.arange(-4.0, 5, 2)] * 2), -1).reshape(-1, 2), 0.05
+
+
+def clusters(centres: np.ndarray, deviation: float) -> tuple["Sampler", "Density"]:
+    """Normal distributions around centres (K, 2), all alike."""
+
+    def draw(n: int, random: np.random.Generator) -> np.ndarray:
+        return centres[random.integers(0, len(centres), n)] + deviation * random.normal(size=(n, 2))
+
+    def log_density(x: np.ndarray) -> np.ndarray:
+        squares = ((x[:, None] - centres) ** 2).sum(2)
+        return logsumexp(-squares / (2 * deviation**2), axis=1) - math.log(len(centres) * 2 * np.pi * deviation**2)
+
+    return draw, log_density
+
+
 Sampler = Callable[[int, np.random.Generator], np.ndarray]
 Density = Callable[[np.ndarray], np.ndarray]
 DENSITIES: dict[str, tuple[Sampler, Density]] = {
     "moons": (moons, moons_log_density),
     "rings": (rings, rings_log_density),
     "pinwheel": (pinwheel, pinwheel_log_density),
+    "ring": clusters(*RING),
+    "grid": clusters(*GRID),
 }
 
 
