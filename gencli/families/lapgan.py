@@ -44,9 +44,11 @@ class LapGANConfig(FamilyConfig):
                                               "is a plane of its size.")
     levels: int | None = Field(None, ge=2, description=(
         f"Sizes of the pyramid. Default: as many as leave {_LARGEST} pixels or fewer to the smallest picture."))
-    sizes: ClassVar = Sizes(width=(64, 96, 128), blocks=(2, 3, 4))
+    sizes: ClassVar = Sizes(width=(64, 96, 128), band_width=(32, 48, 64), blocks=(2, 3, 4))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(64, ge=1, description="Feature maps of all networks, doubled where the picture is halved.")
+    width: int = Field(64, ge=1, description="Feature maps of the networks of the smallest picture, at its size; twice as "
+                                             "many at half of it.")
+    band_width: int = Field(32, ge=1, description="Feature maps of the networks of a band.")
     blocks: int = Field(2, ge=1, description="Residual blocks of the generator of a band.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "hinge", description="What critic and generator minimise.")
@@ -83,13 +85,13 @@ class LapGAN(Model):
         self.classes = class_count(config.conditional, spec, "lapgan")
         self.shapes = _shapes(self.spec.height, self.spec.width, config.levels)
         self.numbers = [config.latent, *(height * width for height, width in self.shapes[1:])]  # of each level's code
-        channels, width = self.spec.channels, config.width
+        channels, width = self.spec.channels, config.band_width
         bands = len(self.shapes) - 1
         self.generators = nn.ModuleList([
-            _Smallest(config.latent + self.classes, self.shapes[0], channels, width),
+            _Smallest(config.latent + self.classes, self.shapes[0], channels, config.width),
             *(_Band(channels, self.classes, width, config.blocks) for _ in range(bands))])
         self.critics = nn.ModuleList([
-            _Critic(channels, self.classes, width, halve=False),
+            _Critic(channels, self.classes, config.width, halve=False),
             *(_Critic(2 * channels, self.classes, width, halve=True) for _ in range(bands))])
         self.apply(initialise.dcgan)
         spectrally_normalised(self.critics)
@@ -127,10 +129,14 @@ class LapGAN(Model):
         if self.config.mirror:
             x, = mirrored(rng, x)
         bands = pyramid(x, len(self.shapes))[: level + 1]
-        return self._enlarged(joined(bands[:-1]) if level else None, bands[-1]), bands[-1]
+        *below, band = bands
+        return self._low(level, joined(below) if below else None, len(x)), band
 
-    def _enlarged(self, smaller: Tensor | None, like: Tensor) -> Tensor:
-        return torch.zeros_like(like) if smaller is None else enlarged(smaller, like.shape[2:])
+    def _low(self, level: int, smaller: Tensor | None, count: int) -> Tensor:
+        """Pictures of the level before, enlarged, (B, C, h, w); 0 below the smallest."""
+        if smaller is None:
+            return self.loudness.new_zeros(count, self.spec.channels, *self.shapes[level])
+        return enlarged(smaller, self.shapes[level])
 
     def _scores(self, level: int, low: Tensor, band: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
         """What the critic of a level says of each patch, (B, h, w)."""
@@ -199,7 +205,7 @@ class LapGAN(Model):
 
     def _next(self, level: int, smaller: Tensor | None, noise: Tensor, told: Tensor) -> Tensor:
         """The picture of a level, (B, C, h, w), from that of the one before."""
-        low = self._enlarged(smaller, noise.new_empty(len(noise), self.spec.channels, *self.shapes[level]))
+        low = self._low(level, smaller, noise.shape[0])
         return low + self._band(level, low, noise, told)
 
     def encode(self, batch: Batch, rng: Rng, *, steps: int = 100, starts: int = 4) -> Tensor:
@@ -240,9 +246,9 @@ def reduced(x: Tensor) -> Tensor:
     return F.interpolate(x, size=[-(-side // 2) for side in x.shape[2:]], mode="bilinear", antialias=True)
 
 
-def enlarged(x: Tensor, size: tuple[int, ...] | torch.Size) -> Tensor:
+def enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
     """To (height, width), bilinear."""
-    return F.interpolate(x, size=list(size), mode="bilinear")
+    return F.interpolate(x, size=size, mode="bilinear")
 
 
 def pyramid(x: Tensor, levels: int) -> list[Tensor]:
@@ -250,7 +256,7 @@ def pyramid(x: Tensor, levels: int) -> list[Tensor]:
     bands = []
     for _ in range(levels - 1):
         smaller = reduced(x)
-        bands.append(x - enlarged(smaller, x.shape[2:]))
+        bands.append(x - enlarged(smaller, (x.shape[2], x.shape[3])))
         x = smaller
     return [x, *reversed(bands)]
 
@@ -259,7 +265,7 @@ def joined(bands: list[Tensor]) -> Tensor:
     """The picture of which these are the smallest picture and bands."""
     x, *rest = bands
     for band in rest:
-        x = enlarged(x, band.shape[2:]) + band
+        x = enlarged(x, (band.shape[2], band.shape[3])) + band
     return x
 
 
