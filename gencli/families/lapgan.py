@@ -52,6 +52,7 @@ class LapGANConfig(FamilyConfig):
     blocks: int = Field(2, ge=1, description="Residual blocks of the generator of a band.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "hinge", description="What critic and generator minimise.")
+    critic_lr: float = Field(0.5, gt=0, description="Learning rate of the critics, relative to --lr.")
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
     smallest_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps for the smallest picture; the bands "
                                                                "have the rest.")
@@ -74,7 +75,7 @@ class LapGAN(Model):
     Config = LapGANConfig
     kinds = frozenset({"image"})
     block = 16  # as of `gan`
-    defaults = {"lr": 2e-4, "batch_size": 64, "ema": 0.999}
+    defaults = {"lr": 4e-4, "batch_size": 64, "ema": 0.999}
     smallest_batch = 2  # for batch normalisation, and for the diversity of examples
     config: LapGANConfig
     spec: ImageSpec
@@ -93,7 +94,7 @@ class LapGAN(Model):
         self.critics = nn.ModuleList([
             _Critic(channels, self.classes, config.width, halve=False),
             *(_Critic(2 * channels, self.classes, width, halve=True) for _ in range(bands))])
-        self.apply(initialise.dcgan)
+        self.generators[0].apply(initialise.dcgan)  # the others have no normalisation to make small weights good
         spectrally_normalised(self.critics)
         self.register_buffer("loudness", torch.ones(bands + 1))
         self._squares = torch.zeros(bands + 1, 2, dtype=torch.float64)
@@ -103,11 +104,12 @@ class LapGAN(Model):
 
     def phases(self) -> list[Phase]:
         """A pass over the data finds how loud the bands are; then each level has two players, the smallest first."""
-        betas, share = (0.5, 0.999), self.config.smallest_share
+        betas, share = (0.0, 0.99), self.config.smallest_share
         phases = [Phase("loudness", share=0, accumulate=self._gather, finish=self._measure)]
         for level, (height, width) in enumerate(self.shapes):
             phases.append(Phase(f"{height}x{width}", [
-                Player("critic", list(self.critics[level].parameters()), partial(self.critic_loss, level), betas=betas),
+                Player("critic", list(self.critics[level].parameters()), partial(self.critic_loss, level), betas=betas,
+                       lr_scale=self.config.critic_lr),
                 Player("generator", list(self.generators[level].parameters()), partial(self.generator_loss, level),
                        betas=betas),
             ], share=(1 - share) / (len(self.shapes) - 1) if level else share))
