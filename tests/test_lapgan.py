@@ -1,4 +1,4 @@
-"""The pyramid against Pillow and by its parts; levels that learn by themselves; projection, classes, what is refused."""
+"""The pyramid against Pillow and by its parts; levels that learn alone; projection, classes, what is refused."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,8 @@ def test_the_kernels_are_those_of_pillow(height, width):
     small = -(-height // 2), -(-width // 2)
 
     def resized(x, size):
-        planes = [Image.fromarray(plane.numpy()).resize(size[::-1], Image.Resampling.BILINEAR) for plane in x.flatten(0, 1)]
+        planes = [Image.fromarray(plane.numpy()).resize(size[::-1], Image.Resampling.BILINEAR)
+                  for plane in x.flatten(0, 1)]
         return torch.from_numpy(np.stack(planes)).unflatten(0, x.shape[:2])
 
     assert torch.allclose(reduced(x), resized(x, small), atol=1e-6)

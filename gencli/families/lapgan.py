@@ -1,18 +1,19 @@
 """lapgan: Denton, Chintala, Szlam & Fergus 2015, "Deep Generative Image Models using a Laplacian Pyramid of
 Adversarial Networks", arXiv:1506.05751.
 
-A picture is the sum of bands (Burt & Adelson 1983): halved again and again, it is a small picture, and at each size what
-the enlargement of the next smaller one lacks. A conditional generative adversarial network draws the small picture, and
-one for each size draws the band, given the enlarged picture and the class; its critic sees whether band and picture fit.
-Each learns by itself, a phase of the training for each size, from the bands of real pictures.
+A picture is the sum of bands (Burt & Adelson 1983): halved again and again, it is a small picture, and at each size
+what the enlargement of the next smaller one lacks. A conditional generative adversarial network draws the small picture,
+and one for each size draws the band, given the enlarged picture and the class; its critic sees whether band and picture
+fit. Each learns by itself, a phase of the training for each size, from the bands of real pictures.
 
 The generator of a band works on squares of 2 x 2 pixels side by side as maps (as sub-pixel convolution does, Shi et al.
 2016, arXiv:1609.05158): what it is given has no finer details. Bands are drawn in units of their root mean square, which
-a pass over the data finds.
+a pass over the data finds. The critics move half as fast as the generators, and both without momentum: else the critics,
+which need not learn where anything is, are soon certain of every patch.
 
 Departures from the paper: triangle filters (Pillow's bilinear ones), residual blocks, noise that is normal, critics of
-patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights averaged over time
-by the trainer.
+patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights averaged over
+time by the trainer.
 """
 
 from functools import partial
@@ -40,14 +41,14 @@ _LARGEST = 8  # the same, where the pyramid is as high as it is by default
 class LapGANConfig(FamilyConfig):
     """Options of `lapgan`."""
 
-    latent: int = Field(64, ge=1, description="Dimensions of the latent code of the smallest picture; that of each band "
-                                              "is a plane of its size.")
+    latent: int = Field(64, ge=1, description="Dimensions of the latent code of the smallest picture; that of each "
+                                              "band is a plane of its size.")
     levels: int | None = Field(None, ge=2, description=(
         f"Sizes of the pyramid. Default: as many as leave {_LARGEST} pixels or fewer to the smallest picture."))
     sizes: ClassVar = Sizes(width=(64, 96, 128), band_width=(32, 48, 64), blocks=(2, 3, 4))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(64, ge=1, description="Feature maps of the networks of the smallest picture, at its size; twice as "
-                                             "many at half of it.")
+    width: int = Field(64, ge=1, description="Feature maps of the networks of the smallest picture, at its size; twice "
+                                             "as many at half of it.")
     band_width: int = Field(32, ge=1, description="Feature maps of the networks of a band.")
     blocks: int = Field(2, ge=1, description="Residual blocks of the generator of a band.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
@@ -57,8 +58,9 @@ class LapGANConfig(FamilyConfig):
     smallest_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps for the smallest picture; the bands "
                                                                "have the rest.")
     mirror: bool = Field(False, description="Mirror every second picture of training by chance.")
-    augment: float = Field(0.0, ge=0, le=1, description="Smallest pictures, where there are few: probability of each of "
-                           "the changes of DiffAugment (colours, place, a hole), of what the critic sees, real or not.")
+    augment: float = Field(0.0, ge=0, le=1, description="Smallest pictures, where there are few: probability of each "
+                           "of the changes of DiffAugment (colours, place, a hole), of what the critic sees, real or "
+                           "not.")
 
 
 class LapGAN(Model):
@@ -311,7 +313,7 @@ class _Smallest(nn.Module):
 
 
 class _Band(nn.Module):
-    """Enlarged pictures (B, C, h, w), noise (B, h w), classes (B, K) -> bands (B, C, h, w) in units of their loudness."""
+    """Enlarged pictures (B, C, h, w), noise (B, h w), classes (B, K) -> bands (B, C, h, w) in units of loudness."""
 
     def __init__(self, channels: int, classes: int, width: int, blocks: int):
         super().__init__()
@@ -329,7 +331,7 @@ class _Band(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions beside a shortcut, and what the class says between them: (B, M, h, w), (B, K) -> (B, M, h, w)."""
+    """Two convolutions beside a shortcut, what the class says between them: (B, M, h, w), (B, K) -> (B, M, h, w)."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -347,8 +349,8 @@ class _Block(nn.Module):
 class _Critic(nn.Module):
     """Pictures (B, C, h, w), classes (B,) -> a score of each patch, (B, h', w') float32.
 
-    The picture is halved once or twice. With classes, scores gain the product of the features with a vector of the class
-    (Miyato & Koyama 2018, arXiv:1802.05637).
+    The picture is halved once or twice. With classes, scores gain the product of the features with a vector of the
+    class (Miyato & Koyama 2018, arXiv:1802.05637).
     """
 
     def __init__(self, channels: int, classes: int, width: int, halve: bool):
