@@ -7,9 +7,9 @@ and one for each size draws the band, given the enlarged picture and the class; 
 fit. Each learns by itself, a phase of the training for each size, from the bands of real pictures.
 
 The generator of a band works on squares of 2 x 2 pixels side by side as maps (as sub-pixel convolution does, Shi et al.
-2016, arXiv:1609.05158): what it is given has no finer details. Bands are drawn in units of their root mean square, which
-a pass over the data finds. The critics move half as fast as the generators, and both without momentum: else the critics,
-which need not learn where anything is, are soon certain of every patch.
+2016, arXiv:1609.05158): what it is given has no finer details.
+Bands are drawn in units of their root mean square, which a pass over the data finds. The critics move half as fast as
+the generators, and all without momentum: else critics of bands are soon certain of every patch.
 
 Departures from the paper: triangle filters (Pillow's bilinear ones), residual blocks, noise that is normal, critics of
 patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights averaged over
@@ -77,7 +77,7 @@ class LapGAN(Model):
     Config = LapGANConfig
     kinds = frozenset({"image"})
     block = 16  # as of `gan`
-    defaults = {"lr": 4e-4, "batch_size": 64, "ema": 0.999}
+    defaults = {"lr": 4e-4, "batch_size": 64, "warmup": 100, "schedule": "cosine", "ema": 0.999}
     smallest_batch = 2  # for batch normalisation, and for the diversity of examples
     config: LapGANConfig
     spec: ImageSpec
