@@ -2,7 +2,7 @@
 Adversarial Networks", arXiv:1506.05751.
 
 A picture is the sum of bands (Burt & Adelson 1983): halved again and again, it is a small picture, and at each size
-what the enlargement of the next smaller one lacks. A conditional generative adversarial network draws the small picture,
+what the enlargement of the next smaller one lacks. A conditional generative adversarial network draws the small one,
 and one for each size draws the band, given the enlarged picture and the class; its critic sees whether band and picture
 fit. Each learns by itself, a phase of the training for each size, from the bands of real pictures.
 
