@@ -319,7 +319,9 @@ class _Band(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(4 * (channels + 1), width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width, classes) for _ in range(blocks))
-        self.head = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        fine = -(-width // 2)
+        self.head = nn.Conv2d(width, 4 * fine, 1)
+        self.end = nn.Conv2d(fine, channels, 3, padding=1)
 
     def forward(self, low: Tensor, noise: Tensor, told: Tensor) -> Tensor:
         height, width = low.shape[2:]
@@ -327,7 +329,7 @@ class _Band(nn.Module):
         h = self.stem(F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2), mode="replicate"), 2))
         for block in self.blocks:
             h = block(h, told)
-        return F.pixel_shuffle(self.head(F.relu(h)), 2)[:, :, :height, :width]
+        return self.end(F.relu(F.pixel_shuffle(self.head(F.relu(h)), 2)))[:, :, :height, :width]
 
 
 class _Block(nn.Module):
