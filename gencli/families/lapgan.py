@@ -36,6 +36,7 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side of the smallest picture
 _LARGEST = 8  # the same, where the pyramid is as high as it is by default
+_STEEPNESS = 8.0  # of the critic of the smallest pictures: that of spectral normalisation alone hardly tells them apart
 
 
 class LapGANConfig(FamilyConfig):
@@ -94,7 +95,7 @@ class LapGAN(Model):
             _Smallest(config.latent + self.classes, self.shapes[0], channels, config.width),
             *(_Band(channels, self.classes, width, config.blocks) for _ in range(bands))])
         self.critics = nn.ModuleList([
-            _Critic(channels, self.classes, config.width, halve=False),
+            _Critic(channels, self.classes, config.width, halve=False, steepness=_STEEPNESS),
             *(_Critic(2 * channels, self.classes, width, halve=True) for _ in range(bands))])
         self.generators[0].apply(initialise.dcgan)  # the others have no normalisation to make small weights good
         spectrally_normalised(self.critics)
@@ -351,12 +352,13 @@ class _Block(nn.Module):
 class _Critic(nn.Module):
     """Pictures (B, C, h, w), classes (B,) -> a score of each patch, (B, h', w') float32.
 
-    The picture is halved once or twice. With classes, scores gain the product of the features with a vector of the
+    The picture is halved once or twice, the scores grow with `steepness`. With classes, scores gain the product of the features with a vector of the
     class (Miyato & Koyama 2018, arXiv:1802.05637).
     """
 
-    def __init__(self, channels: int, classes: int, width: int, halve: bool):
+    def __init__(self, channels: int, classes: int, width: int, halve: bool, steepness: float = 1.0):
         super().__init__()
+        self.steepness = steepness
         self.features = nn.Sequential(
             nn.Conv2d(channels, width, 4, 2, 1) if halve else nn.Conv2d(channels, width, 3, padding=1),
             nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1),
@@ -370,4 +372,4 @@ class _Critic(nn.Module):
         scores = self.score(features).squeeze(1)
         if self.classes is not None and labels is not None:
             scores = scores + self.classes(features)[torch.arange(len(x), device=x.device), labels]
-        return scores.float()
+        return self.steepness * scores.float()
