@@ -36,7 +36,7 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side of the smallest picture
 _LARGEST = 8  # the same, where the pyramid is as high as it is by default
-_STEEPNESS = 8.0  # of the critic of the smallest pictures: that of spectral normalisation alone hardly tells them apart
+_STEEPNESS = 8.0  # of the critic of the smallest pictures, which tells them apart too weakly without
 
 
 class LapGANConfig(FamilyConfig):
@@ -352,8 +352,8 @@ class _Block(nn.Module):
 class _Critic(nn.Module):
     """Pictures (B, C, h, w), classes (B,) -> a score of each patch, (B, h', w') float32.
 
-    The picture is halved once or twice, the scores grow with `steepness`. With classes, scores gain the product of the features with a vector of the
-    class (Miyato & Koyama 2018, arXiv:1802.05637).
+    The picture is halved once or twice; scores are `steepness` times what the layers say. With classes, these add the
+    product of the features with a vector of the class (Miyato & Koyama 2018, arXiv:1802.05637).
     """
 
     def __init__(self, channels: int, classes: int, width: int, halve: bool, steepness: float = 1.0):
