@@ -218,6 +218,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("pix2pix", "image"): ["--width", "2", "--critic-width", "2", "--condition", "mask=0.5"],
     ("srgan", "image"): ["--width", "4", "--blocks", "1", "--critic-width", "2", "--size", "8", "--condition",
                          "downscale=2"],
+    ("lapgan", "image"): ["--latent", "2", "--width", "4", "--band-width", "2", "--blocks", "1", "--conditional"],
     ("wavenet", "audio"): ["--layers", "4", "--stacks", "1", "--residual", "6", "--skip", "8", "--tail", "9",
                            "--length", "120"],
 }
