@@ -70,10 +70,10 @@ def _part(digits: Path, scene: Scene, split: str, request: Request) -> Examples:
                      for name, usual in (("frames", scene.frames), ("every", 1)))
     if frames * every > 1000:
         raise DataError(f"{request.name} is made of at most 1,000 frames; give a smaller --frames")
-    images, labels = (arrays.load_idx(next(iter(sorted(digits.glob(f"{'train' if split == 'train' else 't10k'}-{part}*")))))
-                      for part in ("images", "labels"))
+    beginning = "train" if split == "train" else "t10k"
+    images, labels = (arrays.load_idx(next(iter(digits.glob(f"{beginning}-{part}*")))) for part in ("images", "labels"))
     random = np.random.default_rng(int(split == "test"))
     chosen = random.integers(0, len(images), (getattr(scene, split), scene.digits))
     clips = moving_digits(images[chosen], frames * every, random, scene.shrink)
-    return arrays.examples_of(clips[..., None], request.name, request, labels[chosen[:, 0]] if scene.digits == 1 else None,
-                              key="clips")
+    classes = labels[chosen[:, 0]] if scene.digits == 1 else None
+    return arrays.examples_of(clips[..., None], request.name, request, classes, key="clips")

@@ -12,9 +12,9 @@ Films that go on from given frames (section 4.4 of the paper, `--condition past=
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
 the frames that were given followed by those that were made.
 
-Departures from the paper: films of any size and length (see `_strides`); next to the film a convolution passes over four
-frames at a time where the film is long enough, which halves what a step costs; a code in what goes on from frames, so
-that there are several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
+Departures from the paper: films of any size and length (see `_strides`); next to the film a convolution passes over
+four frames at a time where the film is long enough, which halves what a step costs; a code in what goes on from frames,
+so that there are several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
