@@ -7,7 +7,7 @@ from PIL import Image
 
 from gencli.device import channels_last
 from gencli.errors import UsageError
-from gencli.families.videogan import VideoGAN, VideoGANConfig, _grid, _strides
+from gencli.families.videogan import VideoGAN, VideoGANConfig, _Blocks, _grid, _strides, _Unblocked
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.model import Batch, Given
@@ -54,19 +54,27 @@ def test_films_of_any_size(shape, strides, grid):
     assert (one.grad != 0).all(), "the critic sees every pixel of every frame"
 
 
+def test_blocks_are_points():
+    x = torch.arange(2 * 3 * 8 * 4 * 6.0).reshape(2, 3, 8, 4, 6)
+    points = _Blocks(4)(x)
+    assert points.shape == (2, 48, 2, 2, 3)
+    assert set(points[1, 16:32, 1, 0, 2].tolist()) == set(x[1, 1, 4:, :2, 4:].flatten().tolist())
+    assert torch.equal(_Unblocked(4)(points), x)
+
+
 def test_what_the_mask_leaves_out_stands_still():
     """Where the mask is 0 a film is its background, the same in every frame; where it is 1 there is none of it."""
     model, z = videogan(films()), torch.randn(3, 5)
     with torch.no_grad():
-        head = model.generator.moving[-1]
+        head = model.generator.moving[-2]
         free = model.decode(z).x
         assert (free.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
-        head.bias[1] = -100
+        head.bias[8:] = -100
         still = model.decode(z).x
         assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
         background = model.generator.still(z).tanh()[..., :8, :8]
         assert torch.allclose(still[:, 0], 0.5 + 0.5 * background)
-        head.bias[1] = 100
+        head.bias[8:] = 100
         moving = model.decode(z).x
         model.generator.still[-1].bias += 1
         assert torch.equal(model.decode(z).x, moving)
