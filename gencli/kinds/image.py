@@ -662,11 +662,11 @@ def _luma(x: Tensor) -> Tensor:
 
 
 class Sheet(Held):
-    """A contact sheet, as near to a square as can be; a single picture stays as it is."""
+    """A contact sheet, as near to a square as can be where nobody says else; a single picture stays as it is."""
 
     def end(self) -> None:
         pictures = self.array
-        self.out.write(png(grid(pictures, math.ceil(math.sqrt(len(pictures))))))
+        self.out.write(png(grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures))))))
 
 
 class Film(Held):

@@ -212,7 +212,7 @@ class NeighbourCsv(Format):
 
 def open_writer(output: str | None, spec: Spec, *, format: str | None = None, total: int | None = None,
                 stdout: BinaryIO | None = None, start: int = 0, meta: dict[str, Any] | None = None,
-                whole: bool = False) -> Writer:
+                whole: bool = False, across: int | None = None) -> Writer:
     """A writer of examples.
 
     Args:
@@ -226,6 +226,7 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         meta: what else the header of a tar says (model, seed, ...): plain JSON values.
         whole: whether the examples are pieces of one whole, so that nothing may stand between them where they follow
             each other in one file.
+        across: how many stand in a row of a sheet; None: so that it is about as wide as high.
 
     Raises:
         UsageError: a format that does not fit, or binary data for a terminal.
@@ -237,7 +238,8 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         if terminal.isatty():
             return Screen(spec, terminal, partial(_open_table, spec) if kind.terminal else None)
     content = Content(kind.name, kind.plural, kind.ending(spec), lambda value: kind.file(value, spec), kind.array,
-                      () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")}, whole=whole)
+                      () if kind.variable else spec.shape, spec, {"spec": spec.model_dump(mode="json")}, whole=whole,
+                      across=across)
     formats = {name: COMMON[name] for name in ("tar", "folder", *kind.formats)} | dict(kind.own_formats(spec))
     return Writer(_open(output, content, formats, kind.terminal, format, total, stdout, start, meta), spec)
 
