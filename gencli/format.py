@@ -43,7 +43,7 @@ class Content:
         header: what the first record of a tar says.
         rewritable: whether the sink is a file, whose beginning may be written again.
         whole: whether the examples are pieces of one whole, and nothing may stand between them.
-        across: how many stand in a row of a sheet, as the states of a film do; None: so that it is about as wide as high.
+        across: how many stand in a row of a sheet, as states of a film do; None: so that it is about as wide as high.
     """
 
     noun: str
