@@ -42,8 +42,8 @@ class Content:
         spec: of examples; None for codes.
         header: what the first record of a tar says.
         rewritable: whether the sink is a file, whose beginning may be written again.
-        across: how many stand beside each other where all are on one sheet; None: it is as near to a square as can be.
         whole: whether the examples are pieces of one whole, and nothing may stand between them.
+        across: how many stand in a row of a sheet, as states of a film do; None: so that it is about as wide as high.
     """
 
     noun: str

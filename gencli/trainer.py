@@ -20,7 +20,7 @@ from gencli.checkpoints import TrainingState
 from gencli.data.ahead import in_turn
 from gencli.data.orders import Contiguous
 from gencli.dataset import Dataset
-from gencli.device import Processes, autocast, compiled, memory_explained, processor, resolve_precision
+from gencli.device import Processes, autocast, channels_last, compiled, memory_explained, processor, resolve_precision
 from gencli.errors import DataError, DivergedError, StoppedError, UsageError
 from gencli.layers.recompute import recompute
 from gencli.limits import keep_memory
@@ -112,7 +112,7 @@ class Trainer:
         if settings.recompute and not recompute(model):
             raise UsageError(f"--recompute: a {type(model).__name__.lower()} has no repeated blocks; leave it out")
         self.sharding = self._sharding(model) if settings.fsdp else None
-        self.model = model if self.sharding else model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = model if self.sharding else channels_last(model.to(self.device))
         self.precision = resolve_precision(settings.precision, self.device)
         if settings.validation and model.likelihood is None and type(model).scores is Model.scores:
             raise UsageError("--validation needs a family that scores examples; this one does not")

@@ -145,6 +145,7 @@ SMALL = {  # family -> (data made by `small_data`, options that make it tiny)
     ("gan", "vector"): ["--latent", "2", "--width", "8"],
     ("vae", "video"): ["--latent", "2", "--width", "8"],
     ("gan", "video"): ["--latent", "2", "--width", "8"],
+    ("videogan", "video"): ["--latent", "2", "--width", "2", "--condition", "past=1"],
     ("gaussian", "video"): [],
     ("gmm", "video"): ["--components", "2"],
     ("flow", "video"): ["--layers", "1", "--width", "4", "--depth", "1"],

@@ -221,6 +221,8 @@ def test_a_film_ends_in_the_sample(gencli, small_run, tmp_path):
         film, ends = (np.load(tmp_path / f, allow_pickle=False)[name] for f in ("film.npz", "ends.npz"))
         assert len(film) == 14 and np.array_equal(film[[6, 13]], ends)
         assert len(np.unique(film[:7], axis=0)) == 7, "as many frames as states"
+    gencli("sample", str(small_run("gsn", "image")), "-n", "2", "--film", "7", "-o", "film.png")
+    assert Image.open(tmp_path / "film.png").size == (7 * 9 + 2, 2 * 11 + 2), "a row of states for each example"
 
 
 def test_chains_can_start_at_codes(gencli, small_run, small_data, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scipy.stats import ks_2samp
 
 from gencli import pictures
 from gencli.data import load
+from gencli.data import moving_digits as digits_that_move
 from gencli.data.moving_digits import moving_digits
 from gencli.dataset import Dataset
 from gencli.errors import DataError, UsageError
@@ -402,26 +404,51 @@ def test_a_report_shows_films_that_move():
 
 
 def test_moving_digits():
-    digit = np.full((1, 28, 28), 255, np.uint8)
-    clips = moving_digits(digit, 5, 60, seed=3)
-    assert np.array_equal(clips, moving_digits(digit, 5, 60, seed=3))
-    assert not np.array_equal(clips, moving_digits(digit, 5, 60, seed=4))
-    assert np.array_equal(clips[:, :20], moving_digits(digit, 5, 20, seed=3)), "a longer film goes on"
+    digits = np.full((5, 2, 28, 28), 255, np.uint8)
+
+    def made(frames: int, seed: int) -> np.ndarray:
+        return moving_digits(digits, frames, np.random.default_rng(seed))
+
+    clips = made(60, 3)
+    assert np.array_equal(clips, made(60, 3)) and not np.array_equal(clips, made(60, 4))
+    assert np.array_equal(clips[:, :20], made(20, 3)), "a longer film goes on"
     for clip in clips:
         area = (clip > 0).sum((1, 2))
         assert area.min() >= 784 and area.max() <= 2 * 784 and clip.max() == 255
         # Whole digits all the time: what is bright spans at least 28 pixels on either axis.
         assert (clip.any(1).sum(1) >= 28).all() and (clip.any(2).sum(1) >= 28).all()
-    one = moving_digits(digit, 1, 60, seed=0)[0]
-    assert (one[1:] != one[:-1]).any((1, 2)).mean() > 0.9, "it moves"
 
 
-def test_the_known_set_makes_as_many_frames_as_are_asked_for(monkeypatch):
-    monkeypatch.setattr("gencli.data.moving_digits._COUNTS", {"train": 3, "test": 2})
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_a_digit_moves_straight_on_at_a_speed_of_its_own_and_bounces(shrink):
+    digits = np.full((20, 1, 28, 28), 255, np.uint8)
+    clips = moving_digits(digits, 40, np.random.default_rng(0), shrink).astype(float)
+    assert clips.shape == (20, 40, 64 // shrink, 64 // shrink) and (clips.sum((2, 3)) > 0).all()
+    places = np.stack([(clips.sum(other) * np.arange(64 // shrink)).sum(2) / clips.sum((2, 3)) for other in (3, 2)], 2)
+    places = places * shrink + (shrink - 1) / 2 - 13.5  # of the corner
+    assert places.min() > -1e-9 and places.max() < 36 + 1e-9
+    steps = np.diff(places, axis=1)
+    # Rounding to whole pixels moves each place by half a pixel at most, and a step by one.
+    inside = ((places[:, 1:] > 4.6) & (places[:, 1:] < 31.4) & (places[:, :-1] > 4.6) & (places[:, :-1] < 31.4))
+    speeds = [[np.abs(steps[i, inside[i, :, axis], axis]) for axis in (0, 1)] for i in range(20)]
+    for own in speeds:
+        assert all(len(axis) == 0 or np.ptp(axis) < 1 + 1e-9 for axis in own)
+    means = np.array([[axis.mean() if len(axis) else np.nan for axis in own] for own in speeds])
+    both = np.hypot(*means[~np.isnan(means).any(1)].T)
+    assert len(both) > 5 and np.allclose(both, 3.6, atol=0.3)
+    assert ((steps > 1).any(1) & (steps < -1).any(1)).sum() > 20, "they turn back"
+
+
+def test_the_known_sets_make_as_many_frames_as_are_asked_for(monkeypatch):
+    for name in ("ONE", "TWO"):
+        scene = getattr(digits_that_move, name)
+        monkeypatch.setattr(digits_that_move, name, replace(scene, train=3, test=2))
     data = load("moving-digits", {"frames": 24, "size": 16})
     assert data.examples.shape == (3, 24, 1, 16, 16) and data.spec.levels == 256
     assert load("moving-digits:test").examples.shape == (2, 20, 1, 64, 64)
     assert load("moving-digits", {"frames": 4, "every": 3}).examples.shape == (3, 4, 1, 64, 64)
+    one = load("moving-digit")
+    assert one.examples.shape == (3, 16, 1, 32, 32) and one.labels is not None
 
 
 # --- measuring
@@ -430,6 +457,19 @@ def test_the_known_set_makes_as_many_frames_as_are_asked_for(monkeypatch):
 def dataset(x: torch.Tensor, name: str) -> Dataset:
     spec = VideoSpec(frames=x.shape[1], channels=1, height=x.shape[3], width=x.shape[4], levels=None)
     return Dataset(name, "test", spec, x, fingerprint=name)
+
+
+def test_films_with_shuffled_frames_are_told_apart():
+    random = np.random.default_rng(0)
+    shapes = np.zeros((80, 1, 28, 28), np.uint8)
+    for shape, (height, width) in zip(shapes[:, 0], random.integers(8, 28, (80, 2)), strict=True):
+        shape[:height, :width] = 255
+    x = torch.from_numpy(moving_digits(shapes, 12, random, 2))[:, :, None] / 255
+    shuffled = torch.stack([film[torch.from_numpy(random.permutation(12))] for film in x[40:]])
+    reference = dataset(x[:40], "real")
+    for samples, least, most in ((x[40:], 0, 0.4), (shuffled, 0.6, 1)):  # 5% of the distances of 40 and 40 exceed 0.3
+        found = {metric.name: metric for metric in video(Inputs(reference, samples=dataset(samples, "samples")))}
+        assert least <= found["consistency_distance"].value <= most
 
 
 def test_distances_of_motion():

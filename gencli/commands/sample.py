@@ -148,7 +148,7 @@ def sample(
 
     def open_writer(path: str | None, own: range) -> streams.Writer:
         return streams.open_writer(path, card.spec, format=format, start=frames * own.start, meta=meta,
-                                   total=None if latents or lines else frames * len(own))
+                                   total=None if latents or lines else frames * len(own), across=film)
 
     # The output is opened before the weights are read, so that one that cannot be written is noticed at once.
     processes = devices.Processes(devices.pick(device))

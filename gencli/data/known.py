@@ -86,7 +86,9 @@ KNOWN: dict[str, Known] = {
     "spoken-digits": Known("90 + 30 of fsdd's spoken digits, 6 speakers, 8 kHz, 10 classes (included)",
                            _embedded("spoken-digits")),
     "moving-digits": Known("4,000 + 1,000 films of two moving digits, 64x64 grey, 20 frames (Moving MNIST; made here)",
-                           lambda root, request: moving_digits.read(_path("digits"), request)),
+                           lambda root, request: moving_digits.read(_path("digits"), moving_digits.TWO, request)),
+    "moving-digit": Known("10,000 + 2,000 films of a moving digit, 32x32 grey, 16 frames, 10 classes (made here)",
+                          lambda root, request: moving_digits.read(_path("digits"), moving_digits.ONE, request)),
     "scenes": Known("20,000 + 1,000 captions of pictures of digits and letters, 48x48 RGB, to be made from these (made "
                     "here)", lambda root, request: scenes.read(_path("digits"), request)),
     "mnist": Known("60,000 + 10,000 handwritten digits, 28x28 grey, 10 classes",

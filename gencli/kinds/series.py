@@ -598,7 +598,7 @@ class _Sheet(Held):
             paths = [x for x, _ in several]
             futures = called and isinstance(spec.condition, SeriesSpec) and not spec.court and len(paths) >= _PATHS
             drawings += [fan(np.stack(paths), spec)] if futures else [_drawn(x, spec) for x in paths]
-        across = math.ceil(math.sqrt(len(drawings))) or 1
+        across = self.content.across or math.ceil(math.sqrt(len(drawings))) or 1
         width, height = (8 + max((getattr(drawing, side) for drawing in drawings), default=0)
                          for side in ("width", "height"))
         places = [(4 + i % across * width, 4 + i // across * height) for i in range(len(drawings))]

@@ -363,7 +363,7 @@ class Svg(Held):
         labels = self.columns.get("label")
         assert isinstance(self.content.spec, StrokesSpec)
         width, height = _cell(self.content.spec)
-        across = max(1, round(math.sqrt(len(drawings) * height / width)))
+        across = self.content.across or max(1, round(math.sqrt(len(drawings) * height / width)))
         down = -(-len(drawings) // across)
         svg = ElementTree.Element("svg", {
             "xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {across * width} {down * height}",

@@ -16,9 +16,10 @@ def zeroed(layer: L) -> L:
 
 def dcgan(module: nn.Module) -> None:
     """The first weights of Radford et al. 2015 (DCGAN), arXiv:1511.06434; for `nn.Module.apply`."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.Embedding):
+    convolutions = nn.Conv2d | nn.ConvTranspose2d | nn.Conv3d | nn.ConvTranspose3d
+    if isinstance(module, convolutions | nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d) and module.weight is not None:
+    elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d | nn.InstanceNorm2d) and module.weight is not None:
         nn.init.normal_(module.weight, 1.0, 0.02)
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+    if isinstance(module, convolutions | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

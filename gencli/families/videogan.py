@@ -1,0 +1,341 @@
+"""Films of two streams: Vondrick, Pirsiavash & Torralba 2016, "Generating Videos with Scene Dynamics" (VGAN).
+
+arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space and
+time make a foreground and a mask, those in space alone a background, which is the same in every frame:
+
+    film = mask * foreground + (1 - mask) * background.
+
+A critic of convolutions in space and time sees whole films. `sparsity` times the mean of the mask is what the generator
+pays for not leaving a pixel to the background.
+
+Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
+generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
+the frames that were given followed by those that were made.
+
+Departures from the paper: films of any size and length (see `_strides`); next to the film, blocks of 2x2 pixels in two
+or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a third less time than
+convolutions with such steps; a code in what goes on from frames, so that there are several futures; a learning rate of
+5e-4; weights averaged over time by the trainer.
+
+Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
+"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from gencli.errors import UsageError
+from gencli.kinds.video import VideoSpec
+from gencli.layers import initialise
+from gencli.layers.critics import LOSSES, certain, collapsed, spread
+from gencli.layers.projection import project
+from gencli.model import (
+    Batch,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Sizes,
+    Spec,
+    net_size,
+)
+from gencli.rng import Rng
+
+_SMALLEST = 4  # pixels of the shorter side
+_WIDEST = 8  # times `width`
+
+
+class VideoGANConfig(FamilyConfig):
+    """Options of `videogan`."""
+
+    latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
+    sizes: ClassVar = Sizes(width=(32, 48, 64))
+    net_size: NetSize = net_size(sizes)
+    width: int = Field(32, ge=1, description="Feature maps next to the film, doubled with every halving of its size "
+                                             f"up to {_WIDEST} times.")
+    loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
+        "non-saturating", description="What critic and generator minimise.")
+    sparsity: float = Field(0.1, ge=0, description="Weight of the mean of the mask, which leaves to the background "
+                                                   "what stands still.")
+    fidelity: float = Field(10.0, ge=0, description="With a past: weight of the squared error of the frames that were "
+                                                    "given, which the generator makes too.")
+
+
+class VideoGAN(Model):
+    """Films of two streams (Vondrick et al. 2016), arXiv:1609.02612: free films, or what comes after given frames.
+
+    A code is z, (B, latent). Sampling and decoding need eval mode, where batch normalisation uses its running
+    statistics, so that a film does not depend on those beside it.
+
+    Raises:
+        UsageError: frames too small; films made from anything but frames of their own size.
+    """
+
+    Config = VideoGANConfig
+    kinds = frozenset({"video"})
+    conditions = frozenset({"video"})
+    block = 16  # as `gan`
+    defaults = {"lr": 5e-4, "batch_size": 32, "ema": 0.999}
+    smallest_batch = 2  # for batch normalisation, and for the diversity of films
+    path = "spherical"
+    config: VideoGANConfig
+    spec: VideoSpec
+
+    def __init__(self, config: VideoGANConfig, spec: Spec):
+        super().__init__(config, spec)
+        spec, past = self.spec, self.spec.condition
+        if min(spec.height, spec.width) < _SMALLEST:
+            raise UsageError(f"videogan needs frames of at least {_SMALLEST}x{_SMALLEST} pixels, and these have "
+                             f"{spec.height}x{spec.width}; see --size")
+        if past is not None and (not isinstance(past, VideoSpec) or past.shape[1:] != spec.shape[1:]):
+            raise UsageError("videogan makes films from nothing, or from frames of their own size that come before; "
+                             "give --condition past=FRAMES")
+        self.past = past.frames if isinstance(past, VideoSpec) else 0
+        shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
+        self.encoder, described = _encoder(self.past, shape, config.width) if self.past else (nn.Identity(), 0)
+        self.generator = _Generator(config.latent + described, shape, config.width)
+        self.critic = _Critic(shape, config.width)
+        self.apply(initialise.dcgan)
+
+    # --- train
+
+    def phases(self) -> list[Phase]:
+        """One phase, two players, who move in turn."""
+        betas = (0.5, 0.999)
+        generator = [*self.encoder.parameters(), *self.generator.parameters()]
+        return [Phase("train", [Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
+                                Player("generator", generator, self.generator_loss, betas=betas)])]
+
+    def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How badly the critic tells real films from generated ones.
+
+        Parts: `real` and `fake`, mean scores; `diversity`, as that of `gan`.
+        """
+        past, x = self._seen(batch), _signed(batch.x)
+        with torch.no_grad():
+            made = self._made(rng.normal(self.config.latent), past)[0][:, :, self.past :].to(x.dtype)
+        # Separately, as in DCGAN: batch normalisation must not mix real and generated films.
+        real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
+        return Loss(LOSSES[self.config.loss][0](real, fake).mean(), real=real.mean(), fake=fake.mean(),
+                    diversity=spread(made) / spread(x))
+
+    def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How well the critic tells generated films, and what mask and past cost.
+
+        Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
+        """
+        past = self._seen(batch)
+        film, mask = self._made(rng.normal(self.config.latent), past)
+        total = LOSSES[self.config.loss][1](self.critic(_joined(past, film[:, :, self.past :].float()))).mean()
+        parts = {"mask": mask.float().mean()}
+        total = total + self.config.sparsity * parts["mask"]
+        if past is not None:
+            parts["error"] = (film[:, :, : self.past] - past).float().square().mean() / 4  # of [0, 1]
+            total = total + self.config.fidelity * parts["error"]
+        return Loss(total, **parts)
+
+    def _seen(self, given: Given | Batch | None) -> Tensor | None:
+        """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
+        if not self.past:
+            return None
+        if given is None or given.condition is None:
+            raise UsageError("this model goes on with frames; name some with --given")
+        return _signed(given.condition.x)
+
+    def _made(self, z: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Films, those given frames included, and their masks."""
+        return self.generator(z if past is None else torch.cat([z, self.encoder(past)], 1))
+
+    def alarm(self, history: list[dict[str, float]]) -> str | None:
+        """Collapse: generated films are alike. The critic is certain about every film."""
+        advice = "a smaller --lr or a larger --batch-size"
+        return collapsed(history, advice) or certain(history, advice)
+
+    # --- sample, encode, decode
+
+    def prior(self, rng: Rng) -> Tensor:
+        return rng.normal(self.config.latent)
+
+    def sample(self, rng: Rng, given: Given | None = None) -> Batch:
+        """B new films, which go on from `given.condition` in a model with a past."""
+        return self.decode(self.prior(rng), rng, given)
+
+    def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
+        """Codes -> films. Nothing random."""
+        film = self._made(code, self._seen(given))[0][:, :, self.past :]
+        return Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
+
+    def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
+        """Codes by projection: the z whose film is nearest in mean square, found by Adam.
+
+        Several starts are optimised for a quarter of the steps, the best of them for the rest.
+        """
+        past = self._seen(batch)
+        described = None if past is None else self.encoder(past)
+
+        def generate(codes: Tensor) -> Tensor:  # (B, S, latent)
+            z = codes.flatten(0, 1)
+            if described is not None:
+                z = torch.cat([z, described.repeat_interleave(codes.shape[1], 0)], 1)
+            return self.generator(z)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
+
+        codes = torch.stack([self.prior(rng) for _ in range(starts)], dim=1)
+        return project(generate, codes, _signed(batch.x), steps)[0]
+
+    # --- export
+
+    def graph(self) -> Graph:
+        """From `code`, and `condition` in a model with a past, to `x`."""
+        inputs = {"code": torch.zeros(2, self.config.latent)}
+        if self.spec.condition is not None:
+            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
+        return Graph(_Decoder(self), inputs, ["x"])
+
+
+class _Decoder(nn.Module):
+    """The decoder of a model as a module of its own."""
+
+    def __init__(self, model: VideoGAN):
+        super().__init__()
+        self.model = model
+
+    def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
+        given = None if condition is None else Given(condition=Batch(condition))
+        return self.model.decode(code, None, given).x
+
+
+def _signed(x: Tensor) -> Tensor:
+    """Films outside of the networks -> inside."""
+    return 2 * x.transpose(1, 2) - 1
+
+
+def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
+    """What the critic sees: frames that were given, and what comes after."""
+    return rest if past is None else torch.cat([past, rest], 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks: films (B, C, T, H, W) in [-1, 1]
+
+
+def _strides(frames: int, side: int) -> list[int]:
+    """By how much each layer divides the time of a film, the one next to it first; space is halved by each.
+
+    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by each as long as there
+    is any left, and by the one next to the film twice if that is not enough: 16 frames of 32x32 pixels become a grid of
+    1x4x4 by steps of 4, 2 and 2, the 32 frames of 64x64 of the paper by 4, 2, 2 and 2.
+    """
+    levels, halvings = max(1, int(math.log2(side / 4))), math.ceil(math.log2(frames))
+    strides = [2 if level < halvings else 1 for level in range(levels)]
+    return [4 if halvings > levels else strides[0], *strides[1:]]
+
+
+class _Blocks(nn.Module):
+    """(B, C, T, H, W) -> (B, 4 C S, T / S, H / 2, W / 2): each block of S frames of 2x2 pixels becomes a point."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.sides = stride, 2, 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dim, side in zip((2, 4, 6), self.sides, strict=True):
+            x = x.unflatten(dim, (x.shape[dim] // side, side))
+        return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+class _Unblocked(_Blocks):
+    """The same backwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (x.shape[1] // math.prod(self.sides), *self.sides)).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def _maps(width: int, level: int) -> int:
+    """Feature maps after `level` halvings, 1, 2, ..."""
+    return width * min(2 ** (level - 1), _WIDEST)
+
+
+def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, int, int]:
+    """What is left of (C, T, H, W) after all halvings, rounded up."""
+    _, frames, height, width = shape
+    space = 2 ** len(strides)
+    return -(-frames // math.prod(strides)), -(-height // space), -(-width // space)
+
+
+class _Generator(nn.Module):
+    """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
+
+    Either stream grows from a grid; what a film has less than that when it is grown is cropped at its ends.
+    """
+
+    def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
+        super().__init__()
+        self.shape = shape
+        strides = _strides(shape[1], min(shape[2:]))
+        grid = _grid(shape, strides)
+        maps = [shape[0], *(_maps(width, level + 1) for level in range(len(strides)))]
+
+        def start(norm: type[nn.Module], *grid: int) -> list[nn.Module]:
+            return [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
+                    norm(maps[-1]), nn.ReLU()]
+
+        moving, still = start(nn.BatchNorm3d, *grid), start(nn.BatchNorm2d, *grid[1:])
+        for level in range(len(strides), 1, -1):
+            ends, stride = (maps[level], maps[level - 1]), strides[level - 1]
+            moving += [nn.ConvTranspose3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False),
+                       nn.BatchNorm3d(ends[1]), nn.ReLU()]
+            still += [nn.ConvTranspose2d(*ends, 4, 2, 1, bias=False), nn.BatchNorm2d(ends[1]), nn.ReLU()]
+        moving += [nn.Conv3d(maps[1], (maps[0] + 1) * 4 * strides[0], 3, 1, 1), _Unblocked(strides[0])]
+        still.append(nn.ConvTranspose2d(maps[1], maps[0], 4, 2, 1))
+        self.moving, self.still = nn.Sequential(*moving), nn.Sequential(*still)
+
+    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        channels, frames, height, width = self.shape
+        moving = self.moving(code)[:, :, :frames, :height, :width]
+        foreground, mask = moving[:, :channels].tanh(), moving[:, channels:].sigmoid()
+        background = self.still(code)[:, :, None, :height, :width].tanh()
+        return mask * foreground + (1 - mask) * background, mask
+
+
+class _Critic(nn.Module):
+    """Films (B, C, T, H, W) -> scores (B,) float32. At its ends a film is filled up with copies of what is there."""
+
+    def __init__(self, shape: tuple[int, int, int, int], width: int):
+        super().__init__()
+        strides = _strides(shape[1], min(shape[2:]))
+        grid, space = _grid(shape, strides), 2 ** len(strides)
+        whole = grid[0] * math.prod(strides), grid[1] * space, grid[2] * space
+        self.missing = [end for now, then in zip(shape[:0:-1], whole[::-1], strict=True) for end in (0, then - now)]
+        layers = [_Blocks(strides[0]), nn.Conv3d(4 * strides[0] * shape[0], width, 3, 1, 1), nn.LeakyReLU(0.2)]
+        for level, stride in enumerate(strides[1:], start=1):
+            ends = _maps(width, level), _maps(width, level + 1)
+            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False),
+                       nn.BatchNorm3d(ends[1]), nn.LeakyReLU(0.2)]
+        size = _maps(width, len(strides)) * math.prod(grid)
+        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if any(self.missing):
+            x = F.pad(x, self.missing, mode="replicate")
+        return self.score(x).squeeze(1).float()
+
+
+def _encoder(past: int, shape: tuple[int, int, int, int], width: int) -> tuple[nn.Module, int]:
+    """Frames (B, C, P, H, W) -> what the generator knows of them, (B, n); and n. Halved in space as the critic does."""
+    channels, _, height, breadth = shape
+    layers: list[nn.Module] = [nn.Flatten(1, 2)]
+    levels = len(_strides(1, min(height, breadth)))
+    for level in range(1, levels + 1):
+        maps = channels * past if level == 1 else _maps(width, level - 1), _maps(width, level)
+        layers += [nn.Conv2d(*maps, 4, 2, 1, bias=level == 1), *([nn.BatchNorm2d(maps[1])] if level > 1 else []),
+                   nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Flatten()), maps[1] * (height >> levels) * (breadth >> levels)

@@ -1,0 +1,156 @@
+"""videogan by what its paper says of each part: two streams, their mask, films that go on from a frame."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gencli.device import channels_last
+from gencli.errors import UsageError
+from gencli.families.videogan import VideoGAN, VideoGANConfig, _Blocks, _grid, _strides, _Unblocked
+from gencli.kinds.image import ImageSpec
+from gencli.kinds.video import VideoSpec
+from gencli.model import Batch, Given
+from gencli.rng import ExampleStreams, StepStream, generator
+
+
+def films(frames=6, height=8, width=8, channels=1, past=0):
+    spec = VideoSpec(frames=frames, channels=channels, height=height, width=width)
+    return spec.model_copy(update={"condition": spec.model_copy(update={"frames": past})}) if past else spec
+
+
+def videogan(spec, **config):
+    torch.manual_seed(0)
+    return VideoGAN(VideoGANConfig(**{"width": 4, "latent": 5, **config}), spec).eval()
+
+
+def batch_of(model, count=4):
+    noise = torch.Generator().manual_seed(0)
+    source = model.spec.condition
+    return Batch(torch.rand(count, *model.spec.shape, generator=noise),
+                 condition=source and Batch(torch.rand(count, *source.shape, generator=noise)))
+
+
+def step(count):
+    return StepStream(count, generator(0))
+
+
+def streams(count, seed=0):
+    return ExampleStreams(seed, torch.arange(count))
+
+
+@pytest.mark.parametrize(("shape", "strides", "grid"), [
+    ((3, 32, 64, 64), [4, 2, 2, 2], (1, 4, 4)), ((1, 16, 32, 32), [4, 2, 2], (1, 4, 4)),
+    ((1, 9, 32, 45), [4, 2, 2], (1, 4, 6)), ((1, 1, 16, 16), [1, 1], (1, 4, 4)), ((2, 3, 5, 4), [4], (1, 3, 2)),
+    ((1, 64, 8, 8), [4], (16, 4, 4)), ((1, 3, 28, 28), [2, 2], (1, 7, 7))])
+def test_films_of_any_size(shape, strides, grid):
+    assert _strides(shape[1], min(shape[2:])) == strides and _grid(shape, strides) == grid
+    model = videogan(films(shape[1], *shape[2:], channels=shape[0]), width=2)
+    film, mask = model._made(torch.randn(2, 5), None)
+    assert film.shape == (2, *shape) and mask.shape == (2, 1, *shape[1:])
+    assert model.critic(film).shape == (2,)
+    one = film[:1].detach().requires_grad_()
+    model.critic(one).sum().backward()
+    assert (one.grad != 0).all(), "the critic sees every pixel of every frame"
+
+
+def test_blocks_are_points():
+    x = torch.arange(2 * 3 * 8 * 4 * 6.0).reshape(2, 3, 8, 4, 6)
+    points = _Blocks(4)(x)
+    assert points.shape == (2, 48, 2, 2, 3)
+    assert set(points[1, 16:32, 1, 0, 2].tolist()) == set(x[1, 1, 4:, :2, 4:].flatten().tolist())
+    assert torch.equal(_Unblocked(4)(points), x)
+
+
+def test_what_the_mask_leaves_out_stands_still():
+    """Where the mask is 0 a film is its background, the same in every frame; where it is 1 there is none of it."""
+    model, z = videogan(films()), torch.randn(3, 5)
+    with torch.no_grad():
+        head = model.generator.moving[-2]
+        free = model.decode(z).x
+        assert (free.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
+        head.bias[8:] = -100
+        still = model.decode(z).x
+        assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
+        background = model.generator.still(z).tanh()[..., :8, :8]
+        assert torch.allclose(still[:, 0], 0.5 + 0.5 * background)
+        head.bias[8:] = 100
+        moving = model.decode(z).x
+        model.generator.still[-1].bias += 1
+        assert torch.equal(model.decode(z).x, moving)
+
+
+def test_the_weights_of_mask_and_past_are_those_of_the_options():
+    plain, dear = (videogan(films(past=2), sparsity=sparsity, fidelity=fidelity).generator_loss(batch_of(
+        videogan(films(past=2))), step(4)) for sparsity, fidelity in ((0.0, 0.0), (3.0, 7.0)))
+    cost = 3 * dear.parts["mask"] + 7 * dear.parts["error"]
+    assert dear.total.item() - plain.total.item() == pytest.approx(cost.item(), rel=1e-5)
+    model = videogan(films(past=2))
+    batch = batch_of(model)
+    past = model._seen(batch)
+    made = model._made(step(4).normal(5), past)[0][:, :, :2]
+    error = (0.5 * made - 0.5 * past).square().mean()
+    assert model.generator_loss(batch, step(4)).parts["error"].item() == pytest.approx(error.item(), rel=1e-5)
+
+
+def test_the_critic_sees_what_was_given_before_what_was_made():
+    model = videogan(films(past=2))
+    seen = []
+    model.critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = batch_of(model)
+    model.critic_loss(batch, step(4))
+    real, fake = (0.5 + 0.5 * x.transpose(1, 2) for x in seen)
+    assert torch.allclose(real, torch.cat([batch.condition.x, batch.x], 1), atol=1e-6)
+    assert torch.allclose(fake[:, :2], batch.condition.x, atol=1e-6) and not torch.allclose(fake[:, 2:], batch.x)
+
+
+def test_a_frame_has_several_futures_and_a_code_one():
+    model = videogan(films(past=1))
+    given = Given(condition=batch_of(model).condition)
+    one, other = (model.sample(streams(4, seed), given).x for seed in (0, 1))
+    assert one.shape == (4, 6, 1, 8, 8) and not torch.equal(one, other)
+    assert torch.equal(model.decode(model.prior(streams(4)), None, given).x, one)
+    turned = Given(condition=Batch(given.condition.x.flip(0)))
+    assert not torch.allclose(model.decode(model.prior(streams(4)), None, turned).x, one)
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_a_code_that_made_a_film_is_found_well_enough_to_make_it_again(past):
+    model = videogan(films(past=past))
+    batch = batch_of(model, 3)
+    given = Given(condition=batch.condition)
+    batch.x = model.sample(streams(3, 5), given).x
+    found = model.decode(model.encode(batch, streams(3)), None, given).x
+    by_chance = model.sample(streams(3), given).x
+    assert (found - batch.x).square().mean() < 0.05 * (by_chance - batch.x).square().mean()
+
+
+def test_layouts_change_nothing_but_the_order_in_memory():
+    model, z = videogan(films()).double(), torch.randn(2, 5, dtype=torch.float64)
+    before = model.decode(z).x
+    assert channels_last(model) is model
+    assert torch.allclose(model.decode(z).x, before, rtol=1e-12)
+    weights = {tensor.dim(): tensor for tensor in model.parameters()}
+    assert weights[5].is_contiguous(memory_format=torch.channels_last_3d)
+    assert weights[4].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    (films(height=3), "at least 4x4 pixels, and these have 3x8"),
+    (films().model_copy(update={"condition": films(2, 16, 16)}), "frames of their own size"),
+    (films().model_copy(update={"condition": ImageSpec(channels=1, height=8, width=8)}), "frames of their own size")])
+def test_what_it_does_not_make(spec, words):
+    with pytest.raises(UsageError, match=words):
+        videogan(spec)
+
+
+def test_a_film_goes_on_from_a_picture(gencli, small_run, small_data, tmp_path):
+    run, frame = str(small_run("videogan", "video")), np.load(small_data["video"])["clips"][0, 0]
+    np.savez(tmp_path / "past.npz", clips=frame[None, None])
+    Image.fromarray(frame).save(tmp_path / "frame.png")
+    for source in ("past.npz", "frame.png"):
+        gencli("sample", run, "--given", source, "--each", "2", "-o", f"{source}.npz")
+    of_array, of_picture = (np.load(tmp_path / f"{source}.npz")["clips"] for source in ("past.npz", "frame.png"))
+    assert of_picture.shape == (2, 3, 1, 6, 5) and np.array_equal(of_picture, of_array)
+    gencli("sample", run, "--given", "frame.png", "--each", "2", "-o", "strips.png")
+    assert Image.open(tmp_path / "strips.png").size == (3 * 7 + 2, 2 * 8 + 2), "a row of frames for each film"
