@@ -172,9 +172,9 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
 
 @torch.no_grad()  # of its own: it runs when whoever asks for the pieces does
 def _chosen(parts: Iterable[Batch], positions: Tensor) -> Iterator[Batch]:
-    """The examples at these positions, on the CPU, piece by piece."""
-    for part in parts:
-        yield part[positions.to(part.x.device)].to("cpu")
+    """The examples at these positions, in rising order, on the CPU, piece by piece."""
+    for part in parts:  # a block that is wanted as a whole is not copied: it may be one large picture
+        yield (part if len(positions) == len(part) else part[positions.to(part.x.device)]).to("cpu")
 
 
 def _labels(model: Model, label: int | None, labels: Tensor | None, numbers: Tensor) -> Tensor | None:

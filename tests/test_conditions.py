@@ -601,6 +601,32 @@ def test_a_side_that_cannot_be_read(tmp_path, side):
     assert load(f"{tmp_path}:all", skip_bad=True).skipped == 2
 
 
+def test_a_source_of_another_size_is_named(tmp_path):
+    folder_of_pairs(tmp_path)
+    path = tmp_path / "source" / "004.png"
+    Image.open(path).resize((9, 5)).save(path)
+    refused(DataError, "source/004.png has 9x5 pixels", f"{tmp_path}:all")
+    data = load(f"{tmp_path}:all", skip_bad=True)
+    assert (len(data), data.skipped) == (11, 1)
+
+
+def test_sources_with_alpha_and_of_16_bits(tmp_path):
+    """Transparent is white, as in pictures by themselves; depths of both sides are their own."""
+    colours = np.zeros((4, 4, 4), np.uint8)
+    colours[..., 0], colours[:2, :, 3] = 255, 255
+    deep = (np.linspace(0, 65535, 16).reshape(4, 4)).astype(np.uint16)
+    for folder in ("source", "target"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        Image.fromarray(colours).save(tmp_path / "source" / f"{i}.png")
+        Image.fromarray(deep).save(tmp_path / "target" / f"{i}.png")
+    batch = everything(load(f"{tmp_path}:all"))
+    red, white = batch.condition.x[0, :, 0, 0], batch.condition.x[0, :, 3, 3]
+    assert red.tolist() == [1, 0, 0] and white.tolist() == [1, 1, 1]
+    assert batch.x.shape == (3, 1, 4, 4)
+    assert (batch.x[0, 0].flatten() - torch.linspace(0, 1, 16)).abs().max() <= 1 / 255
+
+
 @pytest.mark.parametrize("ending", ["txt", "npy", "wav"])
 @pytest.mark.parametrize("side", ["source.", ""])
 def test_a_member_that_cannot_be_read(tmp_path, ending, side):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gencli.errors import UsageError
-from gencli.families.pix2pix import Pix2Pix, Pix2PixConfig
+from gencli.families.pix2pix import Pix2Pix, Pix2PixConfig, _Doubling
 from gencli.kinds.image import ImageSpec
 from gencli.layers.translation import jittered, mirrored
 from gencli.model import Batch, Given
@@ -55,6 +55,17 @@ def test_a_jittered_picture_is_a_part_of_the_enlarged_one_and_mirrored_ones_are_
     turned, = mirrored(step(200), ramp)
     share = (turned[:, 0, 0, 0] == 1).float().mean().item()
     assert 0.35 < share < 0.65  # 0.5 +- 4 standard errors
+
+
+def test_doubling_is_a_convolution_of_nearest_neighbours_and_draws_no_grid():
+    torch.manual_seed(0)
+    layer = _Doubling(3, 5, 3).double()
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    large = torch.nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    kernel = layer.weight.transpose(0, 1).flip(2, 3)
+    assert torch.allclose(layer(x), torch.nn.functional.conv2d(large, kernel, layer.bias, padding=1), atol=1e-12)
+    flat = layer(torch.ones_like(x))[..., 1:-1, 1:-1]  # the outermost points see the padding
+    assert torch.allclose(flat, flat[..., :1, :1].expand_as(flat), atol=1e-12)
 
 
 def test_the_noise_is_that_of_dropout_and_a_code_decodes_to_one_picture():

@@ -13,8 +13,11 @@ The only noise is dropout in the coarsest layers, here in its Gaussian form (Sri
 of their maps is multiplied by 1 + sqrt(p / (1 - p)) z. z is the code: pictures of one source can be sought, kept and
 interpolated. As the authors say, there is little variety in it.
 
-Departures from the paper: instance normalisation (as in the authors' code with batches of one picture), fewer maps,
-dropout of maps as a whole, weights averaged over time by the trainer.
+Departures from the paper: pictures are doubled by nearest neighbours and a 3x3 convolution in place of transposed
+convolutions of kernel 4, whose four kernels of a point's place, odd or even, make grids of 2, 4, 8, ... pixels (Odena,
+Dumoulin & Olah 2016, "Deconvolution and Checkerboard Artifacts", doi:10.23915/distill.00003); instance normalisation
+(as in the authors' code with batches of one picture), fewer maps, dropout of maps as a whole, weights averaged over
+time by the trainer.
 """
 
 import math
@@ -126,8 +129,7 @@ class _Generator(nn.Module):
                                  nn.LeakyReLU(0.2))
 
         def doubling(maps_in: int, maps_out: int) -> nn.Sequential:
-            return nn.Sequential(nn.ConvTranspose2d(maps_in, maps_out, 4, 2, 1, bias=False),
-                                 nn.InstanceNorm2d(maps_out, affine=True))
+            return nn.Sequential(_Doubling(maps_in, maps_out, 3, bias=False), nn.InstanceNorm2d(maps_out, affine=True))
 
         # The first and the last, whose maps may be points, are not normalised.
         self.encoder = nn.ModuleList(halving(channels if level == 0 else maps[level - 1], maps[level],
@@ -137,7 +139,7 @@ class _Generator(nn.Module):
                                      for level in range(depth - 1, 0, -1))
         self.noisy = [maps[level - 1] for level in range(depth - 1, 0, -1)][:_NOISY]
         self.noise = sum(self.noisy)
-        self.head = nn.ConvTranspose2d(maps[0] * 2, out_channels, 4, 2, 1)
+        self.head = _Doubling(maps[0] * 2, out_channels, 3)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -156,3 +158,15 @@ class _Generator(nn.Module):
                 h = h * (1 + self.deviation * parts.pop(0)[:, :, None, None])
             h = torch.cat([F.relu(h), F.relu(skips.pop())], dim=1)
         return torch.tanh(self.head(h))[:, :, :height, :width]
+
+
+class _Doubling(nn.ConvTranspose2d):
+    """Nearest neighbours, then a 3x3 convolution: (B, maps_in, H, W) -> (B, maps_out, 2 H, 2 W).
+
+    Computed as the one transposed convolution of stride 2 that both are, with the kernel summed over squares of 2x2:
+    4 products for each number of the result, and not 9.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        kernel = F.avg_pool2d(self.weight, 2, stride=1, padding=1, divisor_override=1)  # (maps_in, maps_out, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)

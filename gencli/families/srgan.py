@@ -139,9 +139,11 @@ class SRGAN(Translator):
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """Codes -> pictures made from the sources in `given`, of the same size. Nothing random."""
-        made = tiled(self.generator, signed(sources(given, self.name)), code, factor=self.factor,
-                     margin=self.generator.reach)
-        return Batch((0.5 + 0.5 * made.float()).clamp(0, 1).to(code.dtype))
+        def make(source: Tensor, noise: Tensor) -> Tensor:
+            return (0.5 + 0.5 * self.generator(signed(source), noise).float()).clamp(0, 1).to(code.dtype)
+
+        # All of it by tiles, so that a large picture is held once.
+        return Batch(tiled(make, sources(given, self.name), code, factor=self.factor, margin=self.generator.reach))
 
 
 class _Generator(nn.Module):

@@ -108,9 +108,12 @@ class UNet(Model):
 
     def _location(self, x: Tensor) -> Tensor:
         """(B, *source) -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
-        x = _flat(x)
-        output = tiled(self.network, 2 * x - 1, factor=self.factor, margin=self.network.reach,
-                       multiple=self.network.multiple).float()
+        return tiled(self._location_of_tile, _flat(x), factor=self.factor, margin=self.network.reach,
+                     multiple=self.network.multiple)
+
+    def _location_of_tile(self, x: Tensor) -> Tensor:
+        """(B, C', H', W') -> (B, C, H, W) float32."""
+        output = self.network(2 * x - 1).float()
         if not self.from_source:
             return 0.5 + output
         start = x[:, -self.spec.channels :]  # of a film the last frame, of a picture all of it

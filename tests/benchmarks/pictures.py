@@ -2,21 +2,30 @@
 
     GENCLI_DATA=... python tests/benchmarks/pictures.py set5 RUN
     GENCLI_DATA=... python tests/benchmarks/pictures.py facades RUN
+    GENCLI_DATA=... python tests/benchmarks/pictures.py labels RUN SEGMENTER
 
 set5: a model that enlarges n times makes the five pictures img_00K_SRF_n_HR.png from their LR files. Both are RGB of
 8 bits; PSNR and SSIM are of the luma Y (BT.601, 16 to 235) as a real number out of 255, without n pixels at each edge;
 means over the pictures. Published at x2, 3, 4: SRCNN 36.66, 32.75, 30.49 dB (Dong et al. 2016, arXiv:1501.00092).
+How sharp the pictures are: the Fréchet distance of their squares of 32 pixels, without those edges, to the real ones in
+the features `scattering`.
 
 facades: a model of photographs (the left half of a file) of label maps (the right half) makes those of the 50 test
 pairs. Halves are made as small as the model's pictures by Pillow (bicubic). Numbers are of RGB in [0, 1], means over
-the pairs, of the target at the size of the model and, enlarged by Pillow, at that of the files.
+the pairs, of the target at the size of the model and, enlarged by Pillow, at that of the files. A grid of a period of
+2, 4, 8 or 16 pixels is a peak of the power spectrum (of the grey pictures, Hann window, mean over the pictures): how
+many times the power of the frequencies nearby it has, geometric mean and largest of the peaks of the period.
+
+labels: the label maps that SEGMENTER, a model trained on the same pairs the other way round (`gencli train unet facades
+--pair left --size 128`), reads from the 50 real test photographs and from those that RUN makes; a pixel's class is the
+nearest of the 12 colours. Share of the pixels that have the class of the real map.
 
 Only the model is gencli's: SSIM is that of scikit-image, with the settings of Wang et al. 2004.
 """
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,12 +35,16 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 import gencli
+from gencli.metrics.distances import frechet_distance
+from gencli.metrics.scattering import coefficients
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams
 
 Picture = np.ndarray  # (H, W, 3) uint8
 Make = Callable[[Picture], Picture]
 
+_SQUARE = 32  # pixels
+_PERIODS = (2, 4, 8, 16)  # pixels
 _ssim = partial(structural_similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
 
 
@@ -69,11 +82,22 @@ def set5(model: gencli.model.Model, data: Path) -> None:
         numbers = np.array([_luma_numbers(make(low), high, scale) for low, high in pairs])
         psnr, ssim = numbers.mean(0)
         print(f"{name:20}", *(f"{value:.2f}" for value in numbers[:, 0]), f"  {psnr:.3f}  {ssim:.4f}")
+    real = _squares([high for _, high in pairs], scale)
+    for name, make in makers.items():
+        distance, error = frechet_distance(real, _squares([make(low) for low, _ in pairs], scale))
+        print(f"{name:20} {len(real)} squares of {_SQUARE} pixels: Frechet distance {distance:.1f} +- {error:.1f}")
 
 
 def _luma_numbers(x: Picture, y: Picture, border: int) -> tuple[float, float]:
     a, b = (luma(picture)[border:-border, border:-border] for picture in (x, y))
     return 10 * np.log10(255**2 / ((a - b) ** 2).mean()), _ssim(a, b, data_range=255)
+
+
+def _squares(pictures: list[Picture], border: int) -> torch.Tensor:
+    """The features of the squares side by side that fit without the border, (N, D)."""
+    tensors = [to_tensor(picture[border:-border, border:-border])[0] for picture in pictures]
+    squares = [x.unfold(1, _SQUARE, _SQUARE).unfold(2, _SQUARE, _SQUARE).flatten(1, 2).transpose(0, 1) for x in tensors]
+    return coefficients((255 * torch.cat(squares).double()).round())
 
 
 def luma(picture: Picture) -> np.ndarray:
@@ -88,7 +112,7 @@ def facades(model: gencli.model.Model, data: Path) -> None:
     """L1, PSNR and SSIM of the model and of two simple rules."""
     size = model.spec.height
     training, test = (_halves(data / "facades" / split) for split in ("train", "test"))
-    small = [(resized(label, size, size), resized(photo, size, size)) for label, photo in training]
+    small = _at(training, size)
     mean_photo = np.mean([photo for _, photo in small], axis=0).round().astype(np.uint8)
     palette, colours = _colours(small)
     makers: dict[str, Make] = {
@@ -103,6 +127,53 @@ def facades(model: gencli.model.Model, data: Path) -> None:
             numbers = np.mean([_numbers(x, resized(photo, height, height))
                                for x, (_, photo) in zip(made, test, strict=True)], axis=0)
             print(f"{name:20} {numbers[0]:.4f}  {numbers[1]:.2f}  {numbers[2]:.4f}")
+    labels, photos = zip(*_at(test, size), strict=True)
+    print("grid: period in pixels, mean and largest peak")
+    for name, pictures in (("photographs", photos), ("model", [_sampled(model, label) for label in labels])):
+        print(f"{name:20}", *(f"{period}: {mean:.2f} {largest:.2f}" for period, mean, largest in grid(pictures)))
+
+
+def grid(pictures: Sequence[Picture]) -> list[tuple[int, float, float]]:
+    """Period in pixels, geometric mean and maximum of the peaks of power there, of square pictures of one size."""
+    x = np.stack([picture.mean(2) / 255 for picture in pictures])
+    side = x.shape[1]
+    window = np.hanning(side + 1)[:-1]
+    x = (x - x.mean((1, 2), keepdims=True)) * window[:, None] * window
+    power = (np.abs(np.fft.fft2(x)) ** 2).mean(0)
+    near = np.array([-5, -4, -3, 3, 4, 5])  # the window spreads a peak over its neighbours
+    found = []
+    for period in _PERIODS:
+        peaks = []
+        for a, b in np.ndindex(period, period):
+            if a % 2 == 0 and b % 2 == 0:
+                continue  # of a shorter period, or none
+            u, v = a * side // period, b * side // period
+            # On an axis, where straight edges lie, a peak is compared along it, else in both directions.
+            along = [power[(u + near) % side, v]] if a or not b else []
+            across = [power[u, (v + near) % side]] if b or not a else []
+            peaks.append(power[u, v] / np.median(np.concatenate(along + across)))
+        found.append((period, float(np.exp(np.mean(np.log(peaks)))), float(max(peaks))))
+    return found
+
+
+def labels(model: gencli.model.Model, data: Path, segmenter: gencli.model.Model) -> None:
+    """How much of the label maps can be read back from photographs, real ones and the model's."""
+    size = model.spec.height
+    training, test = (_at(_halves(data / "facades" / split), size) for split in ("train", "test"))
+    palette, _ = _colours(training)
+    true = np.stack([_labels(label, palette) for label, _ in test])
+
+    def accuracy(photos: list[Picture]) -> tuple[float, float]:
+        read_back = np.stack([_labels(_sampled(segmenter, photo), palette) for photo in photos])
+        shares = (read_back == true).mean((1, 2))
+        return shares.mean(), shares.std(ddof=1) / len(shares) ** 0.5
+
+    real, made = accuracy([photo for _, photo in test]), accuracy([_sampled(model, label) for label, _ in test])
+    commonest = (true == np.bincount(true.ravel()).argmax()).mean()
+    print(f"facades, {len(test)} test pairs, {size} pixels: share of the pixels whose label is read rightly")
+    print(f"the commonest label  {commonest:.4f}")
+    print(f"photographs          {real[0]:.4f} +- {real[1]:.4f}")
+    print(f"model                {made[0]:.4f} +- {made[1]:.4f}, {made[0] / real[0]:.3f} times that")
 
 
 def _sampled(model: gencli.model.Model, source: Picture) -> Picture:
@@ -116,6 +187,10 @@ def _halves(folder: Path) -> list[tuple[Picture, Picture]]:
     """(label map, photograph) of each file."""
     pictures = [read(path) for path in sorted(folder.glob("*.jpg"))]
     return [(picture[:, picture.shape[1] // 2 :], picture[:, : picture.shape[1] // 2]) for picture in pictures]
+
+
+def _at(pairs: list[tuple[Picture, Picture]], size: int) -> list[tuple[Picture, Picture]]:
+    return [(resized(label, size, size), resized(photo, size, size)) for label, photo in pairs]
 
 
 def _numbers(x: Picture, y: Picture) -> tuple[float, float, float]:
@@ -144,12 +219,13 @@ def _labels(label: Picture, palette: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["set5", "facades"])
-    parser.add_argument("run")
+    parser.add_argument("what", choices=["set5", "facades", "labels"])
+    parser.add_argument("run", nargs="+", help="one; labels: the run and the segmenter")
     given = parser.parse_args()
-    measure = {"set5": set5, "facades": facades}[given.what]
+    measure = {"set5": set5, "facades": facades, "labels": labels}[given.what]
+    first, *others = (gencli.load(run) for run in given.run)
     with torch.no_grad():
-        measure(gencli.load(given.run), Path(os.environ["GENCLI_DATA"]))
+        measure(first, Path(os.environ["GENCLI_DATA"]), *others)
 
 
 if __name__ == "__main__":
