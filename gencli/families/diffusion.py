@@ -139,7 +139,8 @@ class Diffusion(Model):
                              "samples of a class wrong; leave it or the classes and sources out")
         if config.augment and (not isinstance(spec, _PIXELS) or spec.condition is not None):
             raise UsageError("--augment is for pictures and films that are made from nothing else; leave it out")
-        if config.scores and not isinstance(spec, VectorSpec):
+        scored = spec if isinstance(spec, VectorSpec) else None
+        if config.scores and scored is None:
             raise UsageError(f"--scores is for the numbers of tables, and the data is {spec.kind}; leave it out")
         self.objective = _OBJECTIVES[config.objective]
         source = spec.condition
@@ -152,8 +153,8 @@ class Diffusion(Model):
             self.rates = [2 * math.pi * (levels - 1) * _GREY / length for length in _WAVES if levels]
         else:
             self.view, self.levels = view_of(spec), None
-            if config.scores:  # None in files of models from before there were any
-                self.view = scored_view(spec)
+            if config.scores and scored is not None:  # None in files of models from before there were any
+                self.view = scored_view(scored)
             self.shape, steps = (self.view.size,), self.view.steps()
             self.rates = [] if steps is not None else list(_RATES)
         if config.objective == "meanflow":  # which learns from derivatives, and those of fast sines are large

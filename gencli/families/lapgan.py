@@ -89,6 +89,7 @@ class LapGAN(Model):
         self.classes = class_count(config.conditional, spec, "lapgan")
         self.shapes = _shapes(self.spec.height, self.spec.width, config.levels)
         self.numbers = [config.latent, *(height * width for height, width in self.shapes[1:])]  # of each level's code
+        self.free = slice(sum(self.numbers))
         channels, width = self.spec.channels, config.band_width
         bands = len(self.shapes) - 1
         self.generators = nn.ModuleList([
@@ -234,7 +235,7 @@ class LapGAN(Model):
                 return made.unflatten(0, codes.shape[:2])
 
             code, _ = project(generate, torch.cat([noise, told], 2), joined(bands[: level + 1]), steps,
-                              self.numbers[level])
+                              slice(self.numbers[level]))
             best, of_class = code.split([self.numbers[level], self.classes], 1)
             found.append(best)
             told = of_class[:, None].expand(-1, starts, -1)
