@@ -177,6 +177,7 @@ def test_what_goes_wrong_is_named():
                  1 + swing * torch.exp(-line / 5)):
         assert oscillating(scores(calm), "") is None
     assert oscillating(scores(1 + swing)[:39], "") is None
+    assert not any(oscillating(scores(torch.randn(60, generator=generator(seed))), "") for seed in range(20))
 
 
 @torch.no_grad()

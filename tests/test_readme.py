@@ -87,7 +87,7 @@ def test_a_command_with_a_mistake_would_not_parse():
 
 
 def test_every_option_that_is_mentioned_exists():
-    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - OF_OTHERS
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", README)) - OF_OTHERS
     lines = [*(["train", family] for family in registry.families), *([verb] for verb in registry.VERBS[1:]),
              ["families"]]
     options = [option for line in lines for option in command(line)[0].params]
