@@ -428,6 +428,7 @@ def test_a_digit_moves_straight_on_at_a_speed_of_its_own_and_bounces(shrink):
     places = places * shrink + (shrink - 1) / 2 - 13.5  # of the corner
     assert places.min() > -1e-9 and places.max() < 36 + 1e-9
     steps = np.diff(places, axis=1)
+    assert np.abs(steps).max() < 3.6 + 1, "it never jumps"
     # Rounding to whole pixels moves each place by half a pixel at most, and a step by one.
     inside = ((places[:, 1:] > 4.6) & (places[:, 1:] < 31.4) & (places[:, :-1] > 4.6) & (places[:, :-1] < 31.4))
     speeds = [[np.abs(steps[i, inside[i, :, axis], axis]) for axis in (0, 1)] for i in range(20)]
