@@ -359,11 +359,14 @@ class _Critic(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, halve: bool, steepness: float = 1.0):
         super().__init__()
         self.steepness = steepness
+        fine = -(-width // 2) if halve else width
+        # The first one sees each pixel alike: the gradient of one that halves has a grid, which generators learn.
         self.features = nn.Sequential(
-            nn.Conv2d(channels, width, 4, 2, 1) if halve else nn.Conv2d(channels, width, 3, padding=1),
-            nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1),
-            nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 4, 2, 1),
-            nn.LeakyReLU(0.2), nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.LeakyReLU(0.2))
+            nn.Conv2d(channels, fine, 3, padding=1), nn.LeakyReLU(0.2),
+            *((nn.Conv2d(fine, width, 4, 2, 1), nn.LeakyReLU(0.2)) if halve else ()),
+            nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.LeakyReLU(0.2))
         self.score = nn.Conv2d(2 * width, 1, 1)
         self.classes = nn.Conv2d(2 * width, classes, 1, bias=False) if classes else None
 
