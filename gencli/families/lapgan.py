@@ -11,9 +11,12 @@ The generator of a band works on squares of 2 x 2 pixels side by side as maps (a
 Bands are drawn in units of their root mean square, which a pass over the data finds. The critics move half as fast as
 the generators, and all without momentum: else critics of bands are soon certain of every patch.
 
-Departures from the paper: triangle filters (Pillow's bilinear ones), residual blocks, noise that is normal, critics of
-patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights averaged over
-time by the trainer.
+Generators of bands minimise `error` times their mean square error, too: without it they begin with grids of any kind,
+which critics take long to forbid.
+
+Departures from the paper: that error, triangle filters (Pillow's bilinear ones), residual blocks, noise that is normal,
+critics of patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights
+averaged over time by the trainer.
 """
 
 from functools import partial
@@ -54,6 +57,7 @@ class LapGANConfig(FamilyConfig):
     blocks: int = Field(2, ge=1, description="Residual blocks of the generator of a band.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "hinge", description="What critic and generator minimise.")
+    error: float = Field(10.0, ge=0, description="Weight of the mean square error of bands, in units of loudness.")
     critic_lr: float = Field(0.5, gt=0, description="Learning rate of the critics, relative to --lr.")
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
     smallest_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps for the smallest picture; the bands "
@@ -165,10 +169,17 @@ class LapGAN(Model):
                     diversity=spread(made) / spread(band))
 
     def generator_loss(self, level: int, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic of a level tells generated bands."""
-        low, _ = self._real(level, batch, rng)
+        """How well the critic of a level tells generated bands, and their weighted error; part `error`, the latter.
+
+        The smallest picture, of which nothing is known, has none.
+        """
+        low, band = self._real(level, batch, rng)
         made = self._band(level, low, rng.normal(self.numbers[level]), self._told(rng, batch.labels))
-        return Loss(LOSSES[self.config.loss][1](self._scores(level, low, made, batch.labels, rng)).mean())
+        fooling = LOSSES[self.config.loss][1](self._scores(level, low, made, batch.labels, rng)).mean()
+        if not level:
+            return Loss(fooling)
+        error = ((made - band) / self.loudness[level]).square().mean()
+        return Loss(fooling + self.config.error * error, error=error)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated bands are alike. Divergence: the critic is certain about every patch."""
@@ -360,11 +371,14 @@ class _Critic(nn.Module):
     def __init__(self, channels: int, classes: int, width: int, halve: bool, steepness: float = 1.0):
         super().__init__()
         self.steepness = steepness
+        fine = -(-width // 2) if halve else width
+        # The first one sees each pixel alike: the gradient of one that halves has a grid, which generators learn.
         self.features = nn.Sequential(
-            nn.Conv2d(channels, width, 4, 2, 1) if halve else nn.Conv2d(channels, width, 3, padding=1),
-            nn.LeakyReLU(0.2), nn.Conv2d(width, width, 3, padding=1),
-            nn.LeakyReLU(0.2), nn.Conv2d(width, 2 * width, 4, 2, 1),
-            nn.LeakyReLU(0.2), nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.LeakyReLU(0.2))
+            nn.Conv2d(channels, fine, 3, padding=1), nn.LeakyReLU(0.2),
+            *((nn.Conv2d(fine, width, 4, 2, 1), nn.LeakyReLU(0.2)) if halve else ()),
+            nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.LeakyReLU(0.2))
         self.score = nn.Conv2d(2 * width, 1, 1)
         self.classes = nn.Conv2d(2 * width, classes, 1, bias=False) if classes else None
 
