@@ -321,6 +321,14 @@ def test_families_without_a_gradient_say_so(small_run, small_data, gencli):
     assert "cannot be added" in done.stderr
 
 
+def test_series_of_one_length_have_directions(small_run, small_data):
+    model, card = runs.load_model(small_run("gaussian", "series"))
+    data = load(str(small_data["series"]), card.reading, split="all", like=model.spec, other_classes=True)
+    one, = editing.directions(model, data, ["1"])  # one class rises, the other falls
+    assert one.auc > 0.7
+    assert inference.nearest(model, data.subset(2), data.subset(9), 1)[1].tolist() == [[0], [1]]
+
+
 def test_all_alike_is_no_attribute(world):
     model, *_ = world
     data = load("x.npy:all", {"labels": "labels.csv"}, like=model.spec, other_classes=True)
