@@ -111,6 +111,8 @@ def test_searches_by_curvature_reach_the_bottom_of_a_valley():
     assert torch.allclose(found, torch.ones(3, 2, dtype=torch.float64), atol=1e-5) and energies.max() < 1e-10
     alone, beside = (search(rosenbrock, some, 30, by="lbfgs")[0] for some in (starts[:1], starts))
     assert torch.equal(alone[0], beside[0])
+    course = torch.stack([search(rosenbrock, starts, steps, by="lbfgs")[1] for steps in range(30)])
+    assert (course.diff(dim=0) <= 0).all()
     fixed = search(rosenbrock, starts[:1], 60, slice(1), by="lbfgs")[0]
     assert fixed[0, 1] == 1 and abs(abs(fixed[0, 0]) - 1) < 0.02, "what is not free has moved"
 
