@@ -54,7 +54,7 @@ class Edit:
 
 
 def edit(model: Model, batch: Batch, painted: Partial, seed: int = 0, options: dict[str, Any] | None = None, *,
-         keep: float = 0.3, near: float = 0.001, steps: int = 400, by: Method = "lbfgs") -> Edit:
+         keep: float = 1.0, near: float = 0.01, steps: int = 400, by: Method = "lbfgs") -> Edit:
     """The example on the model's manifold that has the painted values, and is else as the projection of an example.
 
     Zhu et al. 2016, "Generative Visual Manipulation on the Natural Image Manifold", arXiv:1609.03552.

@@ -333,7 +333,7 @@ def nearest(model: Model, examples: Dataset, collection: Dataset, count: int, se
 @torch.no_grad()
 def require_vectors(model: Model, data: Dataset, options: dict[str, Any]) -> None:
     """UsageError if the code of an example that is cut short is another shape than that of the whole."""
-    if not registry.kind_of(model.spec).variable:
+    if not registry.kind_of(model.spec).variable or getattr(model.spec, "fixed", False):  # all are of one length
         return
     assert data.lengths is not None
     method, whole = model.encode, data.batch(data.lengths.argmax()[None], model.device)

@@ -111,6 +111,8 @@ def test_searches_by_curvature_reach_the_bottom_of_a_valley():
     assert torch.allclose(found, torch.ones(3, 2, dtype=torch.float64), atol=1e-5) and energies.max() < 1e-10
     alone, beside = (search(rosenbrock, some, 30, by="lbfgs")[0] for some in (starts[:1], starts))
     assert torch.equal(alone[0], beside[0])
+    course = torch.stack([search(rosenbrock, starts, steps, by="lbfgs")[1] for steps in range(30)])
+    assert (course.diff(dim=0) <= 0).all()
     fixed = search(rosenbrock, starts[:1], 60, slice(1), by="lbfgs")[0]
     assert fixed[0, 1] == 1 and abs(abs(fixed[0, 0]) - 1) < 0.02, "what is not free has moved"
 
@@ -319,6 +321,14 @@ def test_families_without_a_gradient_say_so(small_run, small_data, gencli):
         assert "follows the gradient of the decoder" in done.stderr
     done = gencli("interpolate", run, "--traverse", "0", "-o", "p.png", code=2)
     assert "cannot be added" in done.stderr
+
+
+def test_series_of_one_length_have_directions(small_run, small_data):
+    model, card = runs.load_model(small_run("gaussian", "series"))
+    data = load(str(small_data["series"]), card.reading, split="all", like=model.spec, other_classes=True)
+    one, = editing.directions(model, data, ["1"])  # one class rises, the other falls
+    assert one.auc > 0.7
+    assert inference.nearest(model, data.subset(2), data.subset(9), 1)[1].tolist() == [[0], [1]]
 
 
 def test_all_alike_is_no_attribute(world):

@@ -49,7 +49,7 @@ def sample(
     edit: Annotated[str | None, typer.Option("--edit", metavar="DATA", autocompletion=_completion.data, help=(
         "Paint on this picture, by --strokes: the model's picture that has the painted pixels and is else as this one. "
         "--complete keeps pixels as they are, this one as nearly as the model can; --film shows the way there; --set "
-        "keep=0.3 weighs what is not painted."))] = None,
+        "keep=1 weighs what is not painted."))] = None,
     strokes: Annotated[str | None, typer.Option("--strokes", metavar="PICTURE", help="What is painted with --edit: a "
                                                 "picture that is transparent elsewhere.")] = None,
     given: Annotated[str | None, typer.Option("--given", metavar="DATA", autocompletion=_completion.data,
