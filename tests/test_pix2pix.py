@@ -100,9 +100,9 @@ def test_without_a_critic_it_is_regression():
 
 
 def test_the_identity_is_learned():
-    model = pix2pix(picture(1), picture(1), width=16, dropout=0.0).train()
+    model = pix2pix(picture(1), picture(1), width=16, dropout=0.0, jitter=0.0).train()
     players = {player.name: player for player in model.phases()[0].players}
-    optimisers = {name: torch.optim.Adam(player.parameters, lr=2e-3, betas=player.betas)
+    optimisers = {name: torch.optim.Adam(player.parameters, lr=5e-3, betas=player.betas)
                   for name, player in players.items()}
     noise = torch.Generator().manual_seed(0)
     coarse = torch.rand(64, 1, 4, 4, generator=noise)
@@ -113,7 +113,7 @@ def test_the_identity_is_learned():
         batch.condition = Batch(batch.x)
         for name, player in players.items():
             for group in optimisers[name].param_groups:
-                group["lr"] = 2e-3 * (1 - number / steps)
+                group["lr"] = 5e-3 * (1 - number / steps)
             for other in players.values():
                 other.require_gradients(other is player)
             optimisers[name].zero_grad()
@@ -122,7 +122,7 @@ def test_the_identity_is_learned():
     held_out = Given(condition=Batch(x[48:]))
     made = model.eval().sample(streams(16), held_out).x
     error = (made - x[48:]).square().mean((1, 2, 3))
-    assert -10 * error.log10().mean() > 22  # more steps, more decibels: tests/benchmarks/RESULTS.md
+    assert -10 * error.log10().mean() > 29
 
 
 @pytest.mark.parametrize(("source", "target", "config", "words"), [

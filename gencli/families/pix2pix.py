@@ -168,5 +168,5 @@ class _Doubling(nn.ConvTranspose2d):
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        kernel = F.avg_pool2d(self.weight, 2, stride=1, padding=1, divisor_override=1)  # (maps_in, maps_out, 4, 4)
+        kernel = 4 * F.avg_pool2d(self.weight, 2, stride=1, padding=1)  # (maps_in, maps_out, 4, 4)
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)

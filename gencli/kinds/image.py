@@ -756,7 +756,8 @@ class Images(Kind):
         ratios = Counter((source[0] / target[0], source[1] / target[1]) for _, target, source in pairs)
         usual = ratios.most_common(1)[0][0] if ratios else (1.0, 1.0)
         names = [item[0] for item in condition.items] if isinstance(condition, Pictures) else []
-        return [(i, f"the source {names[i] + ' ' if names else ''}has {source[1]}x{source[0]} pixels and its target {target[1]}x{target[0]}; the others "
+        return [(i, f"the source {names[i] + ' ' if names else ''}has {source[1]}x{source[0]} pixels and its target "
+                    f"{target[1]}x{target[0]}; the others "
                     f"have sources of {usual[1]:g} times the width and {usual[0]:g} times the height")
                 for i, target, source in pairs
                 # What a whole factor makes of a size that it does not divide is rounded.
