@@ -70,7 +70,7 @@ def test_projection_finds_the_nearest_point_of_a_plane_and_keeps_what_is_fixed()
     found, error = project(lambda code: code @ base.T, starts, x, 400)
     assert torch.allclose(found, x @ base, atol=1e-3)
     assert torch.allclose(error, (x - x @ base @ base.T).square().mean(1), atol=1e-5)
-    found, _ = project(lambda code: code @ base.T, starts, x, 400, free=2)
+    found, _ = project(lambda code: code @ base.T, starts, x, 400, free=slice(2))
     assert torch.allclose(found[:, :2], x @ base[:, :2], atol=1e-3)
     assert all((found[i, 2] == starts[i, :, 2]).any() for i in range(5))
 

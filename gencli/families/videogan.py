@@ -14,8 +14,9 @@ the frames that were given followed by those that were made.
 
 Departures from the paper: films of any size and length (see `_strides`); next to the film, blocks of 2x2 pixels in two
 or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a third less time than
-convolutions with such steps; a code in what goes on from frames, so that there are several futures; a learning rate of
-5e-4; weights averaged over time by the trainer.
+convolutions with such steps; spectral normalisation of the critic (Miyato et al. 2018, arXiv:1802.05957) in place of
+batch normalisation; a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
+weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.video import VideoSpec
 from gencli.layers import initialise
-from gencli.layers.critics import LOSSES, certain, collapsed, spread
+from gencli.layers.critics import LOSSES, certain, collapsed, spectrally_normalised, spread
 from gencli.layers.projection import project
 from gencli.model import (
     Batch,
@@ -104,6 +105,7 @@ class VideoGAN(Model):
         self.generator = _Generator(config.latent + described, shape, config.width)
         self.critic = _Critic(shape, config.width)
         self.apply(initialise.dcgan)
+        spectrally_normalised(self.critic)
 
     # --- train
 
@@ -122,7 +124,6 @@ class VideoGAN(Model):
         past, x = self._seen(batch), _signed(batch.x)
         with torch.no_grad():
             made = self._made(rng.normal(self.config.latent), past)[0][:, :, self.past :].to(x.dtype)
-        # Separately, as in DCGAN: batch normalisation must not mix real and generated films.
         real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
         return Loss(LOSSES[self.config.loss][0](real, fake).mean(), real=real.mean(), fake=fake.mean(),
                     diversity=spread(made) / spread(x))
@@ -318,8 +319,7 @@ class _Critic(nn.Module):
         layers = [_Blocks(strides[0]), nn.Conv3d(4 * strides[0] * shape[0], width, 3, 1, 1), nn.LeakyReLU(0.2)]
         for level, stride in enumerate(strides[1:], start=1):
             ends = _maps(width, level), _maps(width, level + 1)
-            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False),
-                       nn.BatchNorm3d(ends[1]), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1), nn.LeakyReLU(0.2)]
         size = _maps(width, len(strides)) * math.prod(grid)
         self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
 

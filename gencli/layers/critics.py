@@ -44,7 +44,7 @@ def spectrally_normalised(critic: C) -> C:
     as the matrix of its output maps and all else, and a forward pass in training mode is one step of power iteration.
     """
     for layer in list(critic.modules()):
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding):
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
             parametrizations.spectral_norm(layer)
     return critic
 
