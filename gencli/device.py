@@ -233,6 +233,7 @@ def memory_explained(advice: str) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"the machine is out of memory; {advice}") from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        # oneDNN says no more than the last of these, for which there is no other cause once the same step has worked.
+        if any(words in str(error) for words in ("can't allocate memory", "not enough memory", "create a primitive")):
             raise ResourceError(f"the machine is out of memory; {advice}") from error
         raise

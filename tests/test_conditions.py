@@ -661,7 +661,7 @@ def test_members_without_a_source(tmp_path):
 def test_sizes_that_do_not_fit(tmp_path):
     folder_of_pairs(tmp_path, factor=2)
     save(tmp_path / "source" / "004.png", picture(104, 8, 8))
-    refused(DataError, "example 4: the source has 8x8 pixels and its target 8x8", f"{tmp_path}:all")
+    refused(DataError, "004.png has 8x8 pixels and its target 8x8", f"{tmp_path}:all")
     data = load(f"{tmp_path}:all", skip_bad=True)
     assert (len(data), data.skipped, data.spec.condition.shape) == (11, 1, (3, 4, 4))
 

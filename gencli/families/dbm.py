@@ -248,7 +248,7 @@ class DeepMachine(Machine):
         weights = [self.visible.scale_weight(self.weights[0]), *self.weights[1:]]
         gap = torch.dot(self.visible.energy(states[0]), share)
         for bias, state, weight, statistic in zip(self.biases, states[1:], weights, statistics, strict=False):
-            gap = gap - torch.dot(bias, share @ state) - torch.dot(weight.flatten(), statistic.flatten())
+            gap = gap - torch.dot(bias, torch.mv(state.T, share)) - torch.dot(weight.flatten(), statistic.flatten())
         return gap, chains
 
     def _of_odd(self, odd: Iterable[Tensor], layers: int | None = None) -> States:

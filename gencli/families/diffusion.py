@@ -332,8 +332,10 @@ class Diffusion(Model):
         if not len(own):
             return error
         ones = torch.ones_like(t[own])
-        # No other kernel of attention has a forward derivative. torch warns of its own code when it first computes one.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(action="ignore"):
+        # No other kernel of attention has a forward derivative, and weights that autocast has rounded have none. torch
+        # warns of its own code when it first computes one.
+        with (torch.no_grad(), torch.autocast(y.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH),
+              warnings.catch_warnings(action="ignore")):
             change: Tensor = torch.func.jvp(lambda z, t, span: mean(z, t, span, own),
                                             (position[own], t[own], span[own]), (velocity[own], ones, ones))[1]
         return error.index_add(0, own, _wide(span[own], y) * change)

@@ -368,8 +368,9 @@ class VQ(nn.Module):
         return z + (self.vectors_of(index) - z).detach(), index
 
     def index(self, z: Tensor) -> Tensor:
-        rows = z.movedim(1, -1).detach()
-        distance = self.vectors.square().sum(1) - 2 * rows @ self.vectors.T  # but for the square of the row
+        rows = z.movedim(1, -1).detach().float()
+        with torch.autocast(z.device.type, enabled=False):  # in training and later the same vector is nearest
+            distance = self.vectors.square().sum(1) - 2 * rows @ self.vectors.T  # but for the square of the row
         return distance.argmin(-1)
 
     nearest = index
@@ -380,9 +381,10 @@ class VQ(nn.Module):
     @torch.no_grad()
     def follow(self, z: Tensor, index: Tensor) -> None:
         """Move each vector to the average of what it is nearest to, in all processes together."""
-        rows = z.movedim(1, -1).flatten(0, -2)
+        rows = z.movedim(1, -1).flatten(0, -2).to(self.sums)
         chosen = F.one_hot(index.flatten(), self.codes).to(rows)
-        counts, sums = _summed(chosen.sum(0)), _summed(chosen.T @ rows)
+        with torch.autocast(z.device.type, enabled=False):  # the averages are of many rows
+            counts, sums = _summed(chosen.sum(0)), _summed(chosen.T @ rows)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
         self.vectors.copy_(self.sums / self.counts[:, None].clamp(min=1e-10))
