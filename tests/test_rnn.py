@@ -418,7 +418,8 @@ def test_rows_of_a_table_in_words_through_every_verb(gencli, tmp_path):
     rows = [(a, b) for a in range(4) for b in range(4)] * 6
     (tmp_path / "t.csv").write_text("a,b,text\n" + "".join(f"{a},{b},{words[a]} {words[b]}\n" for a, b in rows))
     train = ["train", "rnn", "t.csv", "--source", "a,b", "--target", "text", "--unit", "words", "--width", "16",
-             "--embedding", "8", "--dropout", "0", "--batch-size", "16", "--lr", "0.02", "--warmup", "5", "--precision", "fp32", "-q"]
+             "--embedding", "8", "--dropout", "0", "--batch-size", "16", "--lr", "0.02", "--warmup", "5", "--precision",
+             "fp32", "-q"]
     gencli(*train, "-o", "run", "--steps", "160", "--schedule", "constant")
     gencli(*train, "-o", "again", "--steps", "80", "--schedule", "constant")
     gencli(*train, "-o", "again", "--steps", "160", "--schedule", "constant", "--resume")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, Read, TrainedByWindows, after_end, inside
+from gencli.layers.distributions import precise
 from gencli.model import Batch, FamilyConfig, Graph, Loss, Model, NetSize, Phase, Score, Sizes, net_size
 from gencli.rng import Rng
 
@@ -111,7 +112,7 @@ class MLPLM(TrainedByWindows):
         places, width = self.config.context, self.config.width
         weight = torch.cat([self.hidden.weight, self.direct.weight]) if self.config.direct else self.hidden.weight
         by_place = weight.unflatten(1, (places, -1)).permute(1, 2, 0)  # (context, embedding, width + V)
-        table = (self.embedding.weight @ by_place).flatten(0, 1).float()  # whose gradient adds up thousands of states
+        table = precise(self.embedding.weight @ by_place).flatten(0, 1)  # whose gradient adds up thousands of states
         first = torch.arange(places, device=states.device) * len(self.embedding.weight)
         sums = F.embedding_bag(states + first, table, mode="sum")
         return sums[:, :width] + self.hidden.bias, sums[:, width:] if self.config.direct else None
