@@ -55,8 +55,10 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        features = torch.backends.cpu.get_cpu_capability(), torch.cpu.get_capabilities()
-        return "bf16" if features[1].get("amx_bf16") or features[1].get("avx512_bf16") else "fp32"
+        # Kernels that are held to those of an older processor (ATEN_CPU_CAPABILITY) have no bf16, or emulate it.
+        older = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+        features = torch.cpu.get_capabilities()
+        return "bf16" if not older and (features.get("amx_bf16") or features.get("avx512_bf16")) else "fp32"
     return "fp32"
 
 
