@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,12 +70,25 @@ def processor(device: torch.device) -> str:
     return f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device.type
 
 
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bf16 autocast if `precision` is bf16, else nothing."""
+@contextlib.contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """bf16 autocast if `precision` is bf16, else nothing.
+
+    Raises:
+        UsageError: bf16 on a processor that has no such kernel and for which none is emulated, as of an LSTM.
+    """
     if precision != "bf16":
-        return contextlib.nullcontext()
-    # One region must not span several steps: its cache of cast weights would outlive an optimiser step.
-    return torch.autocast(device.type, torch.bfloat16)
+        yield
+        return
+    try:
+        # One region must not span several steps: its cache of cast weights would outlive an optimiser step.
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    except RuntimeError as error:
+        if "could not create a primitive descriptor" in str(error):
+            raise UsageError("--precision bf16: the processor does not have it for a layer of this model; leave it "
+                             "out") from error
+        raise
 
 
 def channels_last(model: M) -> M:
@@ -235,7 +249,7 @@ def memory_explained(advice: str) -> Iterator[None]:
     except MemoryError as error:
         raise ResourceError(f"the machine is out of memory; {advice}") from error
     except RuntimeError as error:
-        # oneDNN says no more than the last of these, for which there is no other cause once the same step has worked.
-        if any(words in str(error) for words in ("can't allocate memory", "not enough memory", "create a primitive")):
+        # oneDNN says no more than the last of these where it gets no memory for code that it makes.
+        if re.search("can't allocate memory|not enough memory|could not create a primitive$", str(error)):
             raise ResourceError(f"the machine is out of memory; {advice}") from error
         raise

@@ -534,9 +534,14 @@ class Model(nn.Module):
     # --- export
 
     def graph(self) -> Graph:
-        """What `export` writes to ONNX and torch.export. Default: the decoder, from `code` to `x`."""
-        code = self.prior(ExampleStreams(0, torch.arange(2)))
-        return Graph(_Decoder(self), {"code": code}, ["x"])
+        """What `export` writes to ONNX and torch.export.
+
+        Default: the decoder, from `code`, and from `condition` where examples are made from others, to `x`.
+        """
+        inputs = {"code": self.prior(ExampleStreams(0, torch.arange(2)))}
+        if self.spec.condition is not None:
+            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
+        return Graph(_Decoder(self), inputs, ["x"])
 
     def filters(self) -> dict[str, Tensor]:
         """What the features of each layer look for, as weights of an example, (N, *example) by name of the layer.
@@ -580,5 +585,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, code: Tensor) -> Tensor:
-        return self.model.decode(code).x
+    def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None:
+            return self.model.decode(code).x
+        return self.model.decode(code, given=Given(condition=Batch(condition))).x  # type: ignore[call-arg]

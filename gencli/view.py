@@ -57,6 +57,9 @@ class View(nn.Module):
         """The examples of rows (B, V), whatever the noise; what no example can be becomes the nearest that can."""
         raise NotImplementedError
 
+    def fit(self, x: Tensor) -> None:
+        """Learn from examples (N, E) of training what the specification of the data does not say; default: nothing."""
+
     def settled(self) -> Tensor:
         """(E,) the number of the row that an element decides, alone and exactly; -1 where there is none."""
         raise NotImplementedError
@@ -264,6 +267,10 @@ class Columns(View):
         x = [view.inverse(part).x.double()  # type: ignore[operator]
              for view, part in zip(self.parts, parts, strict=True)]
         return Batch(torch.cat(x, dim=1)[:, self.order])
+
+    def fit(self, x: Tensor) -> None:
+        for places, view in zip(self.places, self.parts, strict=True):
+            view.fit(x[:, places])  # type: ignore[operator]
 
     def settled(self) -> Tensor:
         own = [view.settled() for view in self.parts]  # type: ignore[operator]

@@ -18,7 +18,7 @@ def scored(x: np.ndarray, *steps: float, missing: int = -1) -> Any:
     columns = tuple(measured(Column(name=str(d), step=step, missing=d == missing), x[:, d])
                     for d, step in enumerate(steps))
     view: Any = scored_view(VectorSpec(columns=columns))
-    view.parts[0].bins.fit(torch.from_numpy(x))
+    view.fit(torch.from_numpy(x))
     return view
 
 

@@ -111,7 +111,8 @@ def test_no_dropout_outside_training():
     assert len(losses) == 2
 
 
-def test_with_one_token_of_context_it_is_the_bigram_model(real_data):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_one_token_of_context_it_is_the_bigram_model(real_data, precision):
     """One-hot embeddings and direct connections have a free number for each pair: the maximum likelihood of counts."""
     data = load(str(real_data / "text" / "names.txt"), {"lines": True}, split="all", limit=3000)
     v = len(data.spec.vocabulary)
@@ -125,7 +126,8 @@ def test_with_one_token_of_context_it_is_the_bigram_model(real_data):
     config = MLPLMConfig(context=1, embedding=1 + v, width=1, dropout=0, blanks=0)
     model = MLPLM(config, data.spec)
     torch.nn.init.eye_(model.embedding.weight)
-    settings = TrainSettings(steps=120, batch_size=3000, lr=0.1, schedule="cosine", preview_every=0)
+    settings = TrainSettings(steps=120, batch_size=3000, lr=0.1, schedule="cosine", preview_every=0,
+                             precision=precision)
     model = Trainer(model, data, settings).run().model
     score = model.scores(every, streams(len(data)))["nll"]
     nll = float(score.values.sum() / score.weight.sum())

@@ -50,7 +50,7 @@ from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.kinds.video import VideoSpec
-from gencli.layers.bins import Scores, scored_view
+from gencli.layers.bins import scored_view
 from gencli.layers.classes import class_count
 from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
 from gencli.layers.distributions import log_normal
@@ -58,7 +58,7 @@ from gencli.layers.known import complete
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Score, Sizes, Spec, net_size
 from gencli.rng import Rng
-from gencli.view import Columns, stepped, view_of
+from gencli.view import stepped, view_of
 
 _PIXELS = (ImageSpec, VideoSpec)  # kinds whose numbers are grey values; the frames of a film are channels
 _SMALLEST, _LARGEST = 0.002, 80.0  # deviations of the noise, where examples have about 1: an eighth of a grey level
@@ -139,8 +139,7 @@ class Diffusion(Model):
                              "samples of a class wrong; leave it or the classes and sources out")
         if config.augment and (not isinstance(spec, _PIXELS) or spec.condition is not None):
             raise UsageError("--augment is for pictures and films that are made from nothing else; leave it out")
-        scored = spec if isinstance(spec, VectorSpec) else None
-        if config.scores and scored is None:
+        if config.scores and not isinstance(spec, VectorSpec):
             raise UsageError(f"--scores is for the numbers of tables, and the data is {spec.kind}; leave it out")
         self.objective = _OBJECTIVES[config.objective]
         source = spec.condition
@@ -152,9 +151,9 @@ class Diffusion(Model):
             levels = self.levels if self.levels and self.levels > 2 else 0
             self.rates = [2 * math.pi * (levels - 1) * _GREY / length for length in _WAVES if levels]
         else:
-            self.view, self.levels = view_of(spec), None
-            if config.scores and scored is not None:  # None in files of models from before there were any
-                self.view = scored_view(scored)
+            # `scores` is None in files of models from before there were any.
+            self.view = scored_view(spec) if isinstance(spec, VectorSpec) and config.scores else view_of(spec)
+            self.levels = None
             self.shape, steps = (self.view.size,), self.view.steps()
             self.rates = [] if steps is not None else list(_RATES)
         if config.objective == "meanflow":  # which learns from derivatives, and those of fast sines are large
@@ -282,10 +281,8 @@ class Diffusion(Model):
         self._subsample.add(batch.x.cpu())
 
     def _rank(self) -> bool:
-        assert isinstance(self.view, Columns)
-        for places, part in zip(self.view.places, self.view.parts, strict=True):
-            if isinstance(part, Scores):
-                part.bins.fit(self._subsample.examples[:, places])
+        assert self.view is not None
+        self.view.fit(self._subsample.examples)
         self._subsample = Subsample(_SUBSAMPLE)
         return True
 

@@ -24,7 +24,6 @@ from gencli.model import (
     Batch,
     FamilyConfig,
     Given,
-    Graph,
     Loss,
     NetSize,
     Phase,
@@ -143,27 +142,6 @@ class TrackGAN(TrackModel):
         past, x = self.seen(batch, len(batch)), self.places(batch.x) / self.stride
         codes = rng.normal(starts, 1 + self.agents, self.config.latent)
         return project(lambda z: self._generated(past, z) / self.stride, codes, x, steps)[0]
-
-    # --- export
-
-    def graph(self) -> Graph:
-        """From `code`, and `condition` in a model with a past, to `x`."""
-        inputs = {"code": torch.zeros(2, 1 + self.agents, self.config.latent)}
-        if self.spec.condition is not None:
-            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
-        return Graph(_Decoder(self), inputs, ["x"])
-
-
-class _Decoder(nn.Module):
-    """The decoder of a model as a module of its own."""
-
-    def __init__(self, model: TrackGAN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
-        given = None if condition is None else Given(condition=Batch(condition))
-        return self.model.decode(code, None, given).x
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ generator beside its code, the generator makes them too and pays for the squared
 the frames that were given followed by those that were made.
 
 Departures from the paper: films of any size and length (see `_strides`); next to the film, blocks of 2x2 pixels in two
-or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a third less time than
+or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a quarter less time than
 convolutions with such steps; spectral normalisation of the critic (Miyato et al. 2018, arXiv:1802.05957) in place of
 batch normalisation; a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
 weights averaged over time by the trainer.
@@ -38,7 +38,6 @@ from gencli.model import (
     Batch,
     FamilyConfig,
     Given,
-    Graph,
     Loss,
     Model,
     NetSize,
@@ -190,27 +189,6 @@ class VideoGAN(Model):
 
         codes = torch.stack([self.prior(rng) for _ in range(starts)], dim=1)
         return project(generate, codes, _signed(batch.x), steps)[0]
-
-    # --- export
-
-    def graph(self) -> Graph:
-        """From `code`, and `condition` in a model with a past, to `x`."""
-        inputs = {"code": torch.zeros(2, self.config.latent)}
-        if self.spec.condition is not None:
-            inputs["condition"] = torch.zeros(2, *self.spec.condition.shape)
-        return Graph(_Decoder(self), inputs, ["x"])
-
-
-class _Decoder(nn.Module):
-    """The decoder of a model as a module of its own."""
-
-    def __init__(self, model: VideoGAN):
-        super().__init__()
-        self.model = model
-
-    def forward(self, code: Tensor, condition: Tensor | None = None) -> Tensor:
-        given = None if condition is None else Given(condition=Batch(condition))
-        return self.model.decode(code, None, given).x
 
 
 def _signed(x: Tensor) -> Tensor:

@@ -355,6 +355,9 @@ class Scores(View):
         codes[:, self.holes] = codes[:, self.holes].where(own < 0, -1)
         return Batch(self.bins.values(codes, places))
 
+    def fit(self, x: Tensor) -> None:
+        self.bins.fit(x)
+
     def settled(self) -> Tensor:
         """A number decides its score alone, but for a value of many rows and in columns with a step or gaps."""
         vague = [bool(self.bins.single()[self.bins.of(d)].any()) or column.step > 0 or column.missing
