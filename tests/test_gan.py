@@ -77,6 +77,14 @@ def test_pictures_of_any_size(channels, height, width, loss):
     assert any(isinstance(m, nn.Conv2d) for m in model.modules()) == (min(height, width) >= 8)
 
 
+def test_the_penalty_of_a_flat_critic_has_a_gradient():
+    model = gan(PLANE, loss="wgan-gp").train()
+    for parameter in model.critic.parameters():
+        torch.nn.init.zeros_(parameter)
+    model.critic_loss(Batch(torch.randn(4, 2)), StepStream(4, generator("flat"))).total.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.critic.parameters())
+
+
 def test_critic_of_wgan_gp_scores_each_example_by_itself():
     for loss, alone in (("wgan-gp", True), ("hinge", False)):
         model = gan(ImageSpec(channels=1, height=16, width=16), loss=loss)

@@ -149,7 +149,8 @@ class GAN(Model):
         parts |= {"real": real.mean(), "fake": fake.mean()}
         if self.config.loss == "wgan-gp":
             mix = rng.uniform(*[1] * (x.dim() - 1))
-            slopes = self._steepness(mix * x + (1 - mix) * generated, batch.labels).sqrt()
+            squares = self._steepness(mix * x + (1 - mix) * generated, batch.labels)
+            slopes = squares.clamp(min=1e-12).sqrt()  # which has no derivative at 0, where a critic may be flat
             total = total + self.config.gradient_penalty * ((slopes - 1) ** 2).mean()
             parts["slope"] = slopes.mean()
         if self.config.r1:
