@@ -139,13 +139,15 @@ class _Generator(nn.Module):
                                      for level in range(depth - 1, 0, -1))
         self.noisy = [maps[level - 1] for level in range(depth - 1, 0, -1)][:_NOISY]
         self.noise = sum(self.noisy)
-        self.head = _Doubling(maps[0] * 2, out_channels, 3)
+        finest = max(1, width // 2)
+        self.finest = doubling(maps[0] * 2, finest)
+        self.head = nn.Conv2d(finest + channels, out_channels, 3, 1, 1)
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         height, width = x.shape[2:]
         multiple = 2**self.depth
         # Padded at the bottom and on the right to a size that can be halved `depth` times.
-        h = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        h = padded = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         skips = []
         for stage in self.encoder:
             h = stage(h)
@@ -157,6 +159,7 @@ class _Generator(nn.Module):
             if parts:
                 h = h * (1 + self.deviation * parts.pop(0)[:, :, None, None])
             h = torch.cat([F.relu(h), F.relu(skips.pop())], dim=1)
+        h = torch.cat([F.relu(self.finest(h)), padded], dim=1)
         return torch.tanh(self.head(h))[:, :, :height, :width]
 
 
