@@ -15,9 +15,10 @@ interpolated. As the authors say, there is little variety in it.
 
 Departures from the paper: pictures are doubled by nearest neighbours and a 3x3 convolution in place of transposed
 convolutions of kernel 4, whose four kernels of a point's place, odd or even, make grids of 2, 4, 8, ... pixels (Odena,
-Dumoulin & Olah 2016, "Deconvolution and Checkerboard Artifacts", doi:10.23915/distill.00003); instance normalisation
-(as in the authors' code with batches of one picture), fewer maps, dropout of maps as a whole, weights averaged over
-time by the trainer.
+Dumoulin & Olah 2016, "Deconvolution and Checkerboard Artifacts", doi:10.23915/distill.00003); since such a doubling has
+no details of single pixels, a last convolution at full size follows, which sees the source as well; instance
+normalisation (as in the authors' code with batches of one picture), fewer maps, dropout of maps as a whole, weights
+averaged over time by the trainer.
 """
 
 import math
