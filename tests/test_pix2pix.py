@@ -122,7 +122,7 @@ def test_the_identity_is_learned():
     held_out = Given(condition=Batch(x[48:]))
     made = model.eval().sample(streams(16), held_out).x
     error = (made - x[48:]).square().mean((1, 2, 3))
-    assert -10 * error.log10().mean() > 29
+    assert -10 * error.log10().mean() > 32
 
 
 @pytest.mark.parametrize(("source", "target", "config", "words"), [

@@ -2,7 +2,8 @@
 
 arXiv:1609.04802. A generator makes pictures n times as large: residual blocks at the size of the source, without
 normalisation and with the sum of both ends (EDSR, Lim et al. 2017, arXiv:1707.02921), rearranged by sub-pixel
-convolution (Shi et al. 2016, arXiv:1609.05158) and added to the bicubic enlargement. It learns in two phases:
+convolution (Shi et al. 2016, arXiv:1609.05158) to a few maps of full size, from which a convolution makes what is added
+to the bicubic enlargement. It learns in two phases:
 
 | phase       | what the generator minimises                                                                  |
 |-------------|-----------------------------------------------------------------------------------------------|
@@ -152,18 +153,20 @@ class _Generator(nn.Module):
     def __init__(self, channels: int, width: int, blocks: int, factor: int):
         super().__init__()
         self.factor = factor
-        self.reach = 2 * blocks + 3  # points around one that it sees; the enlargement sees 2
+        self.reach = 2 * blocks + 4  # points around one that it sees; the enlargement sees 2
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
         self.end = nn.Conv2d(width, width, 3, padding=1)
-        self.head = zeroed(nn.Conv2d(width, channels * factor**2, 3, padding=1))
+        finest = max(1, width // 6)
+        self.grow = nn.Conv2d(width, finest * factor**2, 3, padding=1)
+        self.head = zeroed(nn.Conv2d(finest, channels, 3, padding=1))
 
     def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
         stem = self.stem(x)
         h = stem
         for block in self.blocks:
             h = block(h, noise)
-        details = F.pixel_shuffle(self.head(stem + self.end(h)), self.factor)
+        details = self.head(F.relu(F.pixel_shuffle(self.grow(stem + self.end(h)), self.factor)))
         # Antialiasing changes nothing but the kernel, to that of Pillow and Matlab.
         return details + F.interpolate(x, scale_factor=self.factor, mode="bicubic", antialias=True)
 
