@@ -361,13 +361,13 @@ class WaveNet(Model):
         """
         if self.mels:
             raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
+        loudness = [rng.normal(1, dtype=torch.float64)] if self.steps else []
         noise = rng.normal(self._length(length), dtype=torch.float64)
         labels = rng.integers(self.classes) if self.classes else None
         if self.places and length is None:
             noise = self._ending(noise, labels, rng)
-        parts = [] if labels is None else [F.one_hot(labels, self.classes).double()]
-        parts += [rng.normal(1, dtype=torch.float64)] if self.steps else []
-        return torch.cat([*parts, noise], dim=1)
+        classes = [] if labels is None else [F.one_hot(labels, self.classes).double()]
+        return torch.cat([*classes, *loudness, noise], dim=1)
 
     def _ending(self, noise: Tensor, labels: Tensor | None, rng: Rng, known: int = 0) -> Tensor:
         """Noise (B, T), NaN from where recordings end that begin with `known` samples, by a length that is drawn."""
@@ -396,6 +396,7 @@ class WaveNet(Model):
         if code == "features":
             return torch.cat([self._features(part) for part in self._parts(batch)])
         precise = self.clone().double().eval()
+        place = rng.uniform(1, dtype=torch.float64) if self.steps else None
         z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
         frames, ahead = [], []
         rows = max(1, _SAMPLES_IN_MEMORY // max(1, z.shape[1]))
@@ -414,9 +415,9 @@ class WaveNet(Model):
             noise = F.pad(z, (0, -z.shape[1] % hop), value=math.nan).unflatten(1, (-1, hop))  # (B, frames, hop)
             z = torch.cat([torch.cat(frames).where(~noise[..., :1].isnan(), math.nan), noise], dim=2).flatten(1)
         volume = self._volume(batch)
-        if volume is not None:
-            logits, place = self._volume_logits(batch.labels, len(batch)), rng.uniform(1, dtype=torch.float64)
-            z = torch.cat([self.loudness.to_noise(logits, volume, place[:, 0])[:, None], z], dim=1)
+        if volume is not None and place is not None:
+            logits = self._volume_logits(batch.labels, len(batch))[:, None]
+            z = torch.cat([self.loudness.to_noise(logits, volume[:, None], place), z], dim=1)
         return torch.cat([torch.cat(ahead), z], dim=1) if ahead else z
 
     def _features(self, part: Batch) -> Tensor:
@@ -509,6 +510,7 @@ class WaveNet(Model):
             if given.condition is None:
                 raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
             spectrogram = self.spectrogram(given.condition.x)
+        loudness = rng.normal(1, dtype=torch.float64) if self.steps else None
         if spectrogram is None or given.condition is None or length is not None:
             noise = rng.normal(self._length(length), dtype=torch.float64)
         else:  # as long as the condition
@@ -520,11 +522,10 @@ class WaveNet(Model):
         known = 0 if given.prompt is None else len(given.prompt)
         if self.places and length is None and given.condition is None:
             noise = self._ending(noise, labels, rng, known)
-        volume = self._drawn(labels, rng.normal(1, dtype=torch.float64)) if self.steps else None
+        volume = None if loudness is None else self._drawn(labels, loudness)
         if volume is not None and given.prompt is not None:
             heard = self._volume(Batch(given.prompt[None].to(self.device)))
-            assert heard is not None
-            volume = heard.expand(len(volume))
+            volume = None if heard is None else heard.expand(len(volume))
         condition = self._condition(self._one_hot(labels, volume), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
         ends = not self.mels and not self.places
