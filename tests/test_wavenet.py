@@ -120,11 +120,12 @@ def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch
 
 @BOTH
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
-@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram", "plain context", "classes context lengths"])
+@pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram", "plain context", "classes context lengths",
+                                  "classes loudness"])
 def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     kind, *more = kind.split()
     model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16,
-                    context=5 if "context" in more else 0, lengths="lengths" in more)
+                    context=5 if "context" in more else 0, lengths="lengths" in more, loudness="loudness" in more)
     if levels == 65536:  # intervals so small that float32 would decide most levels
         model = model.double()
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
@@ -135,8 +136,12 @@ def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     k = model.spec.to_levels(got.x)
     assert torch.equal(k[:, :5], model.spec.to_levels(prompt).expand(3, -1)) and got.lengths.tolist() == [64] * 3
     spectrogram = model.spectrogram(source.x) if kind == "spectrogram" else None
-    condition = model._condition(model._one_hot(labels), spectrogram, got.lengths, 64)
-    u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
+    volume = model._volume(Batch(prompt[None])).expand(3) if "loudness" in more else None  # it goes on as loud
+    condition = model._condition(model._one_hot(labels, volume), spectrogram, got.lengths, 64)
+    random = rng()
+    if "loudness" in more:
+        random.normal(1, dtype=torch.float64)
+    u = torch.special.ndtr(random.normal(59, dtype=torch.float64))
     u = torch.cat([place(model, k, condition)[:, :5], u], dim=1)
     assert undecided(model, k, u, condition) < 0.02
     assert len(k.unique()) > 60
@@ -310,6 +315,61 @@ def test_the_network_is_told_how_near_the_ends_are():
     assert torch.allclose(near[1, 2:, 7:], torch.ones(3, 7)), "past the end"
     with pytest.raises(UsageError, match="leave --lengths out"):
         network(lengths=True, mels=4)
+
+
+def loud(model: WaveNet) -> Batch:
+    """Noise of six recordings, each 3 dB louder than the one before it, that the model has counted."""
+    noise = torch.randn(6, 90, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    lengths = 90 - 11 * torch.arange(6)
+    noise = noise.where(torch.arange(90) < lengths[:, None], 0.0)
+    level = 10 ** ((torch.arange(6) * 3 - 28.5) / 20)  # the middle of steps 10 to 15 of 20 that end at 0 dB
+    x = noise * (level * lengths.sqrt() / noise.norm(dim=1))[:, None]
+    x = model.spec.from_levels(model.spec.to_levels(x)).where(x != 0, 0.0)
+    batch = Batch(x, torch.arange(6) % 2, lengths)
+    model._count(batch)
+    return batch
+
+
+@BOTH
+def test_loudness_comes_first(levels):
+    """The bits of a recording are those of its step, as often as its class had that, and of its samples by a network
+    that knows it."""
+    model = network(levels, classes=2, loudness=True)
+    batch = loud(model)
+    volume = torch.arange(10, 16)
+    assert torch.equal(model._volume(batch), volume)
+    told = torch.cat([F.one_hot(batch.labels, 2), F.one_hot(volume, 20)], 1).float()[:, None]
+    levels_of = model.spec.to_levels(batch.x)
+    nats = model.distribution.log_prob(model(levels_of, told), levels_of).double()
+    samples = nats.where(torch.arange(90) < batch.lengths[:, None], 0.0).sum(1)
+    assert torch.allclose(model.log_prob(batch, rng(6)), samples + math.log(1.5 / 13), rtol=1e-6)
+    assert model.scores(batch, rng(6))["nll"].kind == "bound"
+    with pytest.raises(UsageError, match="leave --loudness out"):
+        network(loudness=True, mels=4)
+
+
+def test_the_bound_of_all_recordings_sums_to_less_than_one():
+    model = network(loudness=True)
+    k = torch.cartesian_prod(torch.arange(256), torch.arange(256))
+    loud(model)
+    total = model.log_prob(Batch(model.spec.from_levels(k)), rng(len(k))).exp().sum()
+    assert 0 < total <= 1
+
+
+def test_the_loudness_of_a_code_is_drawn_as_in_training():
+    model = network(classes=2, loudness=True)
+    batch = loud(model)
+    model.volumes *= 1000  # half a recording more is next to nothing
+    code = model.encode(batch, rng(6))
+    again = model.decode(code)
+    assert code.shape == (6, 3 + 90) and torch.equal(again.x, batch.x) and torch.equal(again.labels, batch.labels)
+    prior = model.prior(rng(600), length=20)
+    labels = prior[:, :2].argmax(1)
+    volume = model._decoded(prior)[1][:, 2:].argmax(1)
+    shares = torch.bincount(volume[labels == 1] - 10, minlength=6) / (labels == 1).sum()
+    assert torch.allclose(shares, torch.tensor([0, 1, 0, 1, 0, 1]) / 3, atol=0.11)  # 4 standard deviations
+    path = model._decoded(model.interpolate(code[0], code[4], 9))[1][:, 2:].argmax(1)
+    assert path.tolist() == sorted(path.tolist()) and path[0] == 10 and path[-1] == 14
 
 
 def test_a_recording_ends_with_silence_after_sound():

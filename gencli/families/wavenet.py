@@ -17,6 +17,10 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - Lengths: without them a network that hears noise cannot know whether the word is to come or has been said. So it is
   told how far the beginning and the end are, and samples first draw a length, from those of training, of their class.
   The likelihood is that of the samples of a recording given how many there are, as it is without.
+- Loudness: speakers differ by 30 dB, and a network that has heard a quiet beginning is right to go on quietly more
+  often than not. Its own samples begin with too little of a voice, and stay quieter than recordings are. So how loud
+  the whole recording is, in steps of 3 dB, comes first, before the samples: p(l | class) p(x | l, class). Since a
+  recording has one loudness l(x) this is a lower bound of the likelihood of x, of which l costs a few bits.
 
 Departures: without lengths, a recording is followed by `tail` samples of silence in training, so that the samples of a
 model trained on whole recordings end as they do. The first layer reads one sample, not two. Frames are
@@ -67,6 +71,7 @@ _LENGTH_MULTIPLE = 1024  # of lengths in training, for few different shapes: lib
 _TORCH_BLOCK = 64  # recordings that plain torch generates together: an operation costs as much for one
 _MELS = 40  # default bands of the spectrogram; those that a context hears
 _NEAR = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds over which what the network is told of a distance fades
+_STEP, _STEPS = 3.0, 20  # dB, and how many there are: the quietest is anything below -57 dB, the loudest ends at 0
 _PIECES = 10  # a second: pieces in which a recording is generated
 
 
@@ -88,19 +93,25 @@ class WaveNetConfig(FamilyConfig):
     lengths: bool | None = Field(None, description="Tell the network how far the beginning and the end are, and draw "
                                                    "the lengths of samples from those of training. Default yes; a "
                                                    "vocoder has that of its source.")
+    loudness: bool | None = Field(None, description="Draw how loud a recording is before its samples, by what those of "
+                                                    "training are, and tell the network. Default yes; a vocoder has "
+                                                    "that of its source.")
     tail: int = Field(400, ge=0, description="Without lengths: samples of silence that end a recording in training; "
                                              "sampling stops after as many.")
 
 
 class WaveNet(Model):
-    """WaveNet (van den Oord et al. 2016): p(x) = prod p(x_t | x_1 .. x_(t-1), condition). Exact likelihood."""
+    """WaveNet (van den Oord et al. 2016): p(x) = prod p(x_t | x_1 .. x_(t-1), condition). Exact likelihood, or the
+    bound of a model that draws a loudness first.
+    """
 
     lengths: Tensor  # (classes or 1, frames), float64: how many recordings of training end in a frame
+    volumes: Tensor  # (classes or 1, steps), float64: how many recordings of training are as loud
 
     Config = WaveNetConfig
     kinds = frozenset({"audio"})
     conditions = frozenset({"audio"})
-    likelihood = "exact"
+    likelihood: Literal["exact", "bound", "estimate"] | None = "exact"
     lossless = True
     block = 4  # recordings are long; torch generates `_TORCH_BLOCK` of them
     defaults = {"lr": 2e-3, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
@@ -124,19 +135,27 @@ class WaveNet(Model):
         self.output = nn.Linear(config.skip, self.distribution.parameters)
         if config.lengths and self.mels:
             raise UsageError("a vocoder speaks as long as its source does; leave --lengths out")
+        if config.loudness and self.mels:
+            raise UsageError("a vocoder speaks as loud as its source does; leave --loudness out")
         units = config.context
+        self.steps = _STEPS if config.loudness else 0
+        self.whole = self.classes + self.steps  # numbers that tell of the recording as a whole
+        self.ahead = self.classes + bool(self.steps)  # those of a code that come before what changes with time
         self.places = 2 * len(_NEAR) if config.lengths else 0  # None in files of models from before there were any
-        self.told = self.classes + self.mels + self.places  # numbers in a frame of the condition
-        self.framed = self.told + units > self.classes  # whether it changes from frame to frame
+        self.told = self.whole + self.mels + self.places  # numbers in a frame of the condition
+        self.framed = self.told + units > self.whole  # whether it changes from frame to frame
         if self.places:
             bins = -(-spec.length // config.hop)
             self.register_buffer("lengths", torch.zeros(max(1, self.classes), bins, dtype=torch.float64))
+        if self.steps:
+            self.likelihood, self.loudness = "bound", Categorical(_STEPS)
+            self.register_buffer("volumes", torch.zeros(max(1, self.classes), _STEPS, dtype=torch.float64))
         if units:
             self.context = _Context(spec.rate, config.hop, self.told, units)
         if self.told + units:
             self.condition = nn.Linear(self.told + units, depth * 2 * width, bias=False)
             # The convolutions learn without places and a context first.
-            self.condition.weight.data[:, self.classes + self.mels :] = 0
+            self.condition.weight.data[:, self.whole + self.mels :] = 0
         if self.mels:
             self.spectrogram = LogMel(spec.rate, config.hop, self.mels)
 
@@ -144,7 +163,8 @@ class WaveNet(Model):
     def complete_config(cls, config: FamilyConfig, spec: Spec, examples: int) -> FamilyConfig:
         assert isinstance(config, WaveNetConfig)
         usual = not config.mels and spec.condition is None
-        return config if config.lengths is not None else config.model_copy(update={"lengths": usual})
+        missing = {name: usual for name in ("lengths", "loudness") if getattr(config, name) is None}
+        return config.model_copy(update=missing)
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
@@ -213,12 +233,12 @@ class WaveNet(Model):
         """
         return self._out(self._read(levels, condition))
 
-    def _condition(self, classes: Tensor | None, spectrogram: Tensor | None, lengths: Tensor, total: int,
+    def _condition(self, whole: Tensor | None, spectrogram: Tensor | None, lengths: Tensor, total: int,
                    ) -> Tensor | None:
-        """One-hot classes (B, K), spectrogram (B, frames, mels), lengths (B,) of recordings (B, total) -> (B, frames,
-        D), D = K + mels + places.
+        """One-hot class and loudness (B, W), spectrogram (B, frames, mels), lengths (B,) of recordings (B, total) ->
+        (B, frames, D), D = W + mels + places.
         """
-        parts = [] if classes is None else [classes[:, None]]
+        parts = [] if whole is None else [whole[:, None]]
         parts += [] if spectrogram is None else [spectrogram]
         parts += [self._places(lengths, total)] if self.places else []
         frames = max((part.shape[1] for part in parts), default=0)
@@ -231,39 +251,62 @@ class WaveNet(Model):
         near = torch.exp(-seconds.clamp(min=0)[..., None] / seconds.new_tensor(_NEAR))  # (B, frames, 2, times)
         return near.flatten(2).to(self.output.weight.dtype) / self.places**0.5  # small, as all may learn alike
 
-    def _class_and_spectrogram(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """One-hot classes, and the spectrogram of the conditions; of the recordings themselves if they have none."""
-        classes = self._one_hot(batch.labels)
+    def _whole_and_spectrogram(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """One-hot class and loudness, and the spectrogram of the conditions; of the recordings themselves if they have
+        none.
+        """
+        whole = self._one_hot(batch.labels, self._volume(batch))
         if not self.mels:
-            return classes, None
+            return whole, None
         x = (batch.condition or batch).x
-        return classes, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut if it is longer
+        return whole, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut if it is longer
+
+    def _volume(self, batch: Batch) -> Tensor | None:
+        """The step of loudness of each recording, (B,): its root mean square."""
+        if not self.steps:
+            return None
+        there = inside(batch.x, batch.lengths)
+        x = self.spec.from_levels(self.spec.to_levels(batch.x)).double().where(there, 0.0)
+        decibels = 10 * torch.log10(x.square().sum(1) / there.sum(1).clamp(min=1) + 1e-30)
+        return (decibels / _STEP + _STEPS).floor().long().clamp(0, _STEPS - 1)
+
+    def _volume_logits(self, labels: Tensor | None, count: int) -> Tensor:
+        """The logits of the loudness of `count` recordings, by class, (B, steps): as often as in training, and half a
+        recording more of each.
+        """
+        logits = torch.log(self.volumes + 0.5)
+        return logits[labels] if self.classes and labels is not None else logits.expand(count, -1)
 
     def _told(self, batch: Batch) -> Tensor | None:
         """The condition of recordings that are there, (B, frames, D)."""
-        return self._condition(*self._class_and_spectrogram(batch), inside(batch.x, batch.lengths).sum(1),
+        return self._condition(*self._whole_and_spectrogram(batch), inside(batch.x, batch.lengths).sum(1),
                                batch.x.shape[1])
 
-    def _one_hot(self, labels: Tensor | None) -> Tensor | None:
-        if not self.classes:
-            return None
-        if labels is None:
+    def _one_hot(self, labels: Tensor | None, volume: Tensor | None = None) -> Tensor | None:
+        """Class and loudness as one-hot, (B, W)."""
+        if self.classes and labels is None:
             raise DataError("this model is conditioned on classes, and these recordings have none; give labelled data")
-        return F.one_hot(labels, self.classes).to(self.output.weight.dtype)
+        parts = [F.one_hot(value, size) for value, size in ((labels, self.classes), (volume, self.steps))
+                 if value is not None and size]
+        return torch.cat(parts, dim=1).to(self.output.weight.dtype) if parts else None
 
     # --- train, score
 
     def phases(self) -> list[Phase]:
-        if not self.places:
+        if not self.places and not self.steps:
             return super().phases()
         return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), *super().phases()]
 
     def _count(self, batch: Batch) -> None:
-        """The lengths of B recordings, in frames."""
+        """The lengths of B recordings, in frames, and how loud they are."""
         frames = -(-inside(batch.x, batch.lengths).sum(1) // self.config.hop) - 1
         labels = batch.labels if self.classes and batch.labels is not None else torch.zeros_like(frames)
-        self.lengths.index_put_((labels, frames.clamp(0, self.lengths.shape[1] - 1)),
-                                self.lengths.new_ones(len(frames)), accumulate=True)
+        one = torch.ones_like(frames, dtype=torch.float64)
+        if self.places:
+            self.lengths.index_put_((labels, frames.clamp(0, self.lengths.shape[1] - 1)), one, accumulate=True)
+        volume = self._volume(batch)
+        if volume is not None:
+            self.volumes.index_put_((labels, volume), one, accumulate=True)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per sample; without lengths that of the silence at the end included."""
@@ -282,19 +325,23 @@ class WaveNet(Model):
         return Loss(nats[: len(positions)].mean(), of=len(positions))
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
-        """Exact log p(x | condition) of every recording, (B,), in nats."""
+        """Exact log p(x | condition) of every recording, (B,), in nats; with a loudness, log p(l(x), x | condition)."""
         parts = []
         for part in self._parts(batch):
             levels = self.spec.to_levels(part.x)
             nats = self.distribution.log_prob(self(levels, self._told(part)), levels)
-            parts.append(nats.double().where(inside(part.x, part.lengths), 0.0).sum(1))
+            nats = nats.double().where(inside(part.x, part.lengths), 0.0).sum(1)
+            volume = self._volume(part)
+            if volume is not None:
+                nats = nats + self.loudness.log_prob(self._volume_logits(part.labels, len(part)), volume)
+            parts.append(nats)
         return torch.cat(parts)
 
     def scores(self, batch: Batch, rng: Rng) -> dict[str, Score]:
         """`nll`: nats of every recording, weighted by its samples, so that the mean is in nats per sample."""
         samples = inside(batch.x, batch.lengths).sum(1)
         nats = -self.log_prob(batch, rng)
-        return {"nll": Score(nats, "nats/sample", "exact", samples, self.score_protocol())}
+        return {"nll": Score(nats, "nats/sample", self.likelihood or "exact", samples, self.score_protocol())}
 
     def score_protocol(self) -> dict[str, Any]:
         conditions = {"class": self.classes > 0, "spectrogram": self.mels > 0, "length": self.places > 0}
@@ -309,16 +356,18 @@ class WaveNet(Model):
     # --- codes
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
-        """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; then noise."""
+        """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; the noise of the
+        loudness, if there is one; then that of the samples.
+        """
         if self.mels:
             raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
+        loudness = [rng.normal(1, dtype=torch.float64)] if self.steps else []
         noise = rng.normal(self._length(length), dtype=torch.float64)
         labels = rng.integers(self.classes) if self.classes else None
         if self.places and length is None:
             noise = self._ending(noise, labels, rng)
-        if labels is None:
-            return noise
-        return torch.cat([F.one_hot(labels, self.classes).double(), noise], dim=1)
+        classes = [] if labels is None else [F.one_hot(labels, self.classes).double()]
+        return torch.cat([*classes, *loudness, noise], dim=1)
 
     def _ending(self, noise: Tensor, labels: Tensor | None, rng: Rng, known: int = 0) -> Tensor:
         """Noise (B, T), NaN from where recordings end that begin with `known` samples, by a length that is drawn."""
@@ -340,31 +389,36 @@ class WaveNet(Model):
         """Recordings -> codes.
 
         `noise`: (B, K + T) float64, NaN past the end of a recording: one-hot class if conditional, then the noise that
-        each sample is made of (gencli.layers.distributions); that of a vocoder has `mels` log-mel bands before the
-        noise of each frame. `rng` draws the position inside each level's interval.
+        loudness, if there is one, and each sample are made of (gencli.layers.distributions); that of a vocoder has
+        `mels` log-mel bands before the noise of each frame. `rng` draws the position inside each level's interval.
         `features`: (B, skip), the mean over the recording of the sum of the skip connections.
         """
         if code == "features":
             return torch.cat([self._features(part) for part in self._parts(batch)])
         precise = self.clone().double().eval()
+        place = rng.uniform(1, dtype=torch.float64) if self.steps else None
         z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
-        frames, classes = [], []
+        frames, ahead = [], []
         rows = max(1, _SAMPLES_IN_MEMORY // max(1, z.shape[1]))
         for part, own in zip(self._parts(batch), z.split(rows), strict=True):
             levels = self.spec.to_levels(part.x)
-            one_hot, spectrogram = self._class_and_spectrogram(part)
+            whole, spectrogram = self._whole_and_spectrogram(part)
             lengths = inside(part.x, part.lengths).sum(1)
-            condition = precise._condition(one_hot, spectrogram, lengths, part.x.shape[1])
+            condition = precise._condition(whole, spectrogram, lengths, part.x.shape[1])
             parameters = precise(levels, None if condition is None else condition.double())
             noise = self.distribution.to_noise(parameters, levels, own)
             own.copy_(noise.where(inside(part.x, part.lengths), math.nan))
             frames += [] if spectrogram is None else [spectrogram.double()]
-            classes += [] if one_hot is None else [one_hot.double()]
+            ahead += [] if whole is None else [whole[:, : self.classes].double()]
         if frames:
             hop = self.config.hop
             noise = F.pad(z, (0, -z.shape[1] % hop), value=math.nan).unflatten(1, (-1, hop))  # (B, frames, hop)
             z = torch.cat([torch.cat(frames).where(~noise[..., :1].isnan(), math.nan), noise], dim=2).flatten(1)
-        return torch.cat([torch.cat(classes), z], dim=1) if classes else z
+        volume = self._volume(batch)
+        if volume is not None and place is not None:
+            logits = self._volume_logits(batch.labels, len(batch))[:, None]
+            z = torch.cat([self.loudness.to_noise(logits, volume[:, None], place), z], dim=1)
+        return torch.cat([torch.cat(ahead), z], dim=1) if ahead else z
 
     def _features(self, part: Batch) -> Tensor:
         skip = self._read(self.spec.to_levels(part.x), self._told(part))
@@ -372,28 +426,37 @@ class WaveNet(Model):
         return skip.where(mask, 0.0).sum(1) / mask.sum(1)
 
     def _decoded(self, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A code -> its noise (B, T), one-hot classes, spectrogram."""
-        if code.ndim != 2 or code.shape[1] <= self.classes + self.mels:
+        """A code -> its noise (B, T), one-hot class and loudness, spectrogram."""
+        if code.ndim != 2 or code.shape[1] <= self.ahead + self.mels:
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (recordings, numbers), as encode gives it")
-        classes, noise = code.split([self.classes, code.shape[1] - self.classes], dim=1)
+        ahead, noise = code.split([self.ahead, code.shape[1] - self.ahead], dim=1)
+        labels = ahead[:, : self.classes].argmax(1) if self.classes else None
+        volume = self._drawn(labels, ahead[:, self.classes :])
         spectrogram = None
         if self.mels:
             frame = self.mels + self.config.hop
             frames = F.pad(noise, (0, -noise.shape[1] % frame), value=math.nan).unflatten(1, (-1, frame))
             spectrogram, noise = frames.split([self.mels, self.config.hop], dim=2)
             spectrogram, noise = spectrogram.nan_to_num(), noise.flatten(1)
-        return noise, classes if self.classes else None, spectrogram
+        return noise, self._one_hot(labels, volume), spectrogram
+
+    def _drawn(self, labels: Tensor | None, noise: Tensor) -> Tensor | None:
+        """The loudness of the noise (B, 1), a step of it each, (B,)."""
+        if not self.steps:
+            return None
+        u = torch.special.ndtr(noise[:, 0].double())
+        return self.loudness.from_uniform(self._volume_logits(labels, len(noise)), u)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
-        """The noise along an arc, as in every code with a normal prior; classes, spectrogram, length along a line."""
+        """The noise of the samples along an arc, as in every code with a normal prior; all else along a line."""
         path = super().interpolate(a, b, frames)
         t = torch.linspace(0, 1, frames, dtype=a.dtype, device=a.device)[:, None]
         ends = [(~code.isnan()).sum() for code in (a, b)]
         a, b = fill(a, b), fill(b, a)
-        position = torch.arange(len(a), device=a.device) - self.classes
+        position = torch.arange(len(a), device=a.device) - self.ahead
         straight = (position < 0) | (position % (self.mels + self.config.hop) < self.mels)
         path = ((1 - t) * a + t * b).where(straight, path)
-        return path.where(position + self.classes < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
+        return path.where(position + self.ahead < ((1 - t) * ends[0] + t * ends[1]).round(), math.nan)
 
     # --- generate
 
@@ -421,17 +484,18 @@ class WaveNet(Model):
             engine: torch computes all recordings together, compiled (numba) one on each core in native code; auto is
                 compiled on a CPU if numba is installed.
         """
-        noise, classes, spectrogram = self._decoded(code.to(self.device).double())
         precise = self.clone().double()
-        condition = precise._condition(classes, spectrogram, (~noise.isnan()).sum(1), noise.shape[1])
+        noise, whole, spectrogram = precise._decoded(code.to(self.device).double())
+        condition = precise._condition(whole, spectrogram, (~noise.isnan()).sum(1), noise.shape[1])
         pieces = list(precise._write(noise, condition, None, temperature, engine, ends=False))
-        return replace(join(pieces), labels=classes.argmax(1) if classes is not None else None)
+        labels = whole[:, : self.classes].argmax(1) if self.classes and whole is not None else None
+        return replace(join(pieces), labels=labels)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
                engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
-        Where the model knows lengths, that is drawn before.
+        Where the model knows lengths, that is drawn before; so is the loudness, which goes on as the prompt has it.
 
         The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
         """
@@ -446,6 +510,7 @@ class WaveNet(Model):
             if given.condition is None:
                 raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
             spectrogram = self.spectrogram(given.condition.x)
+        loudness = rng.normal(1, dtype=torch.float64) if self.steps else None
         if spectrogram is None or given.condition is None or length is not None:
             noise = rng.normal(self._length(length), dtype=torch.float64)
         else:  # as long as the condition
@@ -457,7 +522,11 @@ class WaveNet(Model):
         known = 0 if given.prompt is None else len(given.prompt)
         if self.places and length is None and given.condition is None:
             noise = self._ending(noise, labels, rng, known)
-        condition = self._condition(self._one_hot(labels), spectrogram, known + (~noise.isnan()).sum(1),
+        volume = None if loudness is None else self._drawn(labels, loudness)
+        if volume is not None and given.prompt is not None:
+            heard = self._volume(Batch(given.prompt[None].to(self.device)))
+            volume = None if heard is None else heard.expand(len(volume))
+        condition = self._condition(self._one_hot(labels, volume), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
         ends = not self.mels and not self.places
         for piece in self._write(noise, condition, given.prompt, temperature, engine, ends):
@@ -472,7 +541,9 @@ class WaveNet(Model):
         return replace(super().outline(batch), labels=labels, lengths=lengths, condition=condition)
 
     def symbols(self, batch: Batch) -> Tensor:
-        return self.distribution.digits(self.spec.to_levels(batch.x)).flatten(1)
+        digits = self.distribution.digits(self.spec.to_levels(batch.x)).flatten(1)
+        volume = self._volume(batch)
+        return digits if volume is None else torch.cat([volume[:, None], digits], dim=1)
 
     @torch.no_grad()
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:
@@ -490,7 +561,12 @@ class WaveNet(Model):
         def choose(t: int, parameters: Tensor) -> Tensor:
             return self.distribution.visited(parameters, lambda chances: visit(chances, there[:, t]))
 
-        condition = self._condition(self._one_hot(outline.labels), spectrogram, outline.lengths, levels.shape[1])
+        volume = None
+        if self.steps:
+            logits = self._volume_logits(outline.labels, len(outline))
+            volume = self.loudness.visited(logits, lambda chances: visit(chances, None))
+        whole = self._one_hot(outline.labels, volume)
+        condition = self._condition(whole, spectrogram, outline.lengths, levels.shape[1])
         _TorchEngine(self, levels, choose, condition, 0)(0, levels.shape[1])
         return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)
 
