@@ -238,7 +238,9 @@ def test_codes_hold_class_and_order(size, orders, labelled):
     codes = model.encode(batch if labelled else Batch(batch.x), streams(20))
     _, classes, order = codes.split([model.spec.size, 2, orders], dim=1)
     assert torch.equal(model.decode(codes).x, batch.x) and len(order.argmax(1).unique()) > 1
-    expected = batch.labels if labelled else model._of_classes(batch.x).argmax(1)
+    of_classes = model._of_classes(batch.x)
+    assert (of_classes[:, 0] - of_classes[:, 1]).abs().min() > 1e-3
+    expected = batch.labels if labelled else of_classes.argmax(1)
     assert torch.equal(classes, torch.nn.functional.one_hot(expected, 2).double())
     assert torch.equal(order.argmax(1), model._of_orders(batch.x, expected).argmax(1))
     drawn = model.prior(streams(200))
