@@ -449,7 +449,8 @@ class Model(nn.Module):
 
         `visit` is called for each symbol in turn. Whatever it returns, the same levels at all calls before lead to the
         same bits of its probabilities: the codec (`gencli.codec`) writes what it returns in one call, and returns what
-        it reads in another. -log of the probabilities of the levels adds up to that of `log_prob`.
+        it reads in another. -log of the probabilities of the levels adds up to that of `log_prob`; of a mixture whose
+        component is a symbol, to that of both.
 
         A model with a latent code visits the symbols of the code first, by its prior (see `infer`).
         """

@@ -16,6 +16,7 @@ from gencli.dataset import Dataset
 from gencli.errors import DataError, ModelError
 from gencli.kinds.image import ImageSpec
 from gencli.model import Batch, FamilyConfig, Model
+from gencli.rng import NoNoise
 
 ID = "0" * 64
 CHANCES = torch.tensor([0.9, 0.06, 0.03, 0.01], dtype=torch.float64)
@@ -206,6 +207,24 @@ def test_classes_are_symbols(labelled):
     assert torch.equal(batch.labels, labels if labelled else best.argmax(1))
     nats = best.gather(1, batch.labels[:, None]).sum()
     assert coded.bits == pytest.approx(-float(nats) / math.log(2), rel=1e-4)
+
+
+def test_of_several_orders_the_likeliest_is_coded():
+    """It costs log2 of their number as well, in all no more than that above what their mean says."""
+    from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
+
+    spec = ImageSpec(channels=1, height=3, width=3, levels=4, classes=("a", "b"))
+    torch.manual_seed(0)
+    made = PixelCNN(PixelCNNConfig(width=4, layers=1, kernel=3, conditional=True, orders=8), spec)
+    data = Dataset("dice", "all", spec, torch.randint(4, (70, 1, 3, 3), dtype=torch.uint8), torch.arange(70) % 2)
+    coded = codec.compress(made, data, ID)
+    whole = data.whole()
+    (batch,) = codec.Archive(coded.file, "a.gcz").decode(made, range(70))
+    assert torch.equal(batch.x, whole.x) and torch.equal(batch.labels, whole.labels)
+    each = made._of_orders(whole.x, whole.labels).detach() / math.log(2)
+    mean = -float(made.log_prob(whole, NoNoise()).detach().sum()) / math.log(2)
+    assert coded.side == 70 and coded.bits == pytest.approx(70 * 3 - float(each.max(1).values.sum()), rel=1e-4)
+    assert mean < coded.bits < mean + 70 * 3
 
 
 # --- bits-back

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from gencli import inference, runs
+from gencli.errors import UsageError
 from gencli.families.pixelcnn import PixelCNN, PixelCNNConfig
 from gencli.kinds.image import ImageSpec
 from gencli.layers.gate import gate
@@ -167,6 +168,90 @@ def test_the_gate_has_the_right_gradient():
     assert torch.allclose(*gradients)
 
 
+# --- in several orders
+
+# What sorts the pixels of a picture, (row, column), into each order
+ORDERS = [lambda r, c: (r, c), lambda r, c: (-r, -c), lambda r, c: (r, -c), lambda r, c: (-r, c),
+          lambda r, c: (c, r), lambda r, c: (-c, -r), lambda r, c: (-c, r), lambda r, c: (c, -r)]
+
+
+def every_binary(height, width) -> torch.Tensor:
+    return torch.tensor(list(itertools.product((0.0, 1.0), repeat=height * width))).view(-1, 1, height, width)
+
+
+def assert_drawn(made, every, log_prob) -> None:
+    """The pictures made are among all of these as often as their probabilities say."""
+    p, n = log_prob.exp(), len(made)
+    share = (made[:, None] == every).flatten(2).all(-1).double().mean(0)
+    assert share.sum() == pytest.approx(1) and ((share - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1 / n).all()
+
+
+@nets
+@pytest.mark.parametrize(("size", "orders", "classes"), [((2, 3), 4, 2), ((2, 2), 8, 0)])
+def test_the_mean_over_the_orders_is_a_distribution(net, size, orders, classes):
+    model = make(net, 1, *size, 2, "auto", classes, orders=orders).double()
+    x = every_binary(*size).double()
+    labels = torch.ones(len(x), dtype=torch.int64) if classes else None
+    each, mean = model._of_orders(x, labels), model.log_prob(Batch(x, labels), streams(len(x)))
+    assert each.shape == (len(x), orders) and torch.allclose(each.exp().sum(0), torch.ones(orders).double())
+    assert torch.allclose(mean.exp(), each.exp().mean(1)) and torch.logsumexp(mean, 0).abs() < 1e-9
+    gain = mean - each.mean(1)
+    assert (gain >= 0).all() and gain.max() > 0.1  # Jensen
+    assert all((a - b).abs().max() > 1e-3 for a, b in itertools.combinations(each.unbind(1), 2))
+
+
+@nets
+def test_in_each_order_a_pixel_sees_the_pixels_before_it_alone(net):
+    model = make(net, 1, 4, 4, 2, "auto", 0, orders=8).double()
+    for number, key in enumerate(ORDERS):
+        pixels = sorted(itertools.product(range(4), range(4)), key=lambda pixel, key=key: key(*pixel))
+        order = torch.full((3,), number)
+        for place in range(16):
+            x = pictures(model, 3).x.double().requires_grad_()
+            model(model._turn(x, order), model._tell(None, order))[0].flatten(1, 2)[:, place].abs().sum().backward()
+            seen = {tuple(pixel) for pixel in (x.grad != 0).any(0)[0].nonzero().tolist()}
+            assert seen <= set(pixels[:place]) and (place % 4 == 0 or pixels[place - 1] in seen)
+
+
+def test_samples_are_those_of_the_mean_over_the_orders():
+    model, every = make("gated", 1, 2, 2, 2, "auto", 0, scale=4.0, orders=8), every_binary(2, 2)
+    assert_drawn(model.sample(streams(4000)).x, every, model.log_prob(Batch(every), streams(16)).double())
+
+
+@pytest.mark.parametrize(("known", "order"), [("top", 0), ("bottom", 1), ("left", 4), ("right", 5)])
+def test_what_is_known_comes_first(known, order):
+    """Each half of a picture is completed by the conditional distribution of an order that begins with it."""
+    model, every = make("gated", 1, 2, 2, 2, "auto", 0, scale=4.0, orders=8), every_binary(2, 2)
+    mask, kept = torch.zeros(1, 2, 2, dtype=torch.bool), torch.tensor([[[0.0, 1.0], [1.0, 0.0]]])
+    mask[{"top": (0, 0), "bottom": (0, 1), "left": (0, slice(None), 0), "right": (0, slice(None), 1)}[known]] = True
+    fits = every[(every == kept)[:, mask].all(1)]
+    each = torch.log_softmax(model._of_orders(fits, None).double(), 0)
+    assert (each - each[:, order, None]).abs().max() > 0.1  # another order would be noticed
+    assert_drawn(model.sample(streams(4000), Given(known=kept, mask=mask)).x, fits, each[:, order])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("size", "orders"), [((5, 4), 4), ((4, 4), 8)])
+def test_codes_hold_class_and_order(size, orders, labelled):
+    model = make("gated", 2, *size, 5, "auto", 2, orders=orders)
+    batch = pictures(model, 20)
+    codes = model.encode(batch if labelled else Batch(batch.x), streams(20))
+    _, classes, order = codes.split([model.spec.size, 2, orders], dim=1)
+    assert torch.equal(model.decode(codes).x, batch.x) and len(order.argmax(1).unique()) > 1
+    of_classes = model._of_classes(batch.x)
+    assert (of_classes[:, 0] - of_classes[:, 1]).abs().min() > 1e-3
+    expected = batch.labels if labelled else of_classes.argmax(1)
+    assert torch.equal(classes, torch.nn.functional.one_hot(expected, 2).double())
+    assert torch.equal(order.argmax(1), model._of_orders(batch.x, expected).argmax(1))
+    drawn = model.prior(streams(200))
+    assert drawn.shape[1] == codes.shape[1] and (drawn[:, -orders:].sum(0) > 0).all()
+
+
+def test_orders_by_columns_need_square_pictures():
+    with pytest.raises(UsageError, match="--orders 8"):
+        make("gated", 1, 3, 2, 2, "auto", 0, orders=8)
+
+
 # --- pixel by pixel
 
 
@@ -291,7 +376,7 @@ def test_real_valued_pictures_are_refused(tmp_path, gencli):
 def test_classes(small_data, tmp_path, gencli):
     data = str(small_data["image"])
     gencli("train", "pixelcnn", data, "-o", "run", "--conditional", "--width", "8", "--layers", "1", "--steps", "300",
-           "--warmup", "10", "--lr", "1e-2", "--binarize", "threshold", "-q")
+           "--orders", "2", "--warmup", "10", "--lr", "1e-2", "--binarize", "threshold", "-q")
     for label in ("0", "1"):
         gencli("sample", "run", "--label", label, "-n", "8", "-o", f"{label}.npz")
     dark, bright = (np.load(tmp_path / f"{label}.npz")["images"].reshape(8, 9, 7)[:, 2:6, 2:5].mean() / 255

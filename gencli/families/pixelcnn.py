@@ -6,6 +6,8 @@
   blind spot. Van den Oord et al. 2016b, "Conditional Image Generation with PixelCNN Decoders", arXiv:1606.05328.
 - attention: blocks between the layers, in which a pixel attends to all before it. Chen et al. 2018, "PixelSNAIL: An
   Improved Autoregressive Generative Model", arXiv:1712.09763.
+- orders: a picture read from several corners, by rows or by columns, by one network, and the mean over these orders.
+  Jain, Abbeel & Pathak 2020, "Locally Masked Convolution for Autoregressive Models", arXiv:2006.12486.
 - mixture: each channel is a mixture of discretised logistics whose means are linear in the channels before it.
   Salimans et al. 2017, "PixelCNN++", arXiv:1701.05517.
 
@@ -36,6 +38,8 @@ class PixelCNNConfig(PixelsConfig):
                                              "layer.")
     attention: int = Field(0, ge=0, description="Blocks of attention to all pixels before, between the layers of the "
                                                 "gated net.")
+    orders: Literal[1, 2, 4, 8] = Field(1, description="Orders in which the network learns to read pictures, and over "
+                                                       "which the likelihood is averaged; 8 for square ones alone.")
 
     @field_validator("kernel")
     @classmethod
@@ -54,10 +58,10 @@ class PixelCNNConfig(PixelsConfig):
 
 
 class PixelCNN(AutoregressivePixels):
-    """p(x) = prod p(x_i | pixels above and left of it), channels in sequence. Exact likelihood.
+    """p(x) = mean over the orders of prod p(x_i | pixels before it), channels in sequence. Exact likelihood.
 
-    Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row, the channels of a pixel side
-    by side. A conditional model's are followed by the class as one-hot.
+    Codes are those of `AutoregressivePixels`. One order is that of reading: pixels above, and left in the same row,
+    come before.
     """
 
     Config = PixelCNNConfig
@@ -65,7 +69,7 @@ class PixelCNN(AutoregressivePixels):
     config: PixelCNNConfig
 
     def __init__(self, config: PixelCNNConfig, spec: Spec):
-        super().__init__(config, spec, "pixelcnn")
-        size = self.spec.channels, config.width, config.layers, config.kernel, self.classes
+        super().__init__(config, spec, "pixelcnn", config.orders)
+        size = self.spec.channels, config.width, config.layers, config.kernel, self.told
         self.net = GatedStacks(*size, config.attention) if config.net == "gated" else PlainStack(*size)
         self.output = self._head(config.width)

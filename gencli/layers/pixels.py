@@ -3,7 +3,13 @@
 A family gives a network from pictures to features of each pixel, which depend on the pixels before it alone, and a walk
 through it, pixel by pixel. The channels of a pixel follow one another in the output.
 
-Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the distribution of a pixel, K components.
+A picture may be read in N orders by one network, and its likelihood is their mean: Jain, Abbeel & Pathak 2020, "Locally
+Masked Convolution for Autoregressive Models", arXiv:2006.12486. Departure: instead of masking its filters otherwise for
+each order, the network reads the picture turned or mirrored, and is told how as it is told a class. So all orders are
+raster scans, of which there are N = 8 at most, and N cost no more than one but in the likelihood, which takes N passes.
+
+Shapes: B batch, C channels, H x W pixels, D = C * H * W numbers, N orders, L levels, P numbers that describe the
+distribution of a pixel, K components.
 """
 
 import copy
@@ -35,14 +41,19 @@ class PixelsConfig(FamilyConfig):
 
 
 class AutoregressivePixels(Model):
-    """p(x) = prod p(x_i | pixels before it), channels in sequence. Exact likelihood.
+    """p(x) = mean over the orders of prod p(x_i | pixels before it), channels in sequence. Exact likelihood.
 
-    Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row, the channels of a pixel side
-    by side. A conditional model's are followed by the class as one-hot.
+    Noise codes (B, D), float64, are those of `gencli.layers.distributions`, row by row of the picture as it is read,
+    the channels of a pixel side by side. A conditional model's are followed by the class as one-hot, and those of a
+    model of several orders by the order as one-hot.
+
+    Args:
+        orders: 1, 2, 4 or, of square pictures, 8: these are read from the first pixel on, from the last, from the
+            right and from below, by rows, and the same by columns.
 
     Raises:
         UsageError: the pictures are real-valued, or have no classes for a conditional model, or too many levels for
-            the likelihood.
+            the likelihood, or are not square for 8 orders.
     """
 
     kinds = frozenset({"image"})
@@ -52,8 +63,9 @@ class AutoregressivePixels(Model):
     output: "CategoricalHead | MixtureHead"
     config: PixelsConfig
     spec: ImageSpec
+    places: Tensor  # (N, H * W): which pixel, counted row by row, is read at each place
 
-    def __init__(self, config: PixelsConfig, spec: Spec, family: str):
+    def __init__(self, config: PixelsConfig, spec: Spec, family: str, orders: int = 1):
         super().__init__(config, spec)
         assert isinstance(spec, ImageSpec)  # `kinds` has no other
         if spec.levels is None:
@@ -63,6 +75,12 @@ class AutoregressivePixels(Model):
         if self.config.likelihood == "bernoulli" and spec.levels != 2:
             raise UsageError(f"likelihood 'bernoulli' is for binary pictures, and these have {spec.levels} levels; "
                              "use 'categorical' or 'mixture', or --binarize the data")
+        if orders > 4 and spec.height != spec.width:
+            raise UsageError(f"--orders {orders} also reads pictures by columns and needs square ones, and these are "
+                             f"{spec.height}x{spec.width}; use 4 at most, or make them square with --size")
+        self.orders = orders
+        self.told = max(self.classes, 1) * orders if self.classes or orders > 1 else 0  # what the network may be told
+        self.register_buffer("places", _places(spec.height, spec.width)[:orders], persistent=False)
         self.levels = spec.levels
         self.distribution = Categorical(spec.levels)  # of a channel, from the head's logits
 
@@ -74,74 +92,128 @@ class AutoregressivePixels(Model):
                                                                self.config.components)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures (B, C, H, W) in [0, 1] -> features (B, H, W, F), and x as (B, H, W, C) in [-1, 1]."""
+        """Pictures (B, C, H, W) in [0, 1] -> features (B, H, W, F), and x as (B, H, W, C) in [-1, 1].
+
+        The pictures are turned as they are read, and `labels` are what the network is told.
+        """
         x = 2 * x - 1
         return self.net(x, labels).permute(0, 2, 3, 1), x.permute(0, 2, 3, 1)
 
     def _log_prob(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.output.log_prob(*self(x, labels)).flatten(1).sum(1)
 
+    # --- orders: (B,) int64, None of a model that reads in one
+
+    def _tell(self, labels: Tensor | None, order: Tensor | None) -> Tensor | None:
+        """What the network is told, (B,), of the classes (B,), if there are some, and the order."""
+        if order is None:
+            return labels
+        return labels * self.orders + order if self.classes and labels is not None else order
+
+    def _turn(self, x: Tensor, order: Tensor | None) -> Tensor:
+        """Pictures (B, C, H, W) as they are read."""
+        return x if order is None else _pick(x, self.places[order])
+
+    def _turn_back(self, x: Tensor, order: Tensor | None) -> Tensor:
+        return x if order is None else _pick(x, self.places[order].argsort(1))
+
+    def _of_orders(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """log p(x | order), of the classes if there are some, (B, N)."""
+        each = ([torch.full(x.shape[:1], number, device=x.device) for number in range(self.orders)]
+                if self.orders > 1 else [None])
+        return torch.stack([self._log_prob(self._turn(x, order), self._tell(labels, order)) for order in each], dim=1)
+
+    def _likeliest(self, x: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The order in which a picture is likeliest."""
+        return self._of_orders(x, labels).argmax(dim=1) if self.orders > 1 else None
+
+    def _mean(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """log p(x), of the classes if there are some, (B,): every order is as likely."""
+        return torch.logsumexp(self._of_orders(x, labels), dim=1) - math.log(self.orders)
+
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
-        """Noise codes (B, D), followed by a class drawn uniformly, as one-hot, if the model is conditional."""
-        return self._code(rng.normal(self.spec.size, dtype=torch.float64), None if not self.classes else
-                          rng.integers(self.classes))
+        """Noise codes (B, D), followed by class and order drawn uniformly, as one-hot, where the model has them."""
+        noise = rng.normal(self.spec.size, dtype=torch.float64)
+        labels = rng.integers(self.classes) if self.classes else None
+        return self._code(noise, labels, rng.integers(self.orders) if self.orders > 1 else None)
 
-    def _code(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        return noise if labels is None else torch.cat([noise, F.one_hot(labels, self.classes).to(noise)], dim=1)
+    def _code(self, noise: Tensor, labels: Tensor | None, order: Tensor | None) -> Tensor:
+        told = (labels, self.classes), (order, self.orders)
+        return torch.cat([noise, *(F.one_hot(one, count).to(noise) for one, count in told if one is not None)], dim=1)
+
+    def _parts(self, code: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The inverse: noise, classes and order."""
+        noise, *told = code.split([self.spec.size, self.classes, self.orders if self.orders > 1 else 0], dim=1)
+        labels, order = (one_hot.argmax(dim=1) if one_hot.shape[1] else None for one_hot in told)
+        return noise, labels, order
 
     def sample(self, rng: Rng, given: Given | None = None, *, temperature: float = 1.0) -> Batch:
         """Pictures drawn pixel by pixel: of the class `given.labels`, with the pixels of `given.known` kept.
 
         A known pixel counts for those after it in reading order: rows from the top are completed exactly, a gap in
-        the middle without regard to what lies below it.
+        the middle without regard to what lies below it. Of several orders one is drawn for each picture. But where
+        something is known all are read in that in which most of it comes first, so that rows from the bottom, or with
+        8 orders columns from either side, are completed exactly too: by the distribution of that order.
 
         Args:
             temperature: divides the logits; 0 takes the likeliest level.
         """
         given = given or Given()
-        code = self.prior(rng)
+        noise, labels, order = self._parts(self.prior(rng))
         if self.classes and given.labels is not None:
-            code = self._code(code[:, : self.spec.size], given.labels)
-        return self._make(code, temperature, given, torch.float32)
+            labels = given.labels
+        if order is not None and given.mask is not None:
+            order = self._knowing(given.mask).expand_as(order)
+        return self._make(noise, labels, order, temperature, given, torch.float32)
+
+    def _knowing(self, mask: Tensor) -> Tensor:
+        """The order in which there are most pairs of a known number and an unknown one after it: a number, ()."""
+        every = torch.arange(self.orders, device=mask.device)
+        known = self._in_order(self._turn(mask.expand(self.orders, -1, -1, -1), every)) > 0
+        return (known.cumsum(1) * ~known).sum(1).argmax()
 
     def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0) -> Batch:
         """Noise codes -> pictures; a conditional model says the class of each as well. Nothing random."""
-        return self._make(code, temperature, Given(), torch.float64)
+        return self._make(*self._parts(code), temperature, Given(), torch.float64)
 
-    def _make(self, code: Tensor, temperature: float, given: Given, precision: torch.dtype) -> Batch:
+    def _make(self, noise: Tensor, labels: Tensor | None, order: Tensor | None, temperature: float, given: Given,
+              precision: torch.dtype) -> Batch:
+        """Where something is known, `order` is the same for all."""
         if temperature < 0:
             raise UsageError(f"temperature={temperature}; expected 0 or more")
-        size = self.spec.size
-        labels = code[:, size:].argmax(dim=1) if self.classes else None
-        u = torch.special.ndtr(code[:, :size].to(self.device).double()).clamp(max=1 - 1e-15)
+        u = torch.special.ndtr(noise.to(self.device).double()).clamp(max=1 - 1e-15)
         top, temperature = (1, 1.0) if temperature == 0 else (0, temperature)
-        known, levels = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.int64)
+        known = levels = torch.zeros(self.spec.size, dtype=torch.int64)
         if given.known is not None and given.mask is not None:
-            known, levels = self._in_order(given.mask[None])[0] > 0, self._in_order(given.known[None])[0]
+            of_all = None if order is None else order[:1]
+            known, levels = (self._in_order(self._turn(x[None], of_all))[0] for x in (given.mask, given.known))
 
         def choose_level(i: int, logits: Tensor) -> Tensor:
             if known[i]:
                 return levels[i].expand(len(u))
             return self.distribution.from_uniform(logits.double(), u[:, i], temperature, top)
 
-        return Batch(self._walk(len(u), labels, choose_level, precision), labels)
+        x = self._walk(len(u), self._tell(labels, order), choose_level, precision)
+        return Batch(self._turn_back(x, order), labels)
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Pictures -> noise codes; `rng` draws the place inside each level's interval.
 
-        Where a conditional model gets no labels it takes the class under which the picture is likeliest.
+        Where a conditional model gets no labels it takes the class under which the picture is likeliest, and of several
+        orders the likeliest one.
         """
         labels = self._classes_of(batch)
-        levels, z = self._in_order(batch.x), rng.uniform(self.spec.size, dtype=torch.float64)
+        order = self._likeliest(batch.x, labels)
+        levels, z = self._in_order(self._turn(batch.x, order)), rng.uniform(self.spec.size, dtype=torch.float64)
 
         def read_level(i: int, logits: Tensor) -> Tensor:
             z[:, i] = self.distribution.to_noise(logits, levels[:, i], z[:, i])
             return levels[:, i]
 
-        self._walk(len(batch), labels, read_level, torch.float64)
-        return self._code(z, labels)
+        self._walk(len(batch), self._tell(labels, order), read_level, torch.float64)
+        return self._code(z, labels, order)
 
     def _classes_of(self, batch: Batch) -> Tensor | None:
         """The classes of pictures (B,): their labels, else those that make them likeliest. None: there are none."""
@@ -158,17 +230,27 @@ class AutoregressivePixels(Model):
         return replace(super().outline(batch), labels=self._classes_of(batch))
 
     def symbols(self, batch: Batch) -> Tensor:
-        return self._in_order(batch.x)
+        """The levels as they are read; of several orders the likeliest one comes first, and they are read in that."""
+        order = self._likeliest(batch.x, self._classes_of(batch))
+        levels = self._in_order(self._turn(batch.x, order))
+        return levels if order is None else torch.cat([order[:, None], levels], dim=1)
 
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:
-        x = self._walk(len(outline), outline.labels, lambda i, logits: visit(
-            self.distribution.probabilities(logits.double()), None), torch.float32)
+        """Each of N orders has the probability 1 / N: a picture takes log N nats more than p(x | its likeliest order)
+        says. That is more than `log_prob` says, by log N at most.
+        """
+        count = len(outline)
+        order = visit(torch.full((count, self.orders), 1 / self.orders), None) if self.orders > 1 else None
+        x = self._turn_back(self._walk(count, self._tell(outline.labels, order), lambda i, logits: visit(
+            self.distribution.probabilities(logits.double()), None), torch.float32), order)
         return Batch(x, outline.labels)
 
     @torch.no_grad()
     def _walk(self, count: int, labels: Tensor | None, visit: Callable[[int, Tensor], Tensor],
               precision: torch.dtype) -> Tensor:
         """Go through `count` pictures number by number: `visit(i, logits (B, L))` says the levels (B,) of number i.
+
+        The pictures are turned as they are read, and `labels` are what the network is told.
 
         Rounding differs with the place in a batch. What has to come out the same elsewhere, a code, takes float64,
         where it is too small to change a level. -> (B, C, H, W).
@@ -203,8 +285,12 @@ class AutoregressivePixels(Model):
     # --- train
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per picture."""
-        return Loss(-self._log_prob(batch.x, batch.labels).mean())
+        """Mean negative log likelihood in nats per picture, each in an order drawn at random.
+
+        That of all orders together is less, by Jensen's inequality.
+        """
+        order = rng.integers(self.orders) if self.orders > 1 else None
+        return Loss(-self._log_prob(self._turn(batch.x, order), self._tell(batch.labels, order)).mean())
 
     # --- score
 
@@ -214,12 +300,12 @@ class AutoregressivePixels(Model):
         Where a conditional model gets no labels every class is as likely: p(x) is the mean over the classes.
         """
         if not self.classes or batch.labels is not None:
-            return self._log_prob(batch.x, batch.labels)
+            return self._mean(batch.x, batch.labels)
         return torch.logsumexp(self._of_classes(batch.x), dim=1) - math.log(self.classes)
 
     def _of_classes(self, x: Tensor) -> Tensor:
         """log p(x | class), (B, classes)."""
-        return torch.stack([self._log_prob(x, torch.full((len(x),), label, device=x.device))
+        return torch.stack([self._mean(x, torch.full((len(x),), label, device=x.device))
                             for label in range(self.classes)], dim=1)
 
     # --- export
@@ -238,7 +324,19 @@ class _Likelihood(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.model._log_prob(x, labels)
+        return self.model._mean(x, labels)
+
+
+def _places(height: int, width: int) -> Tensor:
+    """Which pixel, counted row by row, is read at each place of a picture turned in each way, (N, H * W)."""
+    place = torch.arange(height * width).view(height, width)
+    turned = place, place.flip(0, 1), place.flip(1), place.flip(0)
+    return torch.stack([way.flatten() for way in (*turned, *(way.T for way in turned))])
+
+
+def _pick(x: Tensor, places: Tensor) -> Tensor:
+    """The pixels (B, H * W) of pictures (B, C, H, W), in this order."""
+    return x.flatten(2).gather(2, places[:, None].expand(-1, x.shape[1], -1)).view_as(x)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
