@@ -43,6 +43,9 @@ from gencli.view import view_of
 
 Norm = Literal["batch", "layer", "none"]
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
+# Of the scores of a spectrally normalised critic. Its few layers are too flat else to tell more than chance; the critic
+# of Miyato et al. 2018 has seven, whose kernels overlap more.
+SCALE = 6.0
 
 
 class GANConfig(FamilyConfig):
@@ -112,7 +115,7 @@ class GAN(Model):
         if config.augment and self.view:
             raise UsageError("--augment is for pictures; leave it out")
         if config.spectral_norm:
-            spectrally_normalised(self.critic)
+            spectrally_normalised(self.critic).scale = SCALE
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> Tensor:
         """Examples as the generator makes them: pictures in [-1, 1], or rows of the view; `rng` None: no noise."""
@@ -235,11 +238,12 @@ class Critic(nn.Module):
     """Features, then a score: (B, *example), (B,) -> (B,) float32.
 
     With classes, the score gains the product of the features with a vector of the class (Miyato & Koyama 2018, "cGANs
-    with Projection Discriminator", arXiv:1802.05637).
+    with Projection Discriminator", arXiv:1802.05637). It is multiplied by `scale`.
     """
 
     def __init__(self, features: nn.Module, size: int, classes: int):
         super().__init__()
+        self.scale = 1.0
         self.features = features
         self.score = nn.Linear(size, 1)
         self.classes = nn.Embedding(classes, size) if classes else None
@@ -251,7 +255,7 @@ class Critic(nn.Module):
             assert labels is not None
             of_each = F.linear(features, self.classes.weight)  # (B, classes), far fewer numbers than vectors of classes
             score = score + of_each.gather(1, labels[:, None]).squeeze(1)
-        return score.float()
+        return self.scale * score.float()
 
 
 def _halvings(spec: ImageSpec) -> int:
