@@ -40,9 +40,9 @@ def streams(count, seed=0):
 
 
 @pytest.mark.parametrize(("shape", "strides", "grid"), [
-    ((3, 32, 64, 64), [4, 2, 2, 2], (1, 4, 4)), ((1, 16, 32, 32), [4, 2, 2], (1, 4, 4)),
-    ((1, 9, 32, 45), [4, 2, 2], (1, 4, 6)), ((1, 1, 16, 16), [1, 1], (1, 4, 4)), ((2, 3, 5, 4), [4], (1, 3, 2)),
-    ((1, 64, 8, 8), [4], (16, 4, 4)), ((1, 3, 28, 28), [2, 2], (1, 7, 7))])
+    ((3, 32, 64, 64), [1, 2, 2, 2], (4, 4, 4)), ((1, 16, 32, 32), [1, 2, 2], (4, 4, 4)),
+    ((1, 9, 32, 45), [1, 2, 2], (3, 4, 6)), ((1, 1, 16, 16), [1, 1], (1, 4, 4)), ((2, 3, 5, 4), [1], (3, 3, 2)),
+    ((1, 64, 8, 8), [4], (16, 4, 4)), ((1, 3, 28, 28), [1, 2], (2, 7, 7)), ((1, 16, 15, 8), [2], (8, 8, 4))])
 def test_films_of_any_size(shape, strides, grid):
     assert _strides(shape[1], min(shape[2:])) == strides and _grid(shape, strides) == grid
     model = videogan(films(shape[1], *shape[2:], channels=shape[0]), width=2)
@@ -52,6 +52,10 @@ def test_films_of_any_size(shape, strides, grid):
     one = film[:1].detach().requires_grad_()
     model.critic(one).sum().backward()
     assert (one.grad != 0).all(), "the critic sees every pixel of every frame"
+    frame = film[:, :, 0].detach().requires_grad_()
+    assert model.frame_critic(frame).shape == (2,)
+    model.frame_critic(frame).sum().backward()
+    assert (frame.grad != 0).all()
 
 
 def test_blocks_are_points():
@@ -69,12 +73,13 @@ def test_what_the_mask_leaves_out_stands_still():
         head = model.generator.moving[-2]
         free = model.decode(z).x
         assert (free.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
-        head.bias[8:] = -100
+        mask = head.out_channels // 2
+        head.bias[mask:] = -100
         still = model.decode(z).x
         assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
         background = model.generator.still(z).tanh()[..., :8, :8]
         assert torch.allclose(still[:, 0], 0.5 + 0.5 * background)
-        head.bias[8:] = 100
+        head.bias[mask:] = 100
         moving = model.decode(z).x
         model.generator.still[-1].bias += 1
         assert torch.equal(model.decode(z).x, moving)
@@ -102,6 +107,18 @@ def test_the_critic_sees_what_was_given_before_what_was_made():
     real, fake = (0.5 + 0.5 * x.transpose(1, 2) for x in seen)
     assert torch.allclose(real, torch.cat([batch.condition.x, batch.x], 1), atol=1e-6)
     assert torch.allclose(fake[:, :2], batch.condition.x, atol=1e-6) and not torch.allclose(fake[:, 2:], batch.x)
+
+
+def test_the_critic_of_frames_sees_two_of_each_film_and_none_that_was_given():
+    model, x = videogan(films(frames=5, past=1)), torch.arange(20.0).reshape(4, 5, 1, 1, 1).expand(-1, -1, 1, 8, 8) / 20
+    seen = []
+    model.frame_critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.critic_loss(Batch(x, condition=Batch(x[:, :1] + 1)), step(4))
+    places = torch.round((0.5 + 0.5 * seen[0][:, 0, 0, 0]) * 20).reshape(4, 2) - 5 * torch.arange(4)[:, None]
+    assert ((places >= 0) & (places < 5)).all() and (places[:, 0] != places[:, 1]).all()
+    assert places.unique().numel() >= 3 and seen[1].shape == (8, 1, 8, 8)
+    single = videogan(films(frames=1))
+    assert single.critic_loss(batch_of(single), step(4)).total.isfinite()
 
 
 def test_a_frame_has_several_futures_and_a_code_one():

@@ -5,18 +5,20 @@ time make a foreground and a mask, those in space alone a background, which is t
 
     film = mask * foreground + (1 - mask) * background.
 
-A critic of convolutions in space and time sees whole films. `sparsity` times the mean of the mask is what the generator
-pays for not leaving a pixel to the background.
+A critic of convolutions in space and time sees whole films, in half their size. `sparsity` times the mean of the mask
+is what the generator pays for not leaving a pixel to the background.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
 the frames that were given followed by those that were made.
 
-Departures from the paper: films of any size and length (see `_strides`); next to the film, blocks of 2x2 pixels in two
-or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a quarter less time than
-convolutions with such steps; spectral normalisation of the critic (Miyato et al. 2018, arXiv:1802.05957) in place of
-batch normalisation; a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
-weights averaged over time by the trainer.
+Departures from the paper: films of any size and length (see `_strides`), all of whose frames are made apart from the
+layer next to the last on, so that a convolution need not move anything within a point; next to the film, blocks of 2x2
+pixels are points of more channels (Shi et al. 2016, arXiv:1609.05158); a second critic, of single frames, in which
+motion plays no part (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), spectrally normalised (Miyato et al. 2018,
+arXiv:1802.05957), while that of films sees them in half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a
+code in what goes on from frames, so that there are several futures; a learning rate of 5e-4; weights averaged over time
+by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -51,6 +53,7 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side
 _WIDEST = 8  # times `width`
+_LOOKED_AT = 2  # frames of each film that the critic of frames sees, at random places
 
 
 class VideoGANConfig(FamilyConfig):
@@ -102,39 +105,45 @@ class VideoGAN(Model):
         shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
         self.encoder, described = _encoder(self.past, shape, config.width) if self.past else (nn.Identity(), 0)
         self.generator = _Generator(config.latent + described, shape, config.width)
-        self.critic = _Critic(shape, config.width)
+        self.critic, self.frame_critic = _Critic(shape, config.width), _FrameCritic(spec, config.width)
         self.apply(initialise.dcgan)
-        spectrally_normalised(self.critic)
+        spectrally_normalised(self.frame_critic)
 
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One phase, two players, who move in turn."""
+        """One phase, two players, who move in turn: both critics, then the generator."""
         betas = (0.5, 0.999)
+        critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
         generator = [*self.encoder.parameters(), *self.generator.parameters()]
-        return [Phase("train", [Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
+        return [Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
                                 Player("generator", generator, self.generator_loss, betas=betas)])]
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How badly the critic tells real films from generated ones.
+        """How badly the critics tell real films, and real frames, from generated ones.
 
-        Parts: `real` and `fake`, mean scores; `diversity`, as that of `gan`.
+        Parts: `real` and `fake`, mean scores of films; `real_frames` and `fake_frames`, of frames; `diversity`, as that
+        of `gan`.
         """
         past, x = self._seen(batch), _signed(batch.x)
         with torch.no_grad():
             made = self._made(rng.normal(self.config.latent), past)[0][:, :, self.past :].to(x.dtype)
+        # Separately: batch normalisation must not mix real and generated films.
         real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
-        return Loss(LOSSES[self.config.loss][0](real, fake).mean(), real=real.mean(), fake=fake.mean(),
-                    diversity=spread(made) / spread(x))
+        frames, made_frames = self.frame_critic(_some(x, rng)), self.frame_critic(_some(made, rng))
+        badly = LOSSES[self.config.loss][0]
+        return Loss(badly(real, fake).mean() + badly(frames, made_frames).mean(), real=real.mean(), fake=fake.mean(),
+                    real_frames=frames.mean(), fake_frames=made_frames.mean(), diversity=spread(made) / spread(x))
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic tells generated films, and what mask and past cost.
+        """How well the critics tell generated films and frames, and what mask and past cost.
 
         Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
         """
         past = self._seen(batch)
         film, mask = self._made(rng.normal(self.config.latent), past)
-        total = LOSSES[self.config.loss][1](self.critic(_joined(past, film[:, :, self.past :].float()))).mean()
+        made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
+        total = well(self.critic(_joined(past, made))).mean() + well(self.frame_critic(_some(made, rng))).mean()
         parts = {"mask": mask.float().mean()}
         total = total + self.config.sparsity * parts["mask"]
         if past is not None:
@@ -155,7 +164,7 @@ class VideoGAN(Model):
         return self.generator(z if past is None else torch.cat([z, self.encoder(past)], 1))
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated films are alike. The critic is certain about every film."""
+        """Collapse: generated films are alike. The critics are certain about everything."""
         advice = "a smaller --lr or a larger --batch-size"
         return collapsed(history, advice) or certain(history, advice)
 
@@ -201,6 +210,12 @@ def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
     return rest if past is None else torch.cat([past, rest], 2)
 
 
+def _some(film: Tensor, rng: Rng) -> Tensor:
+    """Frames at different random places of each film (B, C, T, H, W): (B min(T, 2), C, H, W)."""
+    places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
+    return film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks: films (B, C, T, H, W) in [-1, 1]
 
@@ -208,13 +223,14 @@ def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
 def _strides(frames: int, side: int) -> list[int]:
     """By how much each layer divides the time of a film, the one next to it first; space is halved by each.
 
-    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by each as long as there
-    is any left, and by the one next to the film twice if that is not enough: 16 frames of 32x32 pixels become a grid of
-    1x4x4 by steps of 4, 2 and 2, the 32 frames of 64x64 of the paper by 4, 2, 2 and 2.
+    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by each but the one next
+    to the film as long as there is any left, by that only as often as no more than 8 frames are left then, at most
+    twice: 16 frames of 32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2.
     """
     levels, halvings = max(1, int(math.log2(side / 4))), math.ceil(math.log2(frames))
-    strides = [2 if level < halvings else 1 for level in range(levels)]
-    return [4 if halvings > levels else strides[0], *strides[1:]]
+    later = [2 if level < halvings else 1 for level in range(levels - 1)]
+    left = -(-frames // math.prod(later))
+    return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
 
 
 class _Blocks(nn.Module):
@@ -286,24 +302,47 @@ class _Generator(nn.Module):
 
 
 class _Critic(nn.Module):
-    """Films (B, C, T, H, W) -> scores (B,) float32. At its ends a film is filled up with copies of what is there."""
+    """Films (B, C, T, H, W) -> scores (B,) float32, of what is left when squares of 2x2 pixels are their mean.
+
+    At its ends a film is filled up with copies of what is there.
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], width: int):
         super().__init__()
-        strides = _strides(shape[1], min(shape[2:]))
-        grid, space = _grid(shape, strides), 2 ** len(strides)
+        levels, halvings = len(_strides(1, min(shape[2:]))), math.ceil(math.log2(shape[1]))
+        strides = [2 if level < halvings else 1 for level in range(levels)]
+        grid, space = _grid(shape, strides), 2 ** levels
         whole = grid[0] * math.prod(strides), grid[1] * space, grid[2] * space
         self.missing = [end for now, then in zip(shape[:0:-1], whole[::-1], strict=True) for end in (0, then - now)]
-        layers = [_Blocks(strides[0]), nn.Conv3d(4 * strides[0] * shape[0], width, 3, 1, 1), nn.LeakyReLU(0.2)]
+        layers = [nn.AvgPool3d((1, 2, 2)), nn.Conv3d(shape[0], width, (strides[0] + 2, 3, 3), (strides[0], 1, 1), 1),
+                  nn.LeakyReLU(0.2)]
         for level, stride in enumerate(strides[1:], start=1):
             ends = _maps(width, level), _maps(width, level + 1)
-            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1), nn.LeakyReLU(0.2)]
-        size = _maps(width, len(strides)) * math.prod(grid)
+            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False), nn.BatchNorm3d(ends[1]),
+                       nn.LeakyReLU(0.2)]
+        size = _maps(width, levels) * math.prod(grid)
         self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.missing):
             x = F.pad(x, self.missing, mode="replicate")
+        return self.score(x).squeeze(1).float()
+
+
+class _FrameCritic(nn.Module):
+    """Frames (B, C, H, W) -> scores (B,) float32. As that of `gan`, without normalisation of its own."""
+
+    def __init__(self, spec: VideoSpec, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        levels = len(_strides(1, min(spec.height, spec.width)))
+        for level in range(1, levels + 1):
+            maps = spec.channels if level == 1 else _maps(width, level - 1), _maps(width, level)
+            layers += [nn.Conv2d(*maps, 4, 2, 1), nn.LeakyReLU(0.2)]
+        size = maps[1] * (spec.height >> levels) * (spec.width >> levels)
+        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
         return self.score(x).squeeze(1).float()
 
 
