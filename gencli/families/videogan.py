@@ -53,7 +53,7 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side
 _WIDEST = 8  # times `width`
-_LOOKED_AT = 2  # frames of each film that the critic of frames sees, at random places
+_LOOKED_AT = 4  # frames of each film that the critic of frames sees, at random places
 
 
 class VideoGANConfig(FamilyConfig):
@@ -211,7 +211,7 @@ def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
 
 
 def _some(film: Tensor, rng: Rng) -> Tensor:
-    """Frames at different random places of each film (B, C, T, H, W): (B min(T, 2), C, H, W)."""
+    """Frames at different random places of each film (B, C, T, H, W): (B min(T, 4), C, H, W)."""
     places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
     return film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
 
