@@ -7,7 +7,7 @@ from PIL import Image
 
 from gencli.device import channels_last
 from gencli.errors import UsageError
-from gencli.families.videogan import VideoGAN, VideoGANConfig, _Blocks, _grid, _strides, _Unblocked
+from gencli.families.videogan import VideoGAN, VideoGANConfig, _grid, _strides, _Unblocked
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.model import Batch, Given
@@ -58,12 +58,12 @@ def test_films_of_any_size(shape, strides, grid):
     assert (frame.grad != 0).all()
 
 
-def test_blocks_are_points():
-    x = torch.arange(2 * 3 * 8 * 4 * 6.0).reshape(2, 3, 8, 4, 6)
-    points = _Blocks(4)(x)
-    assert points.shape == (2, 48, 2, 2, 3)
-    assert set(points[1, 16:32, 1, 0, 2].tolist()) == set(x[1, 1, 4:, :2, 4:].flatten().tolist())
-    assert torch.equal(_Unblocked(4)(points), x)
+def test_points_become_blocks_of_pixels_and_frames():
+    x = torch.arange(2 * 24 * 2 * 4 * 6.0).reshape(2, 24, 2, 4, 6)
+    film = _Unblocked(2)(x)
+    for frame in range(4):
+        of_each = x.unflatten(1, (3, 2, 4))[:, :, frame % 2, :, frame // 2].flatten(1, 2)
+        assert torch.equal(film[:, :, frame], torch.nn.functional.pixel_shuffle(of_each, 2))
 
 
 def test_what_the_mask_leaves_out_stands_still():

@@ -5,20 +5,19 @@ time make a foreground and a mask, those in space alone a background, which is t
 
     film = mask * foreground + (1 - mask) * background.
 
-A critic of convolutions in space and time sees whole films, in half their size. `sparsity` times the mean of the mask
-is what the generator pays for not leaving a pixel to the background.
+A critic of convolutions in space and time sees whole films, another single frames. `sparsity` times the mean of the
+mask is what the generator pays for not leaving a pixel to the background.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
 the frames that were given followed by those that were made.
 
-Departures from the paper: films of any size and length (see `_strides`), all of whose frames are made apart from the
-layer next to the last on, so that a convolution need not move anything within a point; next to the film, blocks of 2x2
-pixels are points of more channels (Shi et al. 2016, arXiv:1609.05158); a second critic, of single frames, in which
-motion plays no part (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), spectrally normalised (Miyato et al. 2018,
-arXiv:1802.05957), while that of films sees them in half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a
-code in what goes on from frames, so that there are several futures; a learning rate of 5e-4; weights averaged over time
-by the trainer.
+Departures from the paper: films of any size and length; time is divided by all layers but the one next to the film (see
+`_strides`), without which films stood still; there squares of 2x2 pixels are points of more channels (Shi et al. 2016,
+arXiv:1609.05158); the critic of single frames, spectrally normalised (Tulyakov et al. 2017, "MoCoGAN",
+arXiv:1707.04993; Miyato et al. 2018, arXiv:1802.05957), beside which that of films needs no more than half their size
+(Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a code in what goes on from frames, so that there are several futures;
+a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -223,9 +222,10 @@ def _some(film: Tensor, rng: Rng) -> Tensor:
 def _strides(frames: int, side: int) -> list[int]:
     """By how much each layer divides the time of a film, the one next to it first; space is halved by each.
 
-    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by each but the one next
-    to the film as long as there is any left, by that only as often as no more than 8 frames are left then, at most
-    twice: 16 frames of 32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2.
+    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by all but the one next
+    to the film as long as there is any left; that one divides it, by 2 or 4, only where more than 8 frames would be
+    left. 16 frames of 32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2, the 32 frames of 64x64 of the paper
+    by 1, 2, 2 and 2.
     """
     levels, halvings = max(1, int(math.log2(side / 4))), math.ceil(math.log2(frames))
     later = [2 if level < halvings else 1 for level in range(levels - 1)]
@@ -233,21 +233,12 @@ def _strides(frames: int, side: int) -> list[int]:
     return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
 
 
-class _Blocks(nn.Module):
-    """(B, C, T, H, W) -> (B, 4 C S, T / S, H / 2, W / 2): each block of S frames of 2x2 pixels becomes a point."""
+class _Unblocked(nn.Module):
+    """(B, 4 C S, T, H, W) -> (B, C, S T, 2 H, 2 W): each point becomes a block of S frames of 2x2 pixels."""
 
     def __init__(self, stride: int):
         super().__init__()
         self.sides = stride, 2, 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        for dim, side in zip((2, 4, 6), self.sides, strict=True):
-            x = x.unflatten(dim, (x.shape[dim] // side, side))
-        return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-class _Unblocked(_Blocks):
-    """The same backwards."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unflatten(1, (x.shape[1] // math.prod(self.sides), *self.sides)).permute(0, 1, 5, 2, 6, 3, 7, 4)
