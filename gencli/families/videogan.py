@@ -13,11 +13,11 @@ generator beside its code, the generator makes them too and pays for the squared
 the frames that were given followed by those that were made.
 
 Departures from the paper: films of any size and length; time is divided by all layers but the one next to the film (see
-`_strides`), without which films stood still; there squares of 2x2 pixels are points of more channels (Shi et al. 2016,
-arXiv:1609.05158); the critic of single frames, spectrally normalised (Tulyakov et al. 2017, "MoCoGAN",
-arXiv:1707.04993; Miyato et al. 2018, arXiv:1802.05957), beside which that of films needs no more than half their size
-(Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a code in what goes on from frames, so that there are several futures;
-a learning rate of 5e-4; weights averaged over time by the trainer.
+`_strides`), where squares of 2x2 pixels are points of more channels (Shi et al. 2016, arXiv:1609.05158); the critic of
+single frames, spectrally normalised (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993; Miyato et al. 2018,
+arXiv:1802.05957), beside which that of films needs no more than half their size (Clark et al. 2019, "DVD-GAN",
+arXiv:1907.06571); a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
+weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
