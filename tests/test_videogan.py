@@ -7,7 +7,7 @@ from PIL import Image
 
 from gencli.device import channels_last
 from gencli.errors import UsageError
-from gencli.families.videogan import VideoGAN, VideoGANConfig, _grid, _strides, _Unblocked
+from gencli.families.videogan import VideoGAN, VideoGANConfig, _grid, _moved, _strides
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.model import Batch, Given
@@ -58,31 +58,35 @@ def test_films_of_any_size(shape, strides, grid):
     assert (frame.grad != 0).all()
 
 
-def test_points_become_blocks_of_pixels_and_frames():
-    x = torch.arange(2 * 24 * 2 * 4 * 6.0).reshape(2, 24, 2, 4, 6)
-    film = _Unblocked(2)(x)
-    for frame in range(4):
-        of_each = x.unflatten(1, (3, 2, 4))[:, :, frame % 2, :, frame // 2].flatten(1, 2)
-        assert torch.equal(film[:, :, frame], torch.nn.functional.pixel_shuffle(of_each, 2))
+def test_pictures_are_seen_from_elsewhere():
+    x = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    film = _moved(x, torch.tensor([[[0.0, 0], [1 / 3, 0]], [[0, -0.5], [3, 0]]]))
+    assert film.shape == (2, 3, 2, 8, 6)
+    assert torch.allclose(film[0, :, 0], x[0], atol=1e-5)
+    assert torch.allclose(film[0, :, 1, :, :5], x[0, :, :, 1:], atol=1e-5)
+    assert torch.allclose(film[1, :, 0, 2:], x[1, :, :6], atol=1e-5) and not film[1, :, 0, :2].any()
+    assert not film[1, :, 1].any(), "far away there is nothing"
 
 
 def test_what_the_mask_leaves_out_stands_still():
     """Where the mask is 0 a film is its background, the same in every frame; where it is 1 there is none of it."""
     model, z = videogan(films()), torch.randn(3, 5)
     with torch.no_grad():
-        head = model.generator.moving[-2]
-        free = model.decode(z).x
-        assert (free.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
-        mask = head.out_channels // 2
-        head.bias[mask:] = -100
+        head, speed = model.generator.still[-1], model.generator.moving[-1]
+        speed.weight *= 1000
+        assert (model.decode(z).x.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
+        head.bias[1] = -100
         still = model.decode(z).x
         assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
-        background = model.generator.still(z).tanh()[..., :8, :8]
-        assert torch.allclose(still[:, 0], 0.5 + 0.5 * background)
-        head.bias[mask:] = 100
-        moving = model.decode(z).x
-        model.generator.still[-1].bias += 1
-        assert torch.equal(model.decode(z).x, moving)
+        assert torch.allclose(still[:, 0], 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
+        head.bias[1] = 100
+        speed.weight.zero_()
+        there = model.decode(z).x
+        head.bias[2] += 1
+        assert torch.allclose(model.decode(z).x, there, atol=1e-5)
+        speed.bias.fill_(10)  # half of the picture further in each frame
+        gone = model.decode(z).x[:, -1]
+        assert torch.allclose(gone, 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
 
 
 def test_the_weights_of_mask_and_past_are_those_of_the_options():

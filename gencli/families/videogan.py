@@ -1,9 +1,10 @@
 """Films of two streams: Vondrick, Pirsiavash & Torralba 2016, "Generating Videos with Scene Dynamics" (VGAN).
 
-arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space and
-time make a foreground and a mask, those in space alone a background, which is the same in every frame:
+arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space make
+a foreground with its mask, and a background, which is the same in every frame; those in space and time say how fast
+foreground and mask move:
 
-    film = mask * foreground + (1 - mask) * background.
+    film = mask * foreground + (1 - mask) * background, where mask and foreground are those of each frame.
 
 A critic of convolutions in space and time sees whole films, another single frames. `sparsity` times the mean of the
 mask is what the generator pays for not leaving a pixel to the background.
@@ -12,12 +13,12 @@ Films that go on from given frames (section 4.4 of the paper, `--condition past=
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
 the frames that were given followed by those that were made.
 
-Departures from the paper: films of any size and length; time is divided by all layers but the one next to the film (see
-`_strides`), where squares of 2x2 pixels are points of more channels (Shi et al. 2016, arXiv:1609.05158); the critic of
-single frames, spectrally normalised (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993; Miyato et al. 2018,
-arXiv:1802.05957), beside which that of films needs no more than half their size (Clark et al. 2019, "DVD-GAN",
-arXiv:1907.06571); a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
-weights averaged over time by the trainer.
+Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
+"Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
+is; films of any size and length (see `_strides`); the critic of single frames, spectrally normalised (Tulyakov et al.
+2017, "MoCoGAN", arXiv:1707.04993; Miyato et al. 2018, arXiv:1802.05957), beside which that of films needs no more than
+half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a code in what goes on from frames, so that there are
+several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -52,6 +53,7 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side
 _WIDEST = 8  # times `width`
+_PACE = 0.1  # of half the sides in a frame, of what the generator says
 _LOOKED_AT = 4  # frames of each film that the critic of frames sees, at random places
 
 
@@ -233,18 +235,6 @@ def _strides(frames: int, side: int) -> list[int]:
     return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
 
 
-class _Unblocked(nn.Module):
-    """(B, 4 C S, T, H, W) -> (B, C, S T, 2 H, 2 W): each point becomes a block of S frames of 2x2 pixels."""
-
-    def __init__(self, stride: int):
-        super().__init__()
-        self.sides = stride, 2, 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, (x.shape[1] // math.prod(self.sides), *self.sides)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-
 def _maps(width: int, level: int) -> int:
     """Feature maps after `level` halvings, 1, 2, ..."""
     return width * min(2 ** (level - 1), _WIDEST)
@@ -260,7 +250,8 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    Either stream grows from a grid; what a film has less than that when it is grown is cropped at its ends.
+    A stream in space alone makes foreground, mask and background; one in space and time says how fast foreground and
+    mask move in each frame. Where they leave the picture, or have not come into it yet, the background is seen.
     """
 
     def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
@@ -268,28 +259,41 @@ class _Generator(nn.Module):
         self.shape = shape
         strides = _strides(shape[1], min(shape[2:]))
         grid = _grid(shape, strides)
-        maps = [shape[0], *(_maps(width, level + 1) for level in range(len(strides)))]
-
-        def start(norm: type[nn.Module], *grid: int) -> list[nn.Module]:
-            return [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
-                    norm(maps[-1]), nn.ReLU()]
-
-        moving, still = start(nn.BatchNorm3d, *grid), start(nn.BatchNorm2d, *grid[1:])
+        maps = [2 * shape[0] + 1, *(_maps(2 * width, level + 1) for level in range(len(strides)))]
+        still = [nn.Linear(code, maps[-1] * math.prod(grid[1:]), bias=False), nn.Unflatten(1, (maps[-1], *grid[1:])),
+                 nn.BatchNorm2d(maps[-1]), nn.ReLU()]
         for level in range(len(strides), 1, -1):
-            ends, stride = (maps[level], maps[level - 1]), strides[level - 1]
-            moving += [nn.ConvTranspose3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False),
-                       nn.BatchNorm3d(ends[1]), nn.ReLU()]
-            still += [nn.ConvTranspose2d(*ends, 4, 2, 1, bias=False), nn.BatchNorm2d(ends[1]), nn.ReLU()]
-        moving += [nn.Conv3d(maps[1], (maps[0] + 1) * 4 * strides[0], 3, 1, 1), _Unblocked(strides[0])]
+            still += [nn.ConvTranspose2d(maps[level], maps[level - 1], 4, 2, 1, bias=False),
+                      nn.BatchNorm2d(maps[level - 1]), nn.ReLU()]
         still.append(nn.ConvTranspose2d(maps[1], maps[0], 4, 2, 1))
+        maps = [_maps(width, level + 1) for level in range(len(strides))]
+        moving = [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
+                  nn.BatchNorm3d(maps[-1]), nn.ReLU()]
+        for level in range(len(strides) - 1, -1, -1):
+            stride = strides[level]
+            ends = maps[level], maps[max(level - 1, 0)]
+            moving += [nn.ConvTranspose3d(*ends, (stride + 2, 3, 3), (stride, 1, 1), 1, bias=False),
+                       nn.BatchNorm3d(ends[1]), nn.ReLU()]
+        moving.append(nn.Conv3d(maps[0], 2, 3, 1, 1))
         self.moving, self.still = nn.Sequential(*moving), nn.Sequential(*still)
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
         channels, frames, height, width = self.shape
-        moving = self.moving(code)[:, :, :frames, :height, :width]
-        foreground, mask = moving[:, :channels].tanh(), moving[:, channels:].sigmoid()
-        background = self.still(code)[:, :, None, :height, :width].tanh()
-        return mask * foreground + (1 - mask) * background, mask
+        still = self.still(code)[:, :, :height, :width].to(code.dtype)
+        mask = still[:, channels : channels + 1].sigmoid()
+        moving = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
+        places = (_PACE * self.moving(code)[:, :, :frames].to(code.dtype).mean((3, 4))).cumsum(2).transpose(1, 2)
+        film = _moved(moving, places)
+        film, mask = film[:, :channels], film[:, channels:]
+        return film + (1 - mask) * still[:, None, channels + 1 :].transpose(1, 2).tanh(), mask
+
+
+def _moved(x: Tensor, places: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) seen from T places (B, T, 2), right and down in halves of their sides: (B, C, T, H, W)."""
+    height, width = x.shape[2:]
+    rows, columns = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) + places[:, :, None, None]  # (B, T, H, W, 2)
+    return F.grid_sample(x, grid.to(x).flatten(1, 2), align_corners=False).unflatten(2, (-1, height))
 
 
 class _Critic(nn.Module):
