@@ -63,8 +63,8 @@ class VideoGANConfig(FamilyConfig):
     latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
     sizes: ClassVar = Sizes(width=(32, 48, 64))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(32, ge=1, description="Feature maps next to the film, doubled with every halving of its size "
-                                             f"up to {_WIDEST} times.")
+    width: int = Field(32, ge=1, description="Feature maps of the critics next to the film, doubled with every halving "
+                                             f"of its size up to {_WIDEST} times; the background has twice as many.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "non-saturating", description="What critic and generator minimise.")
     sparsity: float = Field(0.1, ge=0, description="Weight of the mean of the mask, which leaves to the background "
