@@ -1,7 +1,7 @@
 """Films of two streams: Vondrick, Pirsiavash & Torralba 2016, "Generating Videos with Scene Dynamics" (VGAN).
 
 arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space make
-a foreground with its mask, and a background, which is the same in every frame; those in space and time say how fast
+a foreground with its mask, and a background, which is the same in every frame; others in space and time say how fast
 foreground and mask move:
 
     film = mask * foreground + (1 - mask) * background, where mask and foreground are those of each frame.
@@ -64,7 +64,8 @@ class VideoGANConfig(FamilyConfig):
     sizes: ClassVar = Sizes(width=(32, 48, 64))
     net_size: NetSize = net_size(sizes)
     width: int = Field(32, ge=1, description="Feature maps of the critics next to the film, doubled with every halving "
-                                             f"of its size up to {_WIDEST} times; the background has twice as many.")
+                                             f"of its size up to {_WIDEST} times; those of the pictures of the "
+                                             "generator are twice as many.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "non-saturating", description="What critic and generator minimise.")
     sparsity: float = Field(0.1, ge=0, description="Weight of the mean of the mask, which leaves to the background "
@@ -222,7 +223,7 @@ def _some(film: Tensor, rng: Rng) -> Tensor:
 
 
 def _strides(frames: int, side: int) -> list[int]:
-    """By how much each layer divides the time of a film, the one next to it first; space is halved by each.
+    """By how much each layer divides the time of a film, the one next to it first.
 
     As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by all but the one next
     to the film as long as there is any left; that one divides it, by 2 or 4, only where more than 8 frames would be
@@ -250,8 +251,9 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    A stream in space alone makes foreground, mask and background; one in space and time says how fast foreground and
-    mask move in each frame. Where they leave the picture, or have not come into it yet, the background is seen.
+    A stream in space alone makes foreground, mask and background; one in time, on the smallest grid, says how fast
+    foreground and mask move in each frame, the mean over its places. Where they leave the picture, or have not come
+    into it yet, the background is seen.
     """
 
     def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
