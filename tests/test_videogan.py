@@ -7,7 +7,7 @@ from PIL import Image
 
 from gencli.device import channels_last
 from gencli.errors import UsageError
-from gencli.families.videogan import VideoGAN, VideoGANConfig, _Blocks, _grid, _strides, _Unblocked
+from gencli.families.videogan import VideoGAN, VideoGANConfig, _grid, _moved, _strides
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.video import VideoSpec
 from gencli.model import Batch, Given
@@ -40,9 +40,9 @@ def streams(count, seed=0):
 
 
 @pytest.mark.parametrize(("shape", "strides", "grid"), [
-    ((3, 32, 64, 64), [4, 2, 2, 2], (1, 4, 4)), ((1, 16, 32, 32), [4, 2, 2], (1, 4, 4)),
-    ((1, 9, 32, 45), [4, 2, 2], (1, 4, 6)), ((1, 1, 16, 16), [1, 1], (1, 4, 4)), ((2, 3, 5, 4), [4], (1, 3, 2)),
-    ((1, 64, 8, 8), [4], (16, 4, 4)), ((1, 3, 28, 28), [2, 2], (1, 7, 7))])
+    ((3, 32, 64, 64), [1, 2, 2, 2], (4, 4, 4)), ((1, 16, 32, 32), [1, 2, 2], (4, 4, 4)),
+    ((1, 9, 32, 45), [1, 2, 2], (3, 4, 6)), ((1, 1, 16, 16), [1, 1], (1, 4, 4)), ((2, 3, 5, 4), [1], (3, 3, 2)),
+    ((1, 64, 8, 8), [4], (16, 4, 4)), ((1, 3, 28, 28), [1, 2], (2, 7, 7)), ((1, 16, 15, 8), [2], (8, 8, 4))])
 def test_films_of_any_size(shape, strides, grid):
     assert _strides(shape[1], min(shape[2:])) == strides and _grid(shape, strides) == grid
     model = videogan(films(shape[1], *shape[2:], channels=shape[0]), width=2)
@@ -52,32 +52,41 @@ def test_films_of_any_size(shape, strides, grid):
     one = film[:1].detach().requires_grad_()
     model.critic(one).sum().backward()
     assert (one.grad != 0).all(), "the critic sees every pixel of every frame"
+    frame = film[:, :, 0].detach().requires_grad_()
+    assert model.frame_critic(frame).shape == (2,)
+    model.frame_critic(frame).sum().backward()
+    assert (frame.grad != 0).all()
 
 
-def test_blocks_are_points():
-    x = torch.arange(2 * 3 * 8 * 4 * 6.0).reshape(2, 3, 8, 4, 6)
-    points = _Blocks(4)(x)
-    assert points.shape == (2, 48, 2, 2, 3)
-    assert set(points[1, 16:32, 1, 0, 2].tolist()) == set(x[1, 1, 4:, :2, 4:].flatten().tolist())
-    assert torch.equal(_Unblocked(4)(points), x)
+def test_pictures_are_seen_from_elsewhere():
+    x = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    film = _moved(x, torch.tensor([[[0.0, 0], [1 / 3, 0]], [[0, -0.5], [3, 0]]]))
+    assert film.shape == (2, 3, 2, 8, 6)
+    assert torch.allclose(film[0, :, 0], x[0], atol=1e-5)
+    assert torch.allclose(film[0, :, 1, :, :5], x[0, :, :, 1:], atol=1e-5)
+    assert torch.allclose(film[1, :, 0, 2:], x[1, :, :6], atol=1e-5) and not film[1, :, 0, :2].any()
+    assert not film[1, :, 1].any(), "far away there is nothing"
 
 
 def test_what_the_mask_leaves_out_stands_still():
     """Where the mask is 0 a film is its background, the same in every frame; where it is 1 there is none of it."""
     model, z = videogan(films()), torch.randn(3, 5)
     with torch.no_grad():
-        head = model.generator.moving[-2]
-        free = model.decode(z).x
-        assert (free.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
-        head.bias[8:] = -100
+        head, speed = model.generator.still[-1], model.generator.moving[-1]
+        speed.weight *= 1000
+        assert (model.decode(z).x.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
+        head.bias[1] = -100
         still = model.decode(z).x
         assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
-        background = model.generator.still(z).tanh()[..., :8, :8]
-        assert torch.allclose(still[:, 0], 0.5 + 0.5 * background)
-        head.bias[8:] = 100
-        moving = model.decode(z).x
-        model.generator.still[-1].bias += 1
-        assert torch.equal(model.decode(z).x, moving)
+        assert torch.allclose(still[:, 0], 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
+        head.bias[1] = 100
+        speed.weight.zero_()
+        there = model.decode(z).x
+        head.bias[2] += 1
+        assert torch.allclose(model.decode(z).x, there, atol=1e-5)
+        speed.bias.fill_(10)  # half of the picture further in each frame
+        gone = model.decode(z).x[:, -1]
+        assert torch.allclose(gone, 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
 
 
 def test_the_weights_of_mask_and_past_are_those_of_the_options():
@@ -102,6 +111,18 @@ def test_the_critic_sees_what_was_given_before_what_was_made():
     real, fake = (0.5 + 0.5 * x.transpose(1, 2) for x in seen)
     assert torch.allclose(real, torch.cat([batch.condition.x, batch.x], 1), atol=1e-6)
     assert torch.allclose(fake[:, :2], batch.condition.x, atol=1e-6) and not torch.allclose(fake[:, 2:], batch.x)
+
+
+def test_the_critic_of_frames_sees_four_of_each_film_and_none_that_was_given():
+    model, x = videogan(films(frames=5, past=1)), torch.arange(20.0).reshape(4, 5, 1, 1, 1).expand(-1, -1, 1, 8, 8) / 20
+    seen = []
+    model.frame_critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.critic_loss(Batch(x, condition=Batch(x[:, :1] + 1)), step(4))
+    places = torch.round((0.5 + 0.5 * seen[0][:, 0, 0, 0]) * 20).reshape(4, 4) - 5 * torch.arange(4)[:, None]
+    assert all(len(set(row)) == 4 and set(row) <= set(range(5)) for row in places.tolist())
+    assert places.unique().numel() == 5 and seen[1].shape == (16, 1, 8, 8)
+    single = videogan(films(frames=1))
+    assert single.critic_loss(batch_of(single), step(4)).total.isfinite()
 
 
 def test_a_frame_has_several_futures_and_a_code_one():

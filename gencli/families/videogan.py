@@ -1,22 +1,24 @@
 """Films of two streams: Vondrick, Pirsiavash & Torralba 2016, "Generating Videos with Scene Dynamics" (VGAN).
 
-arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space and
-time make a foreground and a mask, those in space alone a background, which is the same in every frame:
+arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space make
+a foreground with its mask, and a background, which is the same in every frame; others in space and time say how fast
+foreground and mask move:
 
-    film = mask * foreground + (1 - mask) * background.
+    film = mask * foreground + (1 - mask) * background, where mask and foreground are those of each frame.
 
-A critic of convolutions in space and time sees whole films. `sparsity` times the mean of the mask is what the generator
-pays for not leaving a pixel to the background.
+A critic of convolutions in space and time sees whole films, another single frames. `sparsity` times the mean of the
+mask is what the generator pays for not leaving a pixel to the background.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
 the frames that were given followed by those that were made.
 
-Departures from the paper: films of any size and length (see `_strides`); next to the film, blocks of 2x2 pixels in two
-or four frames are points of more channels (Shi et al. 2016, arXiv:1609.05158), which takes a quarter less time than
-convolutions with such steps; spectral normalisation of the critic (Miyato et al. 2018, arXiv:1802.05957) in place of
-batch normalisation; a code in what goes on from frames, so that there are several futures; a learning rate of 5e-4;
-weights averaged over time by the trainer.
+Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
+"Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
+is; films of any size and length (see `_strides`); the critic of single frames, spectrally normalised (Tulyakov et al.
+2017, "MoCoGAN", arXiv:1707.04993; Miyato et al. 2018, arXiv:1802.05957), beside which that of films needs no more than
+half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a code in what goes on from frames, so that there are
+several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -51,6 +53,8 @@ from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side
 _WIDEST = 8  # times `width`
+_PACE = 0.1  # of half the sides in a frame, of what the generator says
+_LOOKED_AT = 4  # frames of each film that the critic of frames sees, at random places
 
 
 class VideoGANConfig(FamilyConfig):
@@ -59,8 +63,9 @@ class VideoGANConfig(FamilyConfig):
     latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
     sizes: ClassVar = Sizes(width=(32, 48, 64))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(32, ge=1, description="Feature maps next to the film, doubled with every halving of its size "
-                                             f"up to {_WIDEST} times.")
+    width: int = Field(32, ge=1, description="Feature maps of the critics next to the film, doubled with every halving "
+                                             f"of its size up to {_WIDEST} times; those of the pictures of the "
+                                             "generator are twice as many.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "non-saturating", description="What critic and generator minimise.")
     sparsity: float = Field(0.1, ge=0, description="Weight of the mean of the mask, which leaves to the background "
@@ -102,39 +107,45 @@ class VideoGAN(Model):
         shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
         self.encoder, described = _encoder(self.past, shape, config.width) if self.past else (nn.Identity(), 0)
         self.generator = _Generator(config.latent + described, shape, config.width)
-        self.critic = _Critic(shape, config.width)
+        self.critic, self.frame_critic = _Critic(shape, config.width), _FrameCritic(spec, config.width)
         self.apply(initialise.dcgan)
-        spectrally_normalised(self.critic)
+        spectrally_normalised(self.frame_critic)
 
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One phase, two players, who move in turn."""
+        """One phase, two players, who move in turn: both critics, then the generator."""
         betas = (0.5, 0.999)
+        critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
         generator = [*self.encoder.parameters(), *self.generator.parameters()]
-        return [Phase("train", [Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas),
+        return [Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
                                 Player("generator", generator, self.generator_loss, betas=betas)])]
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How badly the critic tells real films from generated ones.
+        """How badly the critics tell real films, and real frames, from generated ones.
 
-        Parts: `real` and `fake`, mean scores; `diversity`, as that of `gan`.
+        Parts: `real` and `fake`, mean scores of films; `real_frames` and `fake_frames`, of frames; `diversity`, as that
+        of `gan`.
         """
         past, x = self._seen(batch), _signed(batch.x)
         with torch.no_grad():
             made = self._made(rng.normal(self.config.latent), past)[0][:, :, self.past :].to(x.dtype)
+        # Separately: batch normalisation must not mix real and generated films.
         real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
-        return Loss(LOSSES[self.config.loss][0](real, fake).mean(), real=real.mean(), fake=fake.mean(),
-                    diversity=spread(made) / spread(x))
+        frames, made_frames = self.frame_critic(_some(x, rng)), self.frame_critic(_some(made, rng))
+        badly = LOSSES[self.config.loss][0]
+        return Loss(badly(real, fake).mean() + badly(frames, made_frames).mean(), real=real.mean(), fake=fake.mean(),
+                    real_frames=frames.mean(), fake_frames=made_frames.mean(), diversity=spread(made) / spread(x))
 
     def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic tells generated films, and what mask and past cost.
+        """How well the critics tell generated films and frames, and what mask and past cost.
 
         Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
         """
         past = self._seen(batch)
         film, mask = self._made(rng.normal(self.config.latent), past)
-        total = LOSSES[self.config.loss][1](self.critic(_joined(past, film[:, :, self.past :].float()))).mean()
+        made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
+        total = well(self.critic(_joined(past, made))).mean() + well(self.frame_critic(_some(made, rng))).mean()
         parts = {"mask": mask.float().mean()}
         total = total + self.config.sparsity * parts["mask"]
         if past is not None:
@@ -155,7 +166,7 @@ class VideoGAN(Model):
         return self.generator(z if past is None else torch.cat([z, self.encoder(past)], 1))
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
-        """Collapse: generated films are alike. The critic is certain about every film."""
+        """Collapse: generated films are alike. The critics are certain about everything."""
         advice = "a smaller --lr or a larger --batch-size"
         return collapsed(history, advice) or certain(history, advice)
 
@@ -201,41 +212,28 @@ def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
     return rest if past is None else torch.cat([past, rest], 2)
 
 
+def _some(film: Tensor, rng: Rng) -> Tensor:
+    """Frames at different random places of each film (B, C, T, H, W): (B min(T, 4), C, H, W)."""
+    places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
+    return film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks: films (B, C, T, H, W) in [-1, 1]
 
 
 def _strides(frames: int, side: int) -> list[int]:
-    """By how much each layer divides the time of a film, the one next to it first; space is halved by each.
+    """By how much each layer divides the time of a film, the one next to it first.
 
-    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by each as long as there
-    is any left, and by the one next to the film twice if that is not enough: 16 frames of 32x32 pixels become a grid of
-    1x4x4 by steps of 4, 2 and 2, the 32 frames of 64x64 of the paper by 4, 2, 2 and 2.
+    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by all but the one next
+    to the film as long as there is any left; that one divides it, by 2 or 4, only where more than 8 frames would be
+    left. 16 frames of 32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2, the 32 frames of 64x64 of the paper
+    by 1, 2, 2 and 2.
     """
     levels, halvings = max(1, int(math.log2(side / 4))), math.ceil(math.log2(frames))
-    strides = [2 if level < halvings else 1 for level in range(levels)]
-    return [4 if halvings > levels else strides[0], *strides[1:]]
-
-
-class _Blocks(nn.Module):
-    """(B, C, T, H, W) -> (B, 4 C S, T / S, H / 2, W / 2): each block of S frames of 2x2 pixels becomes a point."""
-
-    def __init__(self, stride: int):
-        super().__init__()
-        self.sides = stride, 2, 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        for dim, side in zip((2, 4, 6), self.sides, strict=True):
-            x = x.unflatten(dim, (x.shape[dim] // side, side))
-        return x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-class _Unblocked(_Blocks):
-    """The same backwards."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, (x.shape[1] // math.prod(self.sides), *self.sides)).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    later = [2 if level < halvings else 1 for level in range(levels - 1)]
+    left = -(-frames // math.prod(later))
+    return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
 
 
 def _maps(width: int, level: int) -> int:
@@ -253,7 +251,9 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    Either stream grows from a grid; what a film has less than that when it is grown is cropped at its ends.
+    A stream in space alone makes foreground, mask and background; one in time, on the smallest grid, says how fast
+    foreground and mask move in each frame, the mean over its places. Where they leave the picture, or have not come
+    into it yet, the background is seen.
     """
 
     def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
@@ -261,49 +261,85 @@ class _Generator(nn.Module):
         self.shape = shape
         strides = _strides(shape[1], min(shape[2:]))
         grid = _grid(shape, strides)
-        maps = [shape[0], *(_maps(width, level + 1) for level in range(len(strides)))]
-
-        def start(norm: type[nn.Module], *grid: int) -> list[nn.Module]:
-            return [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
-                    norm(maps[-1]), nn.ReLU()]
-
-        moving, still = start(nn.BatchNorm3d, *grid), start(nn.BatchNorm2d, *grid[1:])
+        maps = [2 * shape[0] + 1, *(_maps(2 * width, level + 1) for level in range(len(strides)))]
+        still = [nn.Linear(code, maps[-1] * math.prod(grid[1:]), bias=False), nn.Unflatten(1, (maps[-1], *grid[1:])),
+                 nn.BatchNorm2d(maps[-1]), nn.ReLU()]
         for level in range(len(strides), 1, -1):
-            ends, stride = (maps[level], maps[level - 1]), strides[level - 1]
-            moving += [nn.ConvTranspose3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False),
-                       nn.BatchNorm3d(ends[1]), nn.ReLU()]
-            still += [nn.ConvTranspose2d(*ends, 4, 2, 1, bias=False), nn.BatchNorm2d(ends[1]), nn.ReLU()]
-        moving += [nn.Conv3d(maps[1], (maps[0] + 1) * 4 * strides[0], 3, 1, 1), _Unblocked(strides[0])]
+            still += [nn.ConvTranspose2d(maps[level], maps[level - 1], 4, 2, 1, bias=False),
+                      nn.BatchNorm2d(maps[level - 1]), nn.ReLU()]
         still.append(nn.ConvTranspose2d(maps[1], maps[0], 4, 2, 1))
+        maps = [_maps(width, level + 1) for level in range(len(strides))]
+        moving = [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
+                  nn.BatchNorm3d(maps[-1]), nn.ReLU()]
+        for level in range(len(strides) - 1, -1, -1):
+            stride = strides[level]
+            ends = maps[level], maps[max(level - 1, 0)]
+            moving += [nn.ConvTranspose3d(*ends, (stride + 2, 3, 3), (stride, 1, 1), 1, bias=False),
+                       nn.BatchNorm3d(ends[1]), nn.ReLU()]
+        moving.append(nn.Conv3d(maps[0], 2, 3, 1, 1))
         self.moving, self.still = nn.Sequential(*moving), nn.Sequential(*still)
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
         channels, frames, height, width = self.shape
-        moving = self.moving(code)[:, :, :frames, :height, :width]
-        foreground, mask = moving[:, :channels].tanh(), moving[:, channels:].sigmoid()
-        background = self.still(code)[:, :, None, :height, :width].tanh()
-        return mask * foreground + (1 - mask) * background, mask
+        still = self.still(code)[:, :, :height, :width].to(code.dtype)
+        mask = still[:, channels : channels + 1].sigmoid()
+        moving = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
+        places = (_PACE * self.moving(code)[:, :, :frames].to(code.dtype).mean((3, 4))).cumsum(2).transpose(1, 2)
+        film = _moved(moving, places)
+        film, mask = film[:, :channels], film[:, channels:]
+        return film + (1 - mask) * still[:, None, channels + 1 :].transpose(1, 2).tanh(), mask
+
+
+def _moved(x: Tensor, places: Tensor) -> Tensor:
+    """Pictures (B, C, H, W) seen from T places (B, T, 2), right and down in halves of their sides: (B, C, T, H, W)."""
+    height, width = x.shape[2:]
+    rows, columns = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
+    grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) + places[:, :, None, None]  # (B, T, H, W, 2)
+    return F.grid_sample(x, grid.to(x).flatten(1, 2), align_corners=False).unflatten(2, (-1, height))
 
 
 class _Critic(nn.Module):
-    """Films (B, C, T, H, W) -> scores (B,) float32. At its ends a film is filled up with copies of what is there."""
+    """Films (B, C, T, H, W) -> scores (B,) float32, of what is left when squares of 2x2 pixels are their mean.
+
+    At its ends a film is filled up with copies of what is there.
+    """
 
     def __init__(self, shape: tuple[int, int, int, int], width: int):
         super().__init__()
-        strides = _strides(shape[1], min(shape[2:]))
-        grid, space = _grid(shape, strides), 2 ** len(strides)
+        levels, halvings = len(_strides(1, min(shape[2:]))), math.ceil(math.log2(shape[1]))
+        strides = [2 if level < halvings else 1 for level in range(levels)]
+        grid, space = _grid(shape, strides), 2 ** levels
         whole = grid[0] * math.prod(strides), grid[1] * space, grid[2] * space
         self.missing = [end for now, then in zip(shape[:0:-1], whole[::-1], strict=True) for end in (0, then - now)]
-        layers = [_Blocks(strides[0]), nn.Conv3d(4 * strides[0] * shape[0], width, 3, 1, 1), nn.LeakyReLU(0.2)]
+        layers = [nn.AvgPool3d((1, 2, 2)), nn.Conv3d(shape[0], width, (strides[0] + 2, 3, 3), (strides[0], 1, 1), 1),
+                  nn.LeakyReLU(0.2)]
         for level, stride in enumerate(strides[1:], start=1):
             ends = _maps(width, level), _maps(width, level + 1)
-            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1), nn.LeakyReLU(0.2)]
-        size = _maps(width, len(strides)) * math.prod(grid)
+            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False), nn.BatchNorm3d(ends[1]),
+                       nn.LeakyReLU(0.2)]
+        size = _maps(width, levels) * math.prod(grid)
         self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.missing):
             x = F.pad(x, self.missing, mode="replicate")
+        return self.score(x).squeeze(1).float()
+
+
+class _FrameCritic(nn.Module):
+    """Frames (B, C, H, W) -> scores (B,) float32. As that of `gan`, without normalisation of its own."""
+
+    def __init__(self, spec: VideoSpec, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        levels = len(_strides(1, min(spec.height, spec.width)))
+        for level in range(1, levels + 1):
+            maps = spec.channels if level == 1 else _maps(width, level - 1), _maps(width, level)
+            layers += [nn.Conv2d(*maps, 4, 2, 1), nn.LeakyReLU(0.2)]
+        size = maps[1] * (spec.height >> levels) * (spec.width >> levels)
+        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
         return self.score(x).squeeze(1).float()
 
 
