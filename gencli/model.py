@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
-from gencli.spec import Batch, Spec, anything, join
+from gencli.spec import Batch, Patch, Spec, anything, assemble, join
 
-__all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "Visit", "anything", "fill", "join", "parse_widths"]
+__all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Patch", "Phase", "Player",
+           "Score", "Spec", "Visit", "anything", "assemble", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -376,7 +376,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
-        """What `sample` gives, in pieces as they are made (see `join`). Default: one piece."""
+        """What `sample` gives, in pieces as they are made (see `join` and `Patch`). Default: one piece."""
         yield self.sample(rng, given, **options)
 
     def at_once(self, **options: Any) -> int:

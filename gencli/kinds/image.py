@@ -58,11 +58,13 @@ from gencli.pictures import (
     look_at,
     png,
     quantize,
+    rounded,
     survey,
     threaded,
     to_levels,
     to_store,
     to_unit,
+    write_png,
 )
 from gencli.spec import Batch, Spec
 
@@ -667,7 +669,7 @@ class Sheet(Held):
 
     def end(self) -> None:
         pictures = self.array
-        self.out.write(png(grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures))))))
+        write_png(self.out, grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures)))))
 
 
 class Film(Held):
@@ -798,7 +800,8 @@ class Images(Kind):
 
     def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
         """Raw pixels -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
-        x = to_unit(data, batch.x, numbers, rng)
+        # Laid out while they are bytes, a quarter of the floats.
+        x = to_unit(data, batch.x.contiguous(memory_format=torch.channels_last), numbers, rng)
         return Batch(x.contiguous(memory_format=torch.channels_last), batch.labels)
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
@@ -817,11 +820,14 @@ class Images(Kind):
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
         return {"png": Sheet, "gif": Film} if spec.channels in MODES else {}
 
+    def rounded(self, batch: Batch, spec: Any) -> Batch:
+        return rounded(batch, spec)
+
     def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
         if exact and spec.levels not in (None, 2, 256):
             return (batch.x.float() * (spec.levels - 1)).round().int().contiguous().numpy()
         eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in MODES)
-        return (quantize(batch.x) if eight_bit else batch.x.float()).contiguous().numpy()
+        return (quantize(batch.x) if eight_bit else batch.x.float()).numpy()
 
     def file(self, value: Any, spec: Any) -> bytes:
         return png(value) if self.ending(spec) == "png" else super().file(value, spec)
