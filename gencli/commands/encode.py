@@ -1,6 +1,5 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
-from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,8 +93,7 @@ def encode(
         model, _ = runs.load_model(run, devices.pick(device))
         if model.code_spec:
             writer.describe(model.code_spec)
-        methods: list[Callable[..., Any]] = [model.encode, *([model.decode] if errors else []),
-                                             *([inference.project] if project else [])]
+        methods = options.methods_of(model, "encode --project" if project else "encode", () if errors else ("decode",))
         keywords = options.parse_set(set, *methods)
         measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
