@@ -97,7 +97,8 @@ class ImageSpec(Spec):
 
 class ImageSettings(PixelSettings):
     crop: int | None = Field(None, ge=1, description="Cut each picture into squares of CROP pixels, side by side; what "
-                                                    "is left over at the right and the bottom is left out.")
+                                                    "is left over at the right and the bottom is left out. A smaller "
+                                                    "picture is refused.")
 
     range: str | None = Field(None, description="LOW,HIGH: the values that are black and white in pictures of more "
                                                 "than 8 bits. Default: 0,65535 of 16 bits; others have to say.")
@@ -350,16 +351,17 @@ class Pictures(FileExamples, PictureExamples):
 
         def size(source: Source) -> tuple[int, int]:
             # To leave unreadable ones out, decode all; without that they are errors when they are cut.
-            if request.skip_bad:
-                return decode_whole(source, channels, self.half, span).shape[1:]
-            return self._header(source)[1]
+            height, width = (decode_whole(source, channels, self.half, span).shape[1:] if request.skip_bad else
+                             self._header(source)[1])
+            if min(height, width) < side:
+                raise DataError(f"{source[0]} has {height}x{width} pixels, fewer than the squares of {side}x{side} "
+                                f"that --crop cuts; give a smaller --crop, or leave it out with --skip-bad")
+            return height, width
 
         readable, sizes = self._readable(size, request)
         corners = [[(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
                    for height, width in sizes]
         owners = [i for i, places in enumerate(corners) for _ in places]
-        if not owners:
-            raise DataError(f"{self.name}: no picture has {side}x{side} pixels; give a smaller --crop")
         origin = torch.tensor([(number, y // side, x // side) for number, places in
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
