@@ -281,7 +281,7 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False, pro
 
 
 def project(model: Model, batch: Batch, codes: Tensor, rng: Rng, options: dict[str, Any] | None = None, *,
-            steps: int = 200, starts: int = 4, by: Method = "lbfgs") -> Tensor:
+            steps: int = 200, starts: int | None = None, by: Method = "lbfgs") -> Tensor:
     """The codes (B, *code) whose examples are nearest to those of a batch in mean square, of `starts` searches each.
 
     One starts from `codes`, those of the encoder, the others from the prior; what is not `free` of a code stays. So no
@@ -290,11 +290,13 @@ def project(model: Model, batch: Batch, codes: Tensor, rng: Rng, options: dict[s
     Args:
         options: of the family's `decode`.
         steps: evaluations of the gradient.
+        starts: by default 4, and 1 where the encoder inverts the decoder.
         by: how it is followed: `gencli.layers.projection`.
 
     Raises:
         UsageError: the decoder has no gradient, or there is no search.
     """
+    starts = (1 if model.inverts else 4) if starts is None else starts
     if steps < 1 or starts < 1:
         raise UsageError(f"steps={steps}, starts={starts}: a projection needs one of each at least")
     require_gradient(model, batch, codes, options or {})

@@ -279,6 +279,8 @@ class Model(nn.Module):
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: bool = False
+    # Whether decode(encode(x)) is x but for the error of a solver, so that a search of codes starts there alone.
+    inverts: bool = False
     # What its codes are as examples, where other families can learn them: `encode` says so in the files that it writes.
     code_spec: Spec | None = None
     # Which numbers of a code, along its last dimension, may have any value: what may be searched for, added and moved;
