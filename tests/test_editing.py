@@ -134,9 +134,9 @@ def test_a_search_starts_where_the_encoder_inverts_the_decoder(family, small_run
     model, card = runs.load_model(small_run(family, "image"))
     batch = load(str(small_data["image"]), card.reading, split="test", like=model.spec).subset(2).whole()
     rng = ExampleStreams(0, torch.arange(2), "encode")
-    code, drawn = model.encode(batch, rng), []
+    few: dict[str, int] = {"steps": 3} if family == "diffusion" else {}
+    code, drawn = model.encode(batch, rng, **few), []
     monkeypatch.setattr(model, "prior", lambda rng: drawn.append(rng) or code.roll(1, 0))
-    few = {"steps": 3} if family == "diffusion" else {}
     found = inference.project(model, batch, code, rng, few, steps=8)
     before, after = (inference.squared_error(model.decode(codes, **few), batch) for codes in (code, found))
     assert not drawn and (after <= before).all()
