@@ -134,8 +134,9 @@ class Held(Format):
         values = [rows.values for rows in self.blocks]
         if not values:
             return np.zeros((0, *self.content.shape), np.float32)
-        if all(isinstance(block, np.ndarray) for block in values):
-            return np.concatenate(values)
+        arrays = [block for block in values if isinstance(block, np.ndarray)]
+        if len(arrays) == len(values):
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return stack([value for block in values for value in block])
 
     @property

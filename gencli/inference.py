@@ -25,7 +25,7 @@ from gencli.device import in_threads, shared
 from gencli.errors import DataError, UsageError
 from gencli.layers.projection import Method
 from gencli.layers.projection import project as nearest_codes
-from gencli.model import Batch, Given, Model, join
+from gencli.model import Batch, Given, Model, Patch, assemble, join
 from gencli.rng import ExampleStreams, Rng
 from gencli.view import view_of
 
@@ -60,7 +60,7 @@ def shard(n: int, part: int, parts: int) -> range:
 
 def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None, given: Given | None = None,
            frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None, each: int = 1,
-           **options: Any) -> Iterator[Batch]:
+           keep: Callable[[Batch], Batch] = lambda piece: piece, **options: Any) -> Iterator[Batch]:
     """Examples of these numbers from the endless sequence that (model, seed, label, given, options) determines.
 
     Args:
@@ -70,31 +70,35 @@ def sample(model: Model, numbers: range, seed: int = 0, label: int | None = None
         frames: return this many states of the making of each example, the last being the example itself; 0: examples.
         watch: called with every piece as it is made, if examples are made in pieces (`Model.stream`).
         each: examples made from one and the same condition.
+        keep: what is kept of a piece, at once.
         options: of the family's `sample`, or `film`.
     """
     turn, over = threading.Lock(), threading.Event()
 
-    def whole(pieces: Iterator[Batch]) -> Batch:
-        parts = []
+    def heard(pieces: Iterator[Batch]) -> Iterator[Batch]:
         for part in pieces:
             with turn:
                 watch(part)
-            parts.append(part)
+            yield part
             if over.is_set():  # nobody waits for it any longer
                 break
-        return parts[0] if len(parts) == 1 else join(parts)
+
+    def whole(pieces: Iterator[Batch]) -> Batch:
+        return _whole(heard(pieces))
 
     method = model.film if frames else model.sample
     threads = torch.get_num_threads() if model.side_by_side(**own_options(method, options)) else 1
     try:
-        yield from in_threads(whole, _generated(model, numbers, seed, label, given, frames, each, options), threads)
+        yield from in_threads(whole, _generated(model, numbers, seed, label, given, frames, each, options, keep),
+                              threads)
     finally:
         over.set()
 
 
 def sample_together(model: Model, parts: Iterable[range], seed: int = 0, label: int | None = None,
                     given: Given | None = None, frames: int = 0, watch: Callable[[Batch], None] = lambda piece: None,
-                    each: int = 1, **options: Any) -> Iterator[Batch]:
+                    each: int = 1, keep: Callable[[Batch], Batch] = lambda piece: piece,
+                    **options: Any) -> Iterator[Batch]:
     """The examples of `sample` of these ranges of numbers, one after the other; processes that work together share it.
 
     Every one of them asks for the same.
@@ -104,7 +108,7 @@ def sample_together(model: Model, parts: Iterable[range], seed: int = 0, label: 
               for part in parts for block, wanted in _blocks(part, size))
 
     def make(numbers: range) -> Batch:
-        (batch,) = sample(model, numbers, seed, label, given, frames, watch, each, **options)
+        (batch,) = sample(model, numbers, seed, label, given, frames, watch, each, keep, **options)
         return batch
 
     return shared(blocks, make)
@@ -119,19 +123,20 @@ def stream(model: Model, numbers: range, seed: int = 0, label: int | None = None
             yield part[:1]
             others.append(part[1:])
         if len(others[0]):
-            rest = others[0] if len(others) == 1 else join(others)
+            rest = _whole(others)
             yield from (rest[i : i + 1] for i in range(len(rest)))
 
 
 def answer(model: Model, conditions: Iterable[Batch], seed: int = 0, label: int | None = None,
-           given: Given | None = None, each: int = 1, **options: Any) -> Iterator[Batch]:
+           given: Given | None = None, each: int = 1, keep: Callable[[Batch], Batch] = lambda piece: piece,
+           **options: Any) -> Iterator[Batch]:
     """The examples of `sample` for conditions that come little by little, `each` for every one of a piece."""
     start = 0  # conditions that have been answered
     for condition in conditions:
         count = len(condition)
-        own = condition[(torch.arange(count) - start) % count]  # number i is made from i // each, counted around
+        own = _around(condition, torch.arange(count) - start)  # number i is made from i // each, counted around
         yield from sample(model, range(each * start, each * (start + count)), seed, label,
-                          replace(given or Given(), condition=own), each=each, **options)
+                          replace(given or Given(), condition=own), each=each, keep=keep, **options)
         start += count
 
 
@@ -145,7 +150,8 @@ def _at_once(model: Model, given: Given | None, options: dict[str, Any]) -> int:
 
 @torch.no_grad()
 def _generated(model: Model, numbers: range, seed: int, label: int | None, given: Given | None, frames: int, each: int,
-               options: dict[str, Any]) -> Iterator[Iterator[Batch]]:
+               options: dict[str, Any],
+               keep: Callable[[Batch], Batch] = lambda piece: piece) -> Iterator[Iterator[Batch]]:
     """Block by block the wanted examples, in pieces."""
     given = given or Given()
     if model.spec.condition is not None and given.condition is None:
@@ -164,7 +170,7 @@ def _generated(model: Model, numbers: range, seed: int, label: int | None, given
             yield iter([_in_turn(model.film(rng, frames, own, **keywords), positions)])
         else:
             # What is completed keeps its class, whatever the model knows of classes.
-            parts = model.stream(rng, own, **keywords)
+            parts: Iterable[Batch] = map(keep, model.stream(rng, own, **keywords))
             if given.labels is not None:
                 parts = (replace(part, labels=own.labels) for part in parts)
             yield _chosen(parts, positions)
@@ -175,6 +181,16 @@ def _chosen(parts: Iterable[Batch], positions: Tensor) -> Iterator[Batch]:
     """The examples at these positions, in rising order, on the CPU, piece by piece."""
     for part in parts:  # a block that is wanted as a whole is not copied: it may be one large picture
         yield (part if len(positions) == len(part) else part[positions.to(part.x.device)]).to("cpu")
+
+
+def _whole(pieces: Iterable[Batch]) -> Batch:
+    """The examples that come in these pieces."""
+    pieces = iter(pieces)
+    first = next(pieces)
+    if isinstance(first, Patch):
+        return assemble(itertools.chain([first], pieces))  # type: ignore[arg-type]
+    others = [*pieces]
+    return join([first, *others]) if others else first
 
 
 def _labels(model: Model, label: int | None, labels: Tensor | None, numbers: Tensor) -> Tensor | None:
@@ -192,7 +208,15 @@ def _each(value: Tensor, name: str, model: Model, numbers: Tensor) -> Tensor:
 
 def _condition(model: Model, condition: Batch | None, numbers: Tensor) -> Batch | None:
     """What examples of these numbers are made from, on the device; from the start again after the last."""
-    return None if condition is None else condition[numbers % len(condition)].to(model.device)
+    return None if condition is None else _around(condition, numbers).to(model.device)
+
+
+def _around(batch: Batch, numbers: Tensor) -> Batch:
+    """The examples of these numbers, from the start again after the last; no copy where they follow each other."""
+    places = numbers % len(batch)
+    start = int(places[0])
+    follow = torch.equal(places, start + torch.arange(len(places)))
+    return batch[start : start + len(places)] if follow else batch[places]
 
 
 def conditions_of(model: Model, data: Dataset, count: int) -> Given:
@@ -257,7 +281,7 @@ def encode(model: Model, data: Dataset, seed: int = 0, errors: bool = False, pro
 
 
 def project(model: Model, batch: Batch, codes: Tensor, rng: Rng, options: dict[str, Any] | None = None, *,
-            steps: int = 200, starts: int = 4, by: Method = "lbfgs") -> Tensor:
+            steps: int = 200, starts: int | None = None, by: Method = "lbfgs") -> Tensor:
     """The codes (B, *code) whose examples are nearest to those of a batch in mean square, of `starts` searches each.
 
     One starts from `codes`, those of the encoder, the others from the prior; what is not `free` of a code stays. So no
@@ -266,11 +290,13 @@ def project(model: Model, batch: Batch, codes: Tensor, rng: Rng, options: dict[s
     Args:
         options: of the family's `decode`.
         steps: evaluations of the gradient.
+        starts: by default 4, and 1 where the encoder inverts the decoder.
         by: how it is followed: `gencli.layers.projection`.
 
     Raises:
         UsageError: the decoder has no gradient, or there is no search.
     """
+    starts = (1 if model.inverts else 4) if starts is None else starts
     if steps < 1 or starts < 1:
         raise UsageError(f"steps={steps}, starts={starts}: a projection needs one of each at least")
     require_gradient(model, batch, codes, options or {})

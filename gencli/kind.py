@@ -354,6 +354,10 @@ class Kind:
         """Formats of this kind alone, by ending. The format "tar" and folders fit every kind."""
         return {}
 
+    def rounded(self, batch: Batch, spec: Any) -> Batch:
+        """Examples of a model in less memory, of which `values` and `tiles` make the same. Default: as they are."""
+        return batch
+
     def values(self, batch: Batch, spec: Any, exact: bool) -> Sequence[Any] | np.ndarray:
         """The examples of a batch as formats write them; `exact`: in all their digits where the format can."""
         pieces = batch.pieces() if self.variable else batch.x

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from torch import Tensor, nn
 
 from gencli.rng import ExampleStreams, NoNoise, Rng
-from gencli.spec import Batch, Spec, anything, join
+from gencli.spec import Batch, Patch, Spec, anything, assemble, join
 
-__all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Phase", "Player", "Score", "Spec",
-           "Visit", "anything", "fill", "join", "parse_widths"]
+__all__ = ["Batch", "Diagnostic", "FamilyConfig", "Given", "Graph", "Loss", "Model", "Patch", "Phase", "Player",
+           "Score", "Spec", "Visit", "anything", "assemble", "fill", "join", "parse_widths"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What flows through a model
@@ -279,6 +279,8 @@ class Model(nn.Module):
     lacks: frozenset[str] = frozenset()
     # Whether decode(encode(x)) is x itself, so that there is no error of reconstruction to measure.
     lossless: bool = False
+    # Whether decode(encode(x)) is x but for the error of a solver, so that a search of codes starts there alone.
+    inverts: bool = False
     # What its codes are as examples, where other families can learn them: `encode` says so in the files that it writes.
     code_spec: Spec | None = None
     # Which numbers of a code, along its last dimension, may have any value: what may be searched for, added and moved;
@@ -376,7 +378,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
-        """What `sample` gives, in pieces as they are made (see `join`). Default: one piece."""
+        """What `sample` gives, in pieces as they are made (see `join` and `Patch`). Default: one piece."""
         yield self.sample(rng, given, **options)
 
     def at_once(self, **options: Any) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import PIL
 from PIL import Image, ImageOps
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gencli.rng import Rng
+    from gencli.spec import Batch
 else:
     np, torch = Lazy("numpy"), Lazy("torch")
 
@@ -155,6 +156,11 @@ def to_unit(data: Dataset, x: Tensor, numbers: Tensor, rng: Rng | None) -> Tenso
     return x
 
 
+def rounded(batch: Batch, spec: Any) -> Batch:
+    """Pictures or films of a model, those of 8 bits as such."""
+    return replace(batch, x=quantize(batch.x)) if spec.levels in (2, 256) else batch
+
+
 def to_store(x: Tensor, levels: int | None) -> dict[str, Any]:
     """Pixels of a model -> fields of a `Dataset`: 8 bits as in a file; binary ones are drawn to 0 and 1."""
     if levels not in (2, 256):
@@ -163,8 +169,8 @@ def to_store(x: Tensor, levels: int | None) -> dict[str, Any]:
 
 
 def quantize(x: Tensor) -> Tensor:
-    """Pictures in [0, 1] -> uint8: round(255 x), clamped; exact for k / 255."""
-    return (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
+    """Pictures in [0, 1] -> uint8: round(255 x), clamped; exact for k / 255. Those of 8 bits stay as they are."""
+    return x if x.dtype == torch.uint8 else (x.float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def from_numbers(array: np.ndarray, name: str, what: str) -> np.ndarray:
@@ -571,8 +577,13 @@ def grid(pictures: np.ndarray, columns: int, fill: float = 0) -> np.ndarray:
 def png(pixels: np.ndarray) -> bytes:
     """(C, H, W) uint8 with C = 1 or 3 -> the bytes of a PNG."""
     buffer = io.BytesIO()
-    to_pillow(pixels).save(buffer, "png")
+    write_png(buffer, pixels)
     return buffer.getvalue()
+
+
+def write_png(out: BinaryIO, pixels: np.ndarray) -> None:
+    """(C, H, W) uint8 with C = 1 or 3 -> a PNG, written as it is compressed."""
+    to_pillow(pixels).save(out, "png")
 
 
 def animation(frames: Sequence[np.ndarray] | np.ndarray, format: Literal["gif", "webp"], rate: float) -> bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -66,6 +66,20 @@ def _attribute(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _declared(load: Callable[[], Any]) -> Any:
+    """What is loaded, to read what it declares: without torch, unless that is imported already."""
+    with hollow(*COMPUTING) as shells:
+        found = load()
+    if shells:
+        kind.cache_clear()  # they are forgotten, too
+    return found
+
+
+def declared(path: str) -> Any:
+    """What stands at `module:attribute`, to read its options from: without torch, unless that is imported already."""
+    return _declared(lambda: _attribute(path))
+
+
 @dataclass(frozen=True)
 class Family(Entry):
     """A family of models. A plugin's summary, kinds and abilities are known once it is loaded."""
@@ -79,11 +93,7 @@ class Family(Entry):
 
     def declared(self) -> Any:
         """The class, to read its options and kinds from: without torch, unless that is imported already."""
-        with hollow(*COMPUTING) as shells:
-            cls = self.load()
-        if shells:
-            kind.cache_clear()  # they are forgotten, too
-        return cls
+        return _declared(self.load)
 
     def describe(self, cls: Any = None) -> str:
         """The summary; that of a plugin is the first line of the docstring of its class, which is loaded if need be."""

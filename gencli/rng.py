@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
+_AT_ONCE = 2**16  # pairs of normal numbers
 
 
 def derive_seed(*names: int | str) -> int:
@@ -83,6 +84,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     return c0, c1, c2, c3
 
 
+def _fractions(words: Tensor) -> Tensor:
+    """(B, 2 N) words of 32 random bits -> (B, N) float64 in (0, 1): 52 bits, so that neither end can be rounded to."""
+    high, low = words.unflatten(1, (-1, 2)).unbind(-1)
+    return (((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52
+
+
 class ExampleStreams:
     """One stream for each example: draws depend on (seed, purpose, index of the example, draws made before).
 
@@ -102,31 +109,45 @@ class ExampleStreams:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _bits(self, count: int) -> Tensor:
-        """(B, count) int64, 32 random bits each."""
-        blocks = -(-count // 4)
-        block = torch.arange(self._drawn, self._drawn + blocks, device=self.device)
-        self._drawn += blocks
-        index = self.indices[:, None].expand(-1, blocks)
+    def _take(self, count: int) -> int:
+        """Take so many words from every stream: the number of the block that they begin with."""
+        first = self._drawn
+        self._drawn += -(-count // 4)
+        return first
+
+    def _words(self, first: int, start: int, stop: int) -> Tensor:
+        """Words start..stop-1, counted from block `first`, (B, stop - start) int64 of 32 random bits each."""
+        block = torch.arange(first + start // 4, first - (-stop // 4), device=self.device)
+        index = self.indices[:, None].expand(-1, len(block))
         block = block[None].expand(len(self), -1)
         words = philox((block & _MASK, block >> 32, index & _MASK, index >> 32), self._key)
-        return torch.stack(words, dim=-1).flatten(1)[:, :count]
+        return torch.stack(words, dim=-1).flatten(1)[:, start % 4 : start % 4 + stop - start]
+
+    def _bits(self, count: int) -> Tensor:
+        """(B, count) int64, 32 random bits each."""
+        return self._words(self._take(count), 0, count)
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         count = math.prod(shape)
-        if dtype == torch.float64:  # 52 bits of two words, so that neither 0 nor 1 can be rounded to
-            high, low = self._bits(2 * count).unflatten(1, (count, 2)).unbind(-1)
-            return ((((high << 20) | (low >> 12)).double() + 0.5) * 2.0**-52).view(len(self), *shape)
+        if dtype == torch.float64:
+            return _fractions(self._bits(2 * count)).view(len(self), *shape)
         return (((self._bits(count) >> 9).to(dtype) + 0.5) * 2.0**-23).view(len(self), *shape)
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        # Box-Muller in float64, so that float32 draws are the same to the last bit on every device.
+        # Box-Muller in float64, so that float32 draws are the same to the last bit on every device; in parts, as it
+        # takes twenty times the memory of its result.
         count = math.prod(shape)
         half = -(-count // 2)
-        u = self.uniform(2, half, dtype=torch.float64)
-        radius, angle = torch.sqrt(-2 * torch.log(u[:, 0])), 2 * math.pi * u[:, 1]
-        z = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
-        return z[:, :count].to(dtype).view(len(self), *shape)
+        first, part = self._take(4 * half), max(1, _AT_ONCE // max(1, len(self)))
+        z = torch.empty(len(self), 2, half, dtype=dtype, device=self.device)
+        for start in range(0, half, part):
+            stop = min(half, start + part)
+            spans = [(0, 2 * half)] if part >= half else [(start, stop), (half + start, half + stop)]
+            drawn = [_fractions(self._words(first, 2 * begin, 2 * end)) for begin, end in spans]
+            u, v = torch.cat(drawn, 1).chunk(2, 1)
+            radius, angle = torch.sqrt(-2 * torch.log(u)), 2 * math.pi * v
+            z[:, 0, start:stop], z[:, 1, start:stop] = radius * torch.cos(angle), radius * torch.sin(angle)
+        return z.flatten(1)[:, :count].contiguous().view(len(self), *shape)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return (self.uniform(*shape, dtype=torch.float64) * high).long()

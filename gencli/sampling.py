@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gencli import inference
+from gencli import inference, registry
 from gencli.errors import UsageError
 from gencli.model import Batch, Given, Model
 
@@ -37,10 +37,14 @@ class SampleRequest:
         """The method of the model that makes the examples, drawn or from `codes`."""
         return model.film if self.frames else model.decode if codes else model.sample
 
+    def _keep(self, model: Model) -> Callable[[Batch], Batch]:
+        """What is written of an example; a large picture is made in bands, each of which is rounded at once."""
+        return lambda piece: registry.kind_of(model.spec).rounded(piece, model.spec)
+
     def drawn(self, model: Model, parts: Iterable[range], watch: Callable[[Batch], None]) -> Iterator[Batch]:
         """The examples of these numbers; `watch` sees every piece of one as it is made in this process."""
         return inference.sample_together(model, parts, self.seed, self.label, self.given, self.frames, watch, self.each,
-                                         **self.options)
+                                         self._keep(model), **self.options)
 
     def streamed(self, model: Model, part: range) -> Iterator[Batch]:
         """The same, one after the other, in pieces as they are made."""
@@ -48,7 +52,8 @@ class SampleRequest:
 
     def answered(self, model: Model, conditions: Iterable[Batch]) -> Iterator[Batch]:
         """Examples made from conditions that come little by little."""
-        return inference.answer(model, conditions, self.seed, self.label, self.given, self.each, **self.options)
+        return inference.answer(model, conditions, self.seed, self.label, self.given, self.each, self._keep(model),
+                                **self.options)
 
     def decoded(self, model: Model, codes: Iterable[Tensor]) -> Iterator[Batch]:
         """What blocks of codes decode to."""

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -149,6 +149,35 @@ class Batch:
         if self.lengths is None:
             return list(self.x)
         return [x[:length] for x, length in zip(self.x, self.lengths.tolist(), strict=True)]
+
+
+@dataclass
+class Patch(Batch):
+    """A rectangle of B pictures or films; together the rectangles of a picture fill it.
+
+    Attributes:
+        at: the row and the column of its upper left corner.
+        of: height and width of the whole picture.
+    """
+
+    at: tuple[int, int] = (0, 0)
+    of: tuple[int, int] = (0, 0)
+
+
+def assemble(patches: Iterable[Patch]) -> Batch:
+    """Patches as they come -> the pictures, each of them held once."""
+    whole: Batch | None = None
+    for patch in patches:
+        top, left = patch.at
+        height, width = patch.x.shape[-2:]
+        if (height, width) == patch.of:
+            return Batch(patch.x, patch.labels)
+        if whole is None:  # as picture files are laid out
+            x = patch.x.new_empty(*patch.x.shape[:-3], *patch.of, patch.x.shape[-3]).movedim(-1, -3)
+            whole = Batch(x, patch.labels)
+        whole.x[..., top : top + height, left : left + width] = patch.x
+    assert whole is not None
+    return whole
 
 
 def join(pieces: list[Batch]) -> Batch:

@@ -86,6 +86,10 @@ def runs(small_run, tmp_path) -> None:
     ("gencli sample --set ", []),  # no run is named: nothing is known
     ("gencli sample runs/deep/er/rnn --set temp", ["temperature=", "temperature=1.0"]),
     ("gencli evaluate runs/vae digits --set part", ["particles=", "particles=50"]),
+    ("gencli encode runs/vae x --set st", []),
+    ("gencli encode runs/vae x --project --set st", ["steps=", "steps=200", "starts="]),
+    ("gencli sample runs/vae --edit x --strokes y --set ke", ["keep=", "keep=1.0"]),
+    ("gencli interpolate runs/vae x --attribute 1=2 --set dir", ["direction=mean", "direction=discriminant"]),
     ("gencli sample runs/vae --label ", ["0", "1"]),
     ("gencli sample runs/vae -f n", ["npz", "npy"]),
     ("gencli sample runs/vae -o a/x.t", ["a/x.tar"]),

@@ -561,6 +561,17 @@ def test_squares_that_one_side_alone_has_shift_nothing(tmp_path):
         load(f"{tmp_path}:all", {"crop": 33})
 
 
+@pytest.mark.parametrize(("source", "target", "small"), [(31, 64, "source"), (32, 63, "target"), (20, 40, "target")])
+def test_a_picture_that_is_smaller_than_the_crop_is_told(tmp_path, source, target, small):
+    for name, widths in (("a", (32, 64)), ("b", (source, target)), ("c", (32, 64))):
+        save(tmp_path / "source" / f"{name}.png", picture(0, 32, widths[0]))
+        save(tmp_path / "target" / f"{name}.png", picture(0, 64, widths[1]))
+    with pytest.raises(DataError, match=rf"{small}/b\.png has .* pixels, fewer than the squares of"):
+        load(f"{tmp_path}:all", {"crop": 64})
+    data = load(f"{tmp_path}:all", {"crop": 64}, skip_bad=True)
+    assert (len(data), data.skipped) == (2, 1)
+
+
 def test_a_limit_counts_squares(tmp_path):
     save(tmp_path / "a.png", picture(0, 16, 16))
     assert len(load(f"{tmp_path}:all", {"crop": 8}, limit=3)) == 3

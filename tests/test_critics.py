@@ -17,7 +17,8 @@ from gencli.layers.critics import (
     steepness,
 )
 from gencli.layers.projection import project
-from gencli.layers.tiling import tiled
+from gencli.layers.tiling import patches
+from gencli.model import assemble
 from gencli.rng import ExampleStreams, StepStream, generator
 
 
@@ -190,5 +191,5 @@ def test_tiles_make_the_whole():
 
     x, noise = torch.randn(2, 3, 50, 37, dtype=torch.float64), torch.randn(2, 1, 50, 37, dtype=torch.float64)
     whole = network(x, noise)
-    assert torch.allclose(tiled(network, x, noise, factor=2, margin=2, side=16), whole, atol=1e-12)
-    assert not torch.allclose(tiled(network, x, noise, factor=2, margin=1, side=16), whole, atol=1e-3)
+    assert torch.allclose(assemble(patches(network, x, noise, factor=2, margin=2, side=16)).x, whole, atol=1e-12)
+    assert not torch.allclose(assemble(patches(network, x, noise, factor=2, margin=1, side=16)).x, whole, atol=1e-3)

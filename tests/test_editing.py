@@ -129,6 +129,21 @@ def test_projection_passes_the_steps_of_levels(small_run, small_data):
     assert (after < 0.05 * before).all()
 
 
+@pytest.mark.parametrize("family", ["diffusion", "flow"])
+def test_a_search_starts_where_the_encoder_inverts_the_decoder(family, small_run, small_data, monkeypatch):
+    model, card = runs.load_model(small_run(family, "image"))
+    batch = load(str(small_data["image"]), card.reading, split="test", like=model.spec).subset(2).whole()
+    rng = ExampleStreams(0, torch.arange(2), "encode")
+    few: dict[str, int] = {"steps": 3} if family == "diffusion" else {}
+    code, drawn = model.encode(batch, rng, **few), []
+    monkeypatch.setattr(model, "prior", lambda rng: drawn.append(rng) or code.roll(1, 0))
+    found = inference.project(model, batch, code, rng, few, steps=8)
+    before, after = (inference.squared_error(model.decode(codes, **few), batch) for codes in (code, found))
+    assert not drawn and (after <= before).all()
+    inference.project(model, batch, code, rng, few, steps=1, starts=2)
+    assert drawn
+
+
 # --- painting
 
 

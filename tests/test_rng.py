@@ -37,6 +37,15 @@ def test_other_names_give_other_draws(other):
     assert not (streams(0, 9).uniform(4) == other.uniform(4)).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_made_in_parts_are_the_same(dtype, monkeypatch):
+    whole, parts = streams(0, 3), streams(0, 3)
+    want = [whole.normal(2, 17, dtype=dtype), whole.normal(31, dtype=dtype), whole.uniform(5)]
+    monkeypatch.setattr("gencli.rng._AT_ONCE", 12)
+    got = [parts.normal(2, 17, dtype=dtype), parts.normal(31, dtype=dtype), parts.uniform(5)]
+    assert all(torch.allclose(a, b, rtol=1e-14) for a, b in zip(got, want, strict=True))
+
+
 def test_successive_draws_differ():
     source = streams(0, 9)
     assert not (source.uniform(4) == source.uniform(4)).any()

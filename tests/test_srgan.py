@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gencli import inference
 from gencli.errors import UsageError
 from gencli.families.srgan import SRGAN, SRGANConfig
+from gencli.families.unet import UNet, UNetConfig
 from gencli.kinds.image import ImageSpec
 from gencli.model import Batch, Given
+from gencli.pictures import quantize
 from gencli.rng import ExampleStreams, StepStream, generator
+from gencli.sampling import SampleRequest
+from gencli.streams import open_writer
 
 
 def picture(channels=3, height=12, width=12):
@@ -73,6 +79,32 @@ def test_a_large_picture_is_made_in_tiles_as_it_is_in_one():
     model.generator.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[-2:]))
     model.decode(noise, None, Given(condition=Batch(source)))
     assert len(seen) == 4 and max(max(shape) for shape in seen) <= 256 + 2 * model.generator.reach
+
+
+class _Largest(TorchDispatchMode):
+    """Bytes of the largest tensor of floats that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, (tuple, list)) else [made]:
+            if isinstance(one, torch.Tensor) and one.is_floating_point():
+                self.size = max(self.size, one.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("model", [srgan(), UNet(UNetConfig(width=4), srgan().spec).eval()], ids=["srgan", "unet"])
+def test_a_large_picture_is_never_held_in_floats(model, tmp_path):
+    given = Given(condition=Batch(torch.rand(1, 3, 1000, 24, generator=generator(0))))
+    whole = next(inference.sample(model, range(1), given=given)).x
+    with _Largest() as largest, open_writer(str(tmp_path / "x.png"), model.spec) as writer:
+        for made in SampleRequest(1, given=given).drawn(model, [range(1)], lambda piece: None):
+            writer.write(made)
+    assert largest.size < whole.nbytes / 2
+    pixels = np.asarray(Image.open(tmp_path / "x.png")).transpose(2, 0, 1)
+    assert np.array_equal(pixels, quantize(whole)[0].numpy())
+    assert made.x[0].permute(1, 2, 0).is_contiguous()  # nor copied for the file
 
 
 def test_the_first_phase_is_regression_without_noise_and_the_second_lets_noise_in():

@@ -190,18 +190,20 @@ def endings(known: Iterable[str]) -> Callable[[str], Values]:
 
 
 def card() -> dict[str, Any]:
-    """The description of the first run on the command line; empty if there is none.
-
-    Typer does not say what stands before an option without a value, so the words are those of the shell.
-    """
+    """The description of the first run on the command line; empty if there is none."""
     from gencli.status import card_of, is_run
 
-    words = os.environ.get("COMP_WORDS", "").split("\n")
-    with suppress(ValueError):  # a quote that is not closed yet
-        words += shlex.split(os.environ.get("_TYPER_COMPLETE_ARGS", ""))
     with suppress(GencliError, OSError):
-        return next((card_of(word) for word in words if word and is_run(Path(word))), {})
+        return next((card_of(word) for word in words() if word and is_run(Path(word))), {})
     return {}
+
+
+def words() -> list[str]:
+    """The command line as the shell has it: Typer does not say what stands before an option without a value."""
+    typed = os.environ.get("COMP_WORDS", "").split("\n")
+    with suppress(ValueError):  # a quote that is not closed yet
+        typed += shlex.split(os.environ.get("_TYPER_COMPLETE_ARGS", ""))
+    return typed
 
 
 def _spec() -> Spec | None:

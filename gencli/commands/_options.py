@@ -7,7 +7,7 @@ Nothing is declared twice: a pydantic field becomes an option with its help, ran
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -31,7 +31,9 @@ def _complete_set(ctx: typer.Context, incomplete: str) -> _completion.Values:
     """`NAME=VALUE` of --set, of the verb and the run's family: the choices, or else the default."""
     with suppress(GencliError):
         cls = registry.families.named(str(_completion.card().get("family"))).declared()
-        options = {name: option for method in reversed(methods_of(cls, str(ctx.info_name)))
+        verbs = [verb for verb in VERBS_THAT_SET if verb.split()[0] == ctx.info_name
+                 and {*verb.split()[1:]} <= {*_completion.words()}]
+        options = {name: option for method in reversed(methods_of(cls, verbs[-1]))
                    for name, option in keywords(method).items()}
         for name, (hint, default) in options.items():
             values = _values_of(hint)
@@ -236,14 +238,22 @@ def parse_set(pairs: Iterable[str] | None, *methods: Callable[..., Any]) -> dict
     return options
 
 
-VERBS_THAT_SET = {"sample": ("sample", "film", "decode"), "encode": ("encode", "decode"),
+# What a verb calls, by itself or with an option that has it do something else: methods of the model, and functions.
+_PROJECT, _EDIT, _DIRECTIONS = "gencli.inference:project", "gencli.editing:edit", "gencli.editing:directions"
+VERBS_THAT_SET = {"sample": ("sample", "film", "decode"), "sample --edit": ("encode", "decode", _PROJECT, _EDIT),
+                  "encode": ("encode", "decode"), "encode --project": ("encode", "decode", _PROJECT),
                   "interpolate": ("encode", "prior", "decode"),
+                  "interpolate --attribute": ("encode", "prior", "decode", _DIRECTIONS),
                   "evaluate": ("scores", "log_prob", "sample", "encode", "decode")}
 
 
-def methods_of(model: Any, verb: str) -> list[Callable[..., Any]]:
-    """The methods of a model, or of its class, whose options `--set` sets on a verb: those that the verb calls."""
-    return [getattr(model, name) for name in VERBS_THAT_SET[verb]]
+def methods_of(model: Any, verb: str, leave: Collection[str] = ()) -> list[Callable[..., Any]]:
+    """The methods of a model, or of its class, and the functions whose options `--set` sets on a verb: what it calls.
+
+    `verb`: a key of the table above. `leave`: what it does not call this time, by name.
+    """
+    return [registry.declared(path) if ":" in path else getattr(model, path) for path in VERBS_THAT_SET[verb]
+            if path not in leave]
 
 
 def keywords(method: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

@@ -1,6 +1,5 @@
 """`gencli encode RUN DATA`: examples -> codes."""
 
-from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +25,8 @@ def encode(
                                          "of each reconstruction beside its code.")] = False,
     project: Annotated[bool, typer.Option("--project", help="Search for the code whose example is nearest in mean "
                                           "square, from the encoder's code and others, and write its --errors; --set "
-                                          "starts=4, steps=200 and by=lbfgs or adam say how.")] = False,
+                                          "starts=4 (of families that invert their encoder 1), "
+                                          "steps=200 and by=lbfgs or adam say how.")] = False,
     nearest: Annotated[str | None, typer.Option("--nearest", metavar="DATA", help="Write, instead of its code, which "
                                                 "examples of DATA have the codes nearest to it, by their cosine: "
                                                 ".jsonl, .csv.")] = None,
@@ -94,8 +94,7 @@ def encode(
         model, _ = runs.load_model(run, devices.pick(device))
         if model.code_spec:
             writer.describe(model.code_spec)
-        methods: list[Callable[..., Any]] = [model.encode, *([model.decode] if errors else []),
-                                             *([inference.project] if project else [])]
+        methods = options.methods_of(model, "encode --project" if project else "encode", () if errors else ("decode",))
         keywords = options.parse_set(set, *methods)
         measured, called = [], records_of(examples.keys, range(len(examples)))
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:

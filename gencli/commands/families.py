@@ -50,7 +50,8 @@ def _describe(family: registry.Family, console: Console) -> None:
     summary = family.describe(model)
     kinds = list(family.kinds or sorted(model.kinds))
     settable = {verb: {name: option for method in reversed(methods_of(model, verb))
-                       for name, option in set_options(method).items()} for verb in VERBS_THAT_SET}
+                       for name, option in set_options(method).items()} for verb in VERBS_THAT_SET
+                if "--" not in verb or not family.can or "interpolate" in family.can}
     document = {**record(family), "summary": summary, "kinds": kinds, "options": fields,
                 "set": {verb: {name: str(default) for name, (_, default) in keywords.items()}
                         for verb, keywords in settable.items()}}

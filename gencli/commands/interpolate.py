@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -101,9 +101,9 @@ def interpolate(
     with (streams.open_writer(output, card.spec, format=format, total=total, across=across) as writer,
           console.progress("interpolate") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
-        methods: list[Callable[..., Any]] = [model.decode, *([model.encode] if words or attribute else []),
-                   *([model.prior] if seeds or not sources else []), *([editing.directions] if attribute else [])]
-        keywords = options.parse_set(set, *methods)
+        unused = [*([] if words or attribute else ["encode"]), *([] if seeds or not sources else ["prior"])]
+        verb = "interpolate --attribute" if attribute else "interpolate"
+        keywords = options.parse_set(set, *options.methods_of(model, verb, unused))
         if latents:
             corners = [code for block in streams.read_codes(latents) for code in block.values]
         elif words:

@@ -252,7 +252,7 @@ def _edit(run: str, photo: str, strokes: str, mask: str | None, label: int | Non
     with (streams.open_writer(output, card.spec, format=format, total=film or 1, across=film) as writer,
           console.progress("sample") as progress):
         model, _ = runs.load_model(run, devices.pick(device))
-        keywords = options.parse_set(set, model.encode, model.decode, inference.project, editing.edit)
+        keywords = options.parse_set(set, *options.methods_of(model, "sample --edit"))
         made = editing.edit(model, batch, painted, seed, keywords, **inference.own_options(editing.edit, keywords))
         fixed = Given(condition=batch.condition)
         decoding = inference.own_options(model.decode, keywords)

@@ -164,6 +164,7 @@ class Diffusion(Model):
                                              self.source.size if self.source else 0)
         self.size = math.prod(self.shape)
         self.free = slice(self.size)
+        self.inverts = config.objective != "meanflow"  # which decodes in long steps, and encodes in short ones
         self.density = self.view.density if self.view else not self.levels
         self.to(memory_format=torch.channels_last)
         self._numbers_cut = self._numbers_drawn = 0

@@ -64,6 +64,7 @@ class Flow(Model):
     kinds = frozenset({"image", "vector", "strokes", "video", "series"})
     defaults = {"epochs": 100, "batch_size": 256, "lr": 2e-3, "warmup": 100, "schedule": "cosine", "grad_clip": 5.0,
                 "ema": 0.999}
+    inverts = True
     config: FlowConfig
 
     def __init__(self, config: FlowConfig, spec: Spec):

@@ -20,7 +20,8 @@ a generator by itself makes one picture of each source.
 The network is fully convolutional.
 """
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.layers import initialise
 from gencli.layers.initialise import zeroed
-from gencli.layers.tiling import tiled
+from gencli.layers.tiling import patches
 from gencli.layers.translation import Translator, TranslatorConfig, mirrored, signed, sources
-from gencli.model import Batch, Given, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.model import Batch, Given, Loss, NetSize, Patch, Phase, Player, Sizes, Spec, assemble, net_size
 from gencli.rng import Rng
 
 _LOUDNESS = 0.1  # of the noise, when the second phase starts
@@ -135,16 +136,21 @@ class SRGAN(Translator):
 
     def sample(self, rng: Rng, given: Given | None = None) -> Batch:
         """A picture for each source in `given`, which may have any size."""
-        noise = rng.normal(1, *sources(given, self.name).shape[2:])
-        return self.decode(noise, rng, given)
+        return assemble(self.stream(rng, given))
+
+    def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Patch]:
+        return self._patches(rng.normal(1, *sources(given, self.name).shape[2:]), given)
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """Codes -> pictures made from the sources in `given`, of the same size. Nothing random."""
+        return assemble(self._patches(code, given))
+
+    def _patches(self, code: Tensor, given: Given | None) -> Iterator[Patch]:
+        """What `decode` gives, by tiles."""
         def make(source: Tensor, noise: Tensor) -> Tensor:
             return (0.5 + 0.5 * self.generator(signed(source), noise).float()).clamp(0, 1).to(code.dtype)
 
-        # All of it by tiles, so that a large picture is held once.
-        return Batch(tiled(make, sources(given, self.name), code, factor=self.factor, margin=self.generator.reach))
+        return patches(make, sources(given, self.name), code, factor=self.factor, margin=self.generator.reach)
 
 
 class _Generator(nn.Module):

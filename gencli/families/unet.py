@@ -25,7 +25,9 @@ count the channels of all frames.
 
 import itertools
 import math
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +38,9 @@ from gencli.errors import UsageError
 from gencli.kinds.video import VideoSpec
 from gencli.layers.distributions import Continuous, Gaussian, Laplace
 from gencli.layers.initialise import zeroed
-from gencli.layers.tiling import tiled
+from gencli.layers.tiling import patches
 from gencli.layers.translation import PixelSpec, picture_pair, sources
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, Spec, net_size
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Patch, Sizes, Spec, assemble, net_size
 from gencli.rng import Rng
 
 _WIDEST = 4  # times `width`: more feature maps than that are most of the weights and little of the result
@@ -104,12 +106,20 @@ class UNet(Model):
 
     def regress(self, x: Tensor) -> Tensor:
         """Sources (B, *source) of any height and width -> the mean of their targets, (B, *target) in [0, 1]."""
-        return self._shaped(self._location(x).clamp(0, 1))
+        return assemble(self._means(x)).x
+
+    def _means(self, x: Tensor) -> Iterator[Patch]:
+        """What `regress` gives, by tiles."""
+        return (replace(patch, x=self._shaped(patch.x.clamp(0, 1))) for patch in self._locations(x))
 
     def _location(self, x: Tensor) -> Tensor:
         """(B, *source) -> mean and median of p(y|x), (B, C, H, W) float32; it may lie outside of [0, 1]."""
-        return tiled(self._location_of_tile, _flat(x), factor=self.factor, margin=self.network.reach,
-                     multiple=self.network.multiple)
+        return assemble(self._locations(x)).x
+
+    def _locations(self, x: Tensor) -> Iterator[Patch]:
+        """The same by tiles."""
+        return patches(self._location_of_tile, _flat(x), factor=self.factor, margin=self.network.reach,
+                       multiple=self.network.multiple)
 
     def _location_of_tile(self, x: Tensor) -> Tensor:
         """(B, C', H', W') -> (B, C, H, W) float32."""
@@ -149,6 +159,9 @@ class UNet(Model):
         if draw:
             return self.decode(self.prior(rng), rng, given)
         return Batch(self.regress(sources(given, "unet")))
+
+    def stream(self, rng: Rng, given: Given | None = None, *, draw: bool = False, **options: Any) -> Iterator[Batch]:
+        return iter([self.sample(rng, given, draw=True)]) if draw else self._means(sources(given, "unet"))
 
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """The residuals as standard normal noise, (B, *target)."""

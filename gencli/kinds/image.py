@@ -58,11 +58,13 @@ from gencli.pictures import (
     look_at,
     png,
     quantize,
+    rounded,
     survey,
     threaded,
     to_levels,
     to_store,
     to_unit,
+    write_png,
 )
 from gencli.spec import Batch, Spec
 
@@ -95,7 +97,8 @@ class ImageSpec(Spec):
 
 class ImageSettings(PixelSettings):
     crop: int | None = Field(None, ge=1, description="Cut each picture into squares of CROP pixels, side by side; what "
-                                                    "is left over at the right and the bottom is left out.")
+                                                    "is left over at the right and the bottom is left out. A smaller "
+                                                    "picture is refused.")
 
     range: str | None = Field(None, description="LOW,HIGH: the values that are black and white in pictures of more "
                                                 "than 8 bits. Default: 0,65535 of 16 bits; others have to say.")
@@ -348,16 +351,17 @@ class Pictures(FileExamples, PictureExamples):
 
         def size(source: Source) -> tuple[int, int]:
             # To leave unreadable ones out, decode all; without that they are errors when they are cut.
-            if request.skip_bad:
-                return decode_whole(source, channels, self.half, span).shape[1:]
-            return self._header(source)[1]
+            height, width = (decode_whole(source, channels, self.half, span).shape[1:] if request.skip_bad else
+                             self._header(source)[1])
+            if min(height, width) < side:
+                raise DataError(f"{source[0]} has {height}x{width} pixels, fewer than the squares of {side}x{side} "
+                                f"that --crop cuts; give a smaller --crop, or leave it out with --skip-bad")
+            return height, width
 
         readable, sizes = self._readable(size, request)
         corners = [[(y, x) for y in range(0, height - side + 1, side) for x in range(0, width - side + 1, side)]
                    for height, width in sizes]
         owners = [i for i, places in enumerate(corners) for _ in places]
-        if not owners:
-            raise DataError(f"{self.name}: no picture has {side}x{side} pixels; give a smaller --crop")
         origin = torch.tensor([(number, y // side, x // side) for number, places in
                                zip(readable.numbers or range(len(readable)), corners, strict=True) for y, x in places])
         views: list[tuple[Source, list[tuple[int, int]]]] = list(zip(readable.items, corners, strict=True))
@@ -667,7 +671,7 @@ class Sheet(Held):
 
     def end(self) -> None:
         pictures = self.array
-        self.out.write(png(grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures))))))
+        write_png(self.out, grid(pictures, self.content.across or math.ceil(math.sqrt(len(pictures)))))
 
 
 class Film(Held):
@@ -798,7 +802,8 @@ class Images(Kind):
 
     def load(self, data: Dataset, batch: Batch, numbers: Tensor, rng: Rng | None) -> Batch:
         """Raw pixels -> float in [0, 1], channels_last, drawn to 0 and 1 if the data is to be binarised."""
-        x = to_unit(data, batch.x, numbers, rng)
+        # Laid out while they are bytes, a quarter of the floats.
+        x = to_unit(data, batch.x.contiguous(memory_format=torch.channels_last), numbers, rng)
         return Batch(x.contiguous(memory_format=torch.channels_last), batch.labels)
 
     def store(self, batch: Batch, spec: Any) -> dict[str, Any]:
@@ -817,11 +822,14 @@ class Images(Kind):
     def own_formats(self, spec: Any) -> Mapping[str, type[Format]]:
         return {"png": Sheet, "gif": Film} if spec.channels in MODES else {}
 
+    def rounded(self, batch: Batch, spec: Any) -> Batch:
+        return rounded(batch, spec)
+
     def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
         if exact and spec.levels not in (None, 2, 256):
             return (batch.x.float() * (spec.levels - 1)).round().int().contiguous().numpy()
         eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in MODES)
-        return (quantize(batch.x) if eight_bit else batch.x.float()).contiguous().numpy()
+        return (quantize(batch.x) if eight_bit else batch.x.float()).numpy()
 
     def file(self, value: Any, spec: Any) -> bytes:
         return png(value) if self.ending(spec) == "png" else super().file(value, spec)

@@ -565,7 +565,7 @@ class Strips(Held):
     def end(self) -> None:
         frames = self.array
         sheet = pictures.grid(frames.reshape(-1, 1, *frames.shape[2:]), frames.shape[1])
-        self.out.write(pictures.png(sheet[0]))
+        pictures.write_png(self.out, sheet[0])
 
 
 class Frames(Format):
@@ -689,6 +689,9 @@ class Videos(Kind):
         if spec.channels not in pictures.MODES:
             return {}
         return {"png": Strips, "gif": Playing, "webp": PlayingWebp, "apng": PlayingPng, "frames": Frames}
+
+    def rounded(self, batch: Batch, spec: Any) -> Batch:
+        return pictures.rounded(batch, spec)
 
     def values(self, batch: Batch, spec: Any, exact: bool) -> np.ndarray:
         eight_bit = spec.levels in (2, 256) or (not exact and spec.channels in pictures.MODES)
