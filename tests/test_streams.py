@@ -250,6 +250,15 @@ def test_folder_is_replaced_by_its_like_but_never_loses_anything_else(tmp_path):
         open_writer(str(folder), GREY, total=3)
 
 
+def test_the_name_of_a_folder_is_never_that_of_a_file(tmp_path):
+    with open_writer(f"{tmp_path}/out/", GREY, format="png") as writer:
+        writer.write(pictures(2)[0])
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["000000.png", "000001.png"]
+    with pytest.raises(UsageError, match=r"npz is one file.*-o .*/more\.npz"):
+        open_writer(f"{tmp_path}/more/", GREY, format="npz")
+    assert not (tmp_path / "more").exists()
+
+
 @pytest.mark.parametrize("name", ["a.tar", "a.png", "a.npz", "folder/"])
 def test_nothing_is_left_of_an_output_that_failed(tmp_path, name):
     with pytest.raises(RuntimeError), open_writer(str(tmp_path / name), GREY) as writer:

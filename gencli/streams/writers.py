@@ -219,7 +219,7 @@ def open_writer(output: str | None, spec: Spec, *, format: str | None = None, to
         output: a file, whose ending decides the format; a folder (an ending "/", an existing folder, or no ending);
             None or "-": standard output, a tar on a pipe; on a terminal examples are shown.
         spec: what the examples are.
-        format: a name from the table above, instead of the ending.
+        format: a name from the table above, instead of the ending. In a folder (an ending "/") that of its files.
         total: how many examples will come, where it is known.
         stdout: the binary stream that stands for standard output.
         start: the number of the first example in the whole, of which this output may be a part.
@@ -303,6 +303,10 @@ def _open(output: str | None, content: Content, formats: Mapping[str, type[Forma
     if format not in formats:
         endings = ", ".join("a folder (NAME/)" if name == "folder" else f".{name}" for name in formats)
         raise UsageError(f"{content.plural} cannot be written as {format!r}; formats that fit: {endings}")
+    if output is not None and output.endswith("/") and not formats[format].folder:
+        if format != content.ending or "folder" not in formats:
+            raise UsageError(f"{format} is one file, and {output} names a folder; use -o {output.rstrip('/')}.{format}")
+        format = "folder"  # of files of that format
     chosen = formats[format]
     if terminal and not chosen.binary:
         sink = _flushed(_Legible(stream))
