@@ -163,7 +163,7 @@ class _Generator(nn.Module):
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(blocks))
         self.end = nn.Conv2d(width, width, 3, padding=1)
-        finest = max(1, width // 6)
+        finest = max(4, width // 6)
         self.grow = nn.Conv2d(width, finest * factor**2, 3, padding=1)
         self.head = zeroed(nn.Conv2d(finest, channels, 3, padding=1))
 
