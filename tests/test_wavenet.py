@@ -136,8 +136,8 @@ def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     k = model.spec.to_levels(got.x)
     assert torch.equal(k[:, :5], model.spec.to_levels(prompt).expand(3, -1)) and got.lengths.tolist() == [64] * 3
     spectrogram = model.spectrogram(source.x) if kind == "spectrogram" else None
-    volume = model._volume(Batch(prompt[None])).expand(3) if "loudness" in more else None  # it goes on as loud
-    condition = model._condition(model._one_hot(labels, volume), spectrogram, got.lengths, 64)
+    loudness = model._loudness(Batch(prompt[None])).expand(3) if "loudness" in more else None  # it goes on as loud
+    condition = model._condition(model._one_hot(labels, loudness), spectrogram, got.lengths, 64)
     random = rng()
     if "loudness" in more:
         random.normal(1, dtype=torch.float64)
@@ -336,9 +336,9 @@ def test_loudness_comes_first(levels):
     that knows it."""
     model = network(levels, classes=2, loudness=True)
     batch = loud(model)
-    volume = torch.arange(10, 16)
-    assert torch.equal(model._volume(batch), volume)
-    told = torch.cat([F.one_hot(batch.labels, 2), F.one_hot(volume, 20)], 1).float()[:, None]
+    loudness = torch.arange(10, 16)
+    assert torch.equal(model._loudness(batch), loudness)
+    told = torch.cat([F.one_hot(batch.labels, 2), F.one_hot(loudness, 20)], 1).float()[:, None]
     levels_of = model.spec.to_levels(batch.x)
     nats = model.distribution.log_prob(model(levels_of, told), levels_of).double()
     samples = nats.where(torch.arange(90) < batch.lengths[:, None], 0.0).sum(1)
@@ -359,14 +359,14 @@ def test_the_bound_of_all_recordings_sums_to_less_than_one():
 def test_the_loudness_of_a_code_is_drawn_as_in_training():
     model = network(classes=2, loudness=True)
     batch = loud(model)
-    model.volumes *= 1000  # half a recording more is next to nothing
+    model.loudness_counts *= 1000  # half a recording more is next to nothing
     code = model.encode(batch, rng(6))
     again = model.decode(code)
     assert code.shape == (6, 3 + 90) and torch.equal(again.x, batch.x) and torch.equal(again.labels, batch.labels)
     prior = model.prior(rng(600), length=20)
     labels = prior[:, :2].argmax(1)
-    volume = model._decoded(prior)[1][:, 2:].argmax(1)
-    shares = torch.bincount(volume[labels == 1] - 10, minlength=6) / (labels == 1).sum()
+    loudness = model._decoded(prior)[1][:, 2:].argmax(1)
+    shares = torch.bincount(loudness[labels == 1] - 10, minlength=6) / (labels == 1).sum()
     assert torch.allclose(shares, torch.tensor([0, 1, 0, 1, 0, 1]) / 3, atol=0.11)  # 4 standard deviations
     path = model._decoded(model.interpolate(code[0], code[4], 9))[1][:, 2:].argmax(1)
     assert path.tolist() == sorted(path.tolist()) and path[0] == 10 and path[-1] == 14

@@ -25,7 +25,7 @@ def encode(
                                          "of each reconstruction beside its code.")] = False,
     project: Annotated[bool, typer.Option("--project", help="Search for the code whose example is nearest in mean "
                                           "square, from the encoder's code and others, and write its --errors; --set "
-                                          "starts=4 (of families that invert their encoder 1), "
+                                          "starts=4 (1 where the encoder inverts the decoder), "
                                           "steps=200 and by=lbfgs or adam say how.")] = False,
     nearest: Annotated[str | None, typer.Option("--nearest", metavar="DATA", help="Write, instead of its code, which "
                                                 "examples of DATA have the codes nearest to it, by their cosine: "

@@ -51,7 +51,7 @@ def _describe(family: registry.Family, console: Console) -> None:
     kinds = list(family.kinds or sorted(model.kinds))
     settable = {verb: {name: option for method in reversed(methods_of(model, verb))
                        for name, option in set_options(method).items()} for verb in VERBS_THAT_SET
-                if "--" not in verb or not family.can or "interpolate" in family.can}
+                if not family.can or ("interpolate" if "--" in verb else verb) in family.can}  # these move codes
     document = {**record(family), "summary": summary, "kinds": kinds, "options": fields,
                 "set": {verb: {name: str(default) for name, (_, default) in keywords.items()}
                         for verb, keywords in settable.items()}}

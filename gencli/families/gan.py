@@ -98,24 +98,26 @@ class GAN(Model):
         self.free = slice(config.latent)
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
+        scale = SCALE if config.spectral_norm else 1.0
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
             self.generator = _dcgan_generator(code, spec, config.width)
             penalised = config.loss == "wgan-gp" or config.r1 > 0
             norm: Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
             features = _dcgan_features(spec, config.width, norm)
-            self.critic = Critic(*features, self.classes)
+            self.critic = Critic(*features, self.classes, scale)
             self.apply(initialise.dcgan)
             self.to(memory_format=torch.channels_last)
         elif config.net != "dcgan":
             self.generator = _mlp_generator(code, shape, 4 * config.width, bounded=self.view is None)
-            self.critic = Critic(_mlp_features(math.prod(shape), 4 * config.width), 4 * config.width, self.classes)
+            self.critic = Critic(_mlp_features(math.prod(shape), 4 * config.width), 4 * config.width, self.classes,
+                                 scale)
         else:
             raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
                              f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
         if config.augment and self.view:
             raise UsageError("--augment is for pictures; leave it out")
         if config.spectral_norm:
-            spectrally_normalised(self.critic).scale = SCALE
+            spectrally_normalised(self.critic)
 
     def _numbers(self, batch: Batch, rng: Rng | None) -> Tensor:
         """Examples as the generator makes them: pictures in [-1, 1], or rows of the view; `rng` None: no noise."""
@@ -241,9 +243,9 @@ class Critic(nn.Module):
     with Projection Discriminator", arXiv:1802.05637). It is multiplied by `scale`.
     """
 
-    def __init__(self, features: nn.Module, size: int, classes: int):
+    def __init__(self, features: nn.Module, size: int, classes: int, scale: float):
         super().__init__()
-        self.scale = 1.0
+        self.scale = scale
         self.features = features
         self.score = nn.Linear(size, 1)
         self.classes = nn.Embedding(classes, size) if classes else None

@@ -222,16 +222,23 @@ def _some(film: Tensor, rng: Rng) -> Tensor:
 # Networks: films (B, C, T, H, W) in [-1, 1]
 
 
-def _strides(frames: int, side: int) -> list[int]:
-    """By how much each layer divides the time of a film, the one next to it first.
+def _levels(side: int) -> int:
+    """How many layers halve the shorter side until it has 4 to 7 pixels, one at least."""
+    return max(1, int(math.log2(side / 4)))
 
-    As many as halve the shorter side until it has 4 to 7 pixels (one at least). Time is halved by all but the one next
-    to the film as long as there is any left; that one divides it, by 2 or 4, only where more than 8 frames would be
-    left. 16 frames of 32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2, the 32 frames of 64x64 of the paper
-    by 1, 2, 2 and 2.
+
+def _halvings(frames: int, levels: int) -> list[int]:
+    """By how much each of so many layers divides the time of a film: 2, as long as there is any left."""
+    return [2 if level < math.ceil(math.log2(frames)) else 1 for level in range(levels)]
+
+
+def _strides(frames: int, side: int) -> list[int]:
+    """By how much each layer of the generator divides the time of a film, the one next to it first.
+
+    All but that one halve it; that one divides it, by 2 or 4, only where more than 8 frames would be left. 16 frames of
+    32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2, the 32 frames of 64x64 of the paper by 1, 2, 2 and 2.
     """
-    levels, halvings = max(1, int(math.log2(side / 4))), math.ceil(math.log2(frames))
-    later = [2 if level < halvings else 1 for level in range(levels - 1)]
+    later = _halvings(frames, _levels(side) - 1)
     left = -(-frames // math.prod(later))
     return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
 
@@ -306,9 +313,9 @@ class _Critic(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int, int], width: int):
         super().__init__()
-        levels, halvings = len(_strides(1, min(shape[2:]))), math.ceil(math.log2(shape[1]))
-        strides = [2 if level < halvings else 1 for level in range(levels)]
-        grid, space = _grid(shape, strides), 2 ** levels
+        levels = _levels(min(shape[2:]))
+        strides = _halvings(shape[1], levels)
+        grid, space = _grid(shape, strides), 2**levels
         whole = grid[0] * math.prod(strides), grid[1] * space, grid[2] * space
         self.missing = [end for now, then in zip(shape[:0:-1], whole[::-1], strict=True) for end in (0, then - now)]
         layers = [nn.AvgPool3d((1, 2, 2)), nn.Conv3d(shape[0], width, (strides[0] + 2, 3, 3), (strides[0], 1, 1), 1),
@@ -331,25 +338,26 @@ class _FrameCritic(nn.Module):
 
     def __init__(self, spec: VideoSpec, width: int):
         super().__init__()
-        layers: list[nn.Module] = []
-        levels = len(_strides(1, min(spec.height, spec.width)))
-        for level in range(1, levels + 1):
-            maps = spec.channels if level == 1 else _maps(width, level - 1), _maps(width, level)
-            layers += [nn.Conv2d(*maps, 4, 2, 1), nn.LeakyReLU(0.2)]
-        size = maps[1] * (spec.height >> levels) * (spec.width >> levels)
-        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
+        layers, size = _features(spec.channels, spec.height, spec.width, width, normalised=False)
+        self.score = nn.Sequential(*layers, nn.Linear(size, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.score(x).squeeze(1).float()
 
 
 def _encoder(past: int, shape: tuple[int, int, int, int], width: int) -> tuple[nn.Module, int]:
-    """Frames (B, C, P, H, W) -> what the generator knows of them, (B, n); and n. Halved in space as the critic does."""
+    """Frames (B, C, P, H, W) -> what the generator knows of them, (B, n); and n."""
     channels, _, height, breadth = shape
-    layers: list[nn.Module] = [nn.Flatten(1, 2)]
-    levels = len(_strides(1, min(height, breadth)))
+    layers, size = _features(channels * past, height, breadth, width, normalised=True)
+    return nn.Sequential(nn.Flatten(1, 2), *layers), size
+
+
+def _features(channels: int, height: int, breadth: int, width: int, *, normalised: bool) -> tuple[list[nn.Module], int]:
+    """Layers that halve pictures (B, C, H, W) until they are features (B, n); and n."""
+    layers: list[nn.Module] = []
+    levels = _levels(min(height, breadth))
     for level in range(1, levels + 1):
-        maps = channels * past if level == 1 else _maps(width, level - 1), _maps(width, level)
-        layers += [nn.Conv2d(*maps, 4, 2, 1, bias=level == 1), *([nn.BatchNorm2d(maps[1])] if level > 1 else []),
-                   nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Flatten()), maps[1] * (height >> levels) * (breadth >> levels)
+        maps = channels if level == 1 else _maps(width, level - 1), _maps(width, level)
+        norm = [nn.BatchNorm2d(maps[1])] if normalised and level > 1 else []
+        layers += [nn.Conv2d(*maps, 4, 2, 1, bias=not norm), *norm, nn.LeakyReLU(0.2)]
+    return [*layers, nn.Flatten()], maps[1] * (height >> levels) * (breadth >> levels)

@@ -17,10 +17,10 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - Lengths: without them a network that hears noise cannot know whether the word is to come or has been said. So it is
   told how far the beginning and the end are, and samples first draw a length, from those of training, of their class.
   The likelihood is that of the samples of a recording given how many there are, as it is without.
-- Loudness: speakers differ by 30 dB, and a network that has heard a quiet beginning is right to go on quietly more
-  often than not. Its own samples begin with too little of a voice, and stay quieter than recordings are. So how loud
-  the whole recording is, in steps of 3 dB, comes first, before the samples: p(l | class) p(x | l, class). Since a
-  recording has one loudness l(x) this is a lower bound of the likelihood of x, of which l costs a few bits.
+- Loudness: speakers differ by 20 dB, of which the beginning of a recording tells little. Samples that are not told
+  begin as loud as recordings, and then do not rise as these do. So how loud the whole recording is, in steps of 3 dB,
+  comes first, before the samples: p(l | class) p(x | l, class). Since a recording has one loudness l(x) this is a lower
+  bound of the likelihood of x, of which l costs a few bits.
 
 Departures: without lengths, a recording is followed by `tail` samples of silence in training, so that the samples of a
 model trained on whole recordings end as they do. The first layer reads one sample, not two. Frames are
@@ -72,6 +72,7 @@ _TORCH_BLOCK = 64  # recordings that plain torch generates together: an operatio
 _MELS = 40  # default bands of the spectrogram; those that a context hears
 _NEAR = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds over which what the network is told of a distance fades
 _STEP, _STEPS = 3.0, 20  # dB, and how many there are: the quietest is anything below -57 dB, the loudest ends at 0
+_LOUDNESS = Categorical(_STEPS)
 _PIECES = 10  # a second: pieces in which a recording is generated
 
 
@@ -106,7 +107,7 @@ class WaveNet(Model):
     """
 
     lengths: Tensor  # (classes or 1, frames), float64: how many recordings of training end in a frame
-    volumes: Tensor  # (classes or 1, steps), float64: how many recordings of training are as loud
+    loudness_counts: Tensor  # (classes or 1, steps), float64: how many recordings of training are as loud
 
     Config = WaveNetConfig
     kinds = frozenset({"audio"})
@@ -138,18 +139,18 @@ class WaveNet(Model):
         if config.loudness and self.mels:
             raise UsageError("a vocoder speaks as loud as its source does; leave --loudness out")
         units = config.context
-        self.steps = _STEPS if config.loudness else 0
-        self.whole = self.classes + self.steps  # numbers that tell of the recording as a whole
-        self.ahead = self.classes + bool(self.steps)  # those of a code that come before what changes with time
+        self.loudnesses = _STEPS if config.loudness else 0
+        self.whole = self.classes + self.loudnesses  # numbers of a frame that are the same in all
+        self.ahead = self.classes + bool(self.loudnesses)  # those of a code that come before what changes with time
         self.places = 2 * len(_NEAR) if config.lengths else 0  # None in files of models from before there were any
         self.told = self.whole + self.mels + self.places  # numbers in a frame of the condition
         self.framed = self.told + units > self.whole  # whether it changes from frame to frame
         if self.places:
             bins = -(-spec.length // config.hop)
             self.register_buffer("lengths", torch.zeros(max(1, self.classes), bins, dtype=torch.float64))
-        if self.steps:
-            self.likelihood, self.loudness = "bound", Categorical(_STEPS)
-            self.register_buffer("volumes", torch.zeros(max(1, self.classes), _STEPS, dtype=torch.float64))
+        if self.loudnesses:
+            self.likelihood = "bound"
+            self.register_buffer("loudness_counts", torch.zeros(max(1, self.classes), _STEPS, dtype=torch.float64))
         if units:
             self.context = _Context(spec.rate, config.hop, self.told, units)
         if self.told + units:
@@ -255,26 +256,26 @@ class WaveNet(Model):
         """One-hot class and loudness, and the spectrogram of the conditions; of the recordings themselves if they have
         none.
         """
-        whole = self._one_hot(batch.labels, self._volume(batch))
+        whole = self._one_hot(batch.labels, self._loudness(batch))
         if not self.mels:
             return whole, None
         x = (batch.condition or batch).x
         return whole, self.spectrogram(F.pad(x, (0, batch.x.shape[1] - x.shape[1])))  # cut if it is longer
 
-    def _volume(self, batch: Batch) -> Tensor | None:
+    def _loudness(self, batch: Batch) -> Tensor | None:
         """The step of loudness of each recording, (B,): its root mean square."""
-        if not self.steps:
+        if not self.loudnesses:
             return None
         there = inside(batch.x, batch.lengths)
         x = self.spec.from_levels(self.spec.to_levels(batch.x)).double().where(there, 0.0)
         decibels = 10 * torch.log10(x.square().sum(1) / there.sum(1).clamp(min=1) + 1e-30)
         return (decibels / _STEP + _STEPS).floor().long().clamp(0, _STEPS - 1)
 
-    def _volume_logits(self, labels: Tensor | None, count: int) -> Tensor:
+    def _loudness_logits(self, labels: Tensor | None, count: int) -> Tensor:
         """The logits of the loudness of `count` recordings, by class, (B, steps): as often as in training, and half a
         recording more of each.
         """
-        logits = torch.log(self.volumes + 0.5)
+        logits = torch.log(self.loudness_counts + 0.5)
         return logits[labels] if self.classes and labels is not None else logits.expand(count, -1)
 
     def _told(self, batch: Batch) -> Tensor | None:
@@ -282,18 +283,18 @@ class WaveNet(Model):
         return self._condition(*self._whole_and_spectrogram(batch), inside(batch.x, batch.lengths).sum(1),
                                batch.x.shape[1])
 
-    def _one_hot(self, labels: Tensor | None, volume: Tensor | None = None) -> Tensor | None:
+    def _one_hot(self, labels: Tensor | None, loudness: Tensor | None = None) -> Tensor | None:
         """Class and loudness as one-hot, (B, W)."""
         if self.classes and labels is None:
             raise DataError("this model is conditioned on classes, and these recordings have none; give labelled data")
-        parts = [F.one_hot(value, size) for value, size in ((labels, self.classes), (volume, self.steps))
+        parts = [F.one_hot(value, size) for value, size in ((labels, self.classes), (loudness, self.loudnesses))
                  if value is not None and size]
         return torch.cat(parts, dim=1).to(self.output.weight.dtype) if parts else None
 
     # --- train, score
 
     def phases(self) -> list[Phase]:
-        if not self.places and not self.steps:
+        if not self.places and not self.loudnesses:
             return super().phases()
         return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), *super().phases()]
 
@@ -304,12 +305,15 @@ class WaveNet(Model):
         one = torch.ones_like(frames, dtype=torch.float64)
         if self.places:
             self.lengths.index_put_((labels, frames.clamp(0, self.lengths.shape[1] - 1)), one, accumulate=True)
-        volume = self._volume(batch)
-        if volume is not None:
-            self.volumes.index_put_((labels, volume), one, accumulate=True)
+        loudness = self._loudness(batch)
+        if loudness is not None:
+            self.loudness_counts.index_put_((labels, loudness), one, accumulate=True)
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
-        """Mean negative log likelihood in nats per sample; without lengths that of the silence at the end included."""
+        """Mean negative log likelihood in nats per sample; without lengths that of the silence at the end included.
+
+        Nothing of it is that of a loudness, which the counts determine.
+        """
         tail = 0 if self.places else self.config.tail
         ends = None if batch.lengths is None else batch.lengths + tail
         longest = batch.x.shape[1] + tail if ends is None else int(ends.max())
@@ -331,9 +335,9 @@ class WaveNet(Model):
             levels = self.spec.to_levels(part.x)
             nats = self.distribution.log_prob(self(levels, self._told(part)), levels)
             nats = nats.double().where(inside(part.x, part.lengths), 0.0).sum(1)
-            volume = self._volume(part)
-            if volume is not None:
-                nats = nats + self.loudness.log_prob(self._volume_logits(part.labels, len(part)), volume)
+            loudness = self._loudness(part)
+            if loudness is not None:
+                nats = nats + _LOUDNESS.log_prob(self._loudness_logits(part.labels, len(part)), loudness)
             parts.append(nats)
         return torch.cat(parts)
 
@@ -361,13 +365,13 @@ class WaveNet(Model):
         """
         if self.mels:
             raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
-        loudness = [rng.normal(1, dtype=torch.float64)] if self.steps else []
+        first = [rng.normal(1, dtype=torch.float64)] if self.loudnesses else []
         noise = rng.normal(self._length(length), dtype=torch.float64)
         labels = rng.integers(self.classes) if self.classes else None
         if self.places and length is None:
             noise = self._ending(noise, labels, rng)
         classes = [] if labels is None else [F.one_hot(labels, self.classes).double()]
-        return torch.cat([*classes, *loudness, noise], dim=1)
+        return torch.cat([*classes, *first, noise], dim=1)
 
     def _ending(self, noise: Tensor, labels: Tensor | None, rng: Rng, known: int = 0) -> Tensor:
         """Noise (B, T), NaN from where recordings end that begin with `known` samples, by a length that is drawn."""
@@ -396,7 +400,7 @@ class WaveNet(Model):
         if code == "features":
             return torch.cat([self._features(part) for part in self._parts(batch)])
         precise = self.clone().double().eval()
-        place = rng.uniform(1, dtype=torch.float64) if self.steps else None
+        place = rng.uniform(1, dtype=torch.float64) if self.loudnesses else None
         z = rng.uniform(batch.x.shape[1], dtype=torch.float64)  # the position in the interval, then the noise
         frames, ahead = [], []
         rows = max(1, _SAMPLES_IN_MEMORY // max(1, z.shape[1]))
@@ -414,10 +418,10 @@ class WaveNet(Model):
             hop = self.config.hop
             noise = F.pad(z, (0, -z.shape[1] % hop), value=math.nan).unflatten(1, (-1, hop))  # (B, frames, hop)
             z = torch.cat([torch.cat(frames).where(~noise[..., :1].isnan(), math.nan), noise], dim=2).flatten(1)
-        volume = self._volume(batch)
-        if volume is not None and place is not None:
-            logits = self._volume_logits(batch.labels, len(batch))[:, None]
-            z = torch.cat([self.loudness.to_noise(logits, volume[:, None], place), z], dim=1)
+        loudness = self._loudness(batch)
+        if loudness is not None and place is not None:
+            logits = self._loudness_logits(batch.labels, len(batch))[:, None]
+            z = torch.cat([_LOUDNESS.to_noise(logits, loudness[:, None], place), z], dim=1)
         return torch.cat([torch.cat(ahead), z], dim=1) if ahead else z
 
     def _features(self, part: Batch) -> Tensor:
@@ -431,21 +435,21 @@ class WaveNet(Model):
             raise DataError(f"a code of shape {tuple(code.shape)}; expected (recordings, numbers), as encode gives it")
         ahead, noise = code.split([self.ahead, code.shape[1] - self.ahead], dim=1)
         labels = ahead[:, : self.classes].argmax(1) if self.classes else None
-        volume = self._drawn(labels, ahead[:, self.classes :])
+        loudness = self._drawn(labels, ahead[:, self.classes :])
         spectrogram = None
         if self.mels:
             frame = self.mels + self.config.hop
             frames = F.pad(noise, (0, -noise.shape[1] % frame), value=math.nan).unflatten(1, (-1, frame))
             spectrogram, noise = frames.split([self.mels, self.config.hop], dim=2)
             spectrogram, noise = spectrogram.nan_to_num(), noise.flatten(1)
-        return noise, self._one_hot(labels, volume), spectrogram
+        return noise, self._one_hot(labels, loudness), spectrogram
 
     def _drawn(self, labels: Tensor | None, noise: Tensor) -> Tensor | None:
         """The loudness of the noise (B, 1), a step of it each, (B,)."""
-        if not self.steps:
+        if not self.loudnesses:
             return None
         u = torch.special.ndtr(noise[:, 0].double())
-        return self.loudness.from_uniform(self._volume_logits(labels, len(noise)), u)
+        return _LOUDNESS.from_uniform(self._loudness_logits(labels, len(noise)), u)
 
     def interpolate(self, a: Tensor, b: Tensor, frames: int) -> Tensor:
         """The noise of the samples along an arc, as in every code with a normal prior; all else along a line."""
@@ -510,7 +514,7 @@ class WaveNet(Model):
             if given.condition is None:
                 raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
             spectrogram = self.spectrogram(given.condition.x)
-        loudness = rng.normal(1, dtype=torch.float64) if self.steps else None
+        first = rng.normal(1, dtype=torch.float64) if self.loudnesses else None
         if spectrogram is None or given.condition is None or length is not None:
             noise = rng.normal(self._length(length), dtype=torch.float64)
         else:  # as long as the condition
@@ -522,11 +526,11 @@ class WaveNet(Model):
         known = 0 if given.prompt is None else len(given.prompt)
         if self.places and length is None and given.condition is None:
             noise = self._ending(noise, labels, rng, known)
-        volume = None if loudness is None else self._drawn(labels, loudness)
-        if volume is not None and given.prompt is not None:
-            heard = self._volume(Batch(given.prompt[None].to(self.device)))
-            volume = None if heard is None else heard.expand(len(volume))
-        condition = self._condition(self._one_hot(labels, volume), spectrogram, known + (~noise.isnan()).sum(1),
+        loudness = None if first is None else self._drawn(labels, first)
+        if loudness is not None and given.prompt is not None:
+            heard = self._loudness(Batch(given.prompt[None].to(self.device)))
+            loudness = None if heard is None else heard.expand(len(loudness))
+        condition = self._condition(self._one_hot(labels, loudness), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
         ends = not self.mels and not self.places
         for piece in self._write(noise, condition, given.prompt, temperature, engine, ends):
@@ -542,8 +546,8 @@ class WaveNet(Model):
 
     def symbols(self, batch: Batch) -> Tensor:
         digits = self.distribution.digits(self.spec.to_levels(batch.x)).flatten(1)
-        volume = self._volume(batch)
-        return digits if volume is None else torch.cat([volume[:, None], digits], dim=1)
+        loudness = self._loudness(batch)
+        return digits if loudness is None else torch.cat([loudness[:, None], digits], dim=1)
 
     @torch.no_grad()
     def ancestral(self, outline: Batch, visit: Visit) -> Batch:
@@ -561,11 +565,11 @@ class WaveNet(Model):
         def choose(t: int, parameters: Tensor) -> Tensor:
             return self.distribution.visited(parameters, lambda chances: visit(chances, there[:, t]))
 
-        volume = None
-        if self.steps:
-            logits = self._volume_logits(outline.labels, len(outline))
-            volume = self.loudness.visited(logits, lambda chances: visit(chances, None))
-        whole = self._one_hot(outline.labels, volume)
+        loudness = None
+        if self.loudnesses:
+            logits = self._loudness_logits(outline.labels, len(outline))
+            loudness = _LOUDNESS.visited(logits, lambda chances: visit(chances, None))
+        whole = self._one_hot(outline.labels, loudness)
         condition = self._condition(whole, spectrogram, outline.lengths, levels.shape[1])
         _TorchEngine(self, levels, choose, condition, 0)(0, levels.shape[1])
         return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)

@@ -187,14 +187,13 @@ def labels(model: gencli.model.Model, data: Path, segmenter: Path) -> None:
     true = np.stack([_labels(label) for label, _ in test])
     print(f"facades, {len(test)} test pairs, {size} pixels: share of the pixels whose label is read rightly")
     print(f"the commonest label  {(true == np.bincount(true.ravel()).argmax()).mean():.4f}")
-    whole = 0.0
-    for name, photos in (("photographs", [photo for _, photo in test]),
-                         ("model", [_sampled(model, label) for label, _ in test])):
-        read_back = np.stack([reader(to_tensor(photo))[0].argmax(0).numpy() for photo in photos])
-        shares = (read_back == true).mean((1, 2))
-        whole = whole or shares.mean()
-        print(f"{name:20} {shares.mean():.4f} +- {shares.std(ddof=1) / len(shares) ** 0.5:.4f}, "
-              f"{shares.mean() / whole:.3f} times that of photographs")
+    made = [_sampled(model, label) for label, _ in test]
+    real, own = (np.stack([reader(to_tensor(photo))[0].argmax(0).numpy() for photo in photos]) == true
+                 for photos in ([photo for _, photo in test], made))
+    for name, right in (("photographs", real), ("model", own)):
+        shares = right.mean((1, 2))
+        print(f"{name:20} {shares.mean():.4f} +- {shares.std(ddof=1) / len(shares) ** 0.5:.4f}")
+    print(f"model: photographs   {own.mean() / real.mean():.3f}")
 
 
 class _Segmenter(nn.Module):
