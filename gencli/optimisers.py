@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gencli.adamw import AdamW
 from gencli.model import Model, Player
@@ -46,6 +48,9 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor])
 class MovingAverage:
     """An exponential moving average of a model's weights and buffers (Polyak & Juditsky 1992).
 
+    Each spectral normalisation in it takes a step of power iteration, as that of the model in a forward pass: a mean of
+    singular vectors is shorter than 1, and weights divided by what it finds are too large.
+
     torch's AveragedModel does the same, but looks all names up again at every step, which costs more than the average.
     """
 
@@ -58,6 +63,8 @@ class MovingAverage:
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self._averages = [local(average) for average, tensor in pairs if tensor.is_floating_point()]
         self._tensors = [local(tensor) for _, tensor in pairs if tensor.is_floating_point()]
+        self._normalised = [(layer[0], layer.original) for layer in self.model.modules()
+                            if isinstance(layer, ParametrizationList) and isinstance(layer[0], _SpectralNorm)]
         self._copied = [(average, tensor) for average, tensor in pairs if not tensor.is_floating_point()]
 
     @torch.no_grad()
@@ -68,3 +75,7 @@ class MovingAverage:
         torch._foreach_lerp_(self._averages, self._tensors, 1 - decay)
         for average, tensor in self._copied:
             average.copy_(tensor)
+        for norm, weight in self._normalised:
+            mode = norm.training
+            norm.train()(weight)
+            norm.train(mode)
