@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from gencli.errors import UsageError
-from gencli.families.gan import GAN, SCALE, GANConfig
+from gencli.families.gan import GAN, GANConfig
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers.critics import SCALE
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 

@@ -24,10 +24,20 @@ def videogan(spec, **config):
     return VideoGAN(VideoGANConfig(**{"width": 4, "latent": 5, **config}), spec).eval()
 
 
+def drawing(model):
+    """The model when batch normalisation knows its statistics: its films differ."""
+    model.train()
+    with torch.no_grad():
+        for number in range(30):
+            model.generator_loss(batch_of(model, 16), StepStream(16, generator(number)))
+    return model.eval()
+
+
 def batch_of(model, count=4):
     noise = torch.Generator().manual_seed(0)
     source = model.spec.condition
-    return Batch(torch.rand(count, *model.spec.shape, generator=noise),
+    labels = torch.arange(count) % model.classes if model.classes else None
+    return Batch(torch.rand(count, *model.spec.shape, generator=noise), labels,
                  condition=source and Batch(torch.rand(count, *source.shape, generator=noise)))
 
 
@@ -72,21 +82,25 @@ def test_what_the_mask_leaves_out_stands_still():
     """Where the mask is 0 a film is its background, the same in every frame; where it is 1 there is none of it."""
     model, z = videogan(films()), torch.randn(3, 5)
     with torch.no_grad():
-        head, speed = model.generator.still[-1], model.generator.moving[-1]
-        speed.weight *= 1000
+        *_, head, _ = model.generator.still
         assert (model.decode(z).x.diff(dim=1).abs().amax((1, 2, 3, 4)) > 0).all()
         head.bias[1] = -100
         still = model.decode(z).x
         assert torch.equal(still, still[:, :1].expand_as(still)) and still.std() > 0
         assert torch.allclose(still[:, 0], 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
         head.bias[1] = 100
-        speed.weight.zero_()
+        velocity = model.generator.velocity
+        for layer in (model.generator.start, velocity, model.generator.moving[-1]):
+            layer.weight.zero_()
         there = model.decode(z).x
         head.bias[2] += 1
         assert torch.allclose(model.decode(z).x, there, atol=1e-5)
-        speed.bias.fill_(10)  # half of the picture further in each frame
-        gone = model.decode(z).x[:, -1]
-        assert torch.allclose(gone, 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh())
+        velocity.bias.fill_(100)
+        far = model.decode(z).x[:, -1]
+        background = 0.5 + 0.5 * model.generator.still(z)[:, 2:].tanh()
+        # As far off as they go, by 0.7 of half the 8 pixels: the pixel that stands 2.8 further right and down.
+        assert torch.allclose(far[:, :, 6:], background[:, :, 6:]) and torch.allclose(far[..., 6:], background[..., 6:])
+        assert not torch.isclose(far, background)[:, :, :5, :5].any(), "they are still to be seen"
 
 
 def test_the_weights_of_mask_and_past_are_those_of_the_options():
@@ -137,13 +151,30 @@ def test_a_frame_has_several_futures_and_a_code_one():
 
 @pytest.mark.parametrize("past", [0, 1])
 def test_a_code_that_made_a_film_is_found_well_enough_to_make_it_again(past):
-    model = videogan(films(past=past))
+    model = drawing(videogan(films(past=past)))
     batch = batch_of(model, 3)
     given = Given(condition=batch.condition)
     batch.x = model.sample(streams(3, 5), given).x
-    found = model.decode(model.encode(batch, streams(3)), None, given).x
+    found = model.decode(model.encode(batch, streams(3), starts=12), None, given).x
     by_chance = model.sample(streams(3), given).x
     assert (found - batch.x).square().mean() < 0.05 * (by_chance - batch.x).square().mean()
+
+
+def test_a_conditional_model_makes_films_of_a_class_and_says_it():
+    """The critic of frames is told the class of each, that of its film; a code that was found has the class asked for.
+    """
+    model = videogan(films().model_copy(update={"classes": ("a", "b", "c")}), conditional=True)
+    labels, seen = torch.tensor([2, 0, 1, 2]), []
+    assert torch.equal(model.sample(streams(4), Given(labels=labels)).labels, labels)
+    batch = batch_of(model)
+    model.frame_critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    model.critic_loss(batch, step(4))
+    assert all(torch.equal(told, batch.labels.repeat_interleave(4)) for told in seen) and len(seen) == 2
+    assert torch.equal(model.encode(batch, streams(4), steps=4)[:, 5:].argmax(1), batch.labels)
+    one, other = (model.decode(torch.cat([torch.zeros(1, 5), torch.eye(3)[[label]]], 1)).x for label in (0, 1))
+    assert not torch.equal(one, other)
+    with pytest.raises(UsageError, match="class"):
+        videogan(films(), conditional=True)
 
 
 def test_layouts_change_nothing_but_the_order_in_memory():

@@ -1,30 +1,29 @@
 """Generative adversarial networks: a generator learns to make examples that a critic cannot tell from real ones.
 
-Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661; convolutional nets, initialisation and Adam
-settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN: pictures of any size (see
-`_dcgan_generator`), one linear layer instead of a 4x4 convolution where the grid is smallest, codes that are normal
-instead of uniform, a learning rate of 5e-4 (half the steps of 2e-4 to the same digits), and weights averaged over time
-by the trainer (Yazici et al. 2018, arXiv:1806.04498).
+Goodfellow et al. 2014, "Generative Adversarial Nets", arXiv:1406.2661; networks (`gencli.layers.dcgan`),
+initialisation and Adam settings of Radford et al. 2015 (DCGAN), arXiv:1511.06434. Departures from DCGAN: codes that are
+normal instead of uniform, a learning rate of 5e-4 (half the steps of 2e-4 to the same digits), and weights averaged
+over time by the trainer (Yazici et al. 2018, arXiv:1806.04498).
 
 Losses, spectral normalisation, R1, augmentation and alarms: `gencli.layers.critics`.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers import initialise
-from gencli.layers.classes import class_count
+from gencli.layers import dcgan, initialise
+from gencli.layers.classes import class_count, one_hot
 from gencli.layers.critics import (
     LOSSES,
+    SCALE,
+    ProjectionCritic,
     augmented,
     certain,
     collapsed,
@@ -41,11 +40,7 @@ from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase
 from gencli.rng import Rng
 from gencli.view import view_of
 
-Norm = Literal["batch", "layer", "none"]
 SMALLEST = 8  # pixels of the shorter side from which on convolutions are used
-# Of the scores of a spectrally normalised critic. Its few layers are too flat else to tell more than chance; the critic
-# of Miyato et al. 2018 has seven, whose kernels overlap more.
-SCALE = 6.0
 
 
 class GANConfig(FamilyConfig):
@@ -100,17 +95,17 @@ class GAN(Model):
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         scale = SCALE if config.spectral_norm else 1.0
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
-            self.generator = _dcgan_generator(code, spec, config.width)
+            shape = spec.channels, spec.height, spec.width
+            self.generator = nn.Sequential(*dcgan.generator(code, shape, config.width), nn.Tanh())
             penalised = config.loss == "wgan-gp" or config.r1 > 0
-            norm: Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
-            features = _dcgan_features(spec, config.width, norm)
-            self.critic = Critic(*features, self.classes, scale)
+            norm: dcgan.Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
+            self.critic = ProjectionCritic(*dcgan.features(shape, config.width, norm), self.classes, scale)
             self.apply(initialise.dcgan)
             self.to(memory_format=torch.channels_last)
         elif config.net != "dcgan":
             self.generator = _mlp_generator(code, shape, 4 * config.width, bounded=self.view is None)
-            self.critic = Critic(_mlp_features(math.prod(shape), 4 * config.width), 4 * config.width, self.classes,
-                                 scale)
+            self.critic = ProjectionCritic(_mlp_features(math.prod(shape), 4 * config.width), 4 * config.width,
+                                           self.classes, scale)
         else:
             raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
                              f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
@@ -225,86 +220,11 @@ class GAN(Model):
 
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, latent + classes); z is the same whether or not labels are given."""
-        z = rng.normal(self.config.latent)
-        if not self.classes:
-            return z
-        labels = rng.integers(self.classes) if labels is None else labels
-        return torch.cat([z, F.one_hot(labels, self.classes).to(z)], dim=1)
+        return torch.cat([rng.normal(self.config.latent), one_hot(rng, self.classes, labels)], 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
-
-
-class Critic(nn.Module):
-    """Features, then a score: (B, *example), (B,) -> (B,) float32.
-
-    With classes, the score gains the product of the features with a vector of the class (Miyato & Koyama 2018, "cGANs
-    with Projection Discriminator", arXiv:1802.05637). It is multiplied by `scale`.
-    """
-
-    def __init__(self, features: nn.Module, size: int, classes: int, scale: float):
-        super().__init__()
-        self.scale = scale
-        self.features = features
-        self.score = nn.Linear(size, 1)
-        self.classes = nn.Embedding(classes, size) if classes else None
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        features = self.features(x)
-        score = self.score(features).squeeze(1)
-        if self.classes is not None:
-            assert labels is not None
-            of_each = F.linear(features, self.classes.weight)  # (B, classes), far fewer numbers than vectors of classes
-            score = score + of_each.gather(1, labels[:, None]).squeeze(1)
-        return self.scale * score.float()
-
-
-def _halvings(spec: ImageSpec) -> int:
-    """How often the picture is halved: until its shorter side has 4 to 7 pixels."""
-    return int(math.log2(min(spec.height, spec.width) / 4))
-
-
-def _maps(width: int, level: int) -> int:
-    """Feature maps after `level` halvings, 1, 2, ..."""
-    return width * min(2 ** (level - 1), 8)
-
-
-def _dcgan_generator(code: int, spec: ImageSpec, width: int) -> nn.Sequential:
-    """(B, code) -> (B, C, H, W) in [-1, 1].
-
-    A grid of H / 2^n x W / 2^n, rounded up, is doubled n times; the excess (less than 2^n rows and columns) is cropped
-    at the bottom and on the right. n is chosen so that the shorter side of the grid is 4 to 8: 28x28 grows
-    from 7x7 in 2 doublings, 32x32 from 4x4 in 3, 45x30 from 12x8 in 2.
-    """
-    n = _halvings(spec)
-    grid = -(-spec.height // 2**n), -(-spec.width // 2**n)
-    maps = _maps(width, n)
-    layers = [nn.Linear(code, math.prod(grid) * maps, bias=False), nn.Unflatten(1, (*grid, maps)),
-              _Permute(0, 3, 1, 2), nn.BatchNorm2d(maps), nn.ReLU()]
-    for level in range(n - 1, 0, -1):
-        layers += [nn.ConvTranspose2d(_maps(width, level + 1), _maps(width, level), 4, 2, 1, bias=False),
-                   nn.BatchNorm2d(_maps(width, level)), nn.ReLU()]
-    layers += [nn.ConvTranspose2d(_maps(width, 1), spec.channels, 4, 2, 1), _Crop(spec.height, spec.width), nn.Tanh()]
-    return nn.Sequential(*layers)
-
-
-def _dcgan_features(spec: ImageSpec, width: int, norm: Norm) -> tuple[nn.Sequential, int]:
-    """(B, C, H, W) -> (B, F), and F: n strided convolutions, all but the first normalised.
-
-    A penalty of the gradient is defined for single examples, which rules out batch normalisation; layer normalisation
-    is used then, and none beside spectral normalisation.
-    """
-    n = _halvings(spec)
-    norms: dict[Norm, Callable[[int], nn.Module]] = {
-        "batch": nn.BatchNorm2d, "layer": lambda maps: nn.GroupNorm(1, maps), "none": lambda maps: nn.Identity()}
-    layers = [nn.Conv2d(spec.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-    for level in range(2, n + 1):
-        maps = _maps(width, level)
-        layers += [nn.Conv2d(_maps(width, level - 1), maps, 4, 2, 1, bias=norm == "none"), norms[norm](maps),
-                   nn.LeakyReLU(0.2)]
-    size = _maps(width, n) * (spec.height // 2**n) * (spec.width // 2**n)
-    return nn.Sequential(*layers, _Permute(0, 2, 3, 1), nn.Flatten()), size
 
 
 def _mlp_generator(code: int, shape: tuple[int, ...], units: int, bounded: bool) -> nn.Sequential:
@@ -319,28 +239,3 @@ def _mlp_features(size: int, units: int) -> nn.Sequential:
     """(B, ...) of `size` numbers -> (B, units)."""
     return nn.Sequential(nn.Flatten(), nn.Linear(size, units), nn.LeakyReLU(0.2),
                          nn.Linear(units, units), nn.LeakyReLU(0.2))
-
-
-class _Permute(nn.Module):
-    """Between (B, H, W, C) and (B, C, H, W) without moving anything in memory: flat features are channels_last too.
-
-    Gradients then have the layout of their tensors; mixed layouts make activations 20 times slower.
-    """
-
-    def __init__(self, *dims: int):
-        super().__init__()
-        self.dims = dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(self.dims)
-
-
-class _Crop(nn.Module):
-    """(B, C, H', W') -> (B, C, H, W), cropped at the bottom and on the right."""
-
-    def __init__(self, height: int, width: int):
-        super().__init__()
-        self.height, self.width = height, width
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, : self.height, : self.width]

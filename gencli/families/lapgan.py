@@ -29,17 +29,25 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
-from gencli.layers import initialise
-from gencli.layers.classes import class_count
-from gencli.layers.critics import LOSSES, augmented, certain, collapsed, spectrally_normalised, spread
+from gencli.layers import dcgan, initialise
+from gencli.layers.classes import class_count, one_hot
+from gencli.layers.critics import (
+    LOSSES,
+    SCALE,
+    ProjectionCritic,
+    augmented,
+    certain,
+    collapsed,
+    spectrally_normalised,
+    spread,
+)
 from gencli.layers.projection import project
 from gencli.layers.translation import mirrored, signed
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side of the smallest picture
-_LARGEST = 8  # the same, where the pyramid is as high as it is by default
-_STEEPNESS = 8.0  # of the critic of the smallest pictures, which tells them apart too weakly without
+_LARGEST = 16  # the same, where the pyramid is as high as it is by default
 
 
 class LapGANConfig(FamilyConfig):
@@ -95,13 +103,14 @@ class LapGAN(Model):
         self.numbers = [config.latent, *(height * width for height, width in self.shapes[1:])]  # of each level's code
         self.free = slice(sum(self.numbers))
         channels, width = self.spec.channels, config.band_width
+        smallest = channels, *self.shapes[0]
         bands = len(self.shapes) - 1
         self.generators = nn.ModuleList([
-            _Smallest(config.latent + self.classes, self.shapes[0], channels, config.width),
+            _Smallest(config.latent + self.classes, smallest, config.width),
             *(_Band(channels, self.classes, width, config.blocks) for _ in range(bands))])
         self.critics = nn.ModuleList([
-            _Critic(channels, self.classes, config.width, halve=False, steepness=_STEEPNESS),
-            *(_Critic(2 * channels, self.classes, width, halve=True) for _ in range(bands))])
+            ProjectionCritic(*dcgan.features(smallest, config.width, "none"), self.classes, SCALE),
+            *(_Critic(channels, self.classes, width) for _ in range(bands))])
         self.generators[0].apply(initialise.dcgan)  # the others have no normalisation to make small weights good
         spectrally_normalised(self.critics)
         self.register_buffer("loudness", torch.ones(bands + 1))
@@ -163,7 +172,7 @@ class LapGAN(Model):
         """
         low, band = self._real(level, batch, rng)
         with torch.no_grad():
-            made = self._band(level, low, rng.normal(self.numbers[level]), self._told(rng, batch.labels))
+            made = self._band(level, low, rng.normal(self.numbers[level]), one_hot(rng, self.classes, batch.labels))
         real, fake = (self._scores(level, low, one, batch.labels, rng) for one in (band, made))
         return Loss(LOSSES[self.config.loss][0](real, fake).mean(), real=real.mean(), fake=fake.mean(),
                     diversity=spread(made) / spread(band))
@@ -174,7 +183,7 @@ class LapGAN(Model):
         The smallest picture, of which nothing is known, has none.
         """
         low, band = self._real(level, batch, rng)
-        made = self._band(level, low, rng.normal(self.numbers[level]), self._told(rng, batch.labels))
+        made = self._band(level, low, rng.normal(self.numbers[level]), one_hot(rng, self.classes, batch.labels))
         fooling = LOSSES[self.config.loss][1](self._scores(level, low, made, batch.labels, rng)).mean()
         if not level:
             return Loss(fooling)
@@ -191,16 +200,9 @@ class LapGAN(Model):
         """The bands of a level, (B, C, h, w), from enlarged pictures, codes of the level and classes as one-hot."""
         return self.loudness[level] * self.generators[level](low, noise, told).float()
 
-    def _told(self, rng: Rng, labels: Tensor | None) -> Tensor:
-        """Classes as one-hot, (B, classes), drawn uniformly where there are no labels."""
-        if not self.classes:
-            return torch.zeros(len(rng), 0, device=rng.device)
-        labels = rng.integers(self.classes) if labels is None else labels
-        return F.one_hot(labels, self.classes).float()
-
     def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
         """(B, K); the noise is the same whether or not labels are given."""
-        return torch.cat([rng.normal(sum(self.numbers)), self._told(rng, labels)], 1)
+        return torch.cat([rng.normal(sum(self.numbers)), one_hot(rng, self.classes, labels)], 1)
 
     def prior(self, rng: Rng) -> Tensor:
         """Codes (B, K), standard normal; if conditional, followed by a class drawn uniformly, as one-hot."""
@@ -309,20 +311,12 @@ def _shapes(height: int, width: int, levels: int | None) -> list[tuple[int, int]
 class _Smallest(nn.Module):
     """(anything, codes (B, Z), classes (B, K)) -> the smallest picture, (B, C, h, w), in units of its loudness."""
 
-    def __init__(self, code: int, shape: tuple[int, int], channels: int, width: int):
+    def __init__(self, code: int, shape: tuple[int, int, int], width: int):
         super().__init__()
-        self.shape = shape
-        self.grid = -(-shape[0] // 2), -(-shape[1] // 2)
-        self.start = nn.Linear(code, self.grid[0] * self.grid[1] * 2 * width)
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(2 * width), nn.ReLU(), nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, channels, 3, padding=1))
+        self.layers = dcgan.generator(code, shape, width)
 
     def forward(self, low: Tensor, noise: Tensor, told: Tensor) -> Tensor:
-        h = self.start(torch.cat([noise, told], 1)).unflatten(1, (*self.grid, -1)).permute(0, 3, 1, 2)
-        return self.layers(h)[:, :, : self.shape[0], : self.shape[1]]
+        return self.layers(torch.cat([noise, told], 1))
 
 
 class _Band(nn.Module):
@@ -362,20 +356,18 @@ class _Block(nn.Module):
 
 
 class _Critic(nn.Module):
-    """Pictures (B, C, h, w), classes (B,) -> a score of each patch, (B, h', w') float32.
+    """Pictures beside their bands (B, 2 C, h, w), classes (B,) -> a score of each patch, (B, h / 4, w / 4) float32.
 
-    The picture is halved once or twice; scores are `steepness` times what the layers say. With classes, these add the
-    product of the features with a vector of the class (Miyato & Koyama 2018, arXiv:1802.05637).
+    With classes, scores gain the product of the features with a vector of the class, as of `ProjectionCritic`.
     """
 
-    def __init__(self, channels: int, classes: int, width: int, halve: bool, steepness: float = 1.0):
+    def __init__(self, channels: int, classes: int, width: int):
         super().__init__()
-        self.steepness = steepness
-        fine = -(-width // 2) if halve else width
+        fine = -(-width // 2)
         # The first one sees each pixel alike: the gradient of one that halves has a grid, which generators learn.
         self.features = nn.Sequential(
-            nn.Conv2d(channels, fine, 3, padding=1), nn.LeakyReLU(0.2),
-            *((nn.Conv2d(fine, width, 4, 2, 1), nn.LeakyReLU(0.2)) if halve else ()),
+            nn.Conv2d(2 * channels, fine, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(fine, width, 4, 2, 1), nn.LeakyReLU(0.2),
             nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, 2, 1), nn.LeakyReLU(0.2),
             nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.LeakyReLU(0.2))
@@ -387,4 +379,4 @@ class _Critic(nn.Module):
         scores = self.score(features).squeeze(1)
         if self.classes is not None and labels is not None:
             scores = scores + self.classes(features)[torch.arange(len(x), device=x.device), labels]
-        return self.steepness * scores.float()
+        return scores.float()

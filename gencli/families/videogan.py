@@ -1,13 +1,14 @@
 """Films of two streams: Vondrick, Pirsiavash & Torralba 2016, "Generating Videos with Scene Dynamics" (VGAN).
 
 arXiv:1609.02612. What moves and what stands still are made apart. From one code transposed convolutions in space make
-a foreground with its mask, and a background, which is the same in every frame; others in space and time say how fast
+a foreground with its mask, and a background, which is the same in every frame; others in space and time say how
 foreground and mask move:
 
     film = mask * foreground + (1 - mask) * background, where mask and foreground are those of each frame.
 
 A critic of convolutions in space and time sees whole films, another single frames. `sparsity` times the mean of the
-mask is what the generator pays for not leaving a pixel to the background.
+mask is what the generator pays for not leaving a pixel to the background. With `conditional` the class is told beside
+the code, and the critic of frames judges whether a frame is of it.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
 generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
@@ -15,15 +16,18 @@ the frames that were given followed by those that were made.
 
 Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
 "Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
-is; films of any size and length (see `_strides`); the critic of single frames, spectrally normalised (Tulyakov et al.
-2017, "MoCoGAN", arXiv:1707.04993; Miyato et al. 2018, arXiv:1802.05957), beside which that of films needs no more than
-half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571); a code in what goes on from frames, so that there are
+is; these are all of the film at first and move from the first step of training on, and the sparsity is 0.02 instead of
+0.1: else the background, which stands still, draws the things before anything has learned to move; films of any size
+and length (see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside
+which that of films needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), both spectrally
+normalised (Miyato et al. 2018, arXiv:1802.05957); classes; a code in what goes on from frames, so that there are
 several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -33,8 +37,17 @@ from torch import Tensor, nn
 
 from gencli.errors import UsageError
 from gencli.kinds.video import VideoSpec
-from gencli.layers import initialise
-from gencli.layers.critics import LOSSES, certain, collapsed, spectrally_normalised, spread
+from gencli.layers import dcgan, initialise
+from gencli.layers.classes import class_count, one_hot
+from gencli.layers.critics import (
+    LOSSES,
+    SCALE,
+    ProjectionCritic,
+    certain,
+    collapsed,
+    spectrally_normalised,
+    spread,
+)
 from gencli.layers.projection import project
 from gencli.model import (
     Batch,
@@ -52,8 +65,11 @@ from gencli.model import (
 from gencli.rng import Rng
 
 _SMALLEST = 4  # pixels of the shorter side
-_WIDEST = 8  # times `width`
 _PACE = 0.1  # of half the sides in a frame, of what the generator says
+_START = 0.33  # of half the sides, of where it says that things start
+_FARTHEST = 0.7  # of half the sides, from the middle: something is always to be seen of what is drawn there
+_COVERED = 2.0  # log-odds of the mask before training
+_FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
 _LOOKED_AT = 4  # frames of each film that the critic of frames sees, at random places
 
 
@@ -63,12 +79,13 @@ class VideoGANConfig(FamilyConfig):
     latent: int = Field(64, ge=1, description="Dimensions of the latent code z.")
     sizes: ClassVar = Sizes(width=(32, 48, 64))
     net_size: NetSize = net_size(sizes)
-    width: int = Field(32, ge=1, description="Feature maps of the critics next to the film, doubled with every halving "
-                                             f"of its size up to {_WIDEST} times; those of the pictures of the "
-                                             "generator are twice as many.")
+    width: int = Field(32, ge=1, description="Feature maps of the critic of films next to the film, doubled with every "
+                                             "halving of its size up to 8 times; those of the networks of pictures are "
+                                             "twice as many.")
     loss: Literal["non-saturating", "least-squares", "hinge"] = Field(
         "non-saturating", description="What critic and generator minimise.")
-    sparsity: float = Field(0.1, ge=0, description="Weight of the mean of the mask, which leaves to the background "
+    conditional: bool = Field(False, description="Learn the films of each class; the data must be labelled.")
+    sparsity: float = Field(0.02, ge=0, description="Weight of the mean of the mask, which leaves to the background "
                                                    "what stands still.")
     fidelity: float = Field(10.0, ge=0, description="With a past: weight of the squared error of the frames that were "
                                                     "given, which the generator makes too.")
@@ -77,11 +94,13 @@ class VideoGANConfig(FamilyConfig):
 class VideoGAN(Model):
     """Films of two streams (Vondrick et al. 2016), arXiv:1609.02612: free films, or what comes after given frames.
 
-    A code is z, (B, latent). Sampling and decoding need eval mode, where batch normalisation uses its running
-    statistics, so that a film does not depend on those beside it.
+    A code is z, (B, latent); that of a conditional model is followed by its class as one-hot, (B, latent + classes).
+    Sampling and decoding need eval mode, where batch normalisation uses its running statistics, so that a film does not
+    depend on those beside it.
 
     Raises:
-        UsageError: frames too small; films made from anything but frames of their own size.
+        UsageError: frames too small; films made from anything but frames of their own size; a conditional model of data
+            without classes.
     """
 
     Config = VideoGANConfig
@@ -104,20 +123,28 @@ class VideoGAN(Model):
             raise UsageError("videogan makes films from nothing, or from frames of their own size that come before; "
                              "give --condition past=FRAMES")
         self.past = past.frames if isinstance(past, VideoSpec) else 0
+        self.classes = class_count(config.conditional, spec, "videogan")
+        self.free = slice(config.latent)
+        frame = spec.channels, spec.height, spec.width
         shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
-        self.encoder, described = _encoder(self.past, shape, config.width) if self.past else (nn.Identity(), 0)
-        self.generator = _Generator(config.latent + described, shape, config.width)
-        self.critic, self.frame_critic = _Critic(shape, config.width), _FrameCritic(spec, config.width)
+        self.encoder, described = _encoder(self.past, frame, config.width) if self.past else (nn.Identity(), 0)
+        self.generator = _Generator(config.latent + self.classes + described, shape, config.width)
+        self.critic = _Critic(shape, config.width)
+        self.frame_critic = ProjectionCritic(*dcgan.features(frame, 2 * config.width, "none"), self.classes, SCALE)
         self.apply(initialise.dcgan)
-        spectrally_normalised(self.frame_critic)
+        self.generator.set_out()
+        for critic in (self.critic, self.frame_critic):
+            spectrally_normalised(critic)
+        for pictures in (self.encoder, self.generator.still, self.frame_critic):
+            pictures.to(memory_format=torch.channels_last)
 
     # --- train
 
     def phases(self) -> list[Phase]:
         """One phase, two players, who move in turn: both critics, then the generator."""
         betas = (0.5, 0.999)
-        critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
         generator = [*self.encoder.parameters(), *self.generator.parameters()]
+        critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
         return [Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
                                 Player("generator", generator, self.generator_loss, betas=betas)])]
 
@@ -129,10 +156,9 @@ class VideoGAN(Model):
         """
         past, x = self._seen(batch), _signed(batch.x)
         with torch.no_grad():
-            made = self._made(rng.normal(self.config.latent), past)[0][:, :, self.past :].to(x.dtype)
-        # Separately: batch normalisation must not mix real and generated films.
+            made = self._made(self._code(rng, batch.labels), past)[0][:, :, self.past :].to(x.dtype)
         real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
-        frames, made_frames = self.frame_critic(_some(x, rng)), self.frame_critic(_some(made, rng))
+        frames, made_frames = (self._looks(film, batch.labels, rng) for film in (x, made))
         badly = LOSSES[self.config.loss][0]
         return Loss(badly(real, fake).mean() + badly(frames, made_frames).mean(), real=real.mean(), fake=fake.mean(),
                     real_frames=frames.mean(), fake_frames=made_frames.mean(), diversity=spread(made) / spread(x))
@@ -143,15 +169,21 @@ class VideoGAN(Model):
         Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
         """
         past = self._seen(batch)
-        film, mask = self._made(rng.normal(self.config.latent), past)
+        film, mask = self._made(self._code(rng, batch.labels), past)
         made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
-        total = well(self.critic(_joined(past, made))).mean() + well(self.frame_critic(_some(made, rng))).mean()
+        total = well(self.critic(_joined(past, made))).mean() + well(self._looks(made, batch.labels, rng)).mean()
         parts = {"mask": mask.float().mean()}
         total = total + self.config.sparsity * parts["mask"]
         if past is not None:
             parts["error"] = (film[:, :, : self.past] - past).float().square().mean() / 4  # of [0, 1]
             total = total + self.config.fidelity * parts["error"]
         return Loss(total, **parts)
+
+    def _looks(self, film: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
+        """Scores of frames at different random places of each film (B, C, T, H, W): (B min(T, 4),)."""
+        places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
+        some = film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
+        return self.frame_critic(some, None if labels is None else labels.repeat_interleave(places.shape[1]))
 
     def _seen(self, given: Given | Batch | None) -> Tensor | None:
         """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
@@ -161,9 +193,9 @@ class VideoGAN(Model):
             raise UsageError("this model goes on with frames; name some with --given")
         return _signed(given.condition.x)
 
-    def _made(self, z: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _made(self, code: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Films, those given frames included, and their masks."""
-        return self.generator(z if past is None else torch.cat([z, self.encoder(past)], 1))
+        return self.generator(code if past is None else torch.cat([code, self.encoder(past)], 1))
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated films are alike. The critics are certain about everything."""
@@ -173,33 +205,40 @@ class VideoGAN(Model):
     # --- sample, encode, decode
 
     def prior(self, rng: Rng) -> Tensor:
-        return rng.normal(self.config.latent)
+        """Codes (B, latent), standard normal; if conditional, followed by a class drawn uniformly, as one-hot."""
+        return self._code(rng, None)
 
     def sample(self, rng: Rng, given: Given | None = None) -> Batch:
-        """B new films, which go on from `given.condition` in a model with a past."""
-        return self.decode(self.prior(rng), rng, given)
+        """B new films, of `given.labels` in a conditional model, going on from `given.condition` in one with a past."""
+        return self.decode(self._code(rng, given.labels if given else None), rng, given)
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
-        """Codes -> films. Nothing random."""
+        """Codes -> films; a conditional model says the class of each as well. Nothing random."""
         film = self._made(code, self._seen(given))[0][:, :, self.past :]
-        return Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
+        batch = Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
+        return replace(batch, labels=code[:, self.config.latent :].argmax(1) if self.classes else None)
 
     def encode(self, batch: Batch, rng: Rng, *, steps: int = 200, starts: int = 4) -> Tensor:
         """Codes by projection: the z whose film is nearest in mean square, found by Adam.
 
-        Several starts are optimised for a quarter of the steps, the best of them for the rest.
+        Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
+        takes the class from the labels, or draws one for each start if there are none.
         """
         past = self._seen(batch)
         described = None if past is None else self.encoder(past)
 
-        def generate(codes: Tensor) -> Tensor:  # (B, S, latent)
-            z = codes.flatten(0, 1)
+        def generate(codes: Tensor) -> Tensor:  # (B, S, code)
+            several, code = codes.shape[1], codes.flatten(0, 1)
             if described is not None:
-                z = torch.cat([z, described.repeat_interleave(codes.shape[1], 0)], 1)
-            return self.generator(z)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
+                code = torch.cat([code, described.repeat_interleave(several, 0)], 1)
+            return self.generator(code)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
 
-        codes = torch.stack([self.prior(rng) for _ in range(starts)], dim=1)
-        return project(generate, codes, _signed(batch.x), steps)[0]
+        codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)
+        return project(generate, codes, _signed(batch.x), steps, self.free)[0]
+
+    def _code(self, rng: Rng, labels: Tensor | None) -> Tensor:
+        """(B, latent + classes); z is the same whether or not labels are given."""
+        return torch.cat([rng.normal(self.config.latent), one_hot(rng, self.classes, labels)], 1)
 
 
 def _signed(x: Tensor) -> Tensor:
@@ -212,19 +251,8 @@ def _joined(past: Tensor | None, rest: Tensor) -> Tensor:
     return rest if past is None else torch.cat([past, rest], 2)
 
 
-def _some(film: Tensor, rng: Rng) -> Tensor:
-    """Frames at different random places of each film (B, C, T, H, W): (B min(T, 4), C, H, W)."""
-    places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
-    return film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks: films (B, C, T, H, W) in [-1, 1]
-
-
-def _levels(side: int) -> int:
-    """How many layers halve the shorter side until it has 4 to 7 pixels, one at least."""
-    return max(1, int(math.log2(side / 4)))
 
 
 def _halvings(frames: int, levels: int) -> list[int]:
@@ -238,14 +266,9 @@ def _strides(frames: int, side: int) -> list[int]:
     All but that one halve it; that one divides it, by 2 or 4, only where more than 8 frames would be left. 16 frames of
     32x32 pixels become a grid of 4x4x4 by steps of 1, 2 and 2, the 32 frames of 64x64 of the paper by 1, 2, 2 and 2.
     """
-    later = _halvings(frames, _levels(side) - 1)
+    later = _halvings(frames, dcgan.halvings(side, side) - 1)
     left = -(-frames // math.prod(later))
     return [1 if left <= 8 else 2 if left <= 16 else 4, *later]
-
-
-def _maps(width: int, level: int) -> int:
-    """Feature maps after `level` halvings, 1, 2, ..."""
-    return width * min(2 ** (level - 1), _WIDEST)
 
 
 def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, int, int]:
@@ -258,24 +281,18 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    A stream in space alone makes foreground, mask and background; one in time, on the smallest grid, says how fast
-    foreground and mask move in each frame, the mean over its places. Where they leave the picture, or have not come
-    into it yet, the background is seen.
+    A stream in space alone makes foreground, mask and background. Foreground and mask start at a place and move with a
+    velocity, which both are linear in the code, and by what a stream in space and time adds in each frame, the mean
+    over its smallest grid. They do not go farther than `_FARTHEST`; beyond their sides the background is seen.
     """
 
     def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
         super().__init__()
-        self.shape = shape
-        strides = _strides(shape[1], min(shape[2:]))
+        self.shape = channels, frames, height, breadth = shape
+        self.still = dcgan.generator(code, (2 * channels + 1, height, breadth), 2 * width)
+        strides = _strides(frames, min(height, breadth))
         grid = _grid(shape, strides)
-        maps = [2 * shape[0] + 1, *(_maps(2 * width, level + 1) for level in range(len(strides)))]
-        still = [nn.Linear(code, maps[-1] * math.prod(grid[1:]), bias=False), nn.Unflatten(1, (maps[-1], *grid[1:])),
-                 nn.BatchNorm2d(maps[-1]), nn.ReLU()]
-        for level in range(len(strides), 1, -1):
-            still += [nn.ConvTranspose2d(maps[level], maps[level - 1], 4, 2, 1, bias=False),
-                      nn.BatchNorm2d(maps[level - 1]), nn.ReLU()]
-        still.append(nn.ConvTranspose2d(maps[1], maps[0], 4, 2, 1))
-        maps = [_maps(width, level + 1) for level in range(len(strides))]
+        maps = [dcgan.maps(width, level + 1) for level in range(len(strides))]
         moving = [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
                   nn.BatchNorm3d(maps[-1]), nn.ReLU()]
         for level in range(len(strides) - 1, -1, -1):
@@ -283,16 +300,25 @@ class _Generator(nn.Module):
             ends = maps[level], maps[max(level - 1, 0)]
             moving += [nn.ConvTranspose3d(*ends, (stride + 2, 3, 3), (stride, 1, 1), 1, bias=False),
                        nn.BatchNorm3d(ends[1]), nn.ReLU()]
-        moving.append(nn.Conv3d(maps[0], 2, 3, 1, 1))
-        self.moving, self.still = nn.Sequential(*moving), nn.Sequential(*still)
+        self.moving = nn.Sequential(*moving, nn.Conv3d(maps[0], 2, 3, 1, 1))
+        self.start, self.velocity = nn.Linear(code, 2), nn.Linear(code, 2)
+
+    def set_out(self) -> None:
+        """Weights to begin with: things all over the frames, which move in all directions, and hardly a background."""
+        for layer in (self.start, self.velocity):  # both of variance 1, or nearly
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        *_, head, _ = self.still
+        assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
+        nn.init.constant_(head.bias[self.shape[0]], _COVERED)
 
     def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        channels, frames, height, width = self.shape
-        still = self.still(code)[:, :, :height, :width].to(code.dtype)
+        channels, frames = self.shape[:2]
+        still = self.still(code).to(code.dtype)
         mask = still[:, channels : channels + 1].sigmoid()
-        moving = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
-        places = (_PACE * self.moving(code)[:, :, :frames].to(code.dtype).mean((3, 4))).cumsum(2).transpose(1, 2)
-        film = _moved(moving, places)
+        things = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
+        pace = self.moving(code)[:, :, :frames].mean((3, 4)) + self.velocity(code)[:, :, None]
+        places = _START * self.start(code)[:, :, None] + (_PACE * pace).to(code.dtype).cumsum(2)
+        film = _moved(things, _FARTHEST * (places / _FARTHEST).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
         return film + (1 - mask) * still[:, None, channels + 1 :].transpose(1, 2).tanh(), mask
 
@@ -313,7 +339,7 @@ class _Critic(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int, int], width: int):
         super().__init__()
-        levels = _levels(min(shape[2:]))
+        levels = dcgan.halvings(*shape[2:])
         strides = _halvings(shape[1], levels)
         grid, space = _grid(shape, strides), 2**levels
         whole = grid[0] * math.prod(strides), grid[1] * space, grid[2] * space
@@ -321,43 +347,17 @@ class _Critic(nn.Module):
         layers = [nn.AvgPool3d((1, 2, 2)), nn.Conv3d(shape[0], width, (strides[0] + 2, 3, 3), (strides[0], 1, 1), 1),
                   nn.LeakyReLU(0.2)]
         for level, stride in enumerate(strides[1:], start=1):
-            ends = _maps(width, level), _maps(width, level + 1)
-            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1, bias=False), nn.BatchNorm3d(ends[1]),
-                       nn.LeakyReLU(0.2)]
-        size = _maps(width, levels) * math.prod(grid)
-        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, 1))
+            ends = dcgan.maps(width, level), dcgan.maps(width, level + 1)
+            layers += [nn.Conv3d(*ends, (stride + 2, 4, 4), (stride, 2, 2), 1), nn.LeakyReLU(0.2)]
+        self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(dcgan.maps(width, levels) * math.prod(grid), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.missing):
             x = F.pad(x, self.missing, mode="replicate")
-        return self.score(x).squeeze(1).float()
+        return _FILM_SCALE * self.score(x).squeeze(1).float()
 
 
-class _FrameCritic(nn.Module):
-    """Frames (B, C, H, W) -> scores (B,) float32. As that of `gan`, without normalisation of its own."""
-
-    def __init__(self, spec: VideoSpec, width: int):
-        super().__init__()
-        layers, size = _features(spec.channels, spec.height, spec.width, width, normalised=False)
-        self.score = nn.Sequential(*layers, nn.Linear(size, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.score(x).squeeze(1).float()
-
-
-def _encoder(past: int, shape: tuple[int, int, int, int], width: int) -> tuple[nn.Module, int]:
+def _encoder(past: int, frame: tuple[int, int, int], width: int) -> tuple[nn.Module, int]:
     """Frames (B, C, P, H, W) -> what the generator knows of them, (B, n); and n."""
-    channels, _, height, breadth = shape
-    layers, size = _features(channels * past, height, breadth, width, normalised=True)
-    return nn.Sequential(nn.Flatten(1, 2), *layers), size
-
-
-def _features(channels: int, height: int, breadth: int, width: int, *, normalised: bool) -> tuple[list[nn.Module], int]:
-    """Layers that halve pictures (B, C, H, W) until they are features (B, n); and n."""
-    layers: list[nn.Module] = []
-    levels = _levels(min(height, breadth))
-    for level in range(1, levels + 1):
-        maps = channels if level == 1 else _maps(width, level - 1), _maps(width, level)
-        norm = [nn.BatchNorm2d(maps[1])] if normalised and level > 1 else []
-        layers += [nn.Conv2d(*maps, 4, 2, 1, bias=not norm), *norm, nn.LeakyReLU(0.2)]
-    return [*layers, nn.Flatten()], maps[1] * (height >> levels) * (breadth >> levels)
+    features, size = dcgan.features((past * frame[0], *frame[1:]), width, "batch")
+    return nn.Sequential(nn.Flatten(1, 2), *features), size

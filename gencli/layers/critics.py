@@ -32,6 +32,10 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], _Scores]] = {  # (cr
     "wgan-gp": (lambda real, fake: fake - real, lambda fake: -fake),
 }
 
+# Of the scores of a spectrally normalised critic. Its few layers are too flat else to tell more than chance; the critic
+# of Miyato et al. 2018 has seven, whose kernels overlap more.
+SCALE = 6.0
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What keeps a critic gentle
@@ -177,7 +181,34 @@ def certain(history: list[dict[str, float]], advice: str) -> str | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The critic of patches
+# Critics of wholes and of patches
+
+
+class ProjectionCritic(nn.Module):
+    """Features, then a score: (B, *example), (B,) -> (B,) float32.
+
+    With classes, the score gains the product of the features with a vector of the class (Miyato & Koyama 2018, "cGANs
+    with Projection Discriminator", arXiv:1802.05637). It is multiplied by `scale`.
+
+    Args:
+        features: any layers that make (B, size) of examples.
+    """
+
+    def __init__(self, features: nn.Module, size: int, classes: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.features = features
+        self.score = nn.Linear(size, 1)
+        self.classes = nn.Embedding(classes, size) if classes else None
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        features = self.features(x)
+        score = self.score(features).squeeze(1)
+        if self.classes is not None:
+            assert labels is not None
+            of_each = F.linear(features, self.classes.weight)  # (B, classes), far fewer numbers than vectors of classes
+            score = score + of_each.gather(1, labels[:, None]).squeeze(1)
+        return self.scale * score.float()
 
 
 class PatchCritic(nn.Module):
