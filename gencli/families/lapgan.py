@@ -14,7 +14,8 @@ the generators, and all without momentum: else critics of bands are soon certain
 Generators of bands minimise `error` times their mean square error, too: without it they begin with grids of any kind,
 which critics take long to forbid.
 
-Departures from the paper: that error, triangle filters (Pillow's bilinear ones), residual blocks, noise that is normal,
+Departures from the paper: that error, triangle filters (Pillow's bilinear ones), networks of DCGAN for the smallest picture, which has up to 16 pixels, residual
+blocks, noise that is normal,
 critics of patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights
 averaged over time by the trainer.
 """
@@ -68,7 +69,7 @@ class LapGANConfig(FamilyConfig):
     error: float = Field(10.0, ge=0, description="Weight of the mean square error of bands, in units of loudness.")
     critic_lr: float = Field(0.5, gt=0, description="Learning rate of the critics, relative to --lr.")
     conditional: bool = Field(False, description="Learn the examples of each class; the data must be labelled.")
-    smallest_share: float = Field(0.4, gt=0, lt=1, description="Share of the steps for the smallest picture; the bands "
+    smallest_share: float = Field(0.6, gt=0, lt=1, description="Share of the steps for the smallest picture; the bands "
                                                                "have the rest.")
     mirror: bool = Field(False, description="Mirror every second picture of training by chance.")
     augment: float = Field(0.0, ge=0, le=1, description="Smallest pictures, where there are few: probability of each "
