@@ -16,9 +16,10 @@ the frames that were given followed by those that were made.
 
 Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
 "Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
-is; these are all of the film at first and move from the first step of training on, and the sparsity is 0.02 instead of
-0.1: else the background, which stands still, draws the things before anything has learned to move; films of any size
-and length (see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside
+is; these are all of the film at first and move from the first step of training on, the background begins as the mean
+frame of the training films, and the sparsity is 0.02 instead of 0.1: else the background, which stands still, draws the
+things before anything has learned to move, or a mask with holes moves before a bright one; films of any size and
+length (see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside
 which that of films needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), both spectrally
 normalised (Miyato et al. 2018, arXiv:1802.05957); classes; a code in what goes on from frames, so that there are
 several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
@@ -130,7 +131,9 @@ class VideoGAN(Model):
         self.encoder, described = _encoder(self.past, frame, config.width) if self.past else (nn.Identity(), 0)
         self.generator = _Generator(config.latent + self.classes + described, shape, config.width)
         self.critic = _Critic(shape, config.width)
-        self.frame_critic = ProjectionCritic(*dcgan.features(frame, 2 * config.width, "none"), self.classes, SCALE)
+        self.frame_critic = ProjectionCritic(
+            *dcgan.features(frame, 2 * config.width, "none", fine=config.width), self.classes, SCALE)
+        self._sum, self._count = torch.zeros(frame, dtype=torch.float64), 0
         self.apply(initialise.dcgan)
         self.generator.set_out()
         for critic in (self.critic, self.frame_critic):
@@ -141,12 +144,24 @@ class VideoGAN(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One phase, two players, who move in turn: both critics, then the generator."""
+        """A pass over the data finds the mean frame; then two players move in turn: both critics, then the generator.
+        """
         betas = (0.5, 0.999)
         generator = [*self.encoder.parameters(), *self.generator.parameters()]
         critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
-        return [Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
+        return [Phase("mean", share=0, accumulate=self._gather, finish=self._measure),
+                Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
                                 Player("generator", generator, self.generator_loss, betas=betas)])]
+
+    def _gather(self, batch: Batch) -> None:
+        self._sum += batch.x.double().mean(1).sum(0).cpu()
+        self._count += len(batch.x)
+
+    def _measure(self) -> bool:
+        mean = 2 * self._sum / self._count - 1
+        self.generator.usual.copy_(mean.clamp(-0.99, 0.99).atanh())
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+        return False
 
     def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How badly the critics tell real films, and real frames, from generated ones.
@@ -281,10 +296,12 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    A stream in space alone makes foreground, mask and background. Foreground and mask start at a place and move with a
+    A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and mask start at a place and move with a
     velocity, which both are linear in the code, and by what a stream in space and time adds in each frame, the mean
     over its smallest grid. They do not go farther than `_FARTHEST`; beyond their sides the background is seen.
     """
+
+    usual: Tensor
 
     def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
         super().__init__()
@@ -302,6 +319,7 @@ class _Generator(nn.Module):
                        nn.BatchNorm3d(ends[1]), nn.ReLU()]
         self.moving = nn.Sequential(*moving, nn.Conv3d(maps[0], 2, 3, 1, 1))
         self.start, self.velocity = nn.Linear(code, 2), nn.Linear(code, 2)
+        self.register_buffer("usual", torch.zeros(channels, height, breadth))
 
     def set_out(self) -> None:
         """Weights to begin with: things all over the frames, which move in all directions, and hardly a background."""
@@ -320,7 +338,7 @@ class _Generator(nn.Module):
         places = _START * self.start(code)[:, :, None] + (_PACE * pace).to(code.dtype).cumsum(2)
         film = _moved(things, _FARTHEST * (places / _FARTHEST).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
-        return film + (1 - mask) * still[:, None, channels + 1 :].transpose(1, 2).tanh(), mask
+        return film + (1 - mask) * (self.usual + still[:, channels + 1 :]).tanh()[:, :, None], mask
 
 
 def _moved(x: Tensor, places: Tensor) -> Tensor:

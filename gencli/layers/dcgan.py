@@ -47,17 +47,22 @@ def generator(code: int, shape: tuple[int, int, int], width: int) -> nn.Sequenti
     return nn.Sequential(*layers, nn.ConvTranspose2d(maps(width, 1), channels, 4, 2, 1), _Crop(*sides))
 
 
-def features(shape: tuple[int, int, int], width: int, norm: Norm) -> tuple[nn.Sequential, int]:
+def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0) -> tuple[nn.Sequential, int]:
     """Pictures (B, *shape) -> features (B, F), and F: n strided convolutions, all but the first normalised.
 
     A penalty of the gradient is defined for single examples, which rules out batch normalisation; layer normalisation
     is used then, and none beside spectral normalisation.
+
+    Args:
+        fine: maps of a convolution at full size before the others, as in Miyato et al. 2018, arXiv:1802.05957: it sees
+            each pixel alike, where the gradient of one that halves has a grid, which generators learn. 0: none.
     """
     channels, *sides = shape
     n = halvings(*sides)
     norms: dict[Norm, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d, "layer": lambda maps: nn.GroupNorm(1, maps), "none": lambda maps: nn.Identity()}
-    layers = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+    first = [nn.Conv2d(channels, fine, 3, 1, 1), nn.LeakyReLU(0.2)] if fine else []
+    layers = [*first, nn.Conv2d(fine or channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
     for level in range(2, n + 1):
         layers += [nn.Conv2d(maps(width, level - 1), maps(width, level), 4, 2, 1, bias=norm == "none"),
                    norms[norm](maps(width, level)), nn.LeakyReLU(0.2)]
