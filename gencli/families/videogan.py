@@ -138,8 +138,6 @@ class VideoGAN(Model):
         self.generator.set_out()
         for critic in (self.critic, self.frame_critic):
             spectrally_normalised(critic)
-        for pictures in (self.encoder, self.generator.still, self.frame_critic):
-            pictures.to(memory_format=torch.channels_last)
 
     # --- train
 
