@@ -14,10 +14,9 @@ the generators, and all without momentum: else critics of bands are soon certain
 Generators of bands minimise `error` times their mean square error, too: without it they begin with grids of any kind,
 which critics take long to forbid.
 
-Departures from the paper: that error, triangle filters (Pillow's bilinear ones), networks of DCGAN for the smallest picture, which has up to 16 pixels, residual
-blocks, noise that is normal,
-critics of patches with spectral normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights
-averaged over time by the trainer.
+Departures from the paper: that error, triangle filters (Pillow's bilinear ones), networks of DCGAN for the smallest
+picture, which has up to 16 pixels, residual blocks, noise that is normal, critics of patches with spectral
+normalisation (Miyato et al. 2018, arXiv:1802.05957) and without dropout, weights averaged over time by the trainer.
 """
 
 from functools import partial

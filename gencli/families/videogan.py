@@ -18,11 +18,11 @@ Departures from the paper: foreground and mask are made once and carried on (as 
 "Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
 is; these are all of the film at first and move from the first step of training on, the background begins as the mean
 frame of the training films, and the sparsity is 0.02 instead of 0.1: else the background, which stands still, draws the
-things before anything has learned to move, or a mask with holes moves before a bright one; films of any size and
-length (see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside
-which that of films needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), both spectrally
-normalised (Miyato et al. 2018, arXiv:1802.05957); classes; a code in what goes on from frames, so that there are
-several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
+things before anything has learned to move, or a mask with holes moves before a bright one; films of any size and length
+(see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of
+films needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), both spectrally normalised
+(Miyato et al. 2018, arXiv:1802.05957); classes; a code in what goes on from frames, so that there are several futures;
+a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -294,9 +294,10 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 class _Generator(nn.Module):
     """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
 
-    A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and mask start at a place and move with a
-    velocity, which both are linear in the code, and by what a stream in space and time adds in each frame, the mean
-    over its smallest grid. They do not go farther than `_FARTHEST`; beyond their sides the background is seen.
+    A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
+    mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
+    time adds in each frame, the mean over its smallest grid. They do not go farther than `_FARTHEST`; beyond their
+    sides the background is seen.
     """
 
     usual: Tensor
