@@ -76,6 +76,4 @@ class MovingAverage:
         for average, tensor in self._copied:
             average.copy_(tensor)
         for norm, weight in self._normalised:
-            mode = norm.training
-            norm.train()(weight)
-            norm.train(mode)
+            norm._power_method(norm._reshape_weight_to_matrix(weight), 1)

@@ -95,11 +95,10 @@ class GAN(Model):
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
         scale = SCALE if config.spectral_norm else 1.0
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
-            shape = spec.channels, spec.height, spec.width
-            self.generator = nn.Sequential(*dcgan.generator(code, shape, config.width), nn.Tanh())
+            self.generator = nn.Sequential(*dcgan.generator(code, spec.shape, config.width), nn.Tanh())
             penalised = config.loss == "wgan-gp" or config.r1 > 0
             norm: dcgan.Norm = "none" if config.spectral_norm else "layer" if penalised else "batch"
-            self.critic = ProjectionCritic(*dcgan.features(shape, config.width, norm), self.classes, scale)
+            self.critic = ProjectionCritic(*dcgan.features(spec.shape, config.width, norm), self.classes, scale)
             self.apply(initialise.dcgan)
             self.to(memory_format=torch.channels_last)
         elif config.net != "dcgan":

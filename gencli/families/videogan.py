@@ -126,7 +126,7 @@ class VideoGAN(Model):
         self.past = past.frames if isinstance(past, VideoSpec) else 0
         self.classes = class_count(config.conditional, spec, "videogan")
         self.free = slice(config.latent)
-        frame = spec.channels, spec.height, spec.width
+        frame = spec.shape[1:]
         shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
         self.encoder, described = _encoder(self.past, frame, config.width) if self.past else (nn.Identity(), 0)
         self.generator = _Generator(config.latent + self.classes + described, shape, config.width)
