@@ -53,7 +53,7 @@ from gencli.kinds.video import VideoSpec
 from gencli.layers.bins import scored_view
 from gencli.layers.classes import class_count
 from gencli.layers.denoisers import Known, OverSteps, PatchTransformer, RowNet, UNet
-from gencli.layers.distributions import log_normal
+from gencli.layers.distributions import log_normal, log_normal_bin
 from gencli.layers.known import complete
 from gencli.layers.subsample import Subsample
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Score, Sizes, Spec, net_size
@@ -479,11 +479,7 @@ class Diffusion(Model):
         lowest, highest = -0.5 / _GREY, 0.5 / _GREY
         above = torch.where(y > highest - half, math.inf, (y + half - location) / _SMALLEST)
         below = torch.where(y < lowest + half, -math.inf, (y - half - location) / _SMALLEST)
-        # By symmetry in the lower tail, where differences of ndtr keep their digits.
-        flipped = (above + below) > 0
-        a, b = torch.where(flipped, -below, above), torch.where(flipped, -above, below)
-        log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
-        return (log_a + torch.log1p(-torch.exp(log_b - log_a).clamp(max=1 - 1e-12))).sum(1)
+        return log_normal_bin(below, above).sum(1)
 
     def _by_ode(self, batch: Batch, rng: Rng, steps: int, probes: int) -> tuple[Tensor, Tensor]:
         """log p(x) of B examples by so many steps, and by half as many, (B,) each."""

@@ -27,7 +27,7 @@ from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.bins import BinnedModel, Bins
-from gencli.layers.distributions import MARGIN
+from gencli.layers.distributions import MARGIN, log_normal_bin
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.known import complete
 from gencli.layers.mixtures import visit_mixture
@@ -620,11 +620,7 @@ class Factorised(GMM, BinnedModel):
     def _intervals(self, i: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
         """The bins of an ordered column from a to b, in deviations from each mean, and log(Phi(b) - Phi(a)): (M, K)."""
         a, b = ((score[:, None] - self.means[i]) / self.deviations[i] for score in self.bins.scores(d))
-        # From the nearer tail, where the difference does not cancel.
-        low, high = torch.where(a > 0, -b, a), torch.where(a > 0, -a, b)
-        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-        log_chance = log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=0)))
-        return log_chance.nan_to_num(nan=-math.inf), a, b
+        return log_normal_bin(a, b).nan_to_num(nan=-math.inf), a, b
 
     def _log_joint(self, rows: Tensor, table: Tensor) -> Tensor:  # type: ignore[override]
         """log w_k P_k(row), (B, K), in the precision of the table."""

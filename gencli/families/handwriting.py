@@ -12,8 +12,9 @@ mixture of bivariate Gaussians. Of a text the layers see a soft window that slid
   point before, the layers above that of their own point, as in the paper.
 
 Densities are those of the offsets in the units of the data: the network sees them over their scale s, and every point
-loses 2 log s. Offsets in whole numbers stand for cells: they get uniform noise in [-1/2, 1/2) where they are
-predicted, not where they are read, and what is reported is a bound.
+loses 2 log s. Offsets in whole numbers have probabilities: those of the cells around them, which are 1 wide, under
+Gaussians of dx, and of dy given the dx that was rounded (as the channels of PixelCNN++, Salimans et al. 2017,
+arXiv:1701.05517). Where most offsets are of a few units, as of tablets, that tells more than a density can.
 
 Shapes: B batch, T points, L layers, H units, K Gaussians, W Gaussians of the window, U characters, V those there are.
 """
@@ -32,7 +33,14 @@ from gencli.kinds.strokes import StrokesSpec
 from gencli.kinds.text import TextSpec
 from gencli.layers.autoregressive import inside, variational_dropout
 from gencli.layers.classes import class_count
-from gencli.layers.distributions import Categorical, log_normal, precise
+from gencli.layers.distributions import (
+    Categorical,
+    log_normal,
+    log_normal_bin,
+    normal_within,
+    off_the_ends,
+    precise,
+)
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, net_size
 from gencli.rng import Rng
 
@@ -70,23 +78,31 @@ class Mixture:
     x = m_x + a e_1,  y = m_y + c (e_2 + slope e_1),  e ~ N(0, I),  a and c: floor + exp(log-deviation). So the
     correlation is slope / sqrt(1 + slope^2), and no density exceeds 1 / (2 pi floor^2).
 
+    With a `cell` x and y are rounded to its multiples, x first: the e_1 that y depends on is that of the rounded x.
+
     `bias` b: weights are raised to the power 1 + b, and log-deviations b lower (Graves 2013, section 5.4).
     """
 
-    def __init__(self, components: int, floor: float):
-        self.floor, self.parameters = floor, 6 * components
+    def __init__(self, components: int, floor: float, cell: float = 0.0):
+        self.floor, self.cell, self.parameters = floor, cell, 6 * components
         self._weights = Categorical(components)
 
     def log_prob(self, parameters: Tensor, xy: Tensor) -> Tensor:
-        """The log-density of xy (..., 2) -> (...,)."""
-        return self._joint(precise(parameters), xy)[0].logsumexp(-1)
+        """The log-density of xy (..., 2), or log-probability of its cell -> (...,)."""
+        # In float64 both ends of a cell differ wherever it lies.
+        parameters = parameters.double() if self.cell else precise(parameters)
+        return self._joint(parameters, xy)[0].logsumexp(-1).to(xy.dtype)
 
     def to_noise(self, parameters: Tensor, xy: Tensor, u: Tensor) -> Tensor:
-        """The noise of xy, (..., 3): of the Gaussian, which u (..., 2) in (0, 1) draws given xy, and e."""
-        joint, *e = self._joint(parameters, xy)
+        """The noise of xy, (..., 3): of the Gaussian, and e. u (..., 4) in (0, 1) draws which Gaussian given xy, a
+        place in its share, and one in the cell along each axis."""
+        joint, *ends = self._joint(parameters, xy)
         k = self._weights.from_uniform(joint, u[..., 0])
-        of_k = [part.gather(-1, k[..., None]) for part in e]
-        return torch.cat([self._weights.to_noise(parameters.chunk(6, -1)[0], k, u[..., 1])[..., None], *of_k], -1)
+        noise = [self._weights.to_noise(parameters.chunk(6, -1)[0], k, u[..., 1])]
+        for axis, (low, high) in enumerate(ends):
+            low, high = (end.gather(-1, k[..., None])[..., 0] for end in (low, high))
+            noise.append(normal_within(low, high, off_the_ends(u[..., 2 + axis])) if self.cell else low)
+        return torch.stack(noise, -1)
 
     def from_noise(self, parameters: Tensor, z: Tensor, bias: float = 0.0) -> Tensor:
         """The inverse of `to_noise`: (..., 3) -> xy (..., 2)."""
@@ -95,16 +111,24 @@ class Mixture:
         m_x, m_y, s_x, s_y, slope = (part.gather(-1, k[..., None])[..., 0] for part in others)
         _, e_1, e_2 = z.unbind(-1)
         a, c = self.floor + (s_x - bias).exp(), self.floor + (s_y - bias).exp()
-        return torch.stack([m_x + a * e_1, m_y + c * (e_2 + slope * e_1)], -1)
+        x = self._rounded(m_x + a * e_1)
+        return torch.stack([x, self._rounded(m_y + c * (e_2 + slope * (x - m_x) / a))], -1)
 
-    def _joint(self, parameters: Tensor, xy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log p(xy, k), and e_1 and e_2 by each Gaussian, (..., K)."""
+    def _rounded(self, x: Tensor) -> Tensor:
+        return (x / self.cell).round() * self.cell if self.cell else x
+
+    def _joint(self, parameters: Tensor, xy: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """log p(xy, k), and between which e_1 and e_2 xy lies by each Gaussian, (..., K)."""
         weights, m_x, m_y, s_x, s_y, slope = parameters.chunk(6, -1)
         x, y = xy.split(1, -1)
         a, c = self.floor + s_x.exp(), self.floor + s_y.exp()
         e_1 = (x - m_x) / a
         e_2 = (y - m_y) / c - slope * e_1
-        return weights.log_softmax(-1) + log_normal(e_1) + log_normal(e_2) - (a * c).log(), e_1, e_2
+        half_1, half_2 = self.cell / 2 / a, self.cell / 2 / c
+        ends = (e_1 - half_1, e_1 + half_1), (e_2 - half_2, e_2 + half_2)
+        of_xy = log_normal_bin(*ends[0]) + log_normal_bin(*ends[1]) if self.cell else \
+            log_normal(e_1) + log_normal(e_2) - (a * c).log()
+        return weights.log_softmax(-1) + of_xy, *ends
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -124,7 +148,7 @@ class State(NamedTuple):
 class Handwriting(Model):
     """Recurrent network with a mixture of Gaussians (Graves 2013): p(x) = prod p(x_t | x_1 .. x_(t-1), class or text).
 
-    The density is exact; of offsets in whole numbers it is one after uniform noise, whose mean is a bound.
+    The likelihood is exact: a density, of offsets in whole numbers a probability.
 
     Noise codes (B, T, 4) are normal under the model: three numbers of the offsets (`Mixture.to_noise`) and one of the
     pen. A model of classes has a row before the points, whose first number is the noise of the class.
@@ -136,6 +160,7 @@ class Handwriting(Model):
     Config = HandwritingConfig
     kinds = frozenset({"strokes"})
     conditions = frozenset({"text"})
+    likelihood = "exact"
     lossless = True
     alike = True
     block = 16
@@ -153,8 +178,8 @@ class Handwriting(Model):
                              f"leave it out")
         self.classes = class_count(config.conditional, spec, "handwriting")
         self.characters = len(text.vocabulary) if isinstance(text, TextSpec) else 0
-        self.likelihood, self.density = "bound" if spec.integers else "exact", not spec.integers
-        self.mixture = Mixture(config.components, config.floor)
+        self.density = not spec.integers
+        self.mixture = Mixture(config.components, config.floor, 1 / spec.scale if spec.integers else 0.0)
         self._drawn = self._limited = 0  # drawings, and those among them that the limit of points ended
         told, width = self.classes + self.characters, config.width
         self.recurrent = nn.ModuleList(nn.LSTM(3 + told + (width if layer else 0), width, batch_first=True)
@@ -275,15 +300,9 @@ class Handwriting(Model):
     def _log_prob(self, parameters: Tensor, offsets: Tensor, pen: Tensor) -> Tensor:
         """log p of points: offsets (..., 2) in the units of the data, and what the pen does after them (...)."""
         of_offsets, of_pen = parameters.split([self.mixture.parameters, _PEN.parameters], -1)
-        offsets = (offsets / self.spec.scale).to(of_offsets.dtype)
-        return self.mixture.log_prob(of_offsets, offsets) - 2 * math.log(self.spec.scale) + _PEN.log_prob(of_pen, pen)
-
-    def _targets(self, batch: Batch, rng: Rng, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """Offsets (B, T, 2), as a random point of their cell where they are whole numbers, and the pen (B, T)."""
-        offsets = batch.x[..., :2].to(dtype)
-        if self.spec.integers:
-            offsets = offsets + rng.uniform(*offsets.shape[1:], dtype=dtype) - 0.5
-        return offsets, self._pen(batch)
+        offsets = offsets.to(torch.promote_types(of_offsets.dtype, torch.float32)) / self.spec.scale
+        volume = 2 * math.log(self.spec.scale) if self.density else 0.0
+        return self.mixture.log_prob(of_offsets, offsets) - volume + _PEN.log_prob(of_pen, pen)
 
     def _pen(self, batch: Batch) -> Tensor:
         """What the pen does after each point, (B, T)."""
@@ -294,7 +313,7 @@ class Handwriting(Model):
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per point; `pen` is the pen's part."""
         assert batch.lengths is not None
-        offsets, pen = self._targets(batch, rng)
+        offsets, pen = batch.x[..., :2], self._pen(batch)
         inputs, there = _before(self._inputs(batch.x)), inside(pen, batch.lengths)
         if 0 < self.config.crop < inputs.shape[1]:
             first = (rng.uniform() * (batch.lengths - self.config.crop + 1).clamp(min=1)).long()
@@ -310,9 +329,9 @@ class Handwriting(Model):
         return Loss(nats.mean(), of=len(nats), pen=of_pen.mean())
 
     def log_prob(self, batch: Batch, rng: Rng) -> Tensor:
-        """log p(x | class or text) in nats, (B,), a density in the units of the data; of whole numbers a bound, by one
-        draw of the noise. That the drawing ends where it does is part of it."""
-        offsets, pen = self._targets(batch, rng)
+        """log p(x | class or text) in nats, (B,): a density in the units of the data, of whole numbers a probability.
+        That the drawing ends where it does is part of it."""
+        offsets, pen = batch.x[..., :2], self._pen(batch)
         parts = [self._log_prob(parameters, offsets[rows], pen[rows]).double()
                  for rows, parameters in self._parts(batch)]
         return torch.cat(parts).where(inside(pen, batch.lengths), 0.0).sum(1)
@@ -329,7 +348,7 @@ class Handwriting(Model):
 
     def score_protocol(self) -> dict[str, Any]:
         given = {"given": {"class": True}} if self.classes else {}
-        return given | ({"density": True} if self.density else {"dequantisation": "uniform"})
+        return given | ({"density": True} if self.density else {})
 
     # --- codes
 
@@ -349,17 +368,16 @@ class Handwriting(Model):
     def encode(self, batch: Batch, rng: Rng) -> Tensor:
         """Drawings -> noise codes (B, T, 4), float64, NaN past the end; of a model of classes with a row more.
 
-        `rng` draws the place in the cell of whole numbers, the Gaussian that a point came from, and places inside the
-        intervals of Gaussian and pen.
+        `rng` draws the Gaussian that a point came from, and places inside the intervals of Gaussian, cell and pen.
         """
         model = self.clone().double().eval()
-        offsets, pen = self._targets(batch, rng, torch.float64)
-        u = rng.uniform(batch.x.shape[1], 3, dtype=torch.float64)
+        offsets, pen = batch.x[..., :2].double(), self._pen(batch)
+        u = rng.uniform(batch.x.shape[1], 5, dtype=torch.float64)
         parts = []
         for rows, parameters in model._parts(batch):
             of_offsets, of_pen = parameters.split([self.mixture.parameters, _PEN.parameters], -1)
-            xyz = self.mixture.to_noise(of_offsets, offsets[rows] / self.spec.scale, u[rows, :, :2])
-            parts.append(torch.cat([xyz, _PEN.to_noise(of_pen, pen[rows], u[rows, :, 2])[..., None]], -1))
+            xyz = self.mixture.to_noise(of_offsets, offsets[rows] / self.spec.scale, u[rows, :, :4])
+            parts.append(torch.cat([xyz, _PEN.to_noise(of_pen, pen[rows], u[rows, :, 4])[..., None]], -1))
         z = torch.cat(parts).where(inside(pen, batch.lengths)[..., None], math.nan)
         if not self.classes:
             return z

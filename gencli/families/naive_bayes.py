@@ -35,7 +35,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers.autoregressive import Advance, AutoregressiveText, OneStep, Read, after_end, inside
-from gencli.layers.distributions import FLOOR, MARGIN, log_normal
+from gencli.layers.distributions import FLOOR, MARGIN, log_normal, log_normal_bin, normal_within
 from gencli.layers.mixtures import visit_mixture
 from gencli.layers.ngram_counts import NGrams, Sparse
 from gencli.layers.skeleton import Skeleton
@@ -478,7 +478,7 @@ class _Gaussians(nn.Module):
         found = log_normal((values - self.means) / deviations) - deviations.log()  # (B, K, E)
         if self.stepped:
             a, b = self._cell(values, self.means, deviations)
-            found = torch.where(self.step > 0, _log_mass(a, b), found)
+            found = torch.where(self.step > 0, log_normal_bin(a, b), found)
         return found.masked_fill(x.isnan()[:, None], 0.0).sum(2)
 
     def to_noise(self, x: Tensor, labels: Tensor, place: Tensor) -> Tensor:
@@ -487,7 +487,7 @@ class _Gaussians(nn.Module):
         z = (x - means) / deviations
         if self.stepped:
             a, b = self._cell(x.nan_to_num(), means, deviations)
-            z = torch.where(self.step > 0, _within(a, b, place), z)
+            z = torch.where(self.step > 0, normal_within(a, b, place), z)
         return z
 
     def from_noise(self, share: Tensor, z: Tensor) -> Tensor:
@@ -505,7 +505,7 @@ class _Gaussians(nn.Module):
             x = self.low[e] + self.step[e] * torch.arange(count, device=self.low.device)
             one = slice(e, e + 1)
             low, high, step = (part[e] for part in (self.low, self.high, self.step))
-            yield _log_mass(*_cell(x, self.means[:, one], deviations[:, one], low, high, step))
+            yield log_normal_bin(*_cell(x, self.means[:, one], deviations[:, one], low, high, step))
 
     def to_levels(self, x: Tensor) -> Tensor:
         return ((x - self.low) / self.step).round().long()
@@ -531,26 +531,6 @@ def _merged(a: Tensor, b: Tensor) -> Tensor:
     count = a[0] + b[0]
     shift, share = b[1] - a[1], b[0] / count.clamp(min=1)
     return torch.stack([count, a[1] + shift * share, a[2] + b[2] + shift.square() * a[0] * share])
-
-
-def _log_mass(a: Tensor, b: Tensor) -> Tensor:
-    """log(Phi(b) - Phi(a)), from the nearer tail, where the difference does not cancel."""
-    low, high = torch.where(a > 0, -b, a), torch.where(a > 0, -a, b)
-    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-    return log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=0)))
-
-
-def _within(a: Tensor, b: Tensor, place: Tensor) -> Tensor:
-    """The z between a and b below which N(0, 1) has the share `place` of its mass between them.
-
-    So far out that the mass is no number any more, that share of the distance.
-    """
-    mirrored = a > 0
-    low, high = torch.where(mirrored, -b, a), torch.where(mirrored, -a, b)
-    share = torch.where(mirrored, 1 - place, place)
-    z = torch.special.ndtri(torch.special.ndtr(low) * (1 - share) + torch.special.ndtr(high) * share)
-    z = torch.where((z > low) & (z < high), z, low + (high - low) * share)
-    return torch.where(mirrored, -z, z)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

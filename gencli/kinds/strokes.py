@@ -59,8 +59,8 @@ class StrokesSpec(Spec):
     last point ends a stroke. A stroke of a single point is a dot.
 
     `scale`: the standard deviation of all dx and dy of the training split, by which families divide, as sketch-rnn
-    does. `integers`: they are whole numbers. What a family reports as their likelihood is then a density after uniform
-    noise in [-1/2, 1/2) was added, whose mean logarithm is at most the logarithm of the probability.
+    does. `integers`: they are whole numbers. What a family reports as their likelihood is then that of cells 1 wide, or
+    a density after uniform noise in [-1/2, 1/2) was added, whose mean logarithm is at most that of the probability.
     """
 
     kind: Literal["strokes"] = "strokes"

@@ -101,7 +101,7 @@ class Categorical:
     def to_noise(self, parameters: Tensor, level: Tensor, place: Tensor) -> Tensor:
         p, level = self.probabilities(parameters), level[..., None]
         upper, share = p.cumsum(-1).gather(-1, level)[..., 0], p.gather(-1, level)[..., 0]
-        return torch.special.ndtri(upper - share * (1 - _off_the_ends(place)))
+        return torch.special.ndtri(upper - share * (1 - off_the_ends(place)))
 
     def from_uniform(self, parameters: Tensor, u: Tensor, temperature: float = 1.0, top_k: int = 0,
                      top_p: float = 1.0) -> Tensor:
@@ -225,7 +225,7 @@ class DiscretisedLogisticMixture:
     def to_noise(self, parameters: Tensor, level: Tensor, place: Tensor) -> Tensor:
         components = self._components(parameters)
         lower, upper = self._cumulative(components, level - 1), self._cumulative(components, level)
-        return torch.special.ndtri(lower + (upper - lower) * _off_the_ends(place))
+        return torch.special.ndtri(lower + (upper - lower) * off_the_ends(place))
 
     def from_uniform(self, parameters: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
         weight, mean, scale = self._components(parameters)
@@ -457,11 +457,35 @@ def log_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi))
 
 
+def log_normal_bin(a: Tensor, b: Tensor) -> Tensor:
+    """log(Phi(b) - Phi(a)) for a <= b, from the nearer tail, where the difference does not cancel."""
+    low, high = _mirrored(a > 0, a, b)
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    return log_high + torch.log(-torch.expm1((log_low - log_high).clamp(max=0)))
+
+
+def normal_within(a: Tensor, b: Tensor, place: Tensor) -> Tensor:
+    """The z between a and b below which N(0, 1) has the share `place` of its mass between them.
+
+    So far out that the mass is no number any more, that share of the distance.
+    """
+    mirrored = a > 0
+    low, high = _mirrored(mirrored, a, b)
+    share = torch.where(mirrored, 1 - place, place)
+    z = torch.special.ndtri(torch.special.ndtr(low) * (1 - share) + torch.special.ndtr(high) * share)
+    z = torch.where((z > low) & (z < high), z, low + (high - low) * share)
+    return torch.where(mirrored, -z, z)
+
+
+def _mirrored(which: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.where(which, -b, a), torch.where(which, -a, b)
+
+
 def _split(parameters: Parameters) -> Sequence[Tensor]:
     return parameters.unbind(-1) if isinstance(parameters, Tensor) else parameters
 
 
-def _off_the_ends(place: Tensor) -> Tensor:
+def off_the_ends(place: Tensor) -> Tensor:
     """A place in (0, 1), kept away from both ends."""
     return place * (1 - 2 * MARGIN) + MARGIN
 
