@@ -21,7 +21,8 @@ print(said.command if said.metric else sys.exit("preset {2} of {1} is judged by 
 ' "$family" "$preset")
     train=${command%; gencli evaluate*} evaluate=${command##*; }
     RUN=$runs/$family-$preset
-    eval "$(echo "$train --resume -q" | sed 's| RUN| "$RUN"|')"
+    # Other runs that it needs, such as NGRAM of mlp-lm, lie beside it.
+    eval "$(echo "$train;" | sed -E 's| RUN| "$RUN"|; s| ([A-Z]{3,})([ ;])| "$RUN-\1"\2|g; s|;| --resume -q;|g')"
     eval "$(echo "$evaluate --ledger \"\$ledger\" -q" | sed 's| RUN| "$RUN"|')" || worst=$?
 done
 exit "$worst"

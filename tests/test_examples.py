@@ -81,13 +81,15 @@ def test_ledger_measures_presets_by_their_protocol(tmp_path, monkeypatch):
     (tmp_path / "python").symlink_to(sys.executable)
     (tmp_path / "gencli").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    script(tmp_path, "ledger.sh", "l.jsonl", "pca/mnist", "naive-bayes/binarized-mnist", code=5, RUNS="r")
+    script(tmp_path, "ledger.sh", "l.jsonl", "pca/mnist", "mlp-lm/shakespeare", code=5, RUNS="r")
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [
         "train pca mnist --preset mnist -o r/pca-mnist --resume -q",
         "evaluate r/pca-mnist mnist:test --metrics likelihood --ledger l.jsonl -q",
-        "train naive-bayes binarized-mnist --preset binarized-mnist -o r/naive-bayes-binarized-mnist --resume -q",
-        "evaluate r/naive-bayes-binarized-mnist binarized-mnist:test --metrics likelihood --ledger l.jsonl -q"]
+        "train ngram shakespeare -o r/mlp-lm-shakespeare-NGRAM --resume -q",
+        "train mlp-lm shakespeare --preset shakespeare --mix r/mlp-lm-shakespeare-NGRAM -o r/mlp-lm-shakespeare --resume "
+        "-q",
+        "evaluate r/mlp-lm-shakespeare shakespeare:test --ledger l.jsonl -q"]
     for line in asked:
         made, rest = command(shlex.split(line))
         made.make_context("gencli", rest)
