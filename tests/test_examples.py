@@ -87,8 +87,8 @@ def test_ledger_measures_presets_by_their_protocol(tmp_path, monkeypatch):
         "train pca mnist --preset mnist -o r/pca-mnist --resume -q",
         "evaluate r/pca-mnist mnist:test --metrics likelihood --ledger l.jsonl -q",
         "train ngram shakespeare -o r/mlp-lm-shakespeare-NGRAM --resume -q",
-        "train mlp-lm shakespeare --preset shakespeare --mix r/mlp-lm-shakespeare-NGRAM -o r/mlp-lm-shakespeare --resume "
-        "-q",
+        "train mlp-lm shakespeare --preset shakespeare --mix r/mlp-lm-shakespeare-NGRAM -o r/mlp-lm-shakespeare "
+        "--resume -q",
         "evaluate r/mlp-lm-shakespeare shakespeare:test --ledger l.jsonl -q"]
     for line in asked:
         made, rest = command(shlex.split(line))

@@ -29,6 +29,7 @@ Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, 
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -71,7 +72,7 @@ _START = 0.33  # of half the sides, of where it says that things start
 _FARTHEST = 0.7  # of half the sides, from the middle: something is always to be seen of what is drawn there
 _COVERED = 2.0  # log-odds of the mask before training
 _FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
-_LOOKED_AT = 4  # frames of each film that the critic of frames sees, at random places
+_FRAMES_FIRST = 0.7  # of the steps, before anything moves; they take less than a third of the time of others
 
 
 class VideoGANConfig(FamilyConfig):
@@ -132,7 +133,7 @@ class VideoGAN(Model):
         self.generator = _Generator(config.latent + self.classes + described, shape, config.width)
         self.critic = _Critic(shape, config.width)
         self.frame_critic = ProjectionCritic(
-            *dcgan.features(frame, 2 * config.width, "none", fine=config.width), self.classes, SCALE)
+            *dcgan.features(frame, 2 * config.width, "none", fine=config.width, pooled=True), self.classes, SCALE)
         self._sum, self._count = torch.zeros(frame, dtype=torch.float64), 0
         self.apply(initialise.dcgan)
         self.generator.set_out()
@@ -142,14 +143,20 @@ class VideoGAN(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """A pass over the data finds the mean frame; then two players move in turn: both critics, then the generator.
+        """A pass over the data finds the mean frame; then two players move in turn: what the generator draws, where
+        nothing moves yet, against the critic of frames, then all of it against both.
         """
-        betas = (0.5, 0.999)
-        generator = [*self.encoder.parameters(), *self.generator.parameters()]
-        critics = [*self.critic.parameters(), *self.frame_critic.parameters()]
+        still = [*self.encoder.parameters(), *self.generator.still.parameters(), *self.generator.start.parameters()]
         return [Phase("mean", share=0, accumulate=self._gather, finish=self._measure),
-                Phase("train", [Player("critic", critics, self.critic_loss, betas=betas),
-                                Player("generator", generator, self.generator_loss, betas=betas)])]
+                self._game("frames", _FRAMES_FIRST, list(self.frame_critic.parameters()), still),
+                self._game("films", 1 - _FRAMES_FIRST, [*self.critic.parameters(), *self.frame_critic.parameters()],
+                           [*self.encoder.parameters(), *self.generator.parameters()])]
+
+    def _game(self, name: str, share: float, critics: list[nn.Parameter], generator: list[nn.Parameter]) -> Phase:
+        moving, betas = name == "films", (0.5, 0.999)
+        return Phase(name, [Player("critic", critics, partial(self.critic_loss, moving=moving), betas=betas),
+                            Player("generator", generator, partial(self.generator_loss, moving=moving), betas=betas)],
+                     share)
 
     def _gather(self, batch: Batch) -> None:
         self._sum += batch.x.double().mean(1).sum(0).cpu()
@@ -161,42 +168,47 @@ class VideoGAN(Model):
         self._sum, self._count = torch.zeros_like(self._sum), 0
         return False
 
-    def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How badly the critics tell real films, and real frames, from generated ones.
+    def critic_loss(self, batch: Batch, rng: Rng, moving: bool = True) -> Loss:
+        """How badly the critics tell real films, and real frames, from generated ones; before anything moves, frames.
 
         Parts: `real` and `fake`, mean scores of films; `real_frames` and `fake_frames`, of frames; `diversity`, as that
         of `gan`.
         """
         past, x = self._seen(batch), _signed(batch.x)
         with torch.no_grad():
-            made = self._made(self._code(rng, batch.labels), past)[0][:, :, self.past :].to(x.dtype)
-        real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
-        frames, made_frames = (self._looks(film, batch.labels, rng) for film in (x, made))
+            made = self._made(self._code(rng, batch.labels), past, moving)[0].to(x.dtype)
+        made = made[:, :, self.past if moving else 0 :]
         badly = LOSSES[self.config.loss][0]
-        return Loss(badly(real, fake).mean() + badly(frames, made_frames).mean(), real=real.mean(), fake=fake.mean(),
-                    real_frames=frames.mean(), fake_frames=made_frames.mean(), diversity=spread(made) / spread(x))
+        frames, made_frames = (self._looks(film, batch.labels, rng) for film in (x, made))
+        total, parts = badly(frames, made_frames).mean(), {}
+        if moving:
+            real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
+            total, parts = total + badly(real, fake).mean(), {"real": real.mean(), "fake": fake.mean()}
+        return Loss(total, **parts, real_frames=frames.mean(), fake_frames=made_frames.mean(),
+                    diversity=spread(made) / spread(x[:, :, : made.shape[2]]))
 
-    def generator_loss(self, batch: Batch, rng: Rng) -> Loss:
+    def generator_loss(self, batch: Batch, rng: Rng, moving: bool = True) -> Loss:
         """How well the critics tell generated films and frames, and what mask and past cost.
 
         Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
         """
         past = self._seen(batch)
-        film, mask = self._made(self._code(rng, batch.labels), past)
-        made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
-        total = well(self.critic(_joined(past, made))).mean() + well(self._looks(made, batch.labels, rng)).mean()
+        film, mask = self._made(self._code(rng, batch.labels), past, moving)
+        made, well = film[:, :, self.past if moving else 0 :].float(), LOSSES[self.config.loss][1]
+        total = well(self._looks(made, batch.labels, rng)).mean()
         parts = {"mask": mask.float().mean()}
         total = total + self.config.sparsity * parts["mask"]
-        if past is not None:
+        if moving:
+            total = total + well(self.critic(_joined(past, made))).mean()
+        if moving and past is not None:
             parts["error"] = (film[:, :, : self.past] - past).float().square().mean() / 4  # of [0, 1]
             total = total + self.config.fidelity * parts["error"]
         return Loss(total, **parts)
 
     def _looks(self, film: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
-        """Scores of frames at different random places of each film (B, C, T, H, W): (B min(T, 4),)."""
-        places = rng.uniform(film.shape[2]).argsort(1)[:, :_LOOKED_AT]
-        some = film.transpose(1, 2)[torch.arange(len(film), device=film.device)[:, None], places].flatten(0, 1)
-        return self.frame_critic(some, None if labels is None else labels.repeat_interleave(places.shape[1]))
+        """Scores of a frame at a random place of each film (B, C, T, H, W): (B,). One, so that it is of many things."""
+        places = rng.integers(film.shape[2])
+        return self.frame_critic(film.transpose(1, 2)[torch.arange(len(film), device=film.device), places], labels)
 
     def _seen(self, given: Given | Batch | None) -> Tensor | None:
         """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
@@ -206,9 +218,9 @@ class VideoGAN(Model):
             raise UsageError("this model goes on with frames; name some with --given")
         return _signed(given.condition.x)
 
-    def _made(self, code: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Films, those given frames included, and their masks."""
-        return self.generator(code if past is None else torch.cat([code, self.encoder(past)], 1))
+    def _made(self, code: Tensor, past: Tensor | None, moving: bool = True) -> tuple[Tensor, Tensor]:
+        """Films, those given frames included, and their masks; of what does not move yet, a single frame."""
+        return self.generator(code if past is None else torch.cat([code, self.encoder(past)], 1), moving)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated films are alike. The critics are certain about everything."""
@@ -227,7 +239,7 @@ class VideoGAN(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """Codes -> films; a conditional model says the class of each as well. Nothing random."""
-        film = self._made(code, self._seen(given))[0][:, :, self.past :]
+        film = self._made(code, self._seen(given))[0][:, :, self.past :].clamp(-1, 1)
         batch = Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
         return replace(batch, labels=code[:, self.config.latent :].argmax(1) if self.classes else None)
 
@@ -292,7 +304,7 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 
 
 class _Generator(nn.Module):
-    """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1].
+    """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1] or nearly; or their start alone, T = 1.
 
     A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
     mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
@@ -328,13 +340,15 @@ class _Generator(nn.Module):
         assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
         nn.init.constant_(head.bias[self.shape[0]], _COVERED)
 
-    def forward(self, code: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, code: Tensor, moving: bool = True) -> tuple[Tensor, Tensor]:
         channels, frames = self.shape[:2]
         still = self.still(code).to(code.dtype)
         mask = still[:, channels : channels + 1].sigmoid()
         things = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
-        pace = self.moving(code)[:, :, :frames].mean((3, 4)) + self.velocity(code)[:, :, None]
-        places = _START * self.start(code)[:, :, None] + (_PACE * pace).to(code.dtype).cumsum(2)
+        places = _START * self.start(code)[:, :, None].to(code.dtype)
+        if moving:
+            pace = self.moving(code)[:, :, :frames].mean((3, 4)) + self.velocity(code)[:, :, None]
+            places = places + (_PACE * pace).to(code.dtype).cumsum(2)
         film = _moved(things, _FARTHEST * (places / _FARTHEST).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
         return film + (1 - mask) * (self.usual + still[:, channels + 1 :]).tanh()[:, :, None], mask
@@ -345,7 +359,9 @@ def _moved(x: Tensor, places: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows, columns = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) + places[:, :, None, None]  # (B, T, H, W, 2)
-    return F.grid_sample(x, grid.to(x).flatten(1, 2), align_corners=False).unflatten(2, (-1, height))
+    # Between pixels a figure stays sharp, which is not itself any more in some frames else.
+    seen = F.grid_sample(x.float(), grid.float().flatten(1, 2), mode="bicubic", align_corners=False)
+    return seen.to(x.dtype).unflatten(2, (-1, height))
 
 
 class _Critic(nn.Module):

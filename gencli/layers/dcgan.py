@@ -47,7 +47,8 @@ def generator(code: int, shape: tuple[int, int, int], width: int) -> nn.Sequenti
     return nn.Sequential(*layers, nn.ConvTranspose2d(maps(width, 1), channels, 4, 2, 1), _Crop(*sides))
 
 
-def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0) -> tuple[nn.Sequential, int]:
+def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0, pooled: bool = False
+             ) -> tuple[nn.Sequential, int]:
     """Pictures (B, *shape) -> features (B, F), and F: n strided convolutions, all but the first normalised.
 
     A penalty of the gradient is defined for single examples, which rules out batch normalisation; layer normalisation
@@ -56,6 +57,8 @@ def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0)
     Args:
         fine: maps of a convolution at full size before the others, as in Miyato et al. 2018, arXiv:1802.05957: it sees
             each pixel alike, where the gradient of one that halves has a grid, which generators learn. 0: none.
+        pooled: features are sums over all places, over the square root of their number so that no gradient gets longer
+            (Miyato & Koyama 2018, arXiv:1802.05637, figure 14): what is seen counts wherever it is.
     """
     channels, *sides = shape
     n = halvings(*sides)
@@ -66,6 +69,8 @@ def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0)
     for level in range(2, n + 1):
         layers += [nn.Conv2d(maps(width, level - 1), maps(width, level), 4, 2, 1, bias=norm == "none"),
                    norms[norm](maps(width, level)), nn.LeakyReLU(0.2)]
+    if pooled:
+        return nn.Sequential(*layers, _Pool()), maps(width, n)
     size = maps(width, n) * math.prod(side // 2**n for side in sides)
     return nn.Sequential(*layers, _Permute(0, 2, 3, 1), nn.Flatten()), size
 
@@ -82,6 +87,13 @@ class _Permute(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.permute(self.dims)
+
+
+class _Pool(nn.Module):
+    """(B, C, H, W) -> (B, C): sums over H and W, over the root of H W."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum((2, 3)) / math.sqrt(x.shape[2] * x.shape[3])
 
 
 class _Crop(nn.Module):
