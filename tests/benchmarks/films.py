@@ -6,7 +6,8 @@ A line for real films of the test split, for the same with their frames shuffled
 goes on from frames gets those of the test split, and is measured with them.
 
 - agree: the share of frames of the class that most frames of their film have, by a `classifier` that is trained once,
-  in FOLDER, on two frames of each film of the training split. Films whose frames all agree; classes that are drawn.
+  in FOLDER, on two frames of each film of the training split. Films whose frames all agree; classes that are drawn;
+  of a model of classes, `asked`: films of the class that was asked for.
 - off: the centre of mass runs along each axis there and back between walls 18 pixels apart. Of all such paths the one
   nearest to each film is sought, on a grid of starts and speeds; where the walls are is free, since the mass of a digit
   is not in its middle. The root mean square distance from it in pixels, of the median film and of the worst tenth.
@@ -42,12 +43,12 @@ def judged(folder: Path) -> Model:
 
 
 @torch.no_grad()
-def agreement(films: Tensor, judge: Model) -> tuple[float, float, list[int]]:
-    """Of films (N, T, 1, H, W): the share of frames of the class of most, that of films of one class, films of each."""
+def agreement(films: Tensor, judge: Model) -> tuple[float, float, Tensor]:
+    """Of films (N, T, 1, H, W): the share of frames of the class of most, of films of one class; the class of each."""
     classes = torch.stack([judge.classify(Batch(film)).argmax(1) for film in films])
     most = classes.mode(1).values
     same = classes == most[:, None]
-    return same.double().mean().item(), same.all(1).double().mean().item(), torch.bincount(most, minlength=10).tolist()
+    return same.double().mean().item(), same.all(1).double().mean().item(), most
 
 
 def paths(films: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,10 +67,12 @@ def paths(films: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distance, WAY * speed[best].square().sum(1).sqrt(), turns[best].sum(1)
 
 
-def line(name: str, films: Tensor, judge: Model) -> None:
-    share, whole, classes = agreement(films, judge)
+def line(name: str, films: Tensor, judge: Model, labels: Tensor | None = None) -> None:
+    share, whole, most = agreement(films, judge)
+    asked = "" if labels is None else f", asked {(most == labels).double().mean():.3f}"
+    classes = torch.bincount(most, minlength=10).tolist()
     distance, speed, turns = paths(films)
-    print(f"{name}: agree {share:.4f}, films {whole:.3f}, classes {classes}; off {distance.median():.2f} and "
+    print(f"{name}: agree {share:.4f}, films {whole:.3f}{asked}, classes {classes}; off {distance.median():.2f} and "
           f"{distance.quantile(0.9):.2f} px; speed {speed.mean():.2f} ± {speed.std():.2f}; turns {turns.mean():.2f}",
           flush=True)
 
@@ -91,8 +94,10 @@ def main() -> None:
         spec = model.spec.condition
         given = conditions_of(model, load("moving-digit:test", {"condition": f"past={spec.frames}"}),
                               arguments.count) if spec else None
-        films = torch.cat([batch.x for batch in sample(model, range(arguments.count), seed=0, given=given)])
-        line(run, films if given is None else torch.cat([given.condition.x, films], 1), judge)
+        made = list(sample(model, range(arguments.count), seed=0, given=given))
+        films = torch.cat([batch.x for batch in made])
+        labels = torch.cat([batch.labels for batch in made]) if spec is None and made[0].labels is not None else None
+        line(run, films if given is None else torch.cat([given.condition.x, films], 1), judge, labels)
 
 
 if __name__ == "__main__":
