@@ -1,7 +1,10 @@
 """Distributions of an element against those of torch, definitions written out, and their own inverses."""
 
+import math
+
 import pytest
 import torch
+from scipy.integrate import quad
 from torch import distributions as peers
 
 from gencli.layers.distributions import (
@@ -11,6 +14,8 @@ from gencli.layers.distributions import (
     DiscretisedLogisticMixture,
     Gaussian,
     Laplace,
+    log_normal_bin,
+    normal_within,
 )
 
 
@@ -154,3 +159,31 @@ def test_noise_is_finite_however_far_an_element_is(name):
     x = torch.tensor([-1e30, -1e3, 1e3, 1e30])
     z = CONTINUOUS[name][0]().to_noise(torch.zeros(4, 2), x)
     assert z.isfinite().all() and (z.sign() == x.sign()).all()
+
+
+# --- bins of the normal distribution
+
+
+BINS = [(-0.3, 0.2), (-40.0, -39.5), (39.5, 40.0), (-1e-9, 1e-9), (300.0, 1e4), (-math.inf, -3.0), (2.0, math.inf)]
+
+
+@pytest.mark.parametrize(("a", "b"), BINS)
+def test_the_mass_of_a_bin_is_its_integral_however_far_out(a, b):
+    """The density is compared with that of the end nearer to 0, so that the integral is a number."""
+    near = 0.0 if a < 0 < b else min(abs(a), abs(b))
+    span = min(abs(a), abs(b)), min(max(abs(a), abs(b)), near + 40) if near else b
+    low, high = span if near else (a, b)
+    integral, _ = quad(lambda x: math.exp((near - x) * (near + x) / 2), low, high, epsabs=0, epsrel=1e-10)
+    expected = math.log(integral) - near**2 / 2 - math.log(2 * math.pi) / 2
+    ends = torch.tensor([a, b], dtype=torch.float64)
+    assert log_normal_bin(*ends).item() == pytest.approx(expected, rel=1e-12, abs=2e-7)
+
+
+@pytest.mark.parametrize(("a", "b"), BINS)
+def test_a_place_in_a_bin_has_its_share_of_the_mass_below_it(a, b):
+    place = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    a, b = (torch.full_like(place, end) for end in (a, b))
+    z = normal_within(a, b, place)
+    assert ((a < z) & (z < b)).all() and (z.diff() >= 0).all()
+    if a[0].abs() < 30 or b[0].abs() < 30:
+        torch.testing.assert_close((log_normal_bin(a, z) - log_normal_bin(a, b)).exp(), place, rtol=0, atol=1e-6)

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gencli.errors import UsageError
 from gencli.families.gan import GAN, GANConfig
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
+from gencli.layers import dcgan
 from gencli.layers.critics import SCALE
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
@@ -399,3 +401,17 @@ def test_decoder_exports_with_any_batch_size():
     exported = torch.export.export(graph.module, (graph.inputs["code"],), dynamic_shapes=({0: torch.export.Dim("B")},))
     code = model.prior(streams(5))
     torch.testing.assert_close(exported.module()(code), model.decode(code).x)
+
+
+def test_what_a_pooling_critic_sees_counts_wherever_it_is():
+    features, size = dcgan.features((1, 32, 32), 4, "none", fine=2, pooled=True)
+    for layer in features:
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)  # beyond the sides is what is before black
+    thing = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    places = [F.pad(thing, (x, 29 - x, y, 29 - y)) for x, y in ((10, 10), (10, 18), (18, 10))]  # steps of 2^3 pixels
+    seen = [features(picture) for picture in places]
+    assert seen[0].shape == (5, size) and size == dcgan.maps(4, 3)
+    assert not torch.allclose(seen[0], features(torch.zeros_like(places[0])))
+    for other in seen[1:]:
+        torch.testing.assert_close(other, seen[0])
