@@ -5,6 +5,7 @@ checkpoint holds no generator state, and a resumed run computes what an unbroken
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -126,6 +127,7 @@ class Trainer:
         self._require_parts()
         self.state = TrainingState(self.model, self.total, self.sharding)
         self._warned: set[str] = set()  # phases whose validation was told to rise
+        self._alarmed: dict[str, int] = {}  # alarm, but for its numbers -> the step when it was told last
 
     def run(self, resume: bool = False, stop: Stop | None = None) -> Outcome:
         """Train to the end, or until `stop` asks to stop."""
@@ -427,7 +429,10 @@ class Trainer:
         if self.settings.fail_on_collapse and self._any(bool(alarm)):
             raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")
         if alarm and self.processes.first:
-            self.hooks.warn(f"step {step}: {alarm}")
+            kind = re.sub(r"\d+", "", alarm)
+            if step >= 2 * self._alarmed.get(kind, 0):  # of what lasts, less and less often
+                self._alarmed[kind] = step
+                self.hooks.warn(f"step {step}: {alarm}")
 
     def _any(self, diverged: bool) -> bool:
         """Whether a process has diverged: all have to know where all go back together."""

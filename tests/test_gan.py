@@ -407,7 +407,7 @@ def test_what_a_pooling_critic_sees_counts_wherever_it_is():
     features, size = dcgan.features((1, 32, 32), 4, "none", fine=2, pooled=True)
     for layer in features:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.zeros_(layer.bias)  # beyond the sides is what is before black
+            nn.init.zeros_(layer.bias)  # beyond its sides a picture then goes on
     thing = torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     places = [F.pad(thing, (x, 29 - x, y, 29 - y)) for x, y in ((10, 10), (10, 18), (18, 10))]  # steps of 2^3 pixels
     seen = [features(picture) for picture in places]

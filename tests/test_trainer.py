@@ -217,6 +217,21 @@ def test_validation_that_rises_is_told_once(rows):
     assert not warnings(patience=3)
 
 
+def test_an_alarm_that_lasts_is_told_less_and_less_often(rows):
+    """Each kind of it by itself, whatever its numbers."""
+    class Alarmed(Line):
+        def alarm(self, history):
+            step = len(history)
+            return None if step < 3 else f"it collapsed to {step}.5%" if step % 2 else f"{step} modes are dropped"
+
+    told = []
+    settings = TrainSettings(steps=40, log_every=1)
+    Trainer(Alarmed(rows.spec), rows, settings, hooks=Hooks(warn=told.append)).run()
+    assert told == ["step 3: it collapsed to 3.5%", "step 4: 4 modes are dropped", "step 7: it collapsed to 7.5%",
+                    "step 8: 8 modes are dropped", "step 15: it collapsed to 15.5%", "step 16: 16 modes are dropped",
+                    "step 31: it collapsed to 31.5%", "step 32: 32 modes are dropped"]
+
+
 # --- phases
 
 

@@ -6,32 +6,31 @@ foreground and mask move:
 
     film = mask * foreground + (1 - mask) * background, where mask and foreground are those of each frame.
 
-A critic of convolutions in space and time sees whole films, another single frames. `sparsity` times the mean of the
-mask is what the generator pays for not leaving a pixel to the background. With `conditional` the class is told beside
-the code, and the critic of frames judges whether a frame is of it.
+What is drawn is learned first, from single frames, against a critic of pictures; `sparsity` times the mean of the mask
+is what the generator pays for not leaving a pixel to the background. Then a critic of convolutions in space and time
+teaches how it moves. With `conditional` the class is told beside the code, and the critic of frames judges whether a
+frame is of it.
 
-Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): an encoder describes these to the
-generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic sees
-the frames that were given followed by those that were made.
+Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): encoders describe these to the
+generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic of
+films sees the frames that were given followed by those that were made.
 
 Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
 "Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
-is; these are all of the film at first and move from the first step of training on, the background begins as the mean
-frame of the training films, and the sparsity is 0.02 instead of 0.1: else the background, which stands still, draws the
-things before anything has learned to move, or a mask with holes moves before a bright one; films of any size and length
-(see `_strides`); the critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of
-films needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), both spectrally normalised
-(Miyato et al. 2018, arXiv:1802.05957); a training on frames alone before that on films, which costs a fifth of the time
-for as many things, by a critic of frames that sums what it sees over all places, so that a thing has to be learned only
-once, not at each place where it may be; classes; a code in what goes on from frames, so that there are several futures;
-a learning rate of 5e-4; weights averaged over time by the trainer.
+is; these are all of the film at first, the background begins as the mean frame of the training films, and the sparsity
+is 0.02 instead of 0.1: else the background draws the things; films of any size and length (see `_strides`); a critic of
+single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of films needs no more than half
+their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and a training of its own: frames cost a third of the time
+of films, and together with films, whose critic is the sooner satisfied, figures do not become clear. It sums what it
+sees over all places, so that a thing has to be learned only once, not at each place where it may be. Both critics are
+spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there
+are several futures; a learning rate of 5e-4; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -74,7 +73,7 @@ _START = 0.33  # of half the sides, of where it says that things start
 _FARTHEST = 0.7  # of half the sides, from the middle: something is always to be seen of what is drawn there
 _COVERED = 2.0  # log-odds of the mask before training
 _FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
-_FRAMES_FIRST = 0.7  # of the steps, before anything moves; they take less than a third of the time of others
+_FRAMES_FIRST = 0.75  # of the steps, before anything moves
 
 
 class VideoGANConfig(FamilyConfig):
@@ -131,8 +130,10 @@ class VideoGAN(Model):
         self.free = slice(config.latent)
         frame = spec.shape[1:]
         shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
-        self.encoder, described = _encoder(self.past, frame, config.width) if self.past else (nn.Identity(), 0)
-        self.generator = _Generator(config.latent + self.classes + described, shape, config.width)
+        encoders = [_encoder(self.past, frame, config.width) for _ in range(2)] if self.past else []
+        self.encoders = nn.ModuleList(encoder for encoder, _ in encoders)  # for what is drawn, and for how it moves
+        self.generator = _Generator(config.latent + self.classes + sum(size for _, size in encoders[:1]), shape,
+                                    config.width)
         self.critic = _Critic(shape, config.width)
         self.frame_critic = ProjectionCritic(
             *dcgan.features(frame, 2 * config.width, "none", fine=config.width, pooled=True), self.classes, SCALE)
@@ -145,20 +146,19 @@ class VideoGAN(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """A pass over the data finds the mean frame; then two players move in turn: what the generator draws, where
-        nothing moves yet, against the critic of frames, then all of it against both.
+        """A pass over the data finds the mean frame; then two players move in turn, of whom the generator learns what
+        it draws from frames, and after that how this moves from films.
         """
-        still = [*self.encoder.parameters(), *self.generator.still.parameters(), *self.generator.start.parameters()]
+        generator, encoders, betas = self.generator, self.encoders, (0.5, 0.999)
+        drawing = [*generator.still.parameters(), *generator.start.parameters(), *encoders[:1].parameters()]
+        moving = [*generator.moving.parameters(), *generator.velocity.parameters(), *encoders[1:].parameters()]
         return [Phase("mean", share=0, accumulate=self._gather, finish=self._measure),
-                self._game("frames", _FRAMES_FIRST, list(self.frame_critic.parameters()), still),
-                self._game("films", 1 - _FRAMES_FIRST, [*self.critic.parameters(), *self.frame_critic.parameters()],
-                           [*self.encoder.parameters(), *self.generator.parameters()])]
-
-    def _game(self, name: str, share: float, critics: list[nn.Parameter], generator: list[nn.Parameter]) -> Phase:
-        moving, betas = name == "films", (0.5, 0.999)
-        return Phase(name, [Player("critic", critics, partial(self.critic_loss, moving=moving), betas=betas),
-                            Player("generator", generator, partial(self.generator_loss, moving=moving), betas=betas)],
-                     share)
+                Phase("frames", [
+                    Player("critic", [*self.frame_critic.parameters()], self.frame_critic_loss, betas=betas),
+                    Player("generator", drawing, self.frame_loss, betas=betas)], _FRAMES_FIRST),
+                Phase("films", [
+                    Player("critic", [*self.critic.parameters()], self.critic_loss, betas=betas),
+                    Player("generator", moving, self.film_loss, betas=betas)], 1 - _FRAMES_FIRST)]
 
     def _gather(self, batch: Batch) -> None:
         self._sum += batch.x.double().mean(1).sum(0).cpu()
@@ -170,47 +170,52 @@ class VideoGAN(Model):
         self._sum, self._count = torch.zeros_like(self._sum), 0
         return False
 
-    def critic_loss(self, batch: Batch, rng: Rng, moving: bool = True) -> Loss:
-        """How badly the critics tell real films, and real frames, from generated ones; before anything moves, frames.
-
-        Parts: `real` and `fake`, mean scores of films; `real_frames` and `fake_frames`, of frames; `diversity`, as that
-        of `gan`.
-        """
-        past, x = self._seen(batch), _signed(batch.x)
+    def frame_critic_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How badly the critic of frames tells one of each film from generated ones. Parts: those of `gan`."""
+        x, past = _signed(batch.x), self._seen(batch)
         with torch.no_grad():
-            made = self._made(self._code(rng, batch.labels), past, moving)[0].to(x.dtype)
-        made = made[:, :, self.past if moving else 0 :]
+            made = self._made(self._code(rng, batch.labels), self._described(past), moving=False)[0][:, :, 0]
+        places = rng.integers(x.shape[2])
+        x = x.transpose(1, 2)[torch.arange(len(x), device=x.device), places]
+        return self._tells(self.frame_critic(x, batch.labels), self.frame_critic(made.to(x.dtype), batch.labels), x,
+                           made)
+
+    def critic_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How badly the critic of films tells real ones from generated ones. Parts: those of `gan`."""
+        x, past = _signed(batch.x), self._seen(batch)
+        with torch.no_grad():
+            made = self._made(self._code(rng, batch.labels), self._described(past))[0][:, :, self.past :].to(x.dtype)
+        return self._tells(self.critic(_joined(past, x)), self.critic(_joined(past, made)), x, made)
+
+    def _tells(self, real: Tensor, fake: Tensor, x: Tensor, made: Tensor) -> Loss:
         badly = LOSSES[self.config.loss][0]
-        frames, made_frames = (self._looks(film, batch.labels, rng) for film in (x, made))
-        total, parts = badly(frames, made_frames).mean(), {}
-        if moving:
-            real, fake = self.critic(_joined(past, x)), self.critic(_joined(past, made))
-            total, parts = total + badly(real, fake).mean(), {"real": real.mean(), "fake": fake.mean()}
-        return Loss(total, **parts, real_frames=frames.mean(), fake_frames=made_frames.mean(),
-                    diversity=spread(made) / spread(x[:, :, : made.shape[2]]))
+        return Loss(badly(real, fake).mean(), real=real.mean(), fake=fake.mean(), diversity=spread(made) / spread(x))
 
-    def generator_loss(self, batch: Batch, rng: Rng, moving: bool = True) -> Loss:
-        """How well the critics tell generated films and frames, and what mask and past cost.
+    def frame_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How well the critic of frames tells generated ones, and what the mask costs.
 
-        Parts: `mask`, its mean; with a past, `error`, the mean squared error of the frames that were given.
+        Parts: `mask`, its mean; with a past, `error`, the mean squared error of the first frame that was given.
         """
         past = self._seen(batch)
-        film, mask = self._made(self._code(rng, batch.labels), past, moving)
-        made, well = film[:, :, self.past if moving else 0 :].float(), LOSSES[self.config.loss][1]
-        total = well(self._looks(made, batch.labels, rng)).mean()
-        parts = {"mask": mask.float().mean()}
-        total = total + self.config.sparsity * parts["mask"]
-        if moving:
-            total = total + well(self.critic(_joined(past, made))).mean()
-        if moving and past is not None:
-            parts["error"] = (film[:, :, : self.past] - past).float().square().mean() / 4  # of [0, 1]
-            total = total + self.config.fidelity * parts["error"]
-        return Loss(total, **parts)
+        film, mask = self._made(self._code(rng, batch.labels), self._described(past), moving=False)
+        well, share = LOSSES[self.config.loss][1], mask.float().mean()
+        total = well(self.frame_critic(film[:, :, 0].float(), batch.labels)).mean() + self.config.sparsity * share
+        return self._faithful(Loss(total, mask=share), film, past)
 
-    def _looks(self, film: Tensor, labels: Tensor | None, rng: Rng) -> Tensor:
-        """Scores of a frame at a random place of each film (B, C, T, H, W): (B,). One, so that it is of many things."""
-        places = rng.integers(film.shape[2])
-        return self.frame_critic(film.transpose(1, 2)[torch.arange(len(film), device=film.device), places], labels)
+    def film_loss(self, batch: Batch, rng: Rng) -> Loss:
+        """How well the critic of films tells generated ones. Part, with a past: `error`, that of the frames given."""
+        past = self._seen(batch)
+        film, _ = self._made(self._code(rng, batch.labels), self._described(past))
+        made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
+        return self._faithful(Loss(well(self.critic(_joined(past, made))).mean()), film, past)
+
+    def _faithful(self, loss: Loss, film: Tensor, past: Tensor | None) -> Loss:
+        """The loss, and what it costs that a film does not begin with the frames that were given."""
+        if past is None:
+            return loss
+        count = min(self.past, film.shape[2])
+        error = (film[:, :, :count] - past[:, :, :count]).float().square().mean() / 4  # of [0, 1]
+        return Loss(loss.total + self.config.fidelity * error, **loss.parts, error=error)
 
     def _seen(self, given: Given | Batch | None) -> Tensor | None:
         """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
@@ -220,9 +225,14 @@ class VideoGAN(Model):
             raise UsageError("this model goes on with frames; name some with --given")
         return _signed(given.condition.x)
 
-    def _made(self, code: Tensor, past: Tensor | None, moving: bool = True) -> tuple[Tensor, Tensor]:
-        """Films, those given frames included, and their masks; of what does not move yet, a single frame."""
-        return self.generator(code if past is None else torch.cat([code, self.encoder(past)], 1), moving)
+    def _described(self, past: Tensor | None) -> list[Tensor]:
+        """What the generator is told of given frames, for what it draws and for how this moves, (B, n) each."""
+        return [encoder(past) for encoder in self.encoders]
+
+    def _made(self, code: Tensor, described: list[Tensor], moving: bool = True) -> tuple[Tensor, Tensor]:
+        """Films, those given frames included, and their masks; of what does not move yet, the first frame alone."""
+        drawn, motion = [torch.cat([code, part], 1) for part in described] or [code, code]
+        return self.generator(drawn, motion if moving else None)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated films are alike. The critics are certain about everything."""
@@ -241,7 +251,7 @@ class VideoGAN(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """Codes -> films; a conditional model says the class of each as well. Nothing random."""
-        film = self._made(code, self._seen(given))[0][:, :, self.past :].clamp(-1, 1)
+        film = self._made(code, self._described(self._seen(given)))[0][:, :, self.past :].clamp(-1, 1)
         batch = Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
         return replace(batch, labels=code[:, self.config.latent :].argmax(1) if self.classes else None)
 
@@ -251,14 +261,11 @@ class VideoGAN(Model):
         Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
         takes the class from the labels, or draws one for each start if there are none.
         """
-        past = self._seen(batch)
-        described = None if past is None else self.encoder(past)
+        described = self._described(self._seen(batch))
 
         def generate(codes: Tensor) -> Tensor:  # (B, S, code)
-            several, code = codes.shape[1], codes.flatten(0, 1)
-            if described is not None:
-                code = torch.cat([code, described.repeat_interleave(several, 0)], 1)
-            return self.generator(code)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
+            each = [part.repeat_interleave(codes.shape[1], 0) for part in described]
+            return self._made(codes.flatten(0, 1), each)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
 
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)
         return project(generate, codes, _signed(batch.x), steps, self.free)[0]
@@ -306,7 +313,7 @@ def _grid(shape: tuple[int, int, int, int], strides: list[int]) -> tuple[int, in
 
 
 class _Generator(nn.Module):
-    """(B, code) -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1] or nearly; or their start alone, T = 1.
+    """Codes -> films (B, C, T, H, W), masks (B, 1, T, H, W) in [0, 1] or nearly.
 
     A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
     mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
@@ -342,15 +349,16 @@ class _Generator(nn.Module):
         assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
         nn.init.constant_(head.bias[self.shape[0]], _COVERED)
 
-    def forward(self, code: Tensor, moving: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, code: Tensor, motion: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codes of what is drawn and of how it moves, (B, code) each; None: not yet, the first frame alone, T = 1."""
         channels, frames = self.shape[:2]
         still = self.still(code).to(code.dtype)
         mask = still[:, channels : channels + 1].sigmoid()
         things = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
         places = _START * self.start(code)[:, :, None].to(code.dtype)
-        if moving:
-            pace = self.moving(code)[:, :, :frames].mean((3, 4)) + self.velocity(code)[:, :, None]
-            places = places + (_PACE * pace).to(code.dtype).cumsum(2)
+        if motion is not None:
+            pace = self.moving(motion)[:, :, : frames - 1].mean((3, 4)) + self.velocity(motion)[:, :, None]
+            places = places + F.pad((_PACE * pace).to(code.dtype).cumsum(2), (1, 0))
         film = _moved(things, _FARTHEST * (places / _FARTHEST).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
         return film + (1 - mask) * (self.usual + still[:, channels + 1 :]).tanh()[:, :, None], mask
