@@ -20,12 +20,12 @@ Departures from the paper: foreground and mask are made once and carried on (as 
 is; these are all of the film at first, the background begins as the mean frame of the training films, and the sparsity
 is 0.02 instead of 0.1: else the background draws the things; films of any size and length (see `_strides`); a critic of
 single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of films needs no more than half
-their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and a training of its own: frames cost a third of the time
-of films, and together with films, whose critic is the sooner satisfied, figures do not become clear. It sums what it
-sees over all places, so that a thing has to be learned only once, not at each place where it may be. Both critics are
-spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there
-are several futures; a learning rate of 5e-4 and moments of (0, 0.99), without which figures become clear three times as
-slowly and some classes not at all; weights averaged over time by the trainer.
+their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes first: frames cost less than half the time
+of films, and where both critics teach at once figures do not become clear. It sums what it sees over all places, so
+that a thing has to be learned only once, not at each place where it may be. Both critics are spectrally normalised
+(Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there are several futures;
+a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear three times as slowly, and some
+classes not at all; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -370,7 +370,7 @@ def _moved(x: Tensor, places: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows, columns = (torch.linspace(1 / n - 1, 1 - 1 / n, n, device=x.device) for n in (height, width))
     grid = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1) + places[:, :, None, None]  # (B, T, H, W, 2)
-    # Between pixels a figure stays sharp, which is not itself any more in some frames else.
+    # Bilinear interpolation blurs a figure between pixels, so that it would change from frame to frame.
     seen = F.grid_sample(x.float(), grid.float().flatten(1, 2), mode="bicubic", align_corners=False)
     return seen.to(x.dtype).unflatten(2, (-1, height))
 

@@ -58,7 +58,7 @@ def features(shape: tuple[int, int, int], width: int, norm: Norm, fine: int = 0,
         fine: maps of a convolution at full size before the others, as in Miyato et al. 2018, arXiv:1802.05957: it sees
             each pixel alike, where the gradient of one that halves has a grid, which generators learn. 0: none.
         pooled: features are sums over all places, over the square root of their number so that no gradient gets longer
-            (Miyato & Koyama 2018, arXiv:1802.05637, figure 14): what is seen counts wherever it is.
+            (Miyato & Koyama 2018, arXiv:1802.05637): what is seen counts wherever it is.
     """
     channels, *sides = shape
     n = halvings(*sides)
