@@ -14,7 +14,7 @@ mixture of bivariate Gaussians. Of a text the layers see a soft window that slid
 Densities are those of the offsets in the units of the data: the network sees them over their scale s, and every point
 loses 2 log s. Offsets in whole numbers have probabilities: those of the cells around them, which are 1 wide, under
 Gaussians of dx, and of dy given the dx that was rounded (as the channels of PixelCNN++, Salimans et al. 2017,
-arXiv:1701.05517). Where most offsets are of a few units, as of tablets, that tells more than a density can.
+arXiv:1701.05517). After uniform noise the mean logarithm of a density would be no more than a bound of theirs.
 
 Shapes: B batch, T points, L layers, H units, K Gaussians, W Gaussians of the window, U characters, V those there are.
 """

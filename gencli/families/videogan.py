@@ -24,8 +24,8 @@ their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes fir
 of films, and where both critics teach at once figures do not become clear. It sums what it sees over all places, so
 that a thing has to be learned only once, not at each place where it may be. Both critics are spectrally normalised
 (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there are several futures;
-a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear three times as slowly, and some
-classes not at all; weights averaged over time by the trainer.
+a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more slowly and less surely;
+weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
