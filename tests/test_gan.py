@@ -13,7 +13,6 @@ from gencli.families.gan import GAN, GANConfig
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.vector import VectorSpec
 from gencli.layers import dcgan
-from gencli.layers.critics import SCALE
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 
@@ -116,8 +115,9 @@ def test_what_does_not_fit_is_refused_in_one_line():
         gan(PLANE, conditional=True)
     with pytest.raises(UsageError, match=r"at least 8x8.*use net 'mlp'"):
         gan(ImageSpec(channels=1, height=7, width=30), net="dcgan")
-    with pytest.raises(UsageError, match=r"--augment is for pictures"):
-        gan(PLANE, augment=1.0)
+    for option in ("augment", "mirror"):
+        with pytest.raises(UsageError, match=f"--{option} is for pictures"):
+            gan(PLANE, **{option: 1})
     with pytest.raises(UsageError, match=r"vector of shape \(2,\)"):
         gan(PLANE, net="dcgan")
 
@@ -202,9 +202,20 @@ def test_all_that_the_critic_sees_is_augmented_alike(monkeypatch):
     assert not seen
 
 
+def test_real_pictures_are_mirrored_by_chance():
+    seen = []
+    model = gan(PICTURE, mirror=True)
+    model.critic.register_forward_pre_hook(lambda critic, given: seen.append(given[0]))
+    batch = blobs(40)
+    model.critic_loss(Batch(batch), noise(40))
+    own = 2 * batch - 1
+    same, turned = ((seen[0] == x).flatten(1).all(1) for x in (own, own.flip(3)))
+    assert (same | turned).all() and 8 < turned.sum() < 32  # four deviations
+
+
 def test_a_gentle_critic_is_as_steep_as_spectral_norms_allow():
     """Each layer is at most as steep as 1, a kernel of 4x4 with stride 2, whose patches overlap, as 4 / 2 = 2."""
-    model = gan(ImageSpec(channels=1, height=16, width=16), spectral_norm=True)
+    model = gan(ImageSpec(channels=1, height=16, width=16), spectral_norm=True, critic_scale=9)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.critic.modules())
     x = torch.randn(4, 1, 16, 16, generator=generator(0))
     for _ in range(30):
@@ -213,9 +224,9 @@ def test_a_gentle_critic_is_as_steep_as_spectral_norms_allow():
         if hasattr(layer, "parametrizations"):
             assert torch.linalg.svdvals(layer.weight.flatten(1))[0].item() == pytest.approx(1, abs=0.05)
     model.eval()
-    assert torch.equal(model.critic(x), SCALE * model.critic.score(model.critic.features(x)).squeeze(1))
+    assert torch.equal(model.critic(x), 9 * model.critic.score(model.critic.features(x)).squeeze(1))
     slope = torch.autograd.grad(model.critic(x.requires_grad_()).sum(), x)[0].flatten(1).norm(dim=1)
-    assert score.isfinite().all() and 0 < slope.max() < 1.1 * 2**2 * SCALE
+    assert score.isfinite().all() and 0 < slope.max() < 1.1 * 2**2 * 9
 
 
 def test_diversity_is_the_ratio_of_pairwise_distances():
@@ -259,6 +270,8 @@ def test_who_moves_how_often():
     assert critic.betas == maker.betas == (0.5, 0.999)
     critic, maker = gan(PLANE, loss="wgan-gp").phases()[0].players
     assert (critic.every, maker.every, critic.betas, maker.betas) == (1, 5, (0.0, 0.9), (0.0, 0.9))
+    critic, maker = gan(PLANE, spectral_norm=True).phases()[0].players
+    assert critic.betas == maker.betas == (0.0, 0.99)
     assert gan(PLANE, critic_steps=2).phases()[0].players[1].every == 2
 
 

@@ -133,13 +133,25 @@ def test_the_density_of_one_agent_integrates_to_one():
 
     def first(places):
         own = ((places - model.centre) / model.spread)[:, None]
-        return _log_prob(model.start(own), own)[:, 0].exp() / model.spread**2
+        return _log_prob(model.start(own, own)[0], own)[:, 0].exp() / model.spread**2
 
     assert float(first(grid).sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
     place = torch.tensor([[1.0, -0.5]], dtype=torch.float64)
     x = torch.stack([place.expand(len(grid), 2), grid], 1)
     both = model.log_prob(Batch(x, lengths=torch.full((len(x),), 2)), None).exp()
     assert float(both.sum() * (side[1] - side[0]) ** 2 / first(place)) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_first_steps_of_an_agent_follow_from_those_before_it():
+    """By gradients: of the density of each agent's place by all places and ways, and of that of its way."""
+    model = rnn(court_spec(3))
+    places, ways = torch.randn(2, 1, 11, 2, dtype=torch.float64).requires_grad_()
+    for i in range(11):
+        for part, known in zip(model.start(places, ways), (i, i + 1), strict=True):
+            density = _log_prob(part, torch.zeros(1, 11, 2, dtype=torch.float64))[0, i]
+            by_place, by_way = torch.autograd.grad(density, (places, ways), retain_graph=True)
+            assert (by_place[0, :known] != 0).all() and not by_place[0, known:].any()
+            assert (by_way[0, :i] != 0).all() and not by_way[0, i:].any()
 
 
 @pytest.mark.parametrize("past", [0, 1, 2, 3])
@@ -259,7 +271,7 @@ def dataset(places, **more):
 
 
 def test_distances_of_motion_against_scipy():
-    real, made = plays(60, 6), plays(50, 6, seed=1) * 1.02
+    real, made = ((100 * x).round() / 100 for x in (plays(60, 6), plays(50, 6, seed=1) * 1.02))
     found = {metric.name: metric for metric in
              measure(["tracks"], Inputs(dataset(real), samples=dataset(made))).metrics}
     for i, name in enumerate(("speed", "acceleration")):
@@ -272,6 +284,13 @@ def test_distances_of_motion_against_scipy():
     assert same["speed_distance"] == same["possession_distance"] == 0 < same["speed_distance_of_halves"]
     inside = torch.stack([on_court(x.flatten(1)) for x in real])
     assert found["on_court_real"].value == pytest.approx(float(inside.mean()))
+
+
+def test_that_recordings_are_in_hundredths_of_feet_tells_no_samples_apart():
+    made = plays(60, 6)
+    found = measure(["tracks"], Inputs(dataset((made * 100).round() / 100), samples=dataset(made))).metrics
+    distances = {metric.name: metric.value for metric in found}
+    assert distances["acceleration_distance"] == distances["speed_distance"] == 0
 
 
 def test_predictions_are_measured_through_a_model():

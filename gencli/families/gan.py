@@ -36,6 +36,7 @@ from gencli.layers.critics import (
     steepness,
 )
 from gencli.layers.projection import project
+from gencli.layers.translation import mirrored
 from gencli.model import Batch, FamilyConfig, Given, Loss, Model, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 from gencli.view import view_of
@@ -61,7 +62,10 @@ class GANConfig(FamilyConfig):
     critic_lr: float = Field(1.0, gt=0, description="Learning rate of the critic, relative to --lr.")
     gradient_penalty: float = Field(10.0, ge=0, description="wgan-gp: weight of the gradient penalty.")
     spectral_norm: bool = Field(False, description="Divide the critic's weights by their largest singular values.")
+    critic_scale: float = Field(SCALE, gt=0, description="With --spectral-norm: factor of the critic's scores; a "
+                                                         "larger one tells more.")
     r1: float = Field(0.0, ge=0, description="Weight of half the critic's squared gradient at real examples (R1).")
+    mirror: bool = Field(False, description="Pictures: mirror every second one of training by chance.")
     augment: float = Field(0.0, ge=0, le=1, description="Pictures, where there are few: probability of each of the "
                            "changes of DiffAugment (colours, place, a hole), of what the critic sees, real or not.")
 
@@ -93,7 +97,7 @@ class GAN(Model):
         self.free = slice(config.latent)
         self.view = None if isinstance(spec, ImageSpec) else view_of(spec)
         shape = (self.view.size,) if self.view else spec.shape  # of what is generated
-        scale = SCALE if config.spectral_norm else 1.0
+        scale = config.critic_scale if config.spectral_norm else 1.0
         if isinstance(spec, ImageSpec) and min(spec.height, spec.width) >= SMALLEST and config.net != "mlp":
             self.generator = nn.Sequential(*dcgan.generator(code, spec.shape, config.width), nn.Tanh())
             penalised = config.loss == "wgan-gp" or config.r1 > 0
@@ -108,8 +112,8 @@ class GAN(Model):
         else:
             raise UsageError(f"net 'dcgan' is for pictures of at least {SMALLEST}x{SMALLEST}, and the data is "
                              f"{spec.kind} of shape {spec.shape}; use net 'mlp'")
-        if config.augment and self.view:
-            raise UsageError("--augment is for pictures; leave it out")
+        if self.view and (config.augment or config.mirror):
+            raise UsageError(f"--{'augment' if config.augment else 'mirror'} is for pictures; leave it out")
         if config.spectral_norm:
             spectrally_normalised(self.critic)
 
@@ -120,9 +124,13 @@ class GAN(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        """One phase, two players: the critic moves in every step, the generator in every `critic_steps`-th."""
+        """One phase, two players: the critic moves in every step, the generator in every `critic_steps`-th.
+
+        Against a spectrally normalised critic Adam has no momentum, as of Miyato et al. 2018; they average squares over
+        fewer steps still (0.9).
+        """
         wasserstein = self.config.loss == "wgan-gp"
-        betas = (0.0, 0.9) if wasserstein else (0.5, 0.999)
+        betas = (0.0, 0.9) if wasserstein else (0.0, 0.99) if self.config.spectral_norm else (0.5, 0.999)
         every = self.config.critic_steps or (5 if wasserstein else 1)
         return [Phase("train", [
             Player("critic", list(self.critic.parameters()), self.critic_loss, betas=betas,
@@ -138,6 +146,8 @@ class GAN(Model):
         modes out; `slope`, with a penalty of the critic's gradient only, the mean norm of this.
         """
         x = self._numbers(batch, rng)
+        if self.config.mirror:
+            x, = mirrored(rng, x)
         with torch.no_grad():
             generated = self.generator(self._code(rng, batch.labels)).to(x.dtype)
         parts = {"diversity": spread(generated) / spread(x), "coverage": coverage(x, generated)}

@@ -3,10 +3,11 @@
 In each step the agents attend to each other; a recurrent network (Cho et al. 2014, arXiv:1406.1078) remembers what each
 has seen; and where it is next is a mixture of Gaussians (Bishop 1994, "Mixture Density Networks") of how its way turns
 from the last, the agents of one step independent of each other given all steps before: Social LSTM (Alahi et al. 2016)
-with attention in place of its grid. Without a past the places of the first step come agent by agent, each given those
-before; training changes the order of players of a team, and of teams, at random.
+with attention in place of its grid. Without a past the first two steps come agent by agent, the ball last, place and
+way of each given those before, as a mixture around each of them and anywhere; training changes the order of players of
+a team, and of teams, at random.
 
-    log p(x) = sum over agents of log p(place in the first step | agents before), where nothing was seen,
+    log p(x) = sum over agents of log p(place, way of the first two steps | agents before), where nothing was seen,
                + sum over steps and agents of log p(turn | all agents in all steps before) - 2 log unit
 
 Noise codes: Phi(z) = F(x) of each coordinate, that of y given x. A code is as long as its example.
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from gencli.layers.distributions import GaussianMixture
-from gencli.layers.tracks import Agents, Interaction, TrackModel
+from gencli.layers.distributions import GaussianMixture, precise
+from gencli.layers.tracks import Agents, Interaction, Pairs, TrackModel
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
 from gencli.rng import Rng
 
@@ -55,7 +56,7 @@ class TrackRNN(TrackModel):
 
     def __init__(self, config: TrackRNNConfig, spec: Spec):
         super().__init__(config, spec)
-        self.start = None if self.past else _Start(self.teams, config)
+        self.start = None if self.past else _Start(self.teams.flip(0), config)
         self.steps = _Steps(self.teams, config)
 
     # --- train and score
@@ -72,28 +73,28 @@ class TrackRNN(TrackModel):
 
     def _log_prob(self, past: Tensor, future: Tensor) -> Tensor:
         """(B,) nats of places (B, A, F, 2) after (B, A, P, 2)."""
-        total = future.new_zeros(len(future))
-        if self.start is not None:
-            place = self._from_first(future[:, :, 0])
-            total = _log_prob(self.start(place), place).sum(1) - self._nats(self.spread)
         parameters, turns, units = self._followed(past, future)
-        return total + _log_prob(parameters, turns).sum((1, 2)) - self._nats(units)
+        total = _log_prob(parameters, turns).sum((1, 2)) - self._nats(units)
+        if self.start is not None:
+            begun = self._begun(future)
+            place, way = (_log_prob(of, x).sum(1) for of, x in zip(self.start(*begun), begun, strict=True))
+            total = total + place - self._nats(self.spread) + way - self._nats(self.stride)
+        return total
 
-    def _from_first(self, places: Tensor) -> Tensor:
-        """Places (B, A, 2) as the first step has them: that of the first agent, the ball, from the middle of the plane,
-        those of others from it."""
-        x = (places - self.centre) / self.spread
-        return torch.cat([x[:, :1], x[:, 1:] - x[:, :1]], 1)
+    def _begun(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """How plays (B, A, F, 2) begin: places and first ways (B, A, 2) in the units of a network, the ball last."""
+        first = places[:, :, :2].flip(1)
+        return (first[:, :, 0] - self.centre) / self.spread, (first[:, :, 1] - first[:, :, 0]) / self.stride
 
     def _nats(self, units: Tensor | float) -> Tensor:
         """What units of steps (T,), or of one, take off the log-density of all agents' places in these."""
         return 2 * self.agents * torch.as_tensor(units, device=self.centre.device).log().sum()
 
     def _followed(self, past: Tensor, future: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every step of the future that has one before: parameters (B, T, A, 5 K), turns (B, T, A, 2),
+        """Of every step of the future but those that begin it: parameters (B, T, A, 5 K), turns (B, T, A, 2),
         units (T,)."""
         seen, turns, units = self._steps_of(torch.cat([past, future], 2))
-        first = max(1, self.past)
+        first = self.past or 2
         return self.steps(seen[:, :-1], None)[0][:, first - 1 :], turns[:, first:], units[first:]
 
     def _steps_of(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,8 +123,9 @@ class TrackRNN(TrackModel):
         parameters, turns, _ = self._followed(past, future)
         codes = _to_noise(parameters, turns)
         if self.start is not None:
-            place = self._from_first(future[:, :, 0])
-            codes = torch.cat([_to_noise(self.start(place), place)[:, None], codes], 1)
+            begun = self._begun(future)
+            first = [_to_noise(parameters, x) for parameters, x in zip(self.start(*begun), begun, strict=True)]
+            codes = torch.cat([torch.stack(first, 1).flip(2), codes], 1)
         return codes.flatten(2).to(future.dtype)
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
@@ -131,9 +133,9 @@ class TrackRNN(TrackModel):
         past, noise = self.seen(given, code.shape[0]), code.unflatten(2, (-1, 2))
         places, state = past, None
         if self.start is not None:
-            first, others = (self.spread * self.start.drawn(noise[:, 0])).split([1, self.agents - 1], 1)
-            places = (self.centre + torch.cat([first, first + others], 1))[:, :, None]
-            noise = noise[:, 1:]
+            place, way = (x.flip(1) for x in self.start.drawn(noise[:, 0].flip(1), noise[:, 1].flip(1)))
+            place = self.centre + self.spread * place
+            places, noise = torch.stack([place, place + self.stride * way], 2), noise[:, 2:]
         unread = self._steps_of(places)[0]
         for z in noise.unbind(1):
             parameters, state = self.steps(unread, state)
@@ -148,12 +150,13 @@ class TrackRNN(TrackModel):
 
     def graph(self) -> Graph:
         """From `x`, and `condition` in a model with a past, to the parameters of every step given those before it,
-        (B, F, A, 5 K): of how ways turn, and without a past first of places."""
+        (B, F, A, 5 K), of how ways turn; without a past those of the first two, of `place` and `way`, are of their own,
+        (B, A, 5 K')."""
         inputs = {"x": torch.zeros(2, *self.spec.shape, device=self.device)}
         if self.past:
             assert self.spec.condition is not None
             inputs["condition"] = torch.zeros(2, *self.spec.condition.shape, device=self.device)
-        return Graph(_Parameters(self), inputs, ["parameters"])
+        return Graph(_Parameters(self), inputs, ["parameters"] if self.past else ["place", "way", "parameters"])
 
 
 class _Parameters(nn.Module):
@@ -163,14 +166,12 @@ class _Parameters(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         model = self.model
         past = model.seen(None if condition is None else Given(condition=Batch(condition)), x.shape[0])
         future = model.places(x)
         parameters, _, _ = model._followed(past, future)
-        if model.start is None:
-            return parameters
-        return torch.cat([model.start(model._from_first(future[:, :, 0]))[:, None], parameters], 1)
+        return parameters if model.start is None else (*model.start(*model._begun(future)), parameters)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -222,30 +223,90 @@ class _Head(nn.Sequential):
 
 
 class _Start(nn.Module):
-    """Places of the first step (B, A, 2), of all but the first agent from it -> parameters (B, A, 5 K), each given
-    those before. An agent is told its team."""
+    """Places and ways (B, A, 2) -> the parameters of both, (B, A, 5 C), each agent's given those of agents before it,
+    its way its place as well.
+
+    When an agent comes, those before it attend to each other, so that it is told of each how it stands to all.
+    """
 
     teams: Tensor
+    before: Tensor
 
     def __init__(self, teams: Tensor, config: TrackRNNConfig):
         super().__init__()
+        count, width, pairs = len(teams), config.width, config.width // 3
         self.register_buffer("teams", F.one_hot(teams).float(), persistent=False)
-        self.memory = nn.GRU(2 + self.teams.shape[1], config.width, batch_first=True)
-        self.head = _Head(config.width, config.components)
+        self.register_buffer("before", torch.ones(count, count, dtype=torch.bool).tril(-1), persistent=False)
+        self.agents = nn.Linear(6 + self.teams.shape[1], width)
+        self.pairs = Pairs(pairs)
+        self.layers = nn.ModuleList(Interaction(teams, width, config.heads, pairs) for _ in range(config.layers))
+        self.placed = nn.Linear(2, width)
+        self.place, self.way = (_Around(width, config.components) for _ in range(2))
 
-    def forward(self, places: Tensor) -> Tensor:
-        before = F.pad(places, (0, 0, 1, 0))[:, :-1]
-        teams = self.teams.to(places.dtype).expand(places.shape[0], -1, -1)
-        return self.head(self.memory(torch.cat([before, teams], -1))[0])
+    def forward(self, places: Tensor, ways: Tensor, agents: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            agents: those, A' of the A, whose parameters are wanted, (B, A', 5 C).
+        """
+        before = self.before[agents]  # (A', A)
+        comes = torch.eye(places.shape[1], dtype=torch.bool, device=places.device)[agents]
+        come = torch.stack([before, comes], -1).to(places.dtype)
+        seen = torch.cat([places, ways], -1)[:, None] * come[..., :1]  # (B, A', A, 4)
+        told = torch.cat([come, self.teams.to(places.dtype).expand(len(before), -1, -1)], -1)
+        x = precise(self.agents(torch.cat([seen, told.expand(seen.shape[0], -1, -1, -1)], -1)))
+        both = before[:, :, None] & before[:, None]
+        pairs = self.pairs(places, ways)[:, None] * both[..., None]
+        hidden = ~(before[:, None] | torch.eye(places.shape[1], dtype=torch.bool, device=places.device))
+        for layer in self.layers:
+            x = layer(x, pairs, hidden)
+        own = x.diagonal(agents.start or 0, 1, 2).movedim(-1, 1)  # (B, A', D)
+        apart = places[:, None] - places[:, agents, None]
+        others = ways[:, None].expand_as(apart)
+        as_seen = Pairs.seen(apart, others)
+        return (self.place(own, x, places, torch.zeros_like(as_seen), before),
+                self.way(own + self.placed(places[:, agents]), x, ways, as_seen, before))
 
-    def drawn(self, noise: Tensor) -> Tensor:
-        """The places that noise (B, A, 2) stands for."""
-        place, state, places = torch.zeros_like(noise[:, 0]), None, []
-        for z, team in zip(noise.unbind(1), self.teams.to(noise.dtype), strict=True):
-            seen, state = self.memory(torch.cat([place, team.expand(noise.shape[0], -1)], -1)[:, None], state)
-            place = _from_noise(self.head(seen[:, 0]), z)
-            places.append(place)
-        return torch.stack(places, 1)
+    def drawn(self, place_noise: Tensor, way_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The places and ways (B, A, 2) that noise (B, A, 2) of both stands for."""
+        places, ways = torch.zeros_like(place_noise), torch.zeros_like(way_noise)
+        for i in range(places.shape[1]):
+            agent = slice(i, i + 1)
+            places[:, agent] = _from_noise(self(places, ways, agent)[0], place_noise[:, agent])
+            ways[:, agent] = _from_noise(self(places, ways, agent)[1], way_noise[:, agent])
+        return places, ways
+
+
+class _Around(nn.Module):
+    """What is known of an agent when it comes -> parameters (B, A', 5 C) of a mixture of Gaussians of its own, and of
+    some around the value of each agent before it: many, for there to be gaps, such as around players of its team."""
+
+    def __init__(self, width: int, components: int):
+        super().__init__()
+        self.own = _Head(width, 4 * components)
+        self.agent, self.other = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        self.seen = nn.Linear(Pairs.numbers, width, bias=False)
+        self.head = nn.Sequential(nn.SiLU(), nn.Linear(width, 5 * components))
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.normal_(last.weight, std=0.1 * width**-0.5)
+        with torch.no_grad():  # at the start few come around others, and those near them
+            nn.init.normal_(last.bias, std=0.1).unflatten(0, (5, -1)).sub_(torch.tensor([[2.0], [0], [2], [0], [2]]))
+
+    def forward(self, agents: Tensor, others: Tensor, values: Tensor, seen: Tensor, before: Tensor) -> Tensor:
+        """
+        Args:
+            agents: (B, A', D), those that come.
+            others: (B, A', A, D), all agents when each of these comes.
+            values: (B, A, 2).
+            seen: (B, A', A, 5), how each of these sees each.
+            before: (A', A) bool, whose values they are told.
+        """
+        x = self.head(self.agent(agents)[:, :, None] + self.other(others) + self.seen(seen))
+        logits, x_means, x_deviations, y_means, y_deviations = precise(x).unflatten(-1, (5, -1)).unbind(-2)
+        around = torch.stack([part.flatten(2) for part in (  # each (B, A', A, k)
+            logits.masked_fill(~before[..., None], -torch.inf), x_means + values[:, None, :, :1], x_deviations,
+            y_means + values[:, None, :, 1:], y_deviations)], 2)
+        return torch.cat([self.own(agents).unflatten(-1, (5, -1)), around], -1).flatten(2)
 
 
 class _Steps(nn.Module):
@@ -253,13 +314,18 @@ class _Steps(nn.Module):
 
     def __init__(self, teams: Tensor, config: TrackRNNConfig):
         super().__init__()
-        self.agents = Agents(teams, _SEEN, config.width)
-        self.layers = nn.Sequential(*(Interaction(teams, config.width, config.heads) for _ in range(config.layers)))
+        pairs = config.width // 3
+        self.agents, self.pairs = Agents(teams, _SEEN, config.width), Pairs(pairs)
+        self.layers = nn.ModuleList(Interaction(teams, config.width, config.heads, pairs)
+                                    for _ in range(config.layers))
         self.memory = nn.GRU(config.width, config.width, batch_first=True)
         self.head = _Head(2 * config.width, config.components)
 
     def forward(self, seen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.layers(self.agents(seen)).movedim(1, 2)  # (B, A, T, D)
+        x, pairs = self.agents(seen), self.pairs(seen[..., :2], seen[..., 2:4])
+        for layer in self.layers:
+            x = layer(x, pairs)
+        x = x.movedim(1, 2)  # (B, A, T, D)
         remembered, state = self.memory(x.flatten(0, 1), state)
         x = torch.cat([x, remembered.unflatten(0, x.shape[:2])], -1).movedim(2, 1)
         return self.head(x), state

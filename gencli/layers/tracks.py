@@ -22,36 +22,72 @@ from gencli.rng import Rng
 # Feet; and agents of each team, the smaller first, of which the ball is one.
 COURTS = {"basketball": ((94.0, 50.0), (1, 5, 5))}
 
+_NEAR = 32.0  # a part of the spread of places as small as this is near
+
 
 class Interaction(nn.Module):
     """A layer: x + attention(norm(x)) among agents, then that + feed-forward(norm(that)): (..., A, D) twice.
 
     Whom an agent attends to depends on what both are: itself, of its team, of another. (The norm is torch's own, which
     has a second derivative.)
+
+    Args:
+        pairs: numbers that say how an agent sees another (`Pairs`); it attends by them too, and is told them. 0: none.
     """
 
     relation: Tensor
 
-    def __init__(self, teams: Tensor, width: int, heads: int):
+    def __init__(self, teams: Tensor, width: int, heads: int, pairs: int = 0):
         super().__init__()
         self.heads = heads
         same = teams[:, None] == teams
         self.register_buffer("relation", torch.where(torch.eye(len(teams), dtype=torch.bool), 0, 2 - same.long()),
                              persistent=False)
         self.bias = nn.Parameter(torch.zeros(heads, 3))
+        self.by_pair = nn.Linear(pairs, heads, bias=False) if pairs else None
+        self.told = nn.Linear(heads * pairs, width, bias=False) if pairs else None
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        for layer in (self.output, self.down):
+        for layer in filter(None, (self.output, self.down, self.told)):
             nn.init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pairs: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+        """Of agents x (..., A, D), and of how each sees each, (..., A, A, P); whom each does not attend to, (..., A, A)
+        bool, is hidden from it."""
         q, k, v = self.query_key_value(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).movedim(-4, -2).unbind(-4)
         logits = q @ k.mT * q.shape[-1] ** -0.5 + self.bias[:, self.relation]
-        attended = (logits.softmax(-1) @ v).movedim(-3, -2).flatten(-2)
-        x = x + self.output(attended)
+        if self.by_pair is not None:
+            logits = logits + self.by_pair(pairs).movedim(-1, -3)
+        if hidden is not None:
+            logits = logits.masked_fill(hidden[..., None, :, :], -torch.inf)
+        weights = logits.softmax(-1)  # (..., H, A, A)
+        x = x + self.output((weights @ v).movedim(-3, -2).flatten(-2))
+        if self.told is not None:
+            assert pairs is not None
+            x = x + self.told((weights.movedim(-3, -2) @ pairs.to(weights.dtype)).flatten(-2))
         return x + self.down(F.silu(self.up(self.norms[1](x))))
+
+
+class Pairs(nn.Module):
+    """How each agent sees each: of their places and ways (..., A, 2), in the units of a network, (..., A, A, P)."""
+
+    numbers = 5
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(self.numbers, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, places: Tensor, ways: Tensor) -> Tensor:
+        return self.layers(self.seen(places[..., None, :, :] - places[..., :, None, :],
+                                     ways[..., None, :, :] - ways[..., :, None, :]))
+
+    @staticmethod
+    def seen(apart: Tensor, ways: Tensor) -> Tensor:
+        """How far and where another is, (..., 2), finer where it is near, and how it moves, (..., 2): (..., 5)."""
+        apart = _NEAR * apart
+        return torch.cat([apart.asinh(), apart.norm(dim=-1, keepdim=True).asinh(), ways], -1)
 
 
 class Agents(nn.Module):

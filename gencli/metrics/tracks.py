@@ -24,6 +24,7 @@ _MOST = 1000  # windows of either side whose distributions are compared
 _GRID = 1000  # quantiles of both sides at which distribution functions are compared
 _ROUNDS = 50  # of the bootstrap
 _COURT = (94.0, 50.0)  # feet
+_ROUNDED = 0.01  # feet
 _BALL = 1  # tracks of it, which come first
 
 
@@ -116,7 +117,9 @@ def tracks(inputs: Inputs) -> Iterator[Found]:
     same team is; `ball_distance` of how far the nearest player is from the ball; `possession_distance` of how long one
     and the same is the nearest, in a row. Beside each the same of two halves of the real plays, `..._of_halves`, which
     is how far apart real ones are. Distribution functions are compared at 1,000 quantiles of both sides together.
-    `on_court` is the share of places of players that are on the court, `on_court_real` that of real ones.
+    `on_court` is the share of places of players that are on the court, `on_court_real` that of real ones. Places of
+    both sides are rounded to hundredths of a foot, of which those of recordings are multiples: else accelerations alone
+    would tell the sides apart.
 
     Nothing of series that are no tracks on a court.
 
@@ -135,8 +138,9 @@ def tracks(inputs: Inputs) -> Iterator[Found]:
     numbers = torch.linspace(0, len(reference) - 1, min(len(reference), _MOST)).long()
     blocks = None if reference.blocks is None else reference.blocks[numbers]
     plays = torch.arange(len(numbers)) if reference.origin is None else reference.origin[numbers, 0]
-    real = reference.batch(numbers).pieces()
-    made = samples.batch(torch.linspace(0, len(samples) - 1, min(len(samples), _MOST)).long()).pieces()
+    sampled = samples.batch(torch.linspace(0, len(samples) - 1, min(len(samples), _MOST)).long())
+    real, made = ([(x / _ROUNDED).round() * _ROUNDED for x in side.pieces()]
+                  for side in (reference.batch(numbers), sampled))
     record = protocol(reference, inputs.seed, series=len(real), samples=len(made))
     chosen = torch.randperm(int(plays.max()) + 1, generator=source) % 2 == 0
     half = chosen[plays] if 0 < int(chosen[plays].sum()) < len(plays) else torch.arange(len(plays)) % 2 == 0
