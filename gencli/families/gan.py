@@ -22,7 +22,6 @@ from gencli.layers import dcgan, initialise
 from gencli.layers.classes import class_count, one_hot
 from gencli.layers.critics import (
     LOSSES,
-    SCALE,
     ProjectionCritic,
     augmented,
     certain,
@@ -62,7 +61,7 @@ class GANConfig(FamilyConfig):
     critic_lr: float = Field(1.0, gt=0, description="Learning rate of the critic, relative to --lr.")
     gradient_penalty: float = Field(10.0, ge=0, description="wgan-gp: weight of the gradient penalty.")
     spectral_norm: bool = Field(False, description="Divide the critic's weights by their largest singular values.")
-    critic_scale: float = Field(SCALE, gt=0, description="With --spectral-norm: factor of the critic's scores; a "
+    critic_scale: float = Field(16.0, gt=0, description="With --spectral-norm: factor of the critic's scores; a "
                                                          "larger one tells more.")
     r1: float = Field(0.0, ge=0, description="Weight of half the critic's squared gradient at real examples (R1).")
     mirror: bool = Field(False, description="Pictures: mirror every second one of training by chance.")
