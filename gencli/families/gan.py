@@ -125,8 +125,8 @@ class GAN(Model):
     def phases(self) -> list[Phase]:
         """One phase, two players: the critic moves in every step, the generator in every `critic_steps`-th.
 
-        Against a spectrally normalised critic Adam has no momentum, as of Miyato et al. 2018; they average squares over
-        fewer steps still (0.9).
+        Against a spectrally normalised critic Adam has no momentum, as in Miyato et al. 2018, where it averages squares
+        over fewer steps still (0.9).
         """
         wasserstein = self.config.loss == "wgan-gp"
         betas = (0.0, 0.9) if wasserstein else (0.0, 0.99) if self.config.spectral_norm else (0.5, 0.999)

@@ -241,30 +241,28 @@ class _Start(nn.Module):
         self.pairs = Pairs(pairs)
         self.layers = nn.ModuleList(Interaction(teams, width, config.heads, pairs) for _ in range(config.layers))
         self.placed = nn.Linear(2, width)
-        self.place, self.way = (_Around(width, config.components) for _ in range(2))
+        self.place, self.way = _Around(width, config.components), _Around(width, config.components, Pairs.numbers)
 
     def forward(self, places: Tensor, ways: Tensor, agents: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """
         Args:
             agents: those, A' of the A, whose parameters are wanted, (B, A', 5 C).
         """
-        before = self.before[agents]  # (A', A)
-        comes = torch.eye(places.shape[1], dtype=torch.bool, device=places.device)[agents]
-        come = torch.stack([before, comes], -1).to(places.dtype)
+        before, itself = self.before[agents], torch.eye(places.shape[1], dtype=torch.bool, device=places.device)
+        come = torch.stack([before, itself[agents]], -1).to(places.dtype)  # (A', A, 2)
         seen = torch.cat([places, ways], -1)[:, None] * come[..., :1]  # (B, A', A, 4)
         told = torch.cat([come, self.teams.to(places.dtype).expand(len(before), -1, -1)], -1)
         x = precise(self.agents(torch.cat([seen, told.expand(seen.shape[0], -1, -1, -1)], -1)))
         both = before[:, :, None] & before[:, None]
         pairs = self.pairs(places, ways)[:, None] * both[..., None]
-        hidden = ~(before[:, None] | torch.eye(places.shape[1], dtype=torch.bool, device=places.device))
+        hidden = ~(before[:, None] | itself)
         for layer in self.layers:
             x = layer(x, pairs, hidden)
         own = x.diagonal(agents.start or 0, 1, 2).movedim(-1, 1)  # (B, A', D)
         apart = places[:, None] - places[:, agents, None]
-        others = ways[:, None].expand_as(apart)
-        as_seen = Pairs.seen(apart, others)
-        return (self.place(own, x, places, torch.zeros_like(as_seen), before),
-                self.way(own + self.placed(places[:, agents]), x, ways, as_seen, before))
+        return (self.place(own, x, places, before),
+                self.way(own + self.placed(places[:, agents]), x, ways, before,
+                         Pairs.seen(apart, ways[:, None].expand_as(apart))))
 
     def drawn(self, place_noise: Tensor, way_noise: Tensor) -> tuple[Tensor, Tensor]:
         """The places and ways (B, A, 2) that noise (B, A, 2) of both stands for."""
@@ -280,11 +278,11 @@ class _Around(nn.Module):
     """What is known of an agent when it comes -> parameters (B, A', 5 C) of a mixture of Gaussians of its own, and of
     some around the value of each agent before it: many, for there to be gaps, such as around players of its team."""
 
-    def __init__(self, width: int, components: int):
+    def __init__(self, width: int, components: int, seen: int = 0):
         super().__init__()
         self.own = _Head(width, 4 * components)
         self.agent, self.other = nn.Linear(width, width), nn.Linear(width, width, bias=False)
-        self.seen = nn.Linear(Pairs.numbers, width, bias=False)
+        self.seen = nn.Linear(seen, width, bias=False) if seen else None
         self.head = nn.Sequential(nn.SiLU(), nn.Linear(width, 5 * components))
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
@@ -292,16 +290,18 @@ class _Around(nn.Module):
         with torch.no_grad():  # at the start few come around others, and those near them
             nn.init.normal_(last.bias, std=0.1).unflatten(0, (5, -1)).sub_(torch.tensor([[2.0], [0], [2], [0], [2]]))
 
-    def forward(self, agents: Tensor, others: Tensor, values: Tensor, seen: Tensor, before: Tensor) -> Tensor:
+    def forward(self, agents: Tensor, others: Tensor, values: Tensor, before: Tensor,
+                seen: Tensor | None = None) -> Tensor:
         """
         Args:
             agents: (B, A', D), those that come.
             others: (B, A', A, D), all agents when each of these comes.
             values: (B, A, 2).
-            seen: (B, A', A, 5), how each of these sees each.
             before: (A', A) bool, whose values they are told.
+            seen: (B, A', A, `seen`), how each of these sees each, where it is known.
         """
-        x = self.head(self.agent(agents)[:, :, None] + self.other(others) + self.seen(seen))
+        x = self.agent(agents)[:, :, None] + self.other(others)
+        x = self.head(x if self.seen is None else x + self.seen(seen))
         logits, x_means, x_deviations, y_means, y_deviations = precise(x).unflatten(-1, (5, -1)).unbind(-2)
         around = torch.stack([part.flatten(2) for part in (  # each (B, A', A, k)
             logits.masked_fill(~before[..., None], -torch.inf), x_means + values[:, None, :, :1], x_deviations,

@@ -46,7 +46,7 @@ else:
 _BLOCK = 2  # windows; in shorter blocks what is in two of them would count for too much
 WINDOW = 64  # steps of a window of a long series where the user says nothing
 _MOST_FILLED = 1000  # places of agents in frames for each that is there
-_FEET = 0.01  # a hundredth of a foot
+HUNDREDTH = 0.01  # a hundredth of a foot
 _FRAME = 0.12  # seconds
 _STEPS_A_SECOND = 10.0  # of a series that is shown as it comes about
 
@@ -778,7 +778,7 @@ class Series(Kind):
                 raise DataError(f"{name}: {key} holds infinity")
             parts = (_ragged if ends == "offsets" else _cut)(values, arrays[ends], name)
             if key != self.array:
-                return self._planned(_plays(name, [part * _FEET for part in parts]), request)
+                return self._planned(_plays(name, [part * HUNDREDTH for part in parts]), request)
             labels = [str(label) for label in arrays["labels"].tolist()] if "labels" in arrays else None
             if labels is not None and len(labels) != len(parts):
                 raise DataError(f"{name} has {len(parts)} series but {len(labels)} labels")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
-from gencli.kinds.series import SeriesSpec
+from gencli.kinds.series import HUNDREDTH, SeriesSpec
 from gencli.metrics import Found, Inputs, Metric
 from gencli.metrics.distribution import comparable
 from gencli.metrics.estimates import mean, protocol, resample
@@ -24,7 +24,6 @@ _MOST = 1000  # windows of either side whose distributions are compared
 _GRID = 1000  # quantiles of both sides at which distribution functions are compared
 _ROUNDS = 50  # of the bootstrap
 _COURT = (94.0, 50.0)  # feet
-_ROUNDED = 0.01  # feet
 _BALL = 1  # tracks of it, which come first
 
 
@@ -139,7 +138,7 @@ def tracks(inputs: Inputs) -> Iterator[Found]:
     blocks = None if reference.blocks is None else reference.blocks[numbers]
     plays = torch.arange(len(numbers)) if reference.origin is None else reference.origin[numbers, 0]
     sampled = samples.batch(torch.linspace(0, len(samples) - 1, min(len(samples), _MOST)).long())
-    real, made = ([(x / _ROUNDED).round() * _ROUNDED for x in side.pieces()]
+    real, made = ([(x / HUNDREDTH).round() * HUNDREDTH for x in side.pieces()]
                   for side in (reference.batch(numbers), sampled))
     record = protocol(reference, inputs.seed, series=len(real), samples=len(made))
     chosen = torch.randperm(int(plays.max()) + 1, generator=source) % 2 == 0
