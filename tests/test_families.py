@@ -44,6 +44,8 @@ def pytest_generate_tests(metafunc):
         cases = [(family, kind) for family, kind in CASES if needed <= set(family.can)]
         if metafunc.function is test_export_to_onnx:
             cases = [(family, kind) for family, kind in cases if (family.name, kind) in ONNX]
+        if metafunc.function is test_export_to_a_torch_program:  # which a graph of ONNX is made from
+            cases = [(family, kind) for family, kind in cases if (family.name, kind) not in ONNX]
         metafunc.parametrize(("family", "kind"), cases, ids=[f"{family.name}-{kind}" for family, kind in cases])
 
 

@@ -31,8 +31,8 @@ def cases(tmp_path_factory) -> torture.Cases:
     return torture.Cases(tmp_path_factory.mktemp("cases"))
 
 
-COUNTS = {"kills": 10, "retries": 3, "signals": 10, "writers": 12, "saves": 20, "disks": 4, "foreign": 8, "devices": 12,
-          "namespaces": 3, "ranks": 2, "streams": 1}
+COUNTS = {"kills": 5, "retries": 2, "signals": 5, "writers": 6, "saves": 10, "disks": 4, "foreign": 5, "devices": 12,
+          "namespaces": 2, "ranks": 1, "streams": 1}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -46,7 +46,7 @@ def test_trials(name, cases, tmp_path):
 @pytest.mark.parametrize("name", fuzz.KINDS)
 def test_mutated_files(name, cases, tmp_path, capfd):
     cases.get(0, random.Random(0))  # a model to mutate
-    count = 15 if name.endswith(".parquet") else 700  # each file of Parquet is read in a process of its own
+    count = 6 if name.endswith(".parquet") else 250  # each file of Parquet is read in a process of its own
     assert fuzz.fuzz(name, count, cases.folder) == []
 
 
