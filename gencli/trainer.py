@@ -46,6 +46,21 @@ T = TypeVar("T")
 _DECISIVE = ("batch_size", "accumulate", "lr", "weight_decay", "schedule", "warmup", "grad_clip", "ema", "compile",
              "validation", "seed")
 _LONG = 4  # validations that are worse than the best, before that is worth a warning
+_SETTLED = 10  # lines of a phase, after which it is known how far its losses go up and down
+_FAR = 1000  # times as far, of a loss from which no training comes back
+
+
+def _blown_up(history: list[dict[str, float]]) -> str | None:
+    """What is wrong with a loss of the last line, if it is far above all before it, which is not yet infinite."""
+    *before, last = history
+    for name, value in last.items():
+        losses = [line[name] for line in before if name in line]
+        if name.split("/")[-1] != "loss" or len(losses) < _SETTLED:
+            continue
+        most = max(losses)
+        if value - most > _FAR * max(1, most - min(losses)):
+            return f"{name} is {value:.3g} and was at most {most:.3g} before"
+    return None
 
 
 @dataclass
@@ -96,7 +111,7 @@ class Trainer:
     `alone`: each of several processes trains a model of its own.
 
     Raises (from `run`):
-        DivergedError: a loss is not finite; the checkpoints before it stay.
+        DivergedError: a loss is not finite, or far above all before it; the checkpoints before it stay.
         StoppedError: stopped by signal or time limit, after a checkpoint was saved.
         ModelError: the checkpoint is of a version of gencli, or of the family, that trained in other phases.
         UsageError: what the model carries from step to step fits no other batch size or number of processes.
@@ -293,9 +308,7 @@ class Trainer:
                 loss = self._loss(losses[player.name], part)
                 value = loss.total.item()
                 if self._any(not math.isfinite(value)):
-                    raise DivergedError(f"the loss of {player.name} is {value} in step {step + 1}; try a smaller --lr, "
-                                        f"--grad-clip 1 or --precision fp32; "
-                                        f"{checkpoints.kept(self.run_folder)}")
+                    raise self._diverged(f"the loss of {player.name} is {value} in step {step + 1}")
                 weight = 1.0
                 if len(parts) > 1:  # the mean over all weighs parts by what each is a mean of
                     weight = len(part.batch) if loss.of is None else float(loss.of)
@@ -425,6 +438,9 @@ class Trainer:
             self.run_folder.append("timings.jsonl", {"step": step, "seconds": round(now - self._logged_at, 3),
                                                      "processor": round(used - self._used_at, 3)})
         self._logged_at, self._used_at = now, used
+        risen = _blown_up(state.history)
+        if self._any(bool(risen)):
+            raise self._diverged(f"step {step}: {risen}")
         alarm = self.model.alarm(state.history)
         if self.settings.fail_on_collapse and self._any(bool(alarm)):
             raise DivergedError(f"step {step}: {alarm}; {checkpoints.kept(self.run_folder)}")
@@ -433,6 +449,10 @@ class Trainer:
             if step >= 2 * self._alarmed.get(kind, 0):  # of what lasts, less and less often
                 self._alarmed[kind] = step
                 self.hooks.warn(f"step {step}: {alarm}")
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(f"{what}; try a smaller --lr, --grad-clip 1 or --precision fp32; "
+                             f"{checkpoints.kept(self.run_folder)}")
 
     def _any(self, diverged: bool) -> bool:
         """Whether a process has diverged: all have to know where all go back together."""

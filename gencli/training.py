@@ -310,7 +310,7 @@ def train(family: str, data: str, output: str | Path, *, resume: bool = False, o
     Raises:
         UsageError, DataError: as `plan`; a run that exists already, or that was trained with another model or data; a
             folder that is not a run and not empty.
-        DivergedError: a loss is not finite, and no retry is left.
+        DivergedError: a loss is not finite, or far above all before it, and no retry is left.
         StoppedError: stopped by signal or time limit, after a checkpoint.
         LockedError: another process holds the run. ResourceError: it cannot be written; out of memory.
     """

@@ -186,6 +186,21 @@ def test_a_loss_that_is_not_finite_stops_the_same_step(rows):
         train(Line(rows.spec, lambda m: m.weight.sum() * (float("nan") if m.step == 2 else 1)), rows, steps=5)
 
 
+@pytest.mark.parametrize(("height", "diverges"), [(1e5, True), (1e3, False)])
+def test_a_loss_that_is_far_above_all_before_it_is_none_to_go_on_with(rows, height, diverges):
+    """From step 60 on, of a loss between 0 and 9 before: a line of metrics.jsonl later, while it is finite."""
+    model = Line(rows.spec, lambda m: (m.weight - 3).square().sum() + height * (m.step >= 60))
+    if diverges:
+        with pytest.raises(DivergedError, match=r"step 65: loss is 1e\+05 and was at most \d.*before; try a smaller --lr"):
+            train(model, rows, steps=100, lr=0.1, log_every=5)
+    else:
+        assert train(model, rows, steps=100, lr=0.1, log_every=5)[1].state.step == 100
+
+
+def test_a_loss_may_rise_before_its_phase_has_settled(rows):
+    train(Line(rows.spec, lambda m: (m.weight - 3).square().sum() + 1e6 * (m.step >= 20)), rows, steps=100, log_every=5)
+
+
 def test_early_stopping_keeps_the_best(rows):
     class Scored(Line):
         likelihood = "exact"

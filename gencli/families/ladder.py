@@ -51,7 +51,8 @@ class Ladder(DecodedModel):
 
     Config = LadderConfig
     kinds = frozenset({"image", "vector"})
-    defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999}
+    defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999,
+                "grad_clip": 200.0}  # twice what is usual: single gradients of the priors' deviations are far larger
     config: LadderConfig
 
     def __init__(self, config: LadderConfig, spec: Spec):
