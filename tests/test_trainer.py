@@ -191,7 +191,7 @@ def test_a_loss_that_is_far_above_all_before_it_is_none_to_go_on_with(rows, heig
     """From step 60 on, of a loss between 0 and 9 before: a line of metrics.jsonl later, while it is finite."""
     model = Line(rows.spec, lambda m: (m.weight - 3).square().sum() + height * (m.step >= 60))
     if diverges:
-        with pytest.raises(DivergedError, match=r"step 65: loss is 1e\+05 and was at most \d.*before; try a smaller --lr"):
+        with pytest.raises(DivergedError, match=r"step 65: loss is 1e\+05 and was at most \d.*before; try"):
             train(model, rows, steps=100, lr=0.1, log_every=5)
     else:
         assert train(model, rows, steps=100, lr=0.1, log_every=5)[1].state.step == 100

@@ -1,5 +1,7 @@
 """videogan by what its paper says of each part: two streams, their mask, films that go on from a frame."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def streams(count, seed=0):
 def test_films_of_any_size(shape, strides, grid):
     assert _strides(shape[1], min(shape[2:])) == strides and _grid(shape, strides) == grid
     model = videogan(films(shape[1], *shape[2:], channels=shape[0]), width=2)
-    film, mask = model._made(torch.randn(2, 5), [])
+    film, mask = model._made(torch.randn(2, 5))
     assert film.shape == (2, *shape) and mask.shape == (2, 1, *shape[1:])
     assert model.critic(film).shape == (2,)
     one = film[:1].detach().requires_grad_()
@@ -103,19 +105,33 @@ def test_what_the_mask_leaves_out_stands_still():
         assert not torch.isclose(far, background)[:, :, :5, :5].any(), "they are still to be seen"
 
 
-def test_the_weights_of_mask_and_past_are_those_of_the_options():
-    batch = batch_of(videogan(films(past=2)))
-    options = {"sparsity": 0.0, "fidelity": 0.0}, {"sparsity": 3.0, "fidelity": 7.0}
-    for learned in ("frame_loss", "film_loss"):
-        plain, dear = (getattr(videogan(films(past=2), **some), learned)(batch, step(4)) for some in options)
-        cost = 3 * dear.parts.get("mask", torch.tensor(0.0)) + 7 * dear.parts["error"]
-        assert dear.total.item() - plain.total.item() == pytest.approx(cost.item(), rel=1e-5)
+@pytest.mark.parametrize(("past", "learned"), [(0, "frame_loss"), (2, "film_loss")])
+def test_the_weight_of_the_mask_is_that_of_the_option(past, learned):
+    batch = batch_of(videogan(films(past=past)))
+    plain, dear = (getattr(videogan(films(past=past), sparsity=weight), learned)(batch, step(4)) for weight in (0, 3))
+    assert dear.total.item() - plain.total.item() == pytest.approx(3 * dear.parts["mask"].item(), rel=1e-5)
+    assert 0 < dear.parts["mask"].item() < 1
+
+
+def test_the_last_frame_that_was_given_moves_before_a_background():
     model = videogan(films(past=2))
-    past = model._seen(batch)
-    for learned, count in (("frame_loss", 1), ("film_loss", 2)):
-        made = model._made(step(4).normal(5), model._described(past))[0][:, :, :count]
-        error = (0.5 * made - 0.5 * past[:, :, :count]).square().mean()
-        assert getattr(model, learned)(batch, step(4)).parts["error"].item() == pytest.approx(error.item(), rel=1e-5)
+    batch, z = batch_of(model), torch.randn(4, 5)
+    given, (*_, head, _) = Given(condition=batch.condition), model.generator.still
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([100, 0.5]))  # of the mask, and of the background
+        for layer in (model.generator.velocity, model.generator.moving[-1]):
+            layer.weight.zero_()
+        film = model.decode(z, None, given).x
+        assert torch.allclose(film, batch.condition.x[:, 1:].expand_as(film), atol=1e-5), "it stands still"
+        model.generator.velocity.bias[0] = 100
+        far = model.decode(z, None, given).x[:, -1]
+        background = 0.5 + 0.5 * math.tanh(0.5)
+        # As far as it goes, by 1.4 times half of the 8 pixels: its last column stands at 1.4, and reaches two further.
+        assert torch.allclose(far[..., 4:], torch.tensor(background))
+        assert not torch.isclose(far[..., :2], torch.tensor(background)).all(-1).any()
+        head.bias[0] = -100
+        assert torch.allclose(model.decode(z, None, given).x, torch.tensor(background)), "nothing but the background"
 
 
 def test_the_critic_sees_what_was_given_before_what_was_made():
@@ -129,42 +145,53 @@ def test_the_critic_sees_what_was_given_before_what_was_made():
     assert torch.allclose(fake[:, :2], batch.condition.x, atol=1e-6) and not torch.allclose(fake[:, 2:], batch.x)
 
 
-def test_the_critic_of_frames_sees_one_of_each_film_and_none_that_was_given():
-    model, x = videogan(films(frames=5, past=1)), torch.arange(20.0).reshape(4, 5, 1, 1, 1).expand(-1, -1, 1, 8, 8) / 20
+def test_the_critic_of_frames_sees_one_of_each_film():
+    model, x = videogan(films(frames=5)), torch.arange(20.0).reshape(4, 5, 1, 1, 1).expand(-1, -1, 1, 8, 8) / 20
     seen, places = [], set()
     model.frame_critic.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     for number in range(20):
-        model.frame_critic_loss(Batch(x, condition=Batch(x[:, :1] + 1)), StepStream(4, generator(number)))
+        model.frame_critic_loss(Batch(x), StepStream(4, generator(number)))
         place = torch.round((0.5 + 0.5 * seen[-2][:, 0, 0, 0]) * 20) - 5 * torch.arange(4)
         assert seen[-2].shape == seen[-1].shape == (4, 1, 8, 8)
         places |= set(place.tolist())
     assert places == set(range(5))
 
 
-@pytest.mark.parametrize("past", [0, 2])
-def test_what_is_drawn_is_learned_from_frames_and_how_it_moves_from_films(past):
-    model = videogan(films(past=past))
+def learned_in(phase, model, batch):
+    """The weights that the players of a phase move, each of them by its loss and by nobody else."""
+    learned = set()
+    for player in phase.players:
+        model.zero_grad()
+        player.loss(batch, step(4)).total.backward()
+        assert all(weight.grad is not None for weight in player.parameters)
+        assert not learned & set(player.parameters)
+        learned |= set(player.parameters)
+    return learned
+
+
+def test_what_is_drawn_is_learned_from_frames_and_how_it_moves_from_films():
+    model = videogan(films())
     mean, frames, moving = model.phases()
     assert mean.share == 0 and frames.share + moving.share == 1
-    batch, learned = batch_of(model), set()
-    for phase in (frames, moving):
-        for player in phase.players:
-            model.zero_grad()
-            player.loss(batch, step(4)).total.backward()
-            assert all(weight.grad is not None for weight in player.parameters)
-            assert not learned & set(player.parameters)
-            learned |= set(player.parameters)
-    assert learned == set(model.parameters())
-    described = model._described(model._seen(batch))
+    drawn, moved = (learned_in(phase, model, batch_of(model)) for phase in (frames, moving))
+    assert not drawn & moved and drawn | moved == set(model.parameters())
     with torch.no_grad():
         z = torch.randn(4, 5)
-        frame, film = model._made(z, described, moving=False)[0], model._made(z, described)[0]
+        frame, film = model._made(z, moving=False)[0], model._made(z)[0]
     assert frame.shape[2] == 1 and torch.allclose(film[:, :, :1], frame, atol=1e-6)
     assert (film.diff(dim=2).abs().amax((1, 2, 3, 4)) > 0).all()
 
 
+def test_what_comes_after_given_frames_is_learned_from_films_alone():
+    model = videogan(films(past=2))
+    mean, phase = model.phases()
+    assert mean.share == 0 and phase.share == 1
+    assert learned_in(phase, model, batch_of(model)) == set(model.parameters())
+
+
 def test_a_frame_has_several_futures_and_a_code_one():
     model = videogan(films(past=1))
+    assert not model.generator.velocity.weight[:, 5:].any(), "at first its code says where all goes, not the frame"
     given = Given(condition=batch_of(model).condition)
     one, other = (model.sample(streams(4, seed), given).x for seed in (0, 1))
     assert one.shape == (4, 6, 1, 8, 8) and not torch.equal(one, other)
@@ -218,6 +245,11 @@ def test_layouts_change_nothing_but_the_order_in_memory():
 def test_what_it_does_not_make(spec, words):
     with pytest.raises(UsageError, match=words):
         videogan(spec)
+
+
+def test_what_is_given_says_the_class():
+    with pytest.raises(UsageError, match="leave out --conditional"):
+        videogan(films(past=1).model_copy(update={"classes": ("a", "b")}), conditional=True)
 
 
 def test_a_film_goes_on_from_a_picture(gencli, small_run, small_data, tmp_path):

@@ -12,20 +12,21 @@ teaches how it moves. With `conditional` the class is told beside the code, and 
 frame is of it.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): encoders describe these to the
-generator beside its code, the generator makes them too and pays for the squared error (`fidelity`), and the critic of
-films sees the frames that were given followed by those that were made.
+generator beside its code, and the critic of films sees them followed by the frames that were made. The foreground is
+the last one that was given, whose pixels are carried on (as in Vondrick & Torralba 2017, "Generating the Future with
+Adversarial Transformers"): where it was made from that, the background drew the things, and nothing moved. What else
+there is, mask, background and motion, is learned from films alone.
 
-Departures from the paper: foreground and mask are made once and carried on (as the pixels of Vondrick & Torralba 2017,
-"Generating the Future with Adversarial Transformers") instead of made anew in each frame, so that a thing stays what it
-is; these are all of the film at first, the background begins as the mean frame of the training films, and the sparsity
-is 0.02 instead of 0.1: else the background draws the things; films of any size and length (see `_strides`); a critic of
-single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of films needs no more than half
-their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes first: frames cost less than half the time
-of films, and where both critics teach at once figures do not become clear. It sums what it sees over all places, so
-that a thing has to be learned only once, not at each place where it may be. Both critics are spectrally normalised
-(Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there are several futures;
-a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more slowly and less surely;
-weights averaged over time by the trainer.
+Departures from the paper: foreground and mask are made once and carried on instead of made anew in each frame, so that
+a thing stays what it is; these are all of the film at first, the background begins as the mean frame of the training
+films, and the sparsity is 0.02 instead of 0.1: else the background draws the things; films of any size and length (see
+`_strides`); a critic of single frames (Tulyakov et al. 2017, "MoCoGAN", arXiv:1707.04993), beside which that of films
+needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes first: frames cost
+less than half the time of films, and where both critics teach at once figures do not become clear. It sums what it sees
+over all places, so that a thing has to be learned only once, not at each place where it may be. Both critics are
+spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there
+are several futures; a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more
+slowly and less surely; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -91,8 +92,6 @@ class VideoGANConfig(FamilyConfig):
     conditional: bool = Field(False, description="Learn the films of each class; the data must be labelled.")
     sparsity: float = Field(0.02, ge=0, description="Weight of the mean of the mask, which leaves to the background "
                                                    "what stands still.")
-    fidelity: float = Field(10.0, ge=0, description="With a past: weight of the squared error of the frames that were "
-                                                    "given, which the generator makes too.")
 
 
 class VideoGAN(Model):
@@ -127,39 +126,47 @@ class VideoGAN(Model):
             raise UsageError("videogan makes films from nothing, or from frames of their own size that come before; "
                              "give --condition past=FRAMES")
         self.past = past.frames if isinstance(past, VideoSpec) else 0
+        if self.past and config.conditional:
+            raise UsageError("videogan goes on with what the given frames show; leave out --conditional")
         self.classes = class_count(config.conditional, spec, "videogan")
         self.free = slice(config.latent)
         frame = spec.shape[1:]
-        shape = (spec.channels, self.past + spec.frames, spec.height, spec.width)
+        shape = (spec.channels, spec.frames, spec.height, spec.width)
         encoders = [_encoder(self.past, frame, config.width) for _ in range(2)] if self.past else []
         self.encoders = nn.ModuleList(encoder for encoder, _ in encoders)  # for what is drawn, and for how it moves
-        self.generator = _Generator(config.latent + self.classes + sum(size for _, size in encoders[:1]), shape,
-                                    config.width)
-        self.critic = _Critic(shape, config.width)
-        self.frame_critic = ProjectionCritic(
-            *dcgan.features(frame, 2 * config.width, "none", fine=config.width, pooled=True), self.classes, SCALE)
+        told = sum(size for _, size in encoders[:1])
+        self.generator = _Generator(config.latent + self.classes + told, shape, config.width, told)
+        self.critic = _Critic((spec.channels, self.past + spec.frames, *shape[2:]), config.width)
+        critics: list[nn.Module] = [self.critic]
+        if not self.past:
+            self.frame_critic = ProjectionCritic(
+                *dcgan.features(frame, 2 * config.width, "none", fine=config.width, pooled=True), self.classes, SCALE)
+            critics.append(self.frame_critic)
         self._sum, self._count = torch.zeros(frame, dtype=torch.float64), 0
         self.apply(initialise.dcgan)
         self.generator.set_out()
-        for critic in (self.critic, self.frame_critic):
+        for critic in critics:
             spectrally_normalised(critic)
 
     # --- train
 
     def phases(self) -> list[Phase]:
         """A pass over the data finds the mean frame; then two players move in turn, of whom the generator learns what
-        it draws from frames, and after that how this moves from films.
+        it draws from frames, and after that how this moves from films; with a past, both from films.
         """
-        generator, encoders, betas = self.generator, self.encoders, (0.0, 0.99)
-        drawing = [*generator.still.parameters(), *generator.start.parameters(), *encoders[:1].parameters()]
-        moving = [*generator.moving.parameters(), *generator.velocity.parameters(), *encoders[1:].parameters()]
-        return [Phase("mean", share=0, accumulate=self._gather, finish=self._measure),
+        generator, betas = self.generator, (0.0, 0.99)
+        mean = Phase("mean", share=0, accumulate=self._gather, finish=self._measure)
+        critic = Player("critic", [*self.critic.parameters()], self.critic_loss, betas=betas)
+        if self.past:
+            everything = [*generator.parameters(), *self.encoders.parameters()]
+            return [mean, Phase("films", [critic, Player("generator", everything, self.film_loss, betas=betas)])]
+        drawing = [*generator.still.parameters(), *generator.start.parameters()]
+        moving = [*generator.moving.parameters(), *generator.velocity.parameters()]
+        return [mean,
                 Phase("frames", [
                     Player("critic", [*self.frame_critic.parameters()], self.frame_critic_loss, betas=betas),
                     Player("generator", drawing, self.frame_loss, betas=betas)], _FRAMES_FIRST),
-                Phase("films", [
-                    Player("critic", [*self.critic.parameters()], self.critic_loss, betas=betas),
-                    Player("generator", moving, self.film_loss, betas=betas)], 1 - _FRAMES_FIRST)]
+                Phase("films", [critic, Player("generator", moving, self.film_loss, betas=betas)], 1 - _FRAMES_FIRST)]
 
     def _gather(self, batch: Batch) -> None:
         self._sum += batch.x.double().mean(1).sum(0).cpu()
@@ -173,9 +180,9 @@ class VideoGAN(Model):
 
     def frame_critic_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How badly the critic of frames tells one of each film from generated ones. Parts: those of `gan`."""
-        x, past = _signed(batch.x), self._seen(batch)
+        x = _signed(batch.x)
         with torch.no_grad():
-            made = self._made(self._code(rng, batch.labels), self._described(past), moving=False)[0][:, :, 0]
+            made = self._made(self._code(rng, batch.labels), moving=False)[0][:, :, 0]
         places = rng.integers(x.shape[2])
         x = x.transpose(1, 2)[torch.arange(len(x), device=x.device), places]
         return self._tells(self.frame_critic(x, batch.labels), self.frame_critic(made.to(x.dtype), batch.labels), x,
@@ -185,7 +192,7 @@ class VideoGAN(Model):
         """How badly the critic of films tells real ones from generated ones. Parts: those of `gan`."""
         x, past = _signed(batch.x), self._seen(batch)
         with torch.no_grad():
-            made = self._made(self._code(rng, batch.labels), self._described(past))[0][:, :, self.past :].to(x.dtype)
+            made = self._made(self._code(rng, batch.labels), past)[0].to(x.dtype)
         return self._tells(self.critic(_joined(past, x)), self.critic(_joined(past, made)), x, made)
 
     def _tells(self, real: Tensor, fake: Tensor, x: Tensor, made: Tensor) -> Loss:
@@ -193,30 +200,20 @@ class VideoGAN(Model):
         return Loss(badly(real, fake).mean(), real=real.mean(), fake=fake.mean(), diversity=spread(made) / spread(x))
 
     def frame_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic of frames tells generated ones, and what the mask costs.
-
-        Parts: `mask`, its mean; with a past, `error`, the mean squared error of the first frame that was given.
-        """
-        past = self._seen(batch)
-        film, mask = self._made(self._code(rng, batch.labels), self._described(past), moving=False)
-        well, share = LOSSES[self.config.loss][1], mask.float().mean()
-        total = well(self.frame_critic(film[:, :, 0].float(), batch.labels)).mean() + self.config.sparsity * share
-        return self._faithful(Loss(total, mask=share), film, past)
+        """How well the critic of frames tells generated ones, and what the mask costs. Part: `mask`, its mean."""
+        film, mask = self._made(self._code(rng, batch.labels), moving=False)
+        return self._masked(self.frame_critic(film[:, :, 0].float(), batch.labels), mask)
 
     def film_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic of films tells generated ones. Part, with a past: `error`, that of the frames given."""
+        """How well the critic of films tells generated ones; with a past, what the mask costs, too, and its mean."""
         past = self._seen(batch)
-        film, _ = self._made(self._code(rng, batch.labels), self._described(past))
-        made, well = film[:, :, self.past :].float(), LOSSES[self.config.loss][1]
-        return self._faithful(Loss(well(self.critic(_joined(past, made))).mean()), film, past)
+        film, mask = self._made(self._code(rng, batch.labels), past)
+        scores = self.critic(_joined(past, film.float()))
+        return self._masked(scores, mask) if self.past else Loss(LOSSES[self.config.loss][1](scores).mean())
 
-    def _faithful(self, loss: Loss, film: Tensor, past: Tensor | None) -> Loss:
-        """The loss, and what it costs that a film does not begin with the frames that were given."""
-        if past is None:
-            return loss
-        count = min(self.past, film.shape[2])
-        error = (film[:, :, :count] - past[:, :, :count]).float().square().mean() / 4  # of [0, 1]
-        return Loss(loss.total + self.config.fidelity * error, **loss.parts, error=error)
+    def _masked(self, scores: Tensor, mask: Tensor) -> Loss:
+        share = mask.float().mean()
+        return Loss(LOSSES[self.config.loss][1](scores).mean() + self.config.sparsity * share, mask=share)
 
     def _seen(self, given: Given | Batch | None) -> Tensor | None:
         """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
@@ -226,14 +223,17 @@ class VideoGAN(Model):
             raise UsageError("this model goes on with frames; name some with --given")
         return _signed(given.condition.x)
 
-    def _described(self, past: Tensor | None) -> list[Tensor]:
+    def _made(self, code: Tensor, past: Tensor | None = None, described: list[Tensor] | None = None,
+              moving: bool = True) -> tuple[Tensor, Tensor]:
+        """Films and their masks; of what does not move yet, the first frame alone. `described` may be known already."""
+        if past is None:
+            return self.generator(code, code if moving else None)
+        drawn, motion = [torch.cat([code, part], 1) for part in described or self._described(past)]
+        return self.generator(drawn, motion, past[:, :, -1])
+
+    def _described(self, past: Tensor) -> list[Tensor]:
         """What the generator is told of given frames, for what it draws and for how this moves, (B, n) each."""
         return [encoder(past) for encoder in self.encoders]
-
-    def _made(self, code: Tensor, described: list[Tensor], moving: bool = True) -> tuple[Tensor, Tensor]:
-        """Films, those given frames included, and their masks; of what does not move yet, the first frame alone."""
-        drawn, motion = [torch.cat([code, part], 1) for part in described] or [code, code]
-        return self.generator(drawn, motion if moving else None)
 
     def alarm(self, history: list[dict[str, float]]) -> str | None:
         """Collapse: generated films are alike. The critics are certain about everything."""
@@ -252,7 +252,7 @@ class VideoGAN(Model):
 
     def decode(self, code: Tensor, rng: Rng | None = None, given: Given | None = None) -> Batch:
         """Codes -> films; a conditional model says the class of each as well. Nothing random."""
-        film = self._made(code, self._described(self._seen(given)))[0][:, :, self.past :].clamp(-1, 1)
+        film = self._made(code, self._seen(given))[0].clamp(-1, 1)
         batch = Batch((0.5 + 0.5 * film).transpose(1, 2).to(code.dtype))
         return replace(batch, labels=code[:, self.config.latent :].argmax(1) if self.classes else None)
 
@@ -262,11 +262,16 @@ class VideoGAN(Model):
         Several starts are optimised for a quarter of the steps, the best of them for the rest. A conditional model
         takes the class from the labels, or draws one for each start if there are none.
         """
-        described = self._described(self._seen(batch))
+        past = self._seen(batch)
+        described = [] if past is None else self._described(past)
 
         def generate(codes: Tensor) -> Tensor:  # (B, S, code)
-            each = [part.repeat_interleave(codes.shape[1], 0) for part in described]
-            return self._made(codes.flatten(0, 1), each)[0][:, :, self.past :].unflatten(0, codes.shape[:2])
+            def each(x: Tensor) -> Tensor:
+                return x.repeat_interleave(codes.shape[1], 0)
+
+            frames = None if past is None else each(past)
+            film, _ = self._made(codes.flatten(0, 1), frames, [each(x) for x in described])
+            return film.unflatten(0, codes.shape[:2])
 
         codes = torch.stack([self._code(rng, batch.labels) for _ in range(starts)], dim=1)
         return project(generate, codes, _signed(batch.x), steps, self.free)[0]
@@ -319,15 +324,18 @@ class _Generator(nn.Module):
     A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
     mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
     time adds in each frame, the mean over its smallest grid. They do not go farther than `_FARTHEST`; beyond their
-    sides the background is seen.
+    sides the background is seen. Where `told` of the numbers of a code describe frames that were given, the foreground
+    is given, too, and moves from where it is, and twice as far.
     """
 
     usual: Tensor
 
-    def __init__(self, code: int, shape: tuple[int, int, int, int], width: int):
+    def __init__(self, code: int, shape: tuple[int, int, int, int], width: int, told: int):
         super().__init__()
         self.shape = channels, frames, height, breadth = shape
-        self.still = dcgan.generator(code, (2 * channels + 1, height, breadth), 2 * width)
+        self.told = told
+        self.parts = [1, channels] if told else [channels, 1, channels]
+        self.still = dcgan.generator(code, (sum(self.parts), height, breadth), 2 * width)
         strides = _strides(frames, min(height, breadth))
         grid = _grid(shape, strides)
         maps = [dcgan.maps(width, level + 1) for level in range(len(strides))]
@@ -339,30 +347,41 @@ class _Generator(nn.Module):
             moving += [nn.ConvTranspose3d(*ends, (stride + 2, 3, 3), (stride, 1, 1), 1, bias=False),
                        nn.BatchNorm3d(ends[1]), nn.ReLU()]
         self.moving = nn.Sequential(*moving, nn.Conv3d(maps[0], 2, 3, 1, 1))
-        self.start, self.velocity = nn.Linear(code, 2), nn.Linear(code, 2)
+        if not told:
+            self.start = nn.Linear(code, 2)
+        self.velocity = nn.Linear(code, 2)
         self.register_buffer("usual", torch.zeros(channels, height, breadth))
 
     def set_out(self) -> None:
-        """Weights to begin with: things all over the frames, which move in all directions, and hardly a background."""
-        for layer in (self.start, self.velocity):  # both of variance 1, or nearly
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        """Weights to begin with: things all over the frames, which move in all directions, and hardly a background.
+
+        What is told of frames says nothing of the velocity at first: else they would have one future each.
+        """
+        for layer in [self.velocity] if self.told else [self.start, self.velocity]:  # both of variance 1, or nearly
+            known = layer.in_features - self.told
+            nn.init.normal_(layer.weight[:, :known], std=known**-0.5)
+            nn.init.zeros_(layer.weight[:, known:])
         *_, head, _ = self.still
         assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
-        nn.init.constant_(head.bias[self.shape[0]], _COVERED)
+        nn.init.constant_(head.bias[-1 - self.shape[0]], _COVERED)
 
-    def forward(self, code: Tensor, motion: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, code: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Codes of what is drawn and of how it moves, (B, code) each; None: not yet, the first frame alone, T = 1."""
         channels, frames = self.shape[:2]
-        still = self.still(code).to(code.dtype)
-        mask = still[:, channels : channels + 1].sigmoid()
-        things = torch.cat([mask * still[:, :channels].tanh(), mask], 1)
-        places = _START * self.start(code)[:, :, None].to(code.dtype)
+        *foreground, mask, background = self.still(code).to(code.dtype).split(self.parts, 1)
+        mask = mask.sigmoid()
+        things = torch.cat([mask * (foreground[0].tanh() if given is None else given), mask], 1)
+        paces = []
+        if given is None:
+            paces.append(_START * self.start(code)[:, :, None])
         if motion is not None:
-            pace = self.moving(motion)[:, :, : frames - 1].mean((3, 4)) + self.velocity(motion)[:, :, None]
-            places = places + F.pad((_PACE * pace).to(code.dtype).cumsum(2), (1, 0))
-        film = _moved(things, _FARTHEST * (places / _FARTHEST).tanh().transpose(1, 2))
+            count = frames - len(paces)
+            paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
+        places = torch.cat(paces, 2).to(code.dtype).cumsum(2)
+        farthest = _FARTHEST if given is None else 2 * _FARTHEST
+        film = _moved(things, farthest * (places / farthest).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
-        return film + (1 - mask) * (self.usual + still[:, channels + 1 :]).tanh()[:, :, None], mask
+        return film + (1 - mask) * (self.usual + background).tanh()[:, :, None], mask
 
 
 def _moved(x: Tensor, places: Tensor) -> Tensor:
