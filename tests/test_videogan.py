@@ -113,6 +113,20 @@ def test_the_weight_of_the_mask_is_that_of_the_option(past, learned):
     assert 0 < dear.parts["mask"].item() < 1
 
 
+def test_futures_of_the_same_frames_that_are_alike_cost():
+    model, other = videogan(films(past=2)), videogan(films(past=2))
+    batch, codes = batch_of(model), torch.randn(2, 4, 5)
+    model._code = lambda rng, labels, left=iter(codes): next(left)
+    other._code = lambda rng, labels: codes[0]
+    one, another = (model.decode(code, None, batch).x for code in codes)
+    real = torch.cdist(*[batch.x.flatten(1)] * 2).square().sum() / (4 * 3)  # of two films, squared
+    apart = ((one - another).square().flatten(1).sum(1) / real).sqrt()
+    loss, dear = (net.film_loss(batch, step(4)) for net in (model, other))
+    assert loss.parts["alike"].item() == pytest.approx((1 / apart).mean().item(), rel=0.02) and apart.min() > 0.01
+    assert dear.parts["alike"] == 100 and (dear.total - loss.total).item() == pytest.approx(
+        0.1 * (100 - loss.parts["alike"].item()), rel=1e-3)
+
+
 def test_the_last_frame_that_was_given_moves_before_a_background():
     model = videogan(films(past=2))
     batch, z = batch_of(model), torch.randn(4, 5)

@@ -75,6 +75,8 @@ _START = 0.33  # of half the sides, of where it says that things start
 _FARTHEST = 0.7  # of half the sides, from the middle: something is always to be seen of what is drawn there
 _COVERED = 2.0  # log-odds of the mask before training
 _FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
+_VARIED = 0.1  # weight of how much alike futures of the same frames are
+_APART = 0.01  # of the distance of films of the data, between futures that are as good as the same
 _FRAMES_FIRST = 0.8  # of the steps, before anything moves
 
 
@@ -205,11 +207,23 @@ class VideoGAN(Model):
         return self._masked(self.frame_critic(film[:, :, 0].float(), batch.labels), mask)
 
     def film_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic of films tells generated ones; with a past, what the mask costs, too, and its mean."""
-        past = self._seen(batch)
-        film, mask = self._made(self._code(rng, batch.labels), past)
-        scores = self.critic(_joined(past, film.float()))
-        return self._masked(scores, mask) if self.past else Loss(LOSSES[self.config.loss][1](scores).mean())
+        """How well the critic of films tells generated ones.
+
+        With a past also what the mask costs, and that futures of the same frames are alike. Parts: `mask`, its mean;
+        `alike`, how far apart films of the data are by how far two such futures are (mode seeking, Mao et al. 2019,
+        arXiv:1903.05628).
+        """
+        past, code = self._seen(batch), self._code(rng, batch.labels)
+        if past is None:
+            scores = self.critic(self._made(code)[0].float())
+            return Loss(LOSSES[self.config.loss][1](scores).mean())
+        described = self._described(past)
+        film, mask = self._made(code, past, described)
+        loss = self._masked(self.critic(_joined(past, film.float())), mask)
+        other, _ = self._made(self._code(rng, batch.labels), past, described)
+        apart = (film - other).float().flatten(1).norm(dim=1) / spread(_signed(batch.x))
+        alike = apart.clamp(min=_APART).reciprocal().mean()
+        return Loss(loss.total + _VARIED * alike, **loss.parts, alike=alike)
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Loss:
         share = mask.float().mean()
