@@ -12,10 +12,12 @@ teaches how it moves. With `conditional` the class is told beside the code, and 
 frame is of it.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): encoders describe these to the
-generator beside its code, and the critic of films sees them followed by the frames that were made. The foreground is
-the last one that was given, whose pixels are carried on (as in Vondrick & Torralba 2017, "Generating the Future with
-Adversarial Transformers"): where it was made from that, the background drew the things, and nothing moved. What else
-there is, mask, background and motion, is learned from films alone.
+generator, whose code then says how things move, and the critic of films sees them followed by the frames that were
+made. The foreground is the last one that was given, whose pixels are carried on (as in Vondrick & Torralba 2017,
+"Generating the Future with Adversarial Transformers"): where it was made from that, the background drew the things, and
+nothing moved. What else there is, mask, background and motion, is learned from films alone. Futures of the same frames
+pay for being alike (Mao et al. 2019, "Mode Seeking Generative Adversarial Networks", arXiv:1903.05628): else the code
+is ignored.
 
 Departures from the paper: foreground and mask are made once and carried on instead of made anew in each frame, so that
 a thing stays what it is; these are all of the film at first, the background begins as the mean frame of the training
@@ -24,9 +26,9 @@ films, and the sparsity is 0.02 instead of 0.1: else the background draws the th
 needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes first: frames cost
 less than half the time of films, and where both critics teach at once figures do not become clear. It sums what it sees
 over all places, so that a thing has to be learned only once, not at each place where it may be. Both critics are
-spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, so that there
-are several futures; a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more
-slowly and less surely; weights averaged over time by the trainer.
+spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, which has
+several futures; a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more slowly
+and less surely; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -136,8 +138,8 @@ class VideoGAN(Model):
         shape = (spec.channels, spec.frames, spec.height, spec.width)
         encoders = [_encoder(self.past, frame, config.width) for _ in range(2)] if self.past else []
         self.encoders = nn.ModuleList(encoder for encoder, _ in encoders)  # for what is drawn, and for how it moves
-        told = sum(size for _, size in encoders[:1])
-        self.generator = _Generator(config.latent + self.classes + told, shape, config.width, told)
+        self.generator = _Generator(config.latent + self.classes, sum(size for _, size in encoders[:1]), shape,
+                                    config.width)
         self.critic = _Critic((spec.channels, self.past + spec.frames, *shape[2:]), config.width)
         critics: list[nn.Module] = [self.critic]
         if not self.past:
@@ -210,8 +212,7 @@ class VideoGAN(Model):
         """How well the critic of films tells generated ones.
 
         With a past also what the mask costs, and that futures of the same frames are alike. Parts: `mask`, its mean;
-        `alike`, how far apart films of the data are by how far two such futures are (mode seeking, Mao et al. 2019,
-        arXiv:1903.05628).
+        `alike`, how far apart films of the data are by how far two such futures are.
         """
         past, code = self._seen(batch), self._code(rng, batch.labels)
         if past is None:
@@ -242,8 +243,8 @@ class VideoGAN(Model):
         """Films and their masks; of what does not move yet, the first frame alone. `described` may be known already."""
         if past is None:
             return self.generator(code, code if moving else None)
-        drawn, motion = [torch.cat([code, part], 1) for part in described or self._described(past)]
-        return self.generator(drawn, motion, past[:, :, -1])
+        drawn, motion = described or self._described(past)
+        return self.generator(drawn, torch.cat([code, motion], 1), past[:, :, -1])
 
     def _described(self, past: Tensor) -> list[Tensor]:
         """What the generator is told of given frames, for what it draws and for how this moves, (B, n) each."""
@@ -338,22 +339,22 @@ class _Generator(nn.Module):
     A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
     mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
     time adds in each frame, the mean over its smallest grid. They do not go farther than `_FARTHEST`; beyond their
-    sides the background is seen. Where `told` of the numbers of a code describe frames that were given, the foreground
-    is given, too, and moves from where it is, and twice as far.
+    sides the background is seen. Where frames are given and described by `told` numbers, these say what is drawn, and
+    together with the code how it moves; the foreground is given, too, and moves from where it is, and twice as far.
     """
 
     usual: Tensor
 
-    def __init__(self, code: int, shape: tuple[int, int, int, int], width: int, told: int):
+    def __init__(self, code: int, told: int, shape: tuple[int, int, int, int], width: int):
         super().__init__()
         self.shape = channels, frames, height, breadth = shape
         self.told = told
         self.parts = [1, channels] if told else [channels, 1, channels]
-        self.still = dcgan.generator(code, (sum(self.parts), height, breadth), 2 * width)
+        self.still = dcgan.generator(told or code, (sum(self.parts), height, breadth), 2 * width)
         strides = _strides(frames, min(height, breadth))
         grid = _grid(shape, strides)
         maps = [dcgan.maps(width, level + 1) for level in range(len(strides))]
-        moving = [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
+        moving = [nn.Linear(code + told, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
                   nn.BatchNorm3d(maps[-1]), nn.ReLU()]
         for level in range(len(strides) - 1, -1, -1):
             stride = strides[level]
@@ -363,7 +364,7 @@ class _Generator(nn.Module):
         self.moving = nn.Sequential(*moving, nn.Conv3d(maps[0], 2, 3, 1, 1))
         if not told:
             self.start = nn.Linear(code, 2)
-        self.velocity = nn.Linear(code, 2)
+        self.velocity = nn.Linear(code + told, 2)
         self.register_buffer("usual", torch.zeros(channels, height, breadth))
 
     def set_out(self) -> None:
@@ -379,19 +380,19 @@ class _Generator(nn.Module):
         assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
         nn.init.constant_(head.bias[-1 - self.shape[0]], _COVERED)
 
-    def forward(self, code: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of what is drawn and of how it moves, (B, code) each; None: not yet, the first frame alone, T = 1."""
+    def forward(self, drawn: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What says what is drawn, (B, code) or (B, told), and how it moves, (B, code + told); None: not yet, T = 1."""
         channels, frames = self.shape[:2]
-        *foreground, mask, background = self.still(code).to(code.dtype).split(self.parts, 1)
+        *foreground, mask, background = self.still(drawn).to(drawn.dtype).split(self.parts, 1)
         mask = mask.sigmoid()
         things = torch.cat([mask * (foreground[0].tanh() if given is None else given), mask], 1)
         paces = []
         if given is None:
-            paces.append(_START * self.start(code)[:, :, None])
+            paces.append(_START * self.start(drawn)[:, :, None])
         if motion is not None:
             count = frames - len(paces)
             paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
-        places = torch.cat(paces, 2).to(code.dtype).cumsum(2)
+        places = torch.cat(paces, 2).to(drawn.dtype).cumsum(2)
         farthest = _FARTHEST if given is None else 2 * _FARTHEST
         film = _moved(things, farthest * (places / farthest).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
