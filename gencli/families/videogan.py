@@ -78,7 +78,7 @@ _FARTHEST = 0.7  # of half the sides, from the middle: something is always to be
 _COVERED = 2.0  # log-odds of the mask before training
 _FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
 _VARIED = 0.1  # weight of how much alike futures of the same frames are
-_APART = 0.01  # of the distance of films of the data, between futures that are as good as the same
+_APART = 0.01  # of half the sides, between futures that are as good as the same
 _FRAMES_FIRST = 0.8  # of the steps, before anything moves
 
 
@@ -211,8 +211,8 @@ class VideoGAN(Model):
     def film_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critic of films tells generated ones.
 
-        With a past also what the mask costs, and that futures of the same frames are alike. Parts: `mask`, its mean;
-        `alike`, how far apart films of the data are by how far two such futures are.
+        With a past also what the mask costs, and that two futures of the same frames are alike. Parts: `mask`, its
+        mean; `apart`, how far such futures are from each other, in halves of the sides.
         """
         past, code = self._seen(batch), self._code(rng, batch.labels)
         if past is None:
@@ -221,10 +221,10 @@ class VideoGAN(Model):
         described = self._described(past)
         film, mask = self._made(code, past, described)
         loss = self._masked(self.critic(_joined(past, film.float())), mask)
-        other, _ = self._made(self._code(rng, batch.labels), past, described)
-        apart = (film - other).float().flatten(1).norm(dim=1) / spread(_signed(batch.x))
-        alike = apart.clamp(min=_APART).reciprocal().mean()
-        return Loss(loss.total + _VARIED * alike, **loss.parts, alike=alike)
+        one, other = (self.generator.places(described[0], torch.cat([z, described[1]], 1)).float()
+                      for z in (code, self._code(rng, batch.labels)))
+        apart = (one - other).square().mean((1, 2)).sqrt().clamp(min=_APART)
+        return Loss(loss.total + _VARIED * apart.reciprocal().mean(), **loss.parts, apart=apart.mean())
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Loss:
         share = mask.float().mean()
@@ -382,21 +382,23 @@ class _Generator(nn.Module):
 
     def forward(self, drawn: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What says what is drawn, (B, code) or (B, told), and how it moves, (B, code + told); None: not yet, T = 1."""
-        channels, frames = self.shape[:2]
+        channels = self.shape[0]
         *foreground, mask, background = self.still(drawn).to(drawn.dtype).split(self.parts, 1)
         mask = mask.sigmoid()
         things = torch.cat([mask * (foreground[0].tanh() if given is None else given), mask], 1)
-        paces = []
-        if given is None:
-            paces.append(_START * self.start(drawn)[:, :, None])
-        if motion is not None:
-            count = frames - len(paces)
-            paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
-        places = torch.cat(paces, 2).to(drawn.dtype).cumsum(2)
-        farthest = _FARTHEST if given is None else 2 * _FARTHEST
-        film = _moved(things, farthest * (places / farthest).tanh().transpose(1, 2))
+        film = _moved(things, self.places(drawn, motion))
         film, mask = film[:, :channels], film[:, channels:]
         return film + (1 - mask) * (self.usual + background).tanh()[:, :, None], mask
+
+    def places(self, drawn: Tensor, motion: Tensor | None) -> Tensor:
+        """Where foreground and mask are in each frame, (B, T, 2), right and down in halves of the sides."""
+        paces = [] if self.told else [_START * self.start(drawn)[:, :, None]]
+        if motion is not None:
+            count = self.shape[1] - len(paces)
+            paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
+        places = torch.cat(paces, 2).to(drawn.dtype).cumsum(2)
+        farthest = 2 * _FARTHEST if self.told else _FARTHEST
+        return farthest * (places / farthest).tanh().transpose(1, 2)
 
 
 def _moved(x: Tensor, places: Tensor) -> Tensor:
