@@ -113,21 +113,6 @@ def test_the_weight_of_the_mask_is_that_of_the_option(past, learned):
     assert 0 < dear.parts["mask"].item() < 1
 
 
-def test_futures_of_the_same_frames_that_are_alike_cost():
-    model = videogan(films(past=2))
-    batch, codes = batch_of(model), torch.randn(2, 4, 5)
-    drawn, told = model._described(model._seen(batch))
-    one, other = (model.generator.places(drawn, torch.cat([code, told], 1)) for code in codes)
-    apart = (one - other).square().flatten(1).mean(1).sqrt()
-    totals = []
-    for second, told in ((codes[1], apart), (codes[0], torch.full((4,), 0.01))):
-        model._code = lambda rng, labels, left=iter((codes[0], second)): next(left)
-        loss = model.film_loss(batch, step(4))
-        totals.append(loss.total.item() - 0.1 * (1 / told).mean().item())
-        assert loss.parts["apart"].item() == pytest.approx(told.mean().item(), rel=1e-5)
-    assert totals[0] == pytest.approx(totals[1], rel=1e-4) and apart.min() > 0.1
-
-
 def test_the_last_frame_that_was_given_moves_before_a_background():
     model = videogan(films(past=2))
     batch, z = batch_of(model), torch.randn(4, 5)
@@ -206,7 +191,6 @@ def test_what_comes_after_given_frames_is_learned_from_films_alone():
 
 def test_a_frame_has_several_futures_and_a_code_one():
     model = videogan(films(past=1))
-    assert not model.generator.velocity.weight[:, 5:].any(), "at first its code says where all goes, not the frame"
     given = Given(condition=batch_of(model).condition)
     one, other = (model.sample(streams(4, seed), given).x for seed in (0, 1))
     assert one.shape == (4, 6, 1, 8, 8) and not torch.equal(one, other)

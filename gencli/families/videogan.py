@@ -12,12 +12,10 @@ teaches how it moves. With `conditional` the class is told beside the code, and 
 frame is of it.
 
 Films that go on from given frames (section 4.4 of the paper, `--condition past=1`): encoders describe these to the
-generator, whose code then says how things move, and the critic of films sees them followed by the frames that were
-made. The foreground is the last one that was given, whose pixels are carried on (as in Vondrick & Torralba 2017,
-"Generating the Future with Adversarial Transformers"): where it was made from that, the background drew the things, and
-nothing moved. What else there is, mask, background and motion, is learned from films alone. Futures of the same frames
-pay for being alike (Mao et al. 2019, "Mode Seeking Generative Adversarial Networks", arXiv:1903.05628): else the code
-is ignored.
+generator beside its code, and the critic of films sees them followed by the frames that were made. The foreground is
+the last one that was given, whose pixels are carried on (as in Vondrick & Torralba 2017, "Generating the Future with
+Adversarial Transformers"): where it was made from that, the background drew the things, and nothing moved. What else
+there is, mask, background and motion, is learned from films alone.
 
 Departures from the paper: foreground and mask are made once and carried on instead of made anew in each frame, so that
 a thing stays what it is; these are all of the film at first, the background begins as the mean frame of the training
@@ -26,9 +24,9 @@ films, and the sparsity is 0.02 instead of 0.1: else the background draws the th
 needs no more than half their size (Clark et al. 2019, "DVD-GAN", arXiv:1907.06571), and which comes first: frames cost
 less than half the time of films, and where both critics teach at once figures do not become clear. It sums what it sees
 over all places, so that a thing has to be learned only once, not at each place where it may be. Both critics are
-spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, which has
-several futures; a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999) figures become clear more slowly
-and less surely; weights averaged over time by the trainer.
+spectrally normalised (Miyato et al. 2018, arXiv:1802.05957). Classes; a code in what goes on from frames, too, although
+futures of the same frames come out much alike; a learning rate of 5e-4 and moments of (0, 0.99): with (0.5, 0.999)
+figures become clear more slowly and less surely; weights averaged over time by the trainer.
 
 Shapes: B films (B, T, C, H, W) in [0, 1] outside of the networks, (B, C, T, H, W) in [-1, 1] inside.
 """
@@ -77,8 +75,6 @@ _START = 0.33  # of half the sides, of where it says that things start
 _FARTHEST = 0.7  # of half the sides, from the middle: something is always to be seen of what is drawn there
 _COVERED = 2.0  # log-odds of the mask before training
 _FILM_SCALE = SCALE / 2  # of the scores of films, by far the easier ones to tell
-_VARIED = 0.1  # weight of how much alike futures of the same frames are
-_APART = 0.01  # of half the sides, between futures that are as good as the same
 _FRAMES_FIRST = 0.8  # of the steps, before anything moves
 
 
@@ -138,8 +134,8 @@ class VideoGAN(Model):
         shape = (spec.channels, spec.frames, spec.height, spec.width)
         encoders = [_encoder(self.past, frame, config.width) for _ in range(2)] if self.past else []
         self.encoders = nn.ModuleList(encoder for encoder, _ in encoders)  # for what is drawn, and for how it moves
-        self.generator = _Generator(config.latent + self.classes, sum(size for _, size in encoders[:1]), shape,
-                                    config.width)
+        self.generator = _Generator(config.latent + self.classes + sum(size for _, size in encoders[:1]), shape,
+                                    config.width, self.past > 0)
         self.critic = _Critic((spec.channels, self.past + spec.frames, *shape[2:]), config.width)
         critics: list[nn.Module] = [self.critic]
         if not self.past:
@@ -209,22 +205,11 @@ class VideoGAN(Model):
         return self._masked(self.frame_critic(film[:, :, 0].float(), batch.labels), mask)
 
     def film_loss(self, batch: Batch, rng: Rng) -> Loss:
-        """How well the critic of films tells generated ones.
-
-        With a past also what the mask costs, and that two futures of the same frames are alike. Parts: `mask`, its
-        mean; `apart`, how far such futures are from each other, in halves of the sides.
-        """
-        past, code = self._seen(batch), self._code(rng, batch.labels)
-        if past is None:
-            scores = self.critic(self._made(code)[0].float())
-            return Loss(LOSSES[self.config.loss][1](scores).mean())
-        described = self._described(past)
-        film, mask = self._made(code, past, described)
-        loss = self._masked(self.critic(_joined(past, film.float())), mask)
-        one, other = (self.generator.places(described[0], torch.cat([z, described[1]], 1)).float()
-                      for z in (code, self._code(rng, batch.labels)))
-        apart = (one - other).square().mean((1, 2)).sqrt().clamp(min=_APART)
-        return Loss(loss.total + _VARIED * apart.reciprocal().mean(), **loss.parts, apart=apart.mean())
+        """How well the critic of films tells generated ones; with a past, what the mask costs, too, and its mean."""
+        past = self._seen(batch)
+        film, mask = self._made(self._code(rng, batch.labels), past)
+        scores = self.critic(_joined(past, film.float()))
+        return self._masked(scores, mask) if self.past else Loss(LOSSES[self.config.loss][1](scores).mean())
 
     def _masked(self, scores: Tensor, mask: Tensor) -> Loss:
         share = mask.float().mean()
@@ -243,8 +228,8 @@ class VideoGAN(Model):
         """Films and their masks; of what does not move yet, the first frame alone. `described` may be known already."""
         if past is None:
             return self.generator(code, code if moving else None)
-        drawn, motion = described or self._described(past)
-        return self.generator(drawn, torch.cat([code, motion], 1), past[:, :, -1])
+        drawn, motion = [torch.cat([code, part], 1) for part in described or self._described(past)]
+        return self.generator(drawn, motion, past[:, :, -1])
 
     def _described(self, past: Tensor) -> list[Tensor]:
         """What the generator is told of given frames, for what it draws and for how this moves, (B, n) each."""
@@ -339,22 +324,21 @@ class _Generator(nn.Module):
     A stream in space alone makes foreground, mask and background, the latter as a change of `usual`. Foreground and
     mask start at a place and move with a velocity, which both are linear in the code, and by what a stream in space and
     time adds in each frame, the mean over its smallest grid. They do not go farther than `_FARTHEST`; beyond their
-    sides the background is seen. Where frames are given and described by `told` numbers, these say what is drawn, and
-    together with the code how it moves; the foreground is given, too, and moves from where it is, and twice as far.
+    sides the background is seen. A foreground that is `given` moves from where it is, and twice as far.
     """
 
     usual: Tensor
 
-    def __init__(self, code: int, told: int, shape: tuple[int, int, int, int], width: int):
+    def __init__(self, code: int, shape: tuple[int, int, int, int], width: int, given: bool):
         super().__init__()
         self.shape = channels, frames, height, breadth = shape
-        self.told = told
-        self.parts = [1, channels] if told else [channels, 1, channels]
-        self.still = dcgan.generator(told or code, (sum(self.parts), height, breadth), 2 * width)
+        self.given = given
+        self.parts = [1, channels] if given else [channels, 1, channels]
+        self.still = dcgan.generator(code, (sum(self.parts), height, breadth), 2 * width)
         strides = _strides(frames, min(height, breadth))
         grid = _grid(shape, strides)
         maps = [dcgan.maps(width, level + 1) for level in range(len(strides))]
-        moving = [nn.Linear(code + told, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
+        moving = [nn.Linear(code, maps[-1] * math.prod(grid), bias=False), nn.Unflatten(1, (maps[-1], *grid)),
                   nn.BatchNorm3d(maps[-1]), nn.ReLU()]
         for level in range(len(strides) - 1, -1, -1):
             stride = strides[level]
@@ -362,43 +346,36 @@ class _Generator(nn.Module):
             moving += [nn.ConvTranspose3d(*ends, (stride + 2, 3, 3), (stride, 1, 1), 1, bias=False),
                        nn.BatchNorm3d(ends[1]), nn.ReLU()]
         self.moving = nn.Sequential(*moving, nn.Conv3d(maps[0], 2, 3, 1, 1))
-        if not told:
+        if not given:
             self.start = nn.Linear(code, 2)
-        self.velocity = nn.Linear(code + told, 2)
+        self.velocity = nn.Linear(code, 2)
         self.register_buffer("usual", torch.zeros(channels, height, breadth))
 
     def set_out(self) -> None:
-        """Weights to begin with: things all over the frames, which move in all directions, and hardly a background.
-
-        What is told of frames says nothing of the velocity at first: else they would have one future each.
-        """
-        for layer in [self.velocity] if self.told else [self.start, self.velocity]:  # both of variance 1, or nearly
-            known = layer.in_features - self.told
-            nn.init.normal_(layer.weight[:, :known], std=known**-0.5)
-            nn.init.zeros_(layer.weight[:, known:])
+        """Weights to begin with: things all over the frames, which move in all directions, and hardly a background."""
+        for layer in [self.velocity] if self.given else [self.start, self.velocity]:  # both of variance 1, or nearly
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
         *_, head, _ = self.still
         assert isinstance(head, nn.ConvTranspose2d) and head.bias is not None
         nn.init.constant_(head.bias[-1 - self.shape[0]], _COVERED)
 
-    def forward(self, drawn: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What says what is drawn, (B, code) or (B, told), and how it moves, (B, code + told); None: not yet, T = 1."""
-        channels = self.shape[0]
-        *foreground, mask, background = self.still(drawn).to(drawn.dtype).split(self.parts, 1)
+    def forward(self, code: Tensor, motion: Tensor | None, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of what is drawn and of how it moves, (B, code) each; None: not yet, the first frame alone, T = 1."""
+        channels, frames = self.shape[:2]
+        *foreground, mask, background = self.still(code).to(code.dtype).split(self.parts, 1)
         mask = mask.sigmoid()
         things = torch.cat([mask * (foreground[0].tanh() if given is None else given), mask], 1)
-        film = _moved(things, self.places(drawn, motion))
+        paces = []
+        if given is None:
+            paces.append(_START * self.start(code)[:, :, None])
+        if motion is not None:
+            count = frames - len(paces)
+            paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
+        places = torch.cat(paces, 2).to(code.dtype).cumsum(2)
+        farthest = _FARTHEST if given is None else 2 * _FARTHEST
+        film = _moved(things, farthest * (places / farthest).tanh().transpose(1, 2))
         film, mask = film[:, :channels], film[:, channels:]
         return film + (1 - mask) * (self.usual + background).tanh()[:, :, None], mask
-
-    def places(self, drawn: Tensor, motion: Tensor | None) -> Tensor:
-        """Where foreground and mask are in each frame, (B, T, 2), right and down in halves of the sides."""
-        paces = [] if self.told else [_START * self.start(drawn)[:, :, None]]
-        if motion is not None:
-            count = self.shape[1] - len(paces)
-            paces.append(_PACE * (self.moving(motion)[:, :, :count].mean((3, 4)) + self.velocity(motion)[:, :, None]))
-        places = torch.cat(paces, 2).to(drawn.dtype).cumsum(2)
-        farthest = 2 * _FARTHEST if self.told else _FARTHEST
-        return farthest * (places / farthest).tanh().transpose(1, 2)
 
 
 def _moved(x: Tensor, places: Tensor) -> Tensor:
