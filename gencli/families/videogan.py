@@ -103,7 +103,7 @@ class VideoGAN(Model):
 
     Raises:
         UsageError: frames too small; films made from anything but frames of their own size; a conditional model of data
-            without classes.
+            without classes, or of what goes on from frames.
     """
 
     Config = VideoGANConfig
