@@ -168,7 +168,9 @@ def test_in_bash(runs, tmp_path):
     program = tmp_path / "gencli"
     program.write_text(f"#!/bin/sh\nexec {sys.executable} -m gencli \"$@\"\n")
     program.chmod(0o755)
-    script = subprocess.run([program, "--show-completion", "bash"], capture_output=True, text=True, cwd=tmp_path).stdout
+    chosen = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # else that of the parent processes
+    script = subprocess.run([program, "--show-completion", "bash"], capture_output=True, text=True, cwd=tmp_path,
+                            env=chosen).stdout
     asked = "COMP_WORDS=(gencli sample runs/vae --set draw = t)\nCOMP_CWORD=6\n_gencli_completion ./gencli\n" \
             "printf '%s,' \"${COMPREPLY[@]}\"\n"
     root = str(Path(__file__).parent.parent)
