@@ -52,7 +52,7 @@ class Ladder(DecodedModel):
     Config = LadderConfig
     kinds = frozenset({"image", "vector"})
     defaults = {"lr": 2e-3, "batch_size": 128, "warmup": 100, "schedule": "cosine", "ema": 0.999,
-                "grad_clip": 200.0}  # twice the usual norm, for the single gradients of 30,000
+                "grad_clip": 200.0}  # twice the usual norm; one of 30,000 was seen
     config: LadderConfig
 
     def __init__(self, config: LadderConfig, spec: Spec):

@@ -202,18 +202,20 @@ class VideoGAN(Model):
     def frame_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critic of frames tells generated ones, and what the mask costs. Part: `mask`, its mean."""
         film, mask = self._made(self._code(rng, batch.labels), moving=False)
-        return self._masked(self.frame_critic(film[:, :, 0].float(), batch.labels), mask)
+        return self._convinces(self.frame_critic(film[:, :, 0].float(), batch.labels), mask)
 
     def film_loss(self, batch: Batch, rng: Rng) -> Loss:
         """How well the critic of films tells generated ones; with a past, what the mask costs, too, and its mean."""
         past = self._seen(batch)
         film, mask = self._made(self._code(rng, batch.labels), past)
-        scores = self.critic(_joined(past, film.float()))
-        return self._masked(scores, mask) if self.past else Loss(LOSSES[self.config.loss][1](scores).mean())
+        return self._convinces(self.critic(_joined(past, film.float())), mask if self.past else None)
 
-    def _masked(self, scores: Tensor, mask: Tensor) -> Loss:
+    def _convinces(self, scores: Tensor, mask: Tensor | None) -> Loss:
+        well = LOSSES[self.config.loss][1](scores).mean()
+        if mask is None:  # learned already
+            return Loss(well)
         share = mask.float().mean()
-        return Loss(LOSSES[self.config.loss][1](scores).mean() + self.config.sparsity * share, mask=share)
+        return Loss(well + self.config.sparsity * share, mask=share)
 
     def _seen(self, given: Given | Batch | None) -> Tensor | None:
         """The frames that films go on from, (B, C, P, H, W) in [-1, 1]; None where films begin."""
