@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import multivariate_normal, norm
+from sklearn.mixture import GaussianMixture
 from torch.testing import assert_close
 
 from gencli import inference, runs
@@ -227,6 +228,33 @@ def test_a_code_of_a_writing_becomes_the_same_writing(whole):
     assert model.likelihood == "exact" and model.density != whole
     pen = code[..., 3][~code[..., 3].isnan()]
     assert len(pen) == batch.lengths.sum()
+
+
+def test_the_gaussians_start_where_offsets_are():
+    """Before its first step the head alone is about as good as scikit-learn's mixture of as many Gaussians."""
+    source = torch.Generator().manual_seed(3)
+    ways = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1], [2, 1]])[torch.randint(5, (4000,), generator=source)]
+    jumps = torch.rand(4000, 1, generator=source) < 0.03
+    offsets = torch.where(jumps, 60.0, 1.0) * (ways + 0.3 * torch.randn(4000, 2, generator=source))
+    model = tiny(scale=9.0, components=10)
+    start = model.phases()[0]
+    assert start.accumulate and start.finish
+    points = torch.cat([offsets, torch.zeros(4000, 1)], 1).view(8, 500, 3)
+    start.accumulate(Batch(points, lengths=torch.full((8,), 500)))
+    start.finish()
+    parameters = model.head.bias[:60].clone()
+    parameters[50:] = 0  # the slopes, which come from the states
+    nats = model.mixture.log_prob(parameters, offsets / 9).mean().item()
+    best = GaussianMixture(10, n_init=3, random_state=0).fit(offsets.double().numpy() / 9)
+    assert nats > best.score(offsets.double().numpy() / 9) - 0.2
+
+
+def test_offsets_that_are_all_the_same_are_a_start():
+    model = tiny()
+    start = model.phases()[0]
+    start.accumulate(Batch(torch.ones(2, 5, 3), lengths=torch.tensor([5, 4])))
+    start.finish()
+    assert model.head.bias.isfinite().all()
 
 
 def test_a_step_reads_a_stretch():

@@ -41,13 +41,28 @@ from gencli.layers.distributions import (
     off_the_ends,
     precise,
 )
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Sizes, net_size
+from gencli.layers.kmeans import lloyd, plus_plus
+from gencli.layers.subsample import Subsample
+from gencli.model import (
+    Batch,
+    FamilyConfig,
+    Given,
+    Graph,
+    Loss,
+    Model,
+    NetSize,
+    Phase,
+    Player,
+    Sizes,
+    net_size,
+)
 from gencli.rng import Rng
 
 _DOWN, _LIFTED, _OVER = range(3)  # what the pen does after a point: it stays, is lifted, is lifted for good
 _PEN = Categorical(3)
 _CODE = 4  # numbers of a point's code
 _POINTS_IN_MEMORY = 2**16  # read in one go while drawings are scored or encoded
+_SUBSAMPLE = 20_000  # points by which the Gaussians are spread at first
 
 Drop = Callable[[Tensor], Tensor]
 Ending = Literal["text", "learned", "window"]
@@ -180,6 +195,7 @@ class Handwriting(Model):
         self.characters = len(text.vocabulary) if isinstance(text, TextSpec) else 0
         self.density = not spec.integers
         self.mixture = Mixture(config.components, config.floor, 1 / spec.scale if spec.integers else 0.0)
+        self._offsets = Subsample(_SUBSAMPLE)
         self._drawn = self._limited = 0  # drawings, and those among them that the limit of points ended
         told, width = self.classes + self.characters, config.width
         self.recurrent = nn.ModuleList(nn.LSTM(3 + told + (width if layer else 0), width, batch_first=True)
@@ -296,6 +312,31 @@ class Handwriting(Model):
         return self.head(torch.cat(outputs, 1)), State(torch.stack(outputs, 1), torch.stack(cells, 1), place, window)
 
     # --- train, score
+
+    def phases(self) -> list[Phase]:
+        return [Phase("start", share=0, accumulate=self._gather, finish=self._spread),
+                Phase("train", [Player("model", list(self.parameters()), self.loss)])]
+
+    def _gather(self, batch: Batch) -> None:
+        self._offsets.add(batch.x[..., :2][inside(batch.x[..., 0], batch.lengths)].cpu() / self.spec.scale)
+
+    @torch.no_grad()
+    def _spread(self) -> bool:
+        """The Gaussians start where offsets are, by k-means; of their asinh, as most are short and some very long."""
+        offsets = self._offsets.examples.float()
+        usual = offsets.norm(dim=1).median().clamp(min=self.config.floor)
+        bent = (offsets / usual).asinh()
+        centres = plus_plus(bent, self.config.components, torch.Generator().manual_seed(0))
+        nearest = torch.cdist(bent, lloyd(bent, centres)).argmin(1)
+        weights, m_x, m_y, s_x, s_y, _ = self.head.bias[: self.mixture.parameters].chunk(6)
+        weights.fill_(-math.log(len(offsets)))
+        for k in nearest.unique().tolist():
+            own = offsets[nearest == k]
+            weights[k] += math.log(len(own))
+            m_x[k], m_y[k] = own.mean(0)
+            s_x[k], s_y[k] = (own.std(0, correction=0) + 0.1 * usual).log()
+        self._offsets = Subsample(_SUBSAMPLE)
+        return True
 
     def _log_prob(self, parameters: Tensor, offsets: Tensor, pen: Tensor) -> Tensor:
         """log p of points: offsets (..., 2) in the units of the data, and what the pen does after them (...)."""
