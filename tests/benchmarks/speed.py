@@ -4,6 +4,7 @@ Each comparison alternates the two sides and takes the median, so that a busy ma
 RESULTS.md. Nothing here is a test: no bound is asserted.
 """
 
+import itertools
 import math
 import subprocess
 import sys
@@ -868,9 +869,11 @@ def memory() -> None:
 
 
 def draw(batch_size: int = 64, rounds: int = 10) -> None:
-    """A step of DRAW (loss and gradients, MNIST's size) against the plain loop of the paper in the tests."""
+    """A step of DRAW (loss and gradients, MNIST's size), in float32 and in the precision that `train` takes here,
+    against the plain loop of the paper in the tests, in float32."""
     import torch
 
+    from gencli.device import autocast, resolve_precision
     from gencli.families.draw import DRAW, DRAWConfig
     from gencli.kinds.image import ImageSpec
     from gencli.model import Batch
@@ -880,21 +883,25 @@ def draw(batch_size: int = 64, rounds: int = 10) -> None:
     from test_draw import Plain
 
     x = (torch.rand(batch_size, 1, 28, 28) < 0.2).float()
-    for attention in (True, False):
+    device = torch.device("cpu")
+    precisions = dict.fromkeys(("fp32", resolve_precision("auto", device)))
+    for attention, precision in itertools.product((True, False), precisions):
         torch.manual_seed(0)
         model = DRAW(DRAWConfig(attention=attention), ImageSpec(channels=1, height=28, width=28, levels=2))
         plain = Plain(model)
 
-        def ours(model: DRAW = model) -> None:
+        def ours(model: DRAW = model, precision: str = precision) -> None:
             model.zero_grad()
-            model.loss(Batch(x), StepStream(batch_size, torch.Generator())).total.backward()
+            with autocast(precision, device):
+                loss = model.loss(Batch(x), StepStream(batch_size, torch.Generator())).total
+            loss.backward()
 
         def theirs(plain: Plain = plain, size: tuple[int, int] = (model.config.glimpses, model.config.latent)) -> None:
             plain.zero_grad()
             log_likelihood, kls = plain(x, torch.randn(batch_size, *size))
             (kls.sum(1) - log_likelihood).mean().backward()
 
-        what = f"draw with{'' if attention else 'out'} attention, {batch_size} pictures"
+        what = f"draw with{'' if attention else 'out'} attention, {batch_size} pictures, {precision}"
         report(what, *alternate(ours, theirs, rounds), "s", "plain loop")
 
 
