@@ -62,7 +62,7 @@ _DOWN, _LIFTED, _OVER = range(3)  # what the pen does after a point: it stays, i
 _PEN = Categorical(3)
 _CODE = 4  # numbers of a point's code
 _POINTS_IN_MEMORY = 2**16  # read in one go while drawings are scored or encoded
-_SUBSAMPLE = 20_000  # points by which the Gaussians are spread at first
+_SUBSAMPLE = 20_000  # points that say how the head begins
 
 Drop = Callable[[Tensor], Tensor]
 Ending = Literal["text", "learned", "window"]
@@ -195,7 +195,7 @@ class Handwriting(Model):
         self.characters = len(text.vocabulary) if isinstance(text, TextSpec) else 0
         self.density = not spec.integers
         self.mixture = Mixture(config.components, config.floor, 1 / spec.scale if spec.integers else 0.0)
-        self._offsets = Subsample(_SUBSAMPLE)
+        self._points = Subsample(_SUBSAMPLE)
         self._drawn = self._limited = 0  # drawings, and those among them that the limit of points ended
         told, width = self.classes + self.characters, config.width
         self.recurrent = nn.ModuleList(nn.LSTM(3 + told + (width if layer else 0), width, batch_first=True)
@@ -318,24 +318,28 @@ class Handwriting(Model):
                 Phase("train", [Player("model", list(self.parameters()), self.loss)])]
 
     def _gather(self, batch: Batch) -> None:
-        self._offsets.add(batch.x[..., :2][inside(batch.x[..., 0], batch.lengths)].cpu() / self.spec.scale)
+        points = torch.cat([batch.x[..., :2] / self.spec.scale, self._pen(batch)[..., None]], -1)
+        self._points.add(points[inside(batch.x[..., 0], batch.lengths)].cpu())
 
     @torch.no_grad()
     def _spread(self) -> bool:
-        """The Gaussians start where offsets are, by k-means; of their asinh, as most are short and some very long."""
-        offsets = self._offsets.examples.float()
+        """The Gaussians start where offsets are, by k-means; of their asinh, as most are short and some very long. The
+        pen starts with what it does how often."""
+        offsets, pen = self._points.examples.split([2, 1], 1)
         usual = offsets.norm(dim=1).median().clamp(min=self.config.floor)
         bent = (offsets / usual).asinh()
         centres = plus_plus(bent, self.config.components, torch.Generator().manual_seed(0))
         nearest = torch.cdist(bent, lloyd(bent, centres)).argmin(1)
-        weights, m_x, m_y, s_x, s_y, _ = self.head.bias[: self.mixture.parameters].chunk(6)
+        of_offsets, of_pen = self.head.bias.split([self.mixture.parameters, _PEN.parameters])
+        weights, m_x, m_y, s_x, s_y, _ = of_offsets.chunk(6)
         weights.fill_(-math.log(len(offsets)))
         for k in nearest.unique().tolist():
             own = offsets[nearest == k]
             weights[k] += math.log(len(own))
             m_x[k], m_y[k] = own.mean(0)
             s_x[k], s_y[k] = (own.std(0, correction=0) + 0.1 * usual).log()
-        self._offsets = Subsample(_SUBSAMPLE)
+        of_pen.copy_((pen.long().flatten().bincount(minlength=3) + 1).log())
+        self._points = Subsample(_SUBSAMPLE)
         return True
 
     def _log_prob(self, parameters: Tensor, offsets: Tensor, pen: Tensor) -> Tensor:
