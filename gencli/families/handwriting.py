@@ -7,9 +7,10 @@ mixture of bivariate Gaussians. Of a text the layers see a soft window that slid
 - `--set bias=` writes more neatly (section 5.4), `--prompt` goes on in somebody's hand (section 5.5).
 - Departures: whether the pen is lifted after a point, and whether it is for good, is one symbol of three, so that the
   model knows where drawings end. The Gaussians are parametrised by their Cholesky factors, whose diagonals have a
-  floor: data on a grid, or lines that are exactly straight, have no infinite density. The window slides from the start
-  at the pace of the data, so many characters a point. The first layer sees the window that its own state led to at the
-  point before, the layers above that of their own point, as in the paper.
+  floor: data on a grid, or lines that are exactly straight, have no infinite density. At first they lie where the
+  offsets of the data do. The window slides from the start at the pace of the data, so many characters a point. The
+  first layer sees the window that its own state led to at the point before, the layers above that of their own point,
+  as in the paper.
 
 Densities are those of the offsets in the units of the data: the network sees them over their scale s, and every point
 loses 2 log s. Offsets in whole numbers have probabilities: those of the cells around them, which are 1 wide, under
@@ -43,19 +44,7 @@ from gencli.layers.distributions import (
 )
 from gencli.layers.kmeans import lloyd, plus_plus
 from gencli.layers.subsample import Subsample
-from gencli.model import (
-    Batch,
-    FamilyConfig,
-    Given,
-    Graph,
-    Loss,
-    Model,
-    NetSize,
-    Phase,
-    Player,
-    Sizes,
-    net_size,
-)
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, NetSize, Phase, Sizes, net_size
 from gencli.rng import Rng
 
 _DOWN, _LIFTED, _OVER = range(3)  # what the pen does after a point: it stays, is lifted, is lifted for good
@@ -314,8 +303,7 @@ class Handwriting(Model):
     # --- train, score
 
     def phases(self) -> list[Phase]:
-        return [Phase("start", share=0, accumulate=self._gather, finish=self._spread),
-                Phase("train", [Player("model", list(self.parameters()), self.loss)])]
+        return [Phase("start", share=0, accumulate=self._gather, finish=self._spread), *super().phases()]
 
     def _gather(self, batch: Batch) -> None:
         points = torch.cat([batch.x[..., :2] / self.spec.scale, self._pen(batch)[..., None]], -1)
@@ -323,8 +311,8 @@ class Handwriting(Model):
 
     @torch.no_grad()
     def _spread(self) -> bool:
-        """The Gaussians start where offsets are, by k-means; of their asinh, as most are short and some very long. The
-        pen starts with what it does how often."""
+        """The Gaussians start where offsets are, by k-means of their asinh, as most are short and some very long, and
+        the pen is lifted as often as it is in the data."""
         offsets, pen = self._points.examples.split([2, 1], 1)
         usual = offsets.norm(dim=1).median().clamp(min=self.config.floor)
         bent = (offsets / usual).asinh()
