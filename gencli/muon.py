@@ -15,19 +15,22 @@ _MOMENTUM = 0.95
 
 
 class Muon(AdamW):
-    """Muon for `matrices`, AdamW without decay for the `others`, such as embeddings and gains.
+    """Muon for `matrices`, AdamW without decay for the other parameters, such as embeddings and gains.
 
     torch's own Muon computes in bf16, which processors without it emulate: there a step of it takes longer than the
     network. Here matrices of one shape are computed at once in the precision that they have.
 
     Args:
-        matrices: weights (..., rows, columns); all but the last two dimensions number matrices.
         lr: learning rate of all. A step of Muon is scaled to the size of one of AdamW (Liu et al. 2025,
             arXiv:2502.16982).
         weight_decay: decoupled, of the matrices.
+        matrices: those of the parameters that are matrices (rows, columns), several (N, rows, columns), or filters
+            (outputs, inputs, height, width), which are matrices of a row for each output.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter], lr: float, weight_decay: float):
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, matrices: list[nn.Parameter]):
+        chosen = set(map(id, matrices))
+        others = [parameter for parameter in parameters if id(parameter) not in chosen]
         super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
                          lr=lr, betas=(0.9, 0.95), fused=all(p.device.type != "mps" for p in [*matrices, *others]))
 
@@ -39,10 +42,13 @@ class Muon(AdamW):
             if weight.grad is not None:
                 shapes[weight.shape].append(weight)
         for shape, weights in shapes.items():
-            steps = orthogonal(torch.stack([whole(self._momentum(weight)) for weight in weights]))
+            momenta = torch.stack([whole(self._momentum(weight)) for weight in weights])
+            steps = orthogonal(momenta.flatten(2) if len(shape) == 4 else momenta)
+            scale = 0.2 * max(steps.shape[-2:]) ** 0.5
+            steps = steps.view_as(momenta)
             parts = [part(step, weight) for step, weight in zip(steps, weights, strict=True)]
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(weights, parts, alpha=-0.2 * max(shape[-2:]) ** 0.5 * group["lr"])
+            torch._foreach_add_(weights, parts, alpha=-scale * group["lr"])
             for weight in weights:
                 weight.grad = None  # AdamW moves what is left
         return super().step(closure)

@@ -6,6 +6,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gencli.adamw import AdamW
+from gencli.errors import ModelError
 from gencli.model import Model, Player
 from gencli.parts import local, part
 from gencli.settings import TrainSettings
@@ -32,7 +33,11 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what `optimiser_tensors` gave."""
+    """Restore what `optimiser_tensors` gave.
+
+    Raises:
+        ModelError: they are of another optimiser.
+    """
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -41,6 +46,10 @@ def load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor])
         if tensor.shape == like.shape:
             # Fused optimisers read memory in the order it lies in: moments need the layout of their weights.
             tensor = torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(part(tensor, like))
+        elif tensor.ndim:
+            raise ModelError("the checkpoint is of an older version, which trained with another optimiser, and cannot "
+                             "be continued; start from its weights with --init RUN -o ANOTHER, or anew with "
+                             "--overwrite")
         state.setdefault(int(number), {})[name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 

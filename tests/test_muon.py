@@ -26,7 +26,7 @@ def test_the_others_move_by_adam_without_decay():
     """The equations of Kingma & Ba 2015."""
     start = torch.randn(3, 5, generator=generator(1))
     weight, matrix = nn.Parameter(start.clone()), nn.Parameter(torch.zeros(4, 4))
-    optimiser = Muon([matrix], [weight], 0.1, 0.5)
+    optimiser = Muon([weight, matrix], 0.1, 0.5, [matrix])
     mean, square, expected = torch.zeros(3, 5), torch.zeros(3, 5), start.clone()
     for step in range(1, 5):
         gradient = torch.randn(3, 5, generator=generator("gradient", step))
@@ -42,7 +42,7 @@ def test_a_matrix_moves_along_its_momentum_and_decays():
     """The first step is that of the gradient alone: 0.2 * sqrt(8) * lr times its orthogonal matrix."""
     start, gradient = torch.randn(2, 8, 3, generator=generator(1)), torch.randn(2, 8, 3, generator=generator(2))
     weight = nn.Parameter(start.clone())
-    optimiser = Muon([weight], [], 0.1, 0.5)
+    optimiser = Muon([weight], 0.1, 0.5, [weight])
     weight.grad = gradient
     optimiser.step()
     u, _, vh = torch.linalg.svd(gradient, full_matrices=False)
@@ -53,3 +53,18 @@ def test_a_matrix_moves_along_its_momentum_and_decays():
     weight.grad = torch.zeros_like(gradient)  # goes on by momentum
     optimiser.step()
     assert ((u.mT @ (0.95 * before - weight.detach()) @ vh.mT).diagonal(dim1=-2, dim2=-1) > 0).all()
+
+
+def test_filters_are_matrices_of_a_row_for_each_output():
+    """In memory they may lie channels first or last."""
+    start, gradient = (torch.randn(2, 6, 3, 1, 2, generator=generator(seed)) for seed in (1, 2))
+    moved = []
+    for shape in ((6, 6), (6, 3, 1, 2)):
+        weights = [nn.Parameter(weight.reshape(shape).clone()) for weight in start]
+        if len(shape) == 4:
+            weights[1].data = weights[1].data.to(memory_format=torch.channels_last)
+        for weight, of_weight in zip(weights, gradient, strict=True):
+            weight.grad = of_weight.reshape(shape)
+        Muon(weights, 0.1, 0.5, weights).step()
+        moved.append(torch.stack([weight.detach().reshape(6, 6) for weight in weights]))
+    assert torch.equal(*moved) and not torch.equal(moved[0], start.view(2, 6, 6))

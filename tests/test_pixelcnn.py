@@ -55,6 +55,17 @@ def pictures(model, count) -> Batch:
     return Batch(x, torch.arange(count) % model.classes if model.classes else None)
 
 
+@pytest.mark.parametrize("net", KINDS_OF_NET)
+def test_muon_trains_the_weights_of_the_layers(net):
+    """All of them, and nothing else: no bias, no embedding, and neither the first filters nor the outputs."""
+    model = make(net, *LARGER["categorical"])
+    names = {name for name, weight in model.named_parameters() if any(weight is matrix for matrix in model.matrices)}
+    wanted = {name for name, weight in model.named_parameters()
+              if weight.ndim > 1 and name.startswith(("net.layers", "net.attention")) and ".classes." not in name}
+    assert names == wanted and len(model.matrices) == len(wanted)
+
+
+
 def logits_of(model, batch) -> torch.Tensor:
     """All logits by one full pass, (B, D, L), in reading order."""
     levels = (batch.x * (model.levels - 1)).round()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from gencli.data import load
 from gencli.data.orders import Contiguous, Shuffled
 from gencli.errors import DivergedError, ModelError
 from gencli.model import Batch, FamilyConfig, Loss, Model, Phase, Player
+from gencli.muon import Muon
 from gencli.runs import Run
 from gencli.settings import TrainSettings, seconds
 from gencli.trainer import Hooks, Trainer
@@ -510,6 +512,28 @@ def test_checkpoints_from_before(rows, tmp_path, monkeypatch):
     with Run(tmp_path / "stack") as run, pytest.raises(ModelError, match="older version"):
         Trainer(stack(rows.spec), rows, settings, run).run(True)
     assert lines_of(tmp_path / "stack/metrics.jsonl") == [] and len(checkpoints.folders(tmp_path / "stack")) == 2
+
+
+def test_checkpoints_of_another_optimiser(rows, tmp_path, monkeypatch):
+    """Those of AdamW number the parameters as the model does, those of Muon its matrices first."""
+    class Layered(Line):
+        def __init__(self, spec, muon):
+            super().__init__(spec)
+            self.matrix = nn.Parameter(torch.ones(3, 4))
+            self.muon = partial(Muon, matrices=[self.matrix]) if muon else None
+
+        def phases(self):
+            return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self.muon)])]
+
+        def loss(self, batch, rng):
+            return Loss(super().loss(batch, rng).total + self.matrix.square().sum())
+
+    settings = TrainSettings(steps=10, checkpoint_every="1", lr=0.1)
+    killed_after(5, monkeypatch, Layered(rows.spec, muon=False), rows, settings, tmp_path / "run")
+    with Run(tmp_path / "run") as run:
+        with pytest.raises(ModelError, match=r"another optimiser.*--init"):
+            Trainer(Layered(rows.spec, muon=True), rows, settings, run).run(True)
+        assert Trainer(Layered(rows.spec, muon=False), rows, settings, run).run(True).step == 10
 
 
 # --- times

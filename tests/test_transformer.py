@@ -181,7 +181,7 @@ def test_a_window_of_one_and_one_layer_is_a_bigram_model():
     pairs = torch.zeros(5, 5).index_put_((after(x[None])[0], x), torch.tensor(1.0), accumulate=True)
     best = -(pairs * (pairs / pairs.sum(1, keepdim=True).clamp(min=1)).clamp(min=1e-30).log()).sum().item() / len(x)
     m = model(window=1, layers=1).train()
-    optimiser = m._optimiser(list(m.parameters()), 0.02, 0.0)
+    optimiser = m.phases()[0].players[0].optimiser(list(m.parameters()), 0.02, 0.0)
     for step in range(300):
         for group in optimiser.param_groups:
             group["lr"] = 0.02 * (1 - step / 300)

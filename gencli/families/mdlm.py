@@ -38,7 +38,6 @@ from gencli.layers.autoregressive import inside, variational_dropout
 from gencli.layers.classes import class_count
 from gencli.layers.distributions import Categorical
 from gencli.model import Batch, Given, Graph, Loss, Model, Phase, Player, Score
-from gencli.muon import Muon
 from gencli.rng import Rng
 
 _PIECE = 2**15  # tokens that the network reads at once in scoring
@@ -159,13 +158,10 @@ class MDLM(Model):
     # --- train
 
     def phases(self) -> list[Phase]:
-        train = Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self._optimiser)])
+        train = Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon(self.blocks))])
         if not self.spec.lines:
             return [train]
         return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), train]
-
-    def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
-        return muon(self.blocks, parameters, lr, weight_decay)
 
     def _count(self, batch: Batch) -> None:
         assert batch.lengths is not None

@@ -28,7 +28,6 @@ from gencli.kinds.text import TextSpec
 from gencli.layers.attention import AttentionConfig, Block, attend, bias, muon, norm, rotation
 from gencli.layers.autoregressive import Advance, Read, TrainedByWindows, after_end, inside, variational_dropout
 from gencli.model import Batch, Graph, Loss, Phase, Player
-from gencli.muon import Muon
 from gencli.rng import Rng
 
 # Numbers of one example in memory at once while a long text is scored or encoded.
@@ -123,10 +122,7 @@ class Transformer(TrainedByWindows):
     # --- train
 
     def phases(self) -> list[Phase]:
-        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self._optimiser)])]
-
-    def _optimiser(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
-        return muon(self.blocks, parameters, lr, weight_decay)
+        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon(self.blocks))])]
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per token."""

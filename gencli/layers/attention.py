@@ -8,7 +8,8 @@ Shapes: B texts, T tokens, D dimensions of a token, or of a head.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -78,11 +79,9 @@ class Block(nn.Module):
         return F.linear(_squared_relu(F.linear(norm(x), self.up * self.feed_gain)), self.down)
 
 
-def muon(blocks: Sequence[Block], parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
-    """Muon for the matrices of the layers, Adam without decay for the other parameters: embeddings and gains."""
-    matrices = [matrix for block in blocks for matrix in block.matrices]
-    chosen = set(map(id, matrices))
-    return Muon(matrices, [p for p in parameters if id(p) not in chosen], lr, weight_decay)
+def muon(blocks: Sequence[Block]) -> Callable[[list[nn.Parameter], float, float], Muon]:
+    """The optimiser: Muon for the matrices of the layers, Adam for embeddings and gains."""
+    return partial(Muon, matrices=[matrix for block in blocks for matrix in block.matrices])
 
 
 def rotation(place: Tensor, size: int, dtype: torch.dtype) -> Tensor:
