@@ -26,6 +26,7 @@ from gencli.metrics.requirements import Requirement
 from gencli.presets import about, read_preset
 from gencli.publish import append, require_writable
 from gencli.runs import Run
+from gencli.status import status
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def entry(path: str, data: str, ledger: str) -> Entry:
 
     Raises:
         ResourceError: the ledger cannot be written.
-        UsageError: the run was not trained by a preset, or with other settings; the preset expects no number, or is
-            measured on other data.
+        UsageError: the run was not trained by a preset, or with other settings, or not to its end; the preset expects
+            no number, or is measured on other data.
     """
     require_writable(ledger)
     run = Run(path)
@@ -89,6 +90,8 @@ def entry(path: str, data: str, ledger: str) -> Entry:
         name = changed[0]
         raise UsageError(f"--ledger: {path} was trained with --{name.replace('_', '-')} {config.get(name)}, and preset "
                          f"{preset} has {settings[name]}; train it as it is")
+    if (state := status(path)["state"]) != "finished":
+        raise UsageError(f"--ledger: {path} is {state}, and a ledger is of whole trainings; finish it with --resume")
     if said.metric is None or said.interval is None:
         raise UsageError(f"--ledger: preset {preset} of {family} expects no number of 'gencli evaluate': "
                          f"{said.expected}")

@@ -53,10 +53,23 @@ class Sharding:
         _, result = self._roots[model](function, *values)
         return result
 
+    def rewrite(self, model: Model, function: Callable[..., T], *values: Any) -> T:
+        """As `compute`, of a function that writes to the weights in place, the same in every process."""
+        def compute() -> tuple[T, list[Tensor]]:
+            result = function(*values)
+            return result, [weight.clone() for weight in model.parameters()]
+
+        with torch.no_grad():
+            result, written = self.compute(model, compute)
+            for weight, of_all in zip(model.parameters(), written, strict=True):
+                weight.copy_(part(of_all, weight))
+        return result
+
     def _divide(self, model: Model) -> None:
         model.to(memory_format=torch.contiguous_format)  # torch divides no others
         self._roots[model] = root = _Root(model)
-        fully_shard(root, mesh=self._mesh, reshard_after_forward=True)
+        found = {weight for weight in model.parameters() if not (weight.ndim or weight.requires_grad)}
+        fully_shard(root, mesh=self._mesh, reshard_after_forward=True, ignored_params=found)  # one number has no parts
         model.register_load_state_dict_pre_hook(_take_parts)
 
 

@@ -71,6 +71,7 @@ class Hooks:
     warn: Callable[[str], None] = lambda message: None
     preview: Callable[[Model, int], None] = lambda model, step: None
     save: Callable[[], None] = lambda: None  # before a checkpoint is published
+    saved: Callable[["Outcome"], None] = lambda so_far: None  # after one was, but for the last
     log: Callable[[dict[str, Any]], None] = lambda line: None  # a line of metrics.jsonl
     go_on: Callable[[int], None] = lambda step: None  # from this step, after all that was logged after it is dropped
 
@@ -174,7 +175,7 @@ class Trainer:
                 if phase.name != names[-1]:
                     self.state.step = self.phase_end  # early stopping ends a phase, and the next one starts on time
         self.state.stopped_early = self.state.step < self.total
-        self._save()
+        self._save(last=True)
         model, kept = self.result, None
         if self.state.best_weights:
             model.load_state_dict({name: whole(tensor) for name, tensor in self.state.best_weights.items()})
@@ -206,9 +207,13 @@ class Trainer:
 
     def _refuse_divided(self) -> None:
         """UsageError if the phases of this model need weights that lie in one place."""
-        if self.sharding and not all(len(phase.players) == 1 for phase, _ in self.phases):
-            raise UsageError(f"--fsdp: {type(self.model).__name__.lower()} is trained by several players, or by passes "
-                             f"over its data, and needs whole weights; leave it out")
+        if not self.sharding:
+            return
+        name = type(self.model).__name__.lower()
+        if not self.learns:
+            raise UsageError(f"--fsdp: a {name} is computed from its data in passes and makes no steps; leave it out")
+        if any(len(phase.players) > 1 for phase, _ in self.phases):
+            raise UsageError(f"--fsdp: {name} is trained by several players and needs whole weights; leave it out")
 
     def _refuse_small_steps(self) -> None:
         """DataError if a process would get fewer examples in a step than it can compute with."""
@@ -267,7 +272,7 @@ class Trainer:
         if phase.begin and not again:
             seed_layers(self.device, self.settings.seed, "begin", phase.name)
             with torch.no_grad():
-                self._compute(self.model, phase.begin)
+                self._rewrite(phase.begin)
         state.start_average(self.settings)
 
     def _learning_rate(self) -> float:
@@ -367,6 +372,10 @@ class Trainer:
         """`function(*values)`, which uses the weights of the model."""
         return self.sharding.compute(model, function, *values) if self.sharding else function(*values)
 
+    def _rewrite(self, function: Callable[[], T]) -> T:
+        """`function()`, which may write to the weights of the model."""
+        return self.sharding.rewrite(self.model, function) if self.sharding else function()
+
     def _join_carried(self, parts: list[Part]) -> None:
         """Let the model carry on the state of all parts."""
         rows = [part.carried for part in parts if part.carried is not None]
@@ -389,13 +398,13 @@ class Trainer:
         done = state.passes.get(phase.name, 0)
         while done < passes and not state.out_of_patience(self.settings):
             for batch in in_turn(self.data, self.settings.batch_size, self.device, self.settings.workers):
-                phase.accumulate(batch)
+                self._compute(self.model, phase.accumulate, batch)
             before = state.step
-            done = done + 1 if phase.finish() else passes
+            done = done + 1 if self._rewrite(phase.finish) else passes
             state.passes[phase.name] = done
             state.step = start + (end - start) * done // passes
             state.start_average(self.settings)  # counts are not a trajectory to average, and may have other sizes
-            self._after_step(phase.report() if phase.report else {}, before, stop)
+            self._after_step(self._compute(self.model, phase.report) if phase.report else {}, before, stop)
 
     # --- what happens after a step
 
@@ -519,7 +528,7 @@ class Trainer:
             return due(int(every))
         return bool(self.processes.agree(time.monotonic() - self._saved_at >= seconds(every)))
 
-    def _save(self, anchor: bool = False) -> None:
+    def _save(self, anchor: bool = False, last: bool = False) -> None:
         """Publish a checkpoint; `anchor`: one to go back to, as any training with these settings saves it."""
         self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
         if anchor:
@@ -533,6 +542,10 @@ class Trainer:
             numbers = self.state.numbers() | {"conditions": self._conditions()}
             spare = self.state.anchors if self.settings.retries else ()
             checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep, spare)
+        if 0 < self.state.step < self.total and not last:
+            so_far = Outcome(self.result, self.state.step, retries=self.state.retries)
+            if self.processes.first:
+                self.hooks.saved(so_far)
         self.processes.wait()
         self._saved_at = time.monotonic()
 

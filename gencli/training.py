@@ -429,9 +429,16 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
         run.write_config(resolved.document())
 
     return Trainer(model, resolved.examples, resolved.settings, run, device,
-                   Hooks(events.progress, followers.warn, followers.preview, keep_settings, followers.log,
-                         followers.rewind),
+                   Hooks(events.progress, followers.warn, followers.preview, keep_settings,
+                         functools.partial(_publish, run, resolved), followers.log, followers.rewind),
                    started=resolved.other is not None and resolved.other.use == "weights")
+
+
+def _publish(run: Run, resolved: Plan, outcome: Outcome) -> None:
+    """Write the model, which the other verbs read also while it trains, and its card into the run."""
+    card = resolved.card(outcome)
+    run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
+    run.publish("README.md", model_card(outcome.model, card, run.path, outcome.values).encode())
 
 
 def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, events: Events,
@@ -452,28 +459,15 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
         run.log("gencli " + " ".join(sys.argv[1:]))
         followers.start(resumed)
 
-    def publish(outcome: Outcome, finished: bool = True) -> None:
-        """Write the model, samples of it if it is finished, and its card into the run."""
-        card = resolved.card(outcome)
-        run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
-        if finished and resolved.settings.preview_every:
-            followers.preview(outcome.model, outcome.step)
-        run.publish("README.md", model_card(outcome.model, card, run.path, outcome.values).encode())
-
     try:
         with stop_requests(resolved.settings.time_limit) as stop:
-            try:
-                while (outcome := _attempt(trainer, resume, stop)) is None:
-                    trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
-                    resume = True
-            except StoppedError:  # the model so far can be sampled from until the run is resumed
-                so_far = trainer.result.eval()
-                if processes.first:
-                    publish(Outcome(so_far, trainer.state.step, retries=trainer.state.retries), finished=False)
-                processes.wait()  # a process that exits early makes torchrun end the others
-                raise
+            while (outcome := _attempt(trainer, resume, stop)) is None:
+                trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
+                resume = True
             if processes.first:
-                publish(outcome)
+                if resolved.settings.preview_every:
+                    followers.preview(outcome.model, outcome.step)
+                _publish(run, resolved, outcome)
             processes.wait()
     except BaseException as error:
         if processes.first:

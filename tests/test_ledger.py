@@ -98,7 +98,7 @@ def test_a_number_outside_of_its_interval_fails_and_is_written(gencli, preset, s
     assert "elbo was not measured" in one_line(failed.stderr)
 
 
-def test_a_ledger_is_of_presets_as_they_are(gencli, preset, small_data, small_run):
+def test_a_ledger_is_of_presets_as_they_are(gencli, preset, small_data, small_run, tmp_path):
     data = str(small_data["vector"])
 
     def refused(run, data=f"{data}:test", code=2, ledger="l.jsonl"):
@@ -108,6 +108,11 @@ def test_a_ledger_is_of_presets_as_they_are(gencli, preset, small_data, small_ru
     gencli("train", "gaussian", data, "--preset", "tiny", "--batch-size", "16", "-o", "other", "-q")
     assert "trained with --batch-size 16, and preset tiny has 32" in refused("other")
     gencli("train", "gaussian", data, "--preset", "tiny", "-o", "run", "-q")
+    (state,) = (tmp_path / "run/checkpoints").glob("*/state.json")
+    whole = state.read_text()
+    state.write_text(to_json({**json.loads(whole), "total": 10**6}))
+    assert "run is interrupted, and a ledger is of whole trainings; finish it with --resume" in refused("run")
+    state.write_text(whole)
     assert f"is measured otherwise than on {data}:" in refused("run", data)
     assert "no such" in refused("run", ledger="nowhere/l.jsonl", code=7).lower()
     assert "name one" in refused("run", ledger="-")

@@ -30,8 +30,21 @@ def test_a_divided_model_learns_as_a_whole_one(small_data, gencli, torchrun, tmp
     assert {name: tensor.shape for name, tensor in kept.items()} == {n: plain[n].shape for n in kept}
 
 
+def test_passes_and_phases_write_to_weights_that_are_divided(small_data, torchrun, tmp_path):
+    """Biases by how often pixels are white, weights of a layer by those of the one below it."""
+    words = ["train", "dbn", str(small_data["image"]), *SMALL["dbn", "image"], "--steps", "6", "--precision", "fp32"]
+    for name, *more in (("plain",), ("divided", "--fsdp")):
+        assert (done := torchrun(2, *words, *more, "-o", name)).returncode == 0, done.stderr
+    plain, divided = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "divided"))
+    assert plain.keys() == divided.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(divided[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_divided(small_data, gencli, torchrun):
     words = ["train", "vae", str(small_data["vector"]), "-o", "run", "--fsdp", *SMALL["vae", "vector"], "--steps", "2"]
     assert "--fsdp divides a model among processes, and there is one" in gencli(*words, code=2).stderr
     words = ["train", "gan", str(small_data["vector"]), "-o", "run", "--fsdp", *SMALL["gan", "vector"], "--steps", "2"]
     assert "--fsdp: gan is trained by several players" in torchrun(2, *words).stderr
+    words = ["train", "pca", str(small_data["vector"]), "-o", "run", "--fsdp"]
+    assert "--fsdp: a pca is computed from its data in passes" in torchrun(2, *words).stderr

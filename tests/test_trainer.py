@@ -216,6 +216,21 @@ def test_early_stopping_keeps_the_best(rows):
     assert outcome.step < 400 and trainer.state.stopped_early
 
 
+def test_the_model_is_told_after_each_checkpoint_but_the_last(rows, tmp_path):
+    """The last model is another: a resumed training that finds one of the last step takes it for finished."""
+    settings = TrainSettings(steps=6, checkpoint_every="2", lr=0.1, precision="fp32")
+    told = []
+    with Run(tmp_path / "run") as run:
+        def saved(so_far):
+            assert checkpoints.steps(run.path)[-1] == so_far.step
+            told.append((so_far.step, so_far.model.weight.item()))
+
+        Trainer(Line(rows.spec), rows, settings, run, hooks=Hooks(saved=saved)).run()
+    constant = {"lr": 0.1, "schedule": "constant"}
+    assert told == [(step, train(Line(rows.spec), rows, steps=step, **constant)[0].model.weight.item())
+                    for step in (2, 4)]
+
+
 def test_validation_that_rises_is_told_once(rows):
     class Scored(Line):
         likelihood = "exact"
@@ -681,6 +696,22 @@ def test_signals_save_and_exit(number, code, small_data, gencli_process, gencli,
     assert "Traceback" not in err.decode()
     (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
     assert int(checkpoint.name[5:]) >= lines_of(tmp_path / "run/metrics.jsonl")[-1]["step"]
+
+
+def test_a_run_is_read_while_it_trains(small_data, gencli_process, gencli, tmp_path):
+    process = gencli_process("train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "1000000",
+                             "--checkpoint-every", "5", "--log-every", "5", *SMALL["vae", "vector"])
+    while not (tmp_path / "run/model.safetensors").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.05)
+    gencli("sample", "run", "-n", "3", "-o", "now.csv")
+    gencli("evaluate", "run", str(small_data["vector"]), "--draw", "0", "-q")
+    assert json.loads(gencli("families", "run", "--json").stdout)["state"] == "running"
+    process.kill()
+    process.communicate()
+    gencli("sample", "run", "-n", "3", "-o", "then.csv")
+    done = json.loads(gencli("families", "run", "--json").stdout)
+    assert done["state"] == "interrupted" and done["steps"]["done"] >= 5
 
 
 def test_time_limit(small_data, gencli, tmp_path):
