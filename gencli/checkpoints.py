@@ -278,7 +278,8 @@ def finished(run: Run, total: int, settings: TrainSettings) -> bool:
         numbers = _read_numbers(folders(run.path)[-1])
         patient = not settings.patience or settings.patience > numbers["waited"]  # more than before: it goes on
         over = numbers["step"] >= total or (numbers["stopped_early"] and not patient)
-        return over and read_card(run.path).trained == numbers["step"]
+        card = read_card(run.path)
+        return over and card.trained == numbers["step"] and not card.planned
     except (OSError, LookupError, ValueError, ModelError):
         return False
 

@@ -20,7 +20,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,7 @@ class Card(BaseModel):
     examples: int = 0  # that it was trained on; 0 in older files
     extent: tuple[int, int] | None = None  # files and bytes of the training data, where it lay in files
     steps: int = 0  # of training behind the weights
+    planned: int | None = None  # steps of the whole training, where it is not over
     stopped: int | None = None  # the step at which training ended, where weights of an earlier one were kept
     seed: int = 0
     retries: tuple[tuple[int, int], ...] = ()  # (after which step training diverged, the step it went back to)
@@ -277,13 +278,16 @@ def identity(run: str | Path) -> str:
     return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
 
 
-def load_model(run: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Card]:
-    """A trained model in evaluation mode on `device`, and its card.
+def load_model(run: str | Path, device: torch.device | str = "cpu",
+               warn: Callable[[str], None] = lambda message: None) -> tuple[Model, Card]:
+    """A trained model in evaluation mode on `device`, and its card; a warning if it is not trained to its end.
 
     Raises:
         ModelError: as `read_card`, or its weights do not fit its configuration.
     """
     path, card = model_path(run), read_card(run)
+    if card.planned:
+        warn(f"{run} is trained as far as step {card.steps:,} of {card.planned:,}")
     with verified(path, checksums(path)):
         try:
             with _no_larger_than(path):

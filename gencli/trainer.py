@@ -97,6 +97,7 @@ class Outcome:
     step: int  # at which training ended
     values: dict[str, float] = field(default_factory=dict)  # last logged
     kept: int | None = None  # the step of the weights, if it is an earlier one
+    planned: int | None = None  # steps of the whole training, if it is not over
     early: bool = False  # before the last step, as --patience wants it
     retries: list[dict[str, int]] = field(default_factory=list)  # as in `TrainingState`
 
@@ -182,7 +183,8 @@ class Trainer:
             kept = self.state.best_step or None  # 0: an older checkpoint, which does not say
         last = self.state.history[-1] if self.state.history else {}
         return Outcome(model.eval().requires_grad_(False), self.state.step, last,
-                       None if kept == self.state.step else kept, self.state.stopped_early, self.state.retries)
+                       None if kept == self.state.step else kept, early=self.state.stopped_early,
+                       retries=self.state.retries)
 
     @property
     def result(self) -> Model:
@@ -543,7 +545,7 @@ class Trainer:
             spare = self.state.anchors if self.settings.retries else ()
             checkpoints.save(self.run_folder.path, self.state.step, tensors, numbers, self.settings.keep, spare)
         if 0 < self.state.step < self.total and not last:
-            so_far = Outcome(self.result, self.state.step, retries=self.state.retries)
+            so_far = Outcome(self.result, self.state.step, planned=self.total, retries=self.state.retries)
             if self.processes.first:
                 self.hooks.saved(so_far)
         self.processes.wait()

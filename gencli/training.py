@@ -151,7 +151,7 @@ class Plan:
         return runs.Card(family=self.family, config=self.config.model_dump(), spec=self.examples.spec,
                          origin=self.origin, data=self.data, data_settings=self.reading,
                          fingerprint=self.examples.fingerprint, examples=len(self.examples), extent=extent(self.data),
-                         steps=outcome.step if outcome.kept is None else outcome.kept,
+                         steps=outcome.step if outcome.kept is None else outcome.kept, planned=outcome.planned,
                          stopped=None if outcome.kept is None else outcome.step, seed=self.settings.seed,
                          retries=tuple((retry["diverged"], retry["from"]) for retry in outcome.retries))
 

@@ -709,7 +709,11 @@ def test_a_run_is_read_while_it_trains(small_data, gencli_process, gencli, tmp_p
     assert json.loads(gencli("families", "run", "--json").stdout)["state"] == "running"
     process.kill()
     process.communicate()
-    gencli("sample", "run", "-n", "3", "-o", "then.csv")
+    for verb in (["sample", "run", "-n", "3", "-o", "then.csv"], ["export", "run", "-o", "then.onnx"],
+                 ["evaluate", "run", str(small_data["vector"]), "--draw", "0"],
+                 ["encode", "run", str(small_data["vector"]), "-o", "codes.npz"],
+                 ["interpolate", "run", "--seeds", "1,2", "-o", "way.csv"]):
+        assert re.search(r"warning: run is trained as far as step \d+ of 1,000,000", gencli(*verb).stderr), verb
     done = json.loads(gencli("families", "run", "--json").stdout)
     assert done["state"] == "interrupted" and done["steps"]["done"] >= 5
 

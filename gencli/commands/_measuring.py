@@ -91,7 +91,7 @@ class Subject:
         self.card: Card | None = None
         self.keywords: dict[str, Any] = {}
         if run:
-            self.model, self.card = runs.load_model(run, devices.pick(request.device))
+            self.model, self.card = runs.load_model(run, devices.pick(request.device), console.warn)
             self.keywords = options.parse_set(request.set, *options.methods_of(self.model, "evaluate"))
         split: Literal["all", "test"] = "all" if self.card is None or os.path.isfile(request.data) else "test"
         self._warn = split == "all"

@@ -91,7 +91,7 @@ def encode(
         _compress(run, examples, output, device, console)
         return
     with streams.open_code_writer(output, format=format, total=len(examples), meta={"family": card.family}) as writer:
-        model, _ = runs.load_model(run, devices.pick(device))
+        model, _ = runs.load_model(run, devices.pick(device), console.warn)
         if model.code_spec:
             writer.describe(model.code_spec)
         methods = options.methods_of(model, "encode --project" if project else "encode", () if errors else ("decode",))
@@ -122,7 +122,7 @@ def _compress(run: str, examples: "Dataset", output: str | None, device: str, co
     from gencli import codec, runs, streams
 
     with streams.open_compressed_writer(output) as writer, console.progress("encode") as progress:
-        model, card = runs.load_model(run, codec.device_of(device))
+        model, card = runs.load_model(run, codec.device_of(device), console.warn)
         begin = time.monotonic()
         made = codec.compress(model, examples, runs.identity(run), card.family, progress)
         seconds = max(time.monotonic() - begin, 1e-6)
@@ -155,7 +155,7 @@ def _write_nearest(run: str, examples: "Dataset", collection: "Dataset", number:
                 **({kind.name: text} if kind.plain else {})}
 
     with streams.open_neighbour_writer(output, format=format) as writer:
-        model, _ = runs.load_model(run, devices.pick(device))
+        model, _ = runs.load_model(run, devices.pick(device), console.warn)
         keywords = options.parse_set(set, model.encode)
         with devices.memory_explained("give fewer examples with --limit"), console.progress("encode") as progress:
             cosines, places = inference.nearest(model, examples, collection, number, seed, progress, **keywords)

@@ -76,7 +76,7 @@ def export(
                          f"name {hub.SCHEME}user/name")
     require_apart({"-o": output}, [run], run, json)
     require_writable(output)  # before the model is read
-    model, card = runs.load_model(run)
+    model, card = runs.load_model(run, warn=console.warn)
     document: dict[str, Any] = {"output": output, "format": kind_of_file}
     if kind_of_file == "safetensors":
         runs.save_model(output, model, card)

@@ -100,7 +100,7 @@ def interpolate(
     across = frames if moves else None
     with (streams.open_writer(output, card.spec, format=format, total=total, across=across) as writer,
           console.progress("interpolate") as progress):
-        model, _ = runs.load_model(run, devices.pick(device))
+        model, _ = runs.load_model(run, devices.pick(device), console.warn)
         unused = [*([] if words or attribute else ["encode"]), *([] if seeds or not sources else ["prior"])]
         verb = "interpolate --attribute" if attribute else "interpolate"
         keywords = options.parse_set(set, *options.methods_of(model, verb, unused))

@@ -168,7 +168,7 @@ def sample(
                              "array; write a folder or a tar")
     with (opened as writer, devices.memory_explained("use a larger machine or --device cpu"),
           console.progress("sample") as progress):
-        model, _ = runs.load_model(run, devices.pick(device))
+        model, _ = runs.load_model(run, devices.pick(device), console.warn)
         if conditions.prompt is not None and model.reach is not None and len(conditions.prompt) > model.reach:
             console.note(f"--prompt: what follows depends on the last {model.reach:,} of its "
                          f"{len(conditions.prompt):,} elements; the model reaches no further back")
@@ -251,7 +251,7 @@ def _edit(run: str, photo: str, strokes: str, mask: str | None, label: int | Non
         batch = replace(batch, labels=torch.tensor([label]))
     with (streams.open_writer(output, card.spec, format=format, total=film or 1, across=film) as writer,
           console.progress("sample") as progress):
-        model, _ = runs.load_model(run, devices.pick(device))
+        model, _ = runs.load_model(run, devices.pick(device), console.warn)
         keywords = options.parse_set(set, *options.methods_of(model, "sample --edit"))
         made = editing.edit(model, batch, painted, seed, keywords, **inference.own_options(editing.edit, keywords))
         fixed = Given(condition=batch.condition)
@@ -283,7 +283,7 @@ def _decompress(run: str, found: "Archive", numbers: range, condition: "Batch | 
     with (streams.open_writer(output, card.spec, format=format, start=numbers.start, whole=found.head.whole,
                               meta={"family": card.family}, total=None if skip_bad else len(numbers)) as writer,
           console.progress("sample") as progress):
-        model, _ = runs.load_model(run, codec.device_of(device))
+        model, _ = runs.load_model(run, codec.device_of(device), console.warn)
         for batch in found.decode(model, numbers, condition, lost.append if skip_bad else None, progress):
             if is_stdout(output):
                 progress.give_way()

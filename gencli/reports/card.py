@@ -35,11 +35,12 @@ def model_card(model: Model, card: runs.Card, folder: Path | None = None, values
     title = f"{card.family} trained on {plain(card.data)}"
     results = measured(folder) if folder else {}
     head = _head(model, card, results, (address or card.family).rpartition("/")[2], license)
+    planned = f" of {card.planned}" if card.planned else ""
     kept = "" if card.stopped is None else f" (the best on validation; training ended at step {card.stopped})"
     facts = {
         "date": settings.get("date"), "command": _command(settings.get("argv")),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "training": f"{card.steps} steps{_accumulated(settings)}{kept}, seed {card.seed}",
+        "training": f"{card.steps} steps{planned}{_accumulated(settings)}{kept}, seed {card.seed}",
         "diverged": "; ".join(f"after step {diverged}, and went on from step {step} with {0.5 ** number:g} of the "
                               f"learning rate" for number, (diverged, step) in enumerate(card.retries, 1)),
         "data": f"{card.data}, {card.examples:,} examples of the training split, fingerprint {card.fingerprint[:16]}",
