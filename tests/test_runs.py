@@ -352,7 +352,7 @@ def test_a_crash_between_the_last_checkpoint_and_the_model(gencli, small_data, t
     publish_file = Run.publish
 
     def crash(self, name, content):
-        if name == "model.safetensors":
+        if name == "model.safetensors" and checkpoints.steps(self.path)[-1] == 40:
             raise RuntimeError("crash")
         publish_file(self, name, content)
 
@@ -440,12 +440,11 @@ def test_is_finite():
 def test_nothing_bad_reaches_the_model(gencli, small_data, tmp_path):
     """A finite loss whose step ruins the weights: noticed before they are saved."""
     gencli(*args(small_data, "--steps", "14"))
-    before = (tmp_path / "run/model.safetensors").read_bytes()
     stderr = gencli(*args(small_data, "--resume", "--lr", "1e38", "--checkpoint-every", "1"), code=6).stderr
     warning, error = stderr.splitlines()
     assert warning.startswith("warning") and "--lr" in warning and "--lr" in error
-    assert (tmp_path / "run/model.safetensors").read_bytes() == before
-    assert checkpoints.load(tmp_path / "run", pytest.fail)[1]["step"] >= 14
+    kept = checkpoints.load(tmp_path / "run", pytest.fail)[1]["step"]
+    assert kept >= 14 and runs.load_model(tmp_path / "run")[1].steps == kept, "all its weights are finite"
     assert "Traceback" in (tmp_path / "run/log.txt").read_text()
 
 
