@@ -49,17 +49,6 @@ def pictures(model, count) -> Batch:
     return Batch(levels.float() / (model.levels - 1), torch.arange(count) % model.classes if model.classes else None)
 
 
-@nets
-@cases
-def test_muon_trains_the_weights_of_the_lstms(net, case):
-    """All of them, and nothing else: no bias, no embedding, and neither the first filters nor the outputs."""
-    model = make(net, *LARGER[case])
-    names = [name for name, weight in model.named_parameters() if any(weight is matrix for matrix in model.matrices)]
-    assert names == [name for name, _ in model.named_parameters() if name.endswith(("read", "follow", "mix"))]
-    assert len(model.matrices) == len(names) == 2 * 3 * (2 if case == "multi-scale" else 1)
-
-
-
 def streams(count) -> ExampleStreams:
     return ExampleStreams(3, torch.arange(count), "test")
 

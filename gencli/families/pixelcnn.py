@@ -8,6 +8,7 @@
   Improved Autoregressive Generative Model", arXiv:1712.09763.
 - orders: a picture read from several corners, by rows or by columns, by one network, and the mean over these orders.
   Jain, Abbeel & Pathak 2020, "Locally Masked Convolution for Autoregressive Models", arXiv:2006.12486.
+- optimiser: Muon for the weights of the layers, AdamW for the rest, which is ahead early on (`gencli.muon`).
 - mixture: each channel is a mixture of discretised logistics whose means are linear in the channels before it.
   Salimans et al. 2017, "PixelCNN++", arXiv:1701.05517.
 
@@ -18,13 +19,16 @@ through the network.
 Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the distribution of a pixel, K components.
 """
 
-from typing import ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
 from gencli.layers.pixels import AutoregressivePixels, PixelsConfig
-from gencli.model import NetSize, Sizes, Spec, net_size
+from gencli.model import NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.muon import Muon
 
 
 class PixelCNNConfig(PixelsConfig):
@@ -73,3 +77,13 @@ class PixelCNN(AutoregressivePixels):
         size = self.spec.channels, config.width, config.layers, config.kernel, self.told
         self.net = GatedStacks(*size, config.attention) if config.net == "gated" else PlainStack(*size)
         self.output = self._head(config.width)
+
+    @property
+    def matrices(self) -> list[nn.Parameter]:
+        """Filters and matrices of the layers after the first, which Muon trains."""
+        return [cast(nn.Parameter, layer.weight) for name, layer in self.net.named_modules()
+                if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
+
+    def phases(self) -> list[Phase]:
+        muon = partial(Muon, matrices=self.matrices)
+        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon)])]

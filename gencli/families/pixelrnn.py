@@ -58,7 +58,7 @@ class PixelRNN(AutoregressivePixels):
     """
 
     Config = PixelRNNConfig
-    defaults = {"lr": 1e-2, "batch_size": 16, "warmup": 200, "schedule": "cosine", "ema": 0.999, "grad_clip": 50.0}
+    defaults = {"lr": 2e-3, "batch_size": 16, "warmup": 200, "schedule": "cosine", "ema": 0.999, "grad_clip": 50.0}
     config: PixelRNNConfig
     net: "_LSTMs"
     small: "_LSTMs"  # of the small picture, if there is one
@@ -85,10 +85,6 @@ class PixelRNN(AutoregressivePixels):
             rest = torch.ones(self.spec.size, dtype=torch.bool).index_fill_(0, first, False)
             self.register_buffer("first", first, persistent=False)
             self.register_buffer("rest", rest, persistent=False)
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return [*self.net.matrices, *(self.small.matrices if self.every else [])]
 
     def _guide(self, x: Tensor) -> Tensor:
         """What the small picture (B, C, h, w) in [-1, 1] says to each pixel, (B, F, H, W)."""
@@ -391,10 +387,6 @@ class _Layer(nn.Module):
         self.mix = nn.Parameter(torch.empty(4 * units, directions * units).uniform_(-scale, scale))
         self.classes = nn.Embedding(classes, directions * 4 * units) if classes else None
 
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return [self.read, self.follow, self.mix]
-
     def forward(self, carried: Tensor, own: Tensor | None, labels: Tensor | None) -> Tensor:
         """x and skip connections side by side (2 F, P, B) -> the same after this layer.
 
@@ -451,10 +443,6 @@ class _LSTMs(CausalNet):
 
     def walk(self, like: Tensor, columns: int, labels: Tensor | None, guide: Tensor | None = None) -> Walk:
         return (_DiagonalWalk if self.course.directions == 2 else _RowWalk)(self, like, columns, labels, guide)
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return [weight for layer in self.layers for weight in cast(_Layer, layer).matrices]
 
 
 _NETS = {"diagonal": partial(_LSTMs, diagonal=True), "row": partial(_LSTMs, diagonal=False)}

@@ -35,17 +35,6 @@ class CausalNet(nn.Module):
         """The same, pixel by pixel, of len(like) pictures of so many columns, in the precision of `like`."""
         raise NotImplementedError
 
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        """The weights of the layers after the first, for Muon."""
-        raise NotImplementedError
-
-
-def _weights(*parts: nn.Module) -> list[nn.Parameter]:
-    """Filters and matrices among the parts of some networks, but for embeddings."""
-    return [cast(nn.Parameter, layer.weight) for part in parts for layer in part.modules()
-            if isinstance(layer, (nn.Conv2d, nn.Linear))]
-
 
 class CausalConv(nn.Module):
     """A masked filter as its two rectangles: `above` the rows above, `left` the pixels before it in its row.
@@ -164,10 +153,6 @@ class GatedStacks(CausalNet):
     def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
         return _GatedWalk(self, like, columns, labels)
 
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return _weights(self.layers, self.attention)
-
 
 class _PlainLayer(nn.Module):
     """A residual block of van den Oord 2016a: 1x1 to half the width, masked, 1x1 back; (B, width, H, W)."""
@@ -207,10 +192,6 @@ class PlainStack(CausalNet):
 
     def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
         return _PlainWalk(self, like, columns, labels)
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        return _weights(self.layers)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ Masked Convolution for Autoregressive Models", arXiv:2006.12486. Departure: inst
 each order, the network reads the picture turned or mirrored, and is told how as it is told a class. So all orders are
 raster scans, of which there are N = 8 at most, and N cost no more than one but in the likelihood, which takes N passes.
 
-Muon trains the weights of the layers, AdamW the rest: after the same steps that costs several nats less a picture.
-
 Shapes: B batch, C channels, H x W pixels, D = C * H * W numbers, N orders, L levels, P numbers that describe the
 distribution of a pixel, K components.
 """
@@ -18,7 +16,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -31,8 +28,7 @@ from gencli.kinds.image import ImageSpec
 from gencli.layers.classes import class_count
 from gencli.layers.distributions import Categorical, DiscretisedLogistic, precise
 from gencli.layers.masked_convolutions import CausalNet, Walk
-from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Phase, Player, Spec, Visit
-from gencli.muon import Muon
+from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, Model, Spec, Visit
 from gencli.rng import Rng
 
 
@@ -287,15 +283,6 @@ class AutoregressivePixels(Model):
         return (levels.T.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2) / (self.levels - 1)).float()
 
     # --- train
-
-    def phases(self) -> list[Phase]:
-        muon = partial(Muon, matrices=self.matrices)
-        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon)])]
-
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        """The weights that Muon trains."""
-        return self.net.matrices
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """Mean negative log likelihood in nats per picture, each in an order drawn at random.
