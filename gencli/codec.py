@@ -17,7 +17,7 @@ A file, numbers little-endian, N in varints (7 bits a byte, the least first, the
 
 | bytes | what                                                                                                    |
 |-------|---------------------------------------------------------------------------------------------------------|
-| 4     | `GCZ` and the version of this format, 2                                                                 |
+| 4     | `GCZ` and the version of this format, 3                                                                 |
 | 4     | CRC-32 of the rest of the head                                                                          |
 | 8     | the beginning of the identity of the model (`gencli.runs.identity`)                                     |
 | 4     | CRC-32 of what is known of the build of torch and of the processor (`machine`)                          |
@@ -37,7 +37,7 @@ and a block:
 | N ... | where they have flags (the missing elements), how many, and how often each is set                       |
 |       | 32-bit words of the coder: which of the examples have the greatest length, the lengths of the others    |
 |       | and the classes, as uniform numbers, each flag by its share; then the examples symbol by symbol, 64 at  |
-|       | a time, or one by one                                                                                   |
+|       | a time, or one by one; of those at a time as many as have 16 joint levels at most are coded as one      |
 """
 
 import contextlib
@@ -64,7 +64,7 @@ from gencli.errors import DataError, UsageError, first_line
 from gencli.model import Batch, Model
 from gencli.version import __version__
 
-MAGIC = b"GCZ\x02"
+MAGIC = b"GCZ\x03"
 _AT_ONCE = 64  # examples that are computed together: an operation costs hardly more than for one
 _MOST = 2**14  # examples of a block
 _ENOUGH = 2**18  # bits of a block, beside which its 20 bytes do not count

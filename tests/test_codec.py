@@ -13,6 +13,7 @@ import torch
 
 from gencli import codec, runs
 from gencli.dataset import Dataset
+from gencli.entropy_coding import Decoder, Encoder, StackEncoder
 from gencli.errors import DataError, ModelError
 from gencli.kinds.image import ImageSpec
 from gencli.model import Batch, FamilyConfig, Model
@@ -74,9 +75,39 @@ def test_the_size_is_that_of_a_known_distribution(model):
     block = made.file[-made.payload :]
     assert struct.unpack_from("<I", block)[0] == zlib.crc32(block[4:]) and block[8] == 0
     coder = constriction.stream.queue.RangeDecoder(np.frombuffer(block[9:], np.uint32))
-    known = constriction.stream.model.Categorical(CHANCES.numpy(), perfect=False)
-    for part in levels.split(64):  # batches, then symbol by symbol
-        assert np.array_equal(coder.decode(known, part.numel()), part.T.flatten().numpy())
+    known = constriction.stream.model.Categorical(torch.outer(CHANCES, CHANCES).flatten().numpy(), perfect=False)
+    for part in levels.split(64):  # batches, then symbol by symbol, those of two examples as one
+        first, second = part.T.unflatten(1, (-1, 2)).unbind(2)
+        assert np.array_equal(coder.decode(known, first.numel()), (4 * first + second).flatten().numpy())
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 16, 17, 200])
+def test_symbols_coded_as_one(levels):
+    """Of as many at a time as there may be, by a queue, by a stack, and taken from that and given back."""
+    random, coded = torch.Generator().manual_seed(0), []
+    queue, stack = Encoder(), StackEncoder()
+    for shape in ((0,), (1,), (7,), (64,), (3, 5)):
+        probabilities = torch.rand(*shape, levels, generator=random) ** 4 + 1e-9
+        stack.take(probabilities)
+        rows = probabilities.flatten(0, -2)
+        level = torch.multinomial(rows, 1, generator=random) if len(rows) else torch.zeros(0, dtype=torch.int64)
+        coded.append((level.view(shape), probabilities))
+    for encoder in (queue, stack):
+        for symbols in coded:
+            encoder.categorical(*symbols)
+        encoder.flush()
+    for decoder in (Decoder(queue.words(), stack=False), Decoder(stack.words(), stack=True)):
+        for level, probabilities in coded:
+            assert torch.equal(decoder.categorical(probabilities), level)
+
+
+def test_what_the_coder_loses():
+    """Of pixels that are seldom white hardly more than the words at its end; one by one some 65 bytes."""
+    white, coder = torch.full((1024, 2), 0.005), Encoder()
+    white[:, 0] = 0.995
+    for step in range(4000):
+        coder.categorical(((torch.arange(1024) + step) % 200 == 0).long(), white)
+    assert coder.bits / 8 < len(coder.words()) < coder.bits / 8 + 32
 
 
 def test_any_part_decodes_alone(model, small_blocks):
