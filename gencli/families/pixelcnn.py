@@ -69,7 +69,7 @@ class PixelCNN(AutoregressivePixels):
     """
 
     Config = PixelCNNConfig
-    defaults = {"lr": 1e-2, "batch_size": 16, "warmup": 200, "schedule": "cosine", "ema": 0.999}
+    defaults = {"lr": 5e-3, "batch_size": 16, "warmup": 200, "schedule": "cosine", "ema": 0.999}
     config: PixelCNNConfig
 
     def __init__(self, config: PixelCNNConfig, spec: Spec):
