@@ -434,10 +434,13 @@ def _trainer(run: Run, resolved: Plan, model: Model, device: torch.device, event
                    started=resolved.other is not None and resolved.other.use == "weights")
 
 
-def _publish(run: Run, resolved: Plan, outcome: Outcome) -> None:
-    """Write the model, which the other verbs read also while it trains, and its card into the run."""
+def _publish(run: Run, resolved: Plan, outcome: Outcome,
+             preview: Callable[[Model, int], None] | None = None) -> None:
+    """Write the model, which the other verbs read also while it trains, a preview and its card into the run."""
     card = resolved.card(outcome)
     run.publish("model.safetensors", runs.model_bytes(outcome.model, card))
+    if preview:
+        preview(outcome.model, outcome.step)
     run.publish("README.md", model_card(outcome.model, card, run.path, outcome.values).encode())
 
 
@@ -465,9 +468,7 @@ def _train_and_save(run: Run, resolved: Plan, trainer: Trainer, resume: bool, ev
                 trainer = _trainer(run, resolved, resolved.build(), trainer.device, events, followers)
                 resume = True
             if processes.first:
-                if resolved.settings.preview_every:
-                    followers.preview(outcome.model, outcome.step)
-                _publish(run, resolved, outcome)
+                _publish(run, resolved, outcome, followers.preview if resolved.settings.preview_every else None)
             processes.wait()
     except BaseException as error:
         if processes.first:
