@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -54,9 +54,12 @@ from gencli.spec import Spec, parse_spec
 from gencli.tensors import is_finite, read_metadata, read_tensors, sha256, to_bytes, verified
 from gencli.version import __version__
 
+T = TypeVar("T")
+
 FORMAT = 1
 _KEY = "gencli"  # the one metadata key of a model file; safetensors does not keep the order of several
 LOGS = ("metrics.jsonl", "timings.jsonl")
+_TRIES = 100  # to read a model that a training replaces
 _HOLDER_TIMEOUT = 10.0  # seconds to wait for the holder of a lock to write its name
 
 
@@ -272,10 +275,30 @@ def complete(card: Card) -> Card:
 
 def identity(run: str | Path) -> str:
     """A hex digest that identifies a model: of its weights and card, without findings and what older files lack."""
-    card = read_card(run).model_copy(update={"findings": {}})
-    about = card.model_dump_json(exclude={"examples", "extent", *(() if card.origin else ("origin",)),
-                                          *(() if card.retries else ("retries",))})
-    return hashlib.sha256(to_bytes(read_tensors(model_path(run)), {_KEY: about})).hexdigest()
+    path = model_path(run)
+    card, tensors = _of_one(path, lambda: (read_card(run), read_tensors(path)))
+    newer = {name for name in ("origin", "planned", "retries") if not getattr(card, name)}
+    about = card.model_copy(update={"findings": {}}).model_dump_json(exclude={"examples", "extent", *newer})
+    return hashlib.sha256(to_bytes(tensors, {_KEY: about})).hexdigest()
+
+
+def _of_one(path: Path, read: Callable[[], T]) -> T:
+    """What `read()` finds in a file that is not replaced meanwhile, as a training does with every checkpoint."""
+    for _ in range(_TRIES):
+        before = path.stat()
+        try:
+            found = read()
+        except ModelError:
+            if _same(before, path.stat()):
+                raise
+        else:
+            if _same(before, path.stat()):
+                return found
+    raise ModelError(f"{path} is replaced faster than it can be read; give its training a larger --checkpoint-every")
+
+
+def _same(before: os.stat_result, after: os.stat_result) -> bool:
+    return os.path.samestat(before, after) and before.st_mtime_ns == after.st_mtime_ns
 
 
 def load_model(run: str | Path, device: torch.device | str = "cpu",
@@ -285,9 +308,15 @@ def load_model(run: str | Path, device: torch.device | str = "cpu",
     Raises:
         ModelError: as `read_card`, or its weights do not fit its configuration.
     """
-    path, card = model_path(run), read_card(run)
+    path = model_path(run)
+    model, card = _of_one(path, lambda: _read_model(run, path))
     if card.planned:
         warn(f"{run} is trained as far as step {card.steps:,} of {card.planned:,}")
+    return model.to(device).eval().requires_grad_(False), card
+
+
+def _read_model(run: str | Path, path: Path) -> tuple[Model, Card]:
+    card = read_card(run)
     with verified(path, checksums(path)):
         try:
             with _no_larger_than(path):
@@ -301,7 +330,7 @@ def load_model(run: str | Path, device: torch.device | str = "cpu",
             model.load_findings(card.findings)
         except (ValueError, TypeError, LookupError) as error:
             raise ModelError(f"{path}: its findings are damaged: {first_line(error)}") from error
-    return model.to(device).eval().requires_grad_(False), card
+    return model, card
 
 
 def load_weights(model: Model, path: Path) -> None:

@@ -699,19 +699,22 @@ def test_signals_save_and_exit(number, code, small_data, gencli_process, gencli,
 
 
 def test_a_run_is_read_while_it_trains(small_data, gencli_process, gencli, tmp_path):
-    process = gencli_process("train", "vae", str(small_data["vector"]), "-o", "run", "--steps", "1000000",
-                             "--checkpoint-every", "5", "--log-every", "5", *SMALL["vae", "vector"])
-    while not (tmp_path / "run/model.safetensors").exists():
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.05)
-    gencli("sample", "run", "-n", "3", "-o", "now.csv")
-    gencli("evaluate", "run", str(small_data["vector"]), "--draw", "0", "-q")
-    assert json.loads(gencli("families", "run", "--json").stdout)["state"] == "running"
-    process.kill()
-    process.communicate()
+    """Also if its model is replaced while it is read, which with so many checkpoints happens."""
+    data = str(small_data["vector"])
+    process = gencli_process("train", "vae", data, "-o", "run", "--steps", "1000000", "--checkpoint-every", "5",
+                             "--log-every", "5", *SMALL["vae", "vector"])
+    try:
+        while not (tmp_path / "run/model.safetensors").exists():
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.05)
+        gencli("sample", "run", "-n", "3", "-o", "now.csv")
+        gencli("evaluate", "run", data, "--draw", "0", "-q")
+        assert json.loads(gencli("families", "run", "--json").stdout)["state"] == "running"
+    finally:
+        process.kill()
+        process.communicate()
     for verb in (["sample", "run", "-n", "3", "-o", "then.csv"], ["export", "run", "-o", "then.onnx"],
-                 ["evaluate", "run", str(small_data["vector"]), "--draw", "0"],
-                 ["encode", "run", str(small_data["vector"]), "-o", "codes.npz"],
+                 ["evaluate", "run", data, "--draw", "0"], ["encode", "run", data, "-o", "codes.npz"],
                  ["interpolate", "run", "--seeds", "1,2", "-o", "way.csv"]):
         assert re.search(r"warning: run is trained as far as step \d+ of 1,000,000", gencli(*verb).stderr), verb
     done = json.loads(gencli("families", "run", "--json").stdout)
