@@ -53,10 +53,10 @@ class Sharding:
         _, result = self._roots[model](function, *values)
         return result
 
-    def rewrite(self, model: Model, function: Callable[..., T], *values: Any) -> T:
+    def rewrite(self, model: Model, function: Callable[[], T]) -> T:
         """As `compute`, of a function that writes to the weights in place, the same in every process."""
         def compute() -> tuple[T, list[Tensor]]:
-            result = function(*values)
+            result = function()
             return result, [weight.clone() for weight in model.parameters()]
 
         with torch.no_grad():

@@ -531,7 +531,12 @@ class Trainer:
         return bool(self.processes.agree(time.monotonic() - self._saved_at >= seconds(every)))
 
     def _save(self, anchor: bool = False, last: bool = False) -> None:
-        """Publish a checkpoint; `anchor`: one to go back to, as any training with these settings saves it."""
+        """Publish a checkpoint, and tell of the model so far.
+
+        Args:
+            anchor: it is one to go back to, as any training with these settings saves it.
+            last: the training is over, so that its model is told of as its outcome.
+        """
         self.state.refuse_not_finite(checkpoints.kept(self.run_folder))
         if anchor:
             before = [step for step in self.state.anchors if step < self.state.step]
