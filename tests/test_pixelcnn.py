@@ -59,10 +59,12 @@ def pictures(model, count) -> Batch:
 def test_muon_trains_the_weights_of_the_layers(net):
     """All of them, and nothing else: no bias, no embedding, and neither the first filters nor the outputs."""
     model = make(net, *LARGER["categorical"])
-    names = {name for name, weight in model.named_parameters() if any(weight is matrix for matrix in model.matrices)}
+    [player] = model.phases()[0].players
+    matrices = player.optimiser(player.parameters, 1e-3, 0.0).param_groups[0]["params"]
+    names = {name for name, weight in model.named_parameters() if any(weight is matrix for matrix in matrices)}
     wanted = {name for name, weight in model.named_parameters()
               if weight.ndim > 1 and name.startswith(("net.layers", "net.attention")) and ".classes." not in name}
-    assert names == wanted and len(model.matrices) == len(wanted)
+    assert names == wanted and len(matrices) == len(wanted)
 
 
 

@@ -42,23 +42,69 @@ def test_numbers_of_codes_are_a_bijection(levels):
 def test_every_level_is_reached_and_none_beyond(levels):
     quantiser = FSQ(levels)
     z = torch.linspace(-9, 9, 2001).expand(1, len(levels), 1, -1)
-    _, index = quantiser(z)
+    index = quantiser.index(z)
     for d, n in enumerate(levels):
         digits = (index // math.prod(levels[:d])) % n
         assert digits.diff().min() >= 0 and digits.unique().tolist() == list(range(n))
 
 
 def test_the_gradient_passes_scalar_quantisation_as_that_of_its_squashing():
-    quantiser = FSQ([5, 4])
-    z = torch.tensor([0.3, -1.1]).view(1, 2, 1, 1).requires_grad_()
-    vectors, _ = quantiser(z)
-    weight = torch.tensor([2.0, -3.0])
-    (vectors.flatten() * weight).sum().backward()
-    # By hand: x = tanh(z + shift) (L - 1) 0.999 / 2 - offset, over L // 2; an even number of levels has offset 1/2.
-    for d, (n, offset) in enumerate(((5, 0.0), (4, 0.5))):
-        span = (n - 1) * 0.999 / 2
-        slope = span * (1 - math.tanh(z.flatten()[d].item() + math.tan(offset / span)) ** 2) / (n // 2)
-        assert z.grad.flatten()[d].item() == pytest.approx(weight[d].item() * slope, rel=1e-5)
+    quantiser = FSQ([5, 4]).double()
+    z = torch.tensor([[0.3, 0.7, -1.4, 0.2], [-1.1, 0.4, 2.0, 0.5]], dtype=torch.float64)
+    weight = torch.tensor([[2.0, -3.0, 0.5, 1.0], [1.5, 1.0, -2.0, 0.7]], dtype=torch.float64)
+
+    def given(rows: torch.Tensor, squashed_alone: bool) -> torch.Tensor:
+        if not squashed_alone:
+            vectors, _ = quantiser(rows.T.view(4, 2, 1, 1))
+            return (vectors.view(4, 2).T * weight).sum()
+        # By hand: x = tanh(z + shift) (L - 1) 0.999 / 2 - offset over L // 2, z of mean 0 and variance 1; an even
+        # number of levels has offset 1/2.
+        centred = rows - rows.mean(1, keepdim=True)
+        rows = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+        terms = []
+        for d, (n, offset) in enumerate(((5, 0.0), (4, 0.5))):
+            span = (n - 1) * 0.999 / 2
+            terms.append((torch.tanh(rows[d] + math.tan(offset / span)) * span - offset) / (n // 2) * weight[d])
+        return torch.stack(terms).sum()
+
+    gradients = [torch.autograd.functional.jacobian(lambda rows, alone=alone: given(rows, alone), z)
+                 for alone in (False, True)]
+    assert torch.allclose(*gradients, rtol=1e-5) and gradients[0].abs().max() > 0.1
+
+
+def test_codes_do_not_depend_on_the_mean_and_the_spread_of_what_is_quantised():
+    z = torch.randn(50, 2, 2, 2, generator=generator("z"))
+    quantisers = FSQ([5, 4]), FSQ([5, 4])
+    _, index = quantisers[0](z)
+    scale, shift = torch.tensor([30.0, 0.02]).view(2, 1, 1), torch.tensor([-200.0, 3.0]).view(2, 1, 1)
+    for _ in range(150):
+        _, moved = quantisers[1](scale * z + shift)
+    later = quantisers[1].index(scale * z + shift)
+    close = (moved != index).float().mean(), (later != index).float().mean()  # one may lie on an edge
+    assert max(close) <= 0.01, "later averages over batches stand in for the batch"
+    assert len(index.unique()) == 20
+    alone = torch.cat([quantisers[1].index(scale * one + shift) for one in z.split(1)])
+    assert torch.equal(alone, later), "a code does not depend on its batch"
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_codes_do_not_collapse_while_the_decoder_learns_the_mean_picture(net):
+    """White pictures with a black square somewhere: the mean is far from what a network starts with."""
+    torch.manual_seed(0)
+    spec = ImageSpec(channels=1, height=16, width=16, levels=2)
+    model = VQVAE(VQVAEConfig(net=net, halvings=3, prior_width=4, prior_layers=1), spec)
+    [player] = model.phases()[0].players
+    optimiser = torch.optim.AdamW(player.parameters, lr=2e-3)
+    for step in range(80):
+        rng = StepStream(64, generator(str(step)))
+        x = torch.ones(64, 1, 16, 16)
+        for one, (i, j) in zip(x, (12 * rng.uniform(2)).long().tolist(), strict=True):
+            one[0, i : i + 4, j : j + 4] = 0
+        loss = model.loss(Batch(x), rng)
+        optimiser.zero_grad()
+        loss.total.backward()
+        optimiser.step()
+    assert loss.parts["perplexity"] > 10
 
 
 def test_the_gradient_passes_a_codebook_straight_through():
@@ -191,6 +237,27 @@ def test_a_collapse_is_told_once_an_encoder_has_had_its_time():
     model.step = 300
     assert "5.0% of the 240" in model.alarm(few)
     assert model.alarm(many) is None and model.alarm(few[:2]) is None and model.alarm([{"loss": 1.0}] * 3) is None
+
+
+def test_a_model_that_did_not_normalise_is_read_as_it_was():
+    model = VQVAE(VQVAEConfig(grades="3,2", width=4, prior_width=4, prior_layers=1), SPEC)
+    state = model.state_dict()
+    del state["quantiser.mean"], state["quantiser.variance"]
+    model.load_state_dict(state)
+    z = 0.8 * torch.randn(9, 2, 2, 2)
+    expected = model.quantiser._number(model.quantiser.squash(z).round())
+    assert torch.equal(model.quantiser.index(z), expected)
+
+
+def test_two_processes_normalise_by_the_batch_of_both(small_data, torchrun, gencli, tmp_path):
+    words = ["train", "vqvae", str(small_data["image"]), "--grades", "5,4", "--width", "4", "--prior-width", "4",
+             "--prior-layers", "1", "--batch-size", "8", "--steps", "6", "--ema", "0", "--precision", "fp32"]
+    done = torchrun(2, *words, "-o", "two")
+    assert done.returncode == 0, done.stderr
+    gencli(*words, "-o", "one")
+    two, one = (runs.load_model(tmp_path / name)[0].state_dict() for name in ("two", "one"))
+    assert torch.allclose(two["encoder.1.weight"], one["encoder.1.weight"], rtol=0, atol=5e-6)
+    assert torch.allclose(two["quantiser.mean"], one["quantiser.mean"], rtol=0, atol=1e-3)
 
 
 def test_codes_in_use_are_counted():

@@ -19,16 +19,13 @@ through the network.
 Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the distribution of a pixel, K components.
 """
 
-from functools import partial
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
-from torch import nn
 
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
 from gencli.layers.pixels import AutoregressivePixels, PixelsConfig
 from gencli.model import NetSize, Phase, Player, Sizes, Spec, net_size
-from gencli.muon import Muon
 
 
 class PixelCNNConfig(PixelsConfig):
@@ -78,12 +75,5 @@ class PixelCNN(AutoregressivePixels):
         self.net = GatedStacks(*size, config.attention) if config.net == "gated" else PlainStack(*size)
         self.output = self._head(config.width)
 
-    @property
-    def matrices(self) -> list[nn.Parameter]:
-        """Filters and matrices of the layers after the first, which Muon trains."""
-        return [cast(nn.Parameter, layer.weight) for name, layer in self.net.named_modules()
-                if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
-
     def phases(self) -> list[Phase]:
-        muon = partial(Muon, matrices=self.matrices)
-        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon)])]
+        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self.net.muon)])]

@@ -3,12 +3,14 @@ arXiv:1711.00937.
 
 An encoder makes a small grid of vectors of an example, a quantiser replaces each by one of K, a decoder gives p(x|z).
 The gradient passes the quantiser as if it were not there (straight through). Then, in a phase of its own, a prior
-learns p(z): a gated PixelCNN over the grid, by class with `--conditional`. A sample is a draw from it, decoded.
+learns p(z): a gated PixelCNN over the grid, by class with `--conditional`, trained by Muon (`gencli.muon`). A sample is
+a draw from it, decoded.
 
 Quantisers:
 
 - fsq: each of a few dimensions is squashed and rounded to one of its levels; a code is their combination. Mentzer et
-  al. 2024, "Finite Scalar Quantization: VQ-VAE Made Simple", arXiv:2309.15505. No codebook is there to collapse.
+  al. 2024, "Finite Scalar Quantization: VQ-VAE Made Simple", arXiv:2309.15505. No codebook is there to collapse. What
+  is squashed has mean 0 and variance 1 here, see `FSQ`.
 - vq: the nearest of K vectors, each a moving average of what it was nearest to (appendix A.1 of van den Oord et al.),
   the encoder held to them by a commitment loss. A vector that hardly anything is near to starts anew at an output of
   the encoder (Dhariwal et al. 2020, "Jukebox", arXiv:2005.00341).
@@ -31,6 +33,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
@@ -59,6 +62,7 @@ _PRIOR: dict[str, tuple[Any, Any, Any]] = {"prior_width": (32, 64, 96), "prior_l
 _SIZES = {net: Sizes(**sizes.options, **_PRIOR) for net, sizes in CODERS.items()}
 _MOST_CODES = 2**16
 _DEAD = 0.03  # of the mean use of a code: a vector that is used less starts anew
+_PRIOR_LR = 3.0  # learning rate of the prior, relative to that of the autoencoder
 _COLLAPSED, _SETTLED = 0.1, 300  # of the codes that a batch could use; steps in which an encoder begins to use them
 
 
@@ -145,9 +149,10 @@ class VQVAE(ObservedModel):
     def phases(self) -> list[Phase]:
         """The autoencoder, then the prior of its codes."""
         coders = [p for part in (self.encoder, self.decoder, self.observation) for p in part.parameters()]
+        prior = Player("prior", [*self.prior_net.parameters()], self._prior_loss, lr_scale=_PRIOR_LR,
+                       optimiser=self.prior_net.stacks.muon)
         return [Phase("codes", [Player("model", coders, self.loss)]),
-                Phase("prior", [Player("prior", [*self.prior_net.parameters()], self._prior_loss)],
-                      share=self.config.prior_share)]
+                Phase("prior", [prior], share=self.config.prior_share)]
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         """-log p(x|z) in nats, and the commitment of the encoder; which codes the batch uses, for the log."""
@@ -303,11 +308,19 @@ class _Decoder(nn.Module):
 class FSQ(nn.Module):
     """Each dimension squashed to an interval and rounded to one of its levels; all combinations are codes.
 
+    Before that a dimension is given mean 0 and variance 1: in training those of the batch, later moving averages of
+    them (batch normalisation, Ioffe & Szegedy 2015, arXiv:1502.03167). For the decoder begins with the mean of the
+    examples, and to that end all outputs of the encoder are pushed to one side, where tanh has no gradient: without it
+    the codes may collapse within 50 steps.
+
     The vectors of codes lie in [-1, 1].
     """
 
     _MARGIN = 1e-3  # by which the interval is narrower than its levels, so that tanh need not reach its end
+    _MOMENTUM, _LEAST = 0.1, 1e-5  # of the moving averages; what is added to a variance
 
+    mean: Tensor
+    variance: Tensor
     levels: Tensor
     radius: Tensor
     place: Tensor
@@ -319,6 +332,8 @@ class FSQ(nn.Module):
         place = torch.cat([torch.ones(1, dtype=torch.int64), sizes.cumprod(0)[:-1]])
         for name, value in {"levels": sizes, "radius": sizes // 2, "place": place}.items():
             self.register_buffer(name, value.view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.zeros(self.dimensions, 1, 1))
+        self.register_buffer("variance", torch.ones(self.dimensions, 1, 1))
 
     def squash(self, z: Tensor) -> Tensor:
         """Into the interval that rounds to -(L // 2) ... (L - 1) // 2."""
@@ -327,13 +342,25 @@ class FSQ(nn.Module):
         return torch.tanh(z + torch.tan(offset / span)) * span - offset
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors, with the gradient of what was squashed, and the numbers."""
-        squashed = self.squash(z)
+        """The vectors, with the gradient of what was squashed, and the numbers; of a batch of training."""
+        mean = _averaged(z.mean((0, 2, 3))).view_as(self.mean)
+        variance = _averaged((z - mean).square().mean((0, 2, 3))).view_as(mean)
+        self.mean.lerp_(mean.detach(), self._MOMENTUM)
+        self.variance.lerp_(variance.detach(), self._MOMENTUM)
+        squashed = self.squash(self._normalised(z, mean, variance))
         rounded = squashed + (squashed.round() - squashed).detach()
         return rounded / self.radius, self._number(rounded.detach())
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        for name in ("mean", "variance"):  # older models have neither: they did not normalise
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+    def _normalised(self, z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return (z - mean) * (variance + self._LEAST).rsqrt()
+
     def index(self, z: Tensor) -> Tensor:
-        return self._number(self.squash(z).round())
+        return self._number(self.squash(self._normalised(z, self.mean, self.variance)).round())
 
     def nearest(self, vectors: Tensor) -> Tensor:
         """The numbers of the codes that are nearest to vectors in [-1, 1]."""
@@ -417,6 +444,11 @@ def _summed(x: Tensor) -> Tensor:
     if _together():
         dist.all_reduce(x)
     return x
+
+
+def _averaged(x: Tensor) -> Tensor:
+    """The mean over processes, with its gradient."""
+    return all_reduce(x) / dist.get_world_size() if _together() else x
 
 
 def _of_first(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gencli.layers.attention import attend, norm
 from gencli.layers.gate import gate
+from gencli.muon import Muon
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Over whole pictures
@@ -34,6 +35,13 @@ class CausalNet(nn.Module):
     def walk(self, like: Tensor, columns: int, labels: Tensor | None) -> "Walk":
         """The same, pixel by pixel, of len(like) pictures of so many columns, in the precision of `like`."""
         raise NotImplementedError
+
+    def muon(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
+        """The optimiser: Muon for filters and matrices of the layers after the first, AdamW for what else is trained.
+        """
+        matrices = [cast(nn.Parameter, layer.weight) for name, layer in self.named_modules()
+                    if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
+        return Muon(parameters, lr, weight_decay, matrices)
 
 
 class CausalConv(nn.Module):
