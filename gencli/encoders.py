@@ -4,6 +4,7 @@ import torch
 
 from gencli.errors import UsageError
 from gencli.model import Graph, Model, anything
+from gencli.registry import family_of
 from gencli.rng import DrawsNoise, ExampleStreams
 
 
@@ -13,16 +14,15 @@ def encoder(model: Model) -> Graph:
     Raises:
         UsageError: codes are no function of the example alone.
     """
-    family = type(model).__name__.lower()
     if model.spec.condition is not None:
-        raise UsageError(f"the codes of this {family} depend on what an example is made from too, so that it has no "
-                         f"encoder of examples alone")
+        raise UsageError("the codes of this model depend on what an example is made from too, so that it has no "
+                         "encoder of examples alone")
     x = anything(model.spec, ExampleStreams(0, torch.arange(2), device=model.device))
     module = model.features()
     try:
         with torch.no_grad():
             module(x)
     except DrawsNoise as error:
-        raise UsageError(f"a {family} finds codes with noise or by a search, so that it has no encoder, a function of "
-                         f"the example alone; take a model that has one") from error
+        raise UsageError(f"family {family_of(model)} finds codes with noise or by a search, so that it has no encoder, "
+                         f"a function of the example alone; take a model that has one") from error
     return Graph(module, {"x": x}, ["code"])

@@ -473,6 +473,13 @@ def kind_of(spec: Spec) -> Kind:
     return kind(spec.kind)
 
 
+def family_of(model: object) -> str:
+    """The name of a model's family, by which `train` knows it; that of its class if no table has it."""
+    names = {family.path: family.name for family in families.values()}
+    paths = (f"{cls.__module__}:{cls.__qualname__}" for cls in type(model).__mro__)
+    return next((names[path] for path in paths if path in names), type(model).__name__)
+
+
 def require(name: str, ability: str) -> Family:
     """The family of that name if it can do `ability`; else UsageError says what it can and which families can."""
     wanted = families.named(name)

@@ -10,6 +10,7 @@ from gencli.dataset import Dataset
 from gencli.device import Processes
 from gencli.errors import UsageError
 from gencli.model import Model, Phase
+from gencli.registry import family_of
 from gencli.settings import TrainSettings
 
 
@@ -28,8 +29,8 @@ def phases_of(model: Model, total: int, started: bool = False) -> list[tuple[Pha
         phases = list(itertools.dropwhile(lambda phase: not (phase.players or phase.share), phases))
         first = phases[0] if phases else None
         if first is None or not (first.players or first.passes is None) or any(phase.begin for phase in phases):
-            raise UsageError(f"--init: a {type(model).__name__.lower()} is computed from its data, whatever weights "
-                             f"it has before; leave it out")
+            raise UsageError(f"--init: family {family_of(model)} is computed from its data, whatever weights it "
+                             f"has before; leave it out")
     names = [phase.name for phase in phases]
     if len(set(names)) < len(names):
         raise ValueError(f"{type(model).__name__}: phases need different names, and these are {names}")

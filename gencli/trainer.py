@@ -31,6 +31,7 @@ from gencli.metrics.likelihood import collect
 from gencli.model import Batch, Loss, Model, Player
 from gencli.optimisers import make_optimiser
 from gencli.parts import whole
+from gencli.registry import family_of
 from gencli.rng import PartStream, Rng, seed_layers
 from gencli.runs import Run
 from gencli.schedule import learning_rate, phases_of, training_order
@@ -128,7 +129,7 @@ class Trainer:
         self.settings, self.run_folder, self.hooks = settings, run, hooks or Hooks()
         self.processes = Processes(self.device, alone)
         if settings.recompute and not recompute(model):
-            raise UsageError(f"--recompute: a {type(model).__name__.lower()} has no repeated blocks; leave it out")
+            raise UsageError(f"--recompute: family {family_of(model)} has no repeated blocks; leave it out")
         self.sharding = self._sharding(model) if settings.fsdp else None
         self.model = model if self.sharding else channels_last(model.to(self.device))
         self.precision = resolve_precision(settings.precision, self.device)
@@ -211,11 +212,13 @@ class Trainer:
         """UsageError if the phases of this model need weights that lie in one place."""
         if not self.sharding:
             return
-        name = type(self.model).__name__.lower()
+        name = family_of(self.model)
         if not self.learns:
-            raise UsageError(f"--fsdp: a {name} is computed from its data in passes and makes no steps; leave it out")
+            raise UsageError(f"--fsdp: family {name} is computed from its data in passes and makes no steps; leave "
+                             f"it out")
         if any(len(phase.players) > 1 for phase, _ in self.phases):
-            raise UsageError(f"--fsdp: {name} is trained by several players and needs whole weights; leave it out")
+            raise UsageError(f"--fsdp: family {name} is trained by several players and needs whole weights; "
+                             f"leave it out")
 
     def _refuse_small_steps(self) -> None:
         """DataError if a process would get fewer examples in a step than it can compute with."""
@@ -230,13 +233,13 @@ class Trainer:
 
     def _require_parts(self) -> None:
         """UsageError if the steps of this model cannot be computed in --accumulate parts."""
-        count, name = self.settings.accumulate, type(self.model).__name__.lower()
+        count, name = self.settings.accumulate, family_of(self.model)
         if count > 1 and not self.learns:
-            raise UsageError(f"--accumulate {count}: a {name} is computed from its data in passes and makes no steps; "
-                             f"leave it out")
+            raise UsageError(f"--accumulate {count}: family {name} is computed from its data in passes and makes no "
+                             f"steps; leave it out")
         if count > 1 and not self.model.splits:
-            raise UsageError(f"--accumulate {count}: each batch moves on the chains of a {name}, so that several are "
-                             f"not one larger one; leave it out, and give a larger --batch-size")
+            raise UsageError(f"--accumulate {count}: each batch moves on the chains of family {name}, so that several "
+                             f"are not one larger one; leave it out, and give a larger --batch-size")
 
     # --- phases
 

@@ -500,7 +500,7 @@ def _attempt(trainer: Trainer, resume: bool, stop: Stop) -> Outcome | None:
 
 def train_quietly(model: Model, data: Dataset, settings: TrainSettings, device: torch.device, inputs: Inputs) -> Model:
     """The model trained on the data, in evaluation mode, without a run: for metrics that need a network."""
-    inputs.begin(f"training a {model.__class__.__name__.lower()}")
+    inputs.begin(f"training {registry.family_of(model)}")
     hooks = Hooks(lambda step, total, values: inputs.progress(step, total), inputs.notify)
     return Trainer(model, data, settings, device=device, hooks=hooks, alone=True).run().model
 

@@ -112,6 +112,10 @@ def test_the_registry_tells_the_truth(family, kind):
     assert can == set(family.can) - {"label", "prompt", "complete", "condition", "any-size"}
 
 
+def test_messages_name_the_family_of_a_model(family, model):
+    assert registry.family_of(model) == family.name
+
+
 def test_a_likelihood_is_exact_a_bound_or_an_estimate(model):
     assert (model.likelihood in ("exact", "bound", "estimate")) == ("log_prob" in model.abilities())
     assert model.likelihood is not None or not model.density

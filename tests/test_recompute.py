@@ -58,4 +58,4 @@ def test_the_bits_are_the_same(family, kind, more, small_data, gencli, tmp_path)
 
 def test_a_model_without_blocks_says_so(small_data, gencli):
     words = ["train", "vae", str(small_data["vector"]), "-o", "run", "--recompute", *SMALL["vae", "vector"]]
-    assert "--recompute: a vae has no repeated blocks" in gencli(*words, code=2).stderr
+    assert "--recompute: family vae has no repeated blocks" in gencli(*words, code=2).stderr

@@ -47,4 +47,4 @@ def test_what_cannot_be_divided(small_data, gencli, torchrun):
     words = ["train", "gan", str(small_data["vector"]), "-o", "run", "--fsdp", *SMALL["gan", "vector"], "--steps", "2"]
     assert "--fsdp: gan is trained by several players" in torchrun(2, *words).stderr
     words = ["train", "pca", str(small_data["vector"]), "-o", "run", "--fsdp"]
-    assert "--fsdp: a pca is computed from its data in passes" in torchrun(2, *words).stderr
+    assert "--fsdp: family pca is computed from its data in passes" in torchrun(2, *words).stderr

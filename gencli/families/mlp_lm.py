@@ -78,11 +78,11 @@ class MLPLM(TrainedByWindows):
 
     def mix(self, other: Model) -> None:
         if not isinstance(other, AutoregressiveText):
-            raise UsageError(f"--mix: a {type(other).__name__.lower()} gives no distribution of the next token; take a "
-                             f"run of a language model, such as ngram")
+            raise UsageError("--mix: that model gives no distribution of the next token; take a run of a language "
+                             "model, such as ngram")
         if set(other.graph().inputs) != {"token", "state"}:
-            raise UsageError(f"--mix: what a {type(other).__name__.lower()} knows of a text is no state of one size; "
-                             f"take a run of ngram, rnn, hmm or mlp-lm")
+            raise UsageError("--mix: what that model knows of a text is no state of one size; "
+                             "take a run of ngram, rnn, hmm or mlp-lm")
         self.mixed = other.requires_grad_(False)
 
     def _windows(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
