@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): momentum, in steps of orthogonal matrices."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ class Muon(AdamW):
             (outputs, inputs, height, width), which are matrices of a row for each output.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, matrices: list[nn.Parameter]):
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float,
+                 matrices: Sequence[Tensor]):
         chosen = set(map(id, matrices))
         others = [parameter for parameter in parameters if id(parameter) not in chosen]
-        super().__init__([{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
-                         lr=lr, betas=(0.9, 0.95), fused=all(p.device.type != "mps" for p in [*matrices, *others]))
+        groups = {"params": [*matrices], "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}
+        super().__init__([*groups], lr=lr, betas=(0.9, 0.95),
+                         fused=all(p.device.type != "mps" for p in [*matrices, *others]))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

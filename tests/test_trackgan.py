@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -337,6 +339,20 @@ def test_what_are_no_tracks(spec, says):
     for family, config in ((TrackGAN, TrackGANConfig()), (TrackRNN, TrackRNNConfig())):
         with pytest.raises(UsageError, match=says):
             family(config, spec)
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_muon_trains_what_lies_between_hidden_units(past):
+    """No number of the data comes into these matrices, and none of the mixtures out of them."""
+    width, pairs = 66, 22
+    model = TrackRNN(TrackRNNConfig(width=width, layers=2, heads=3, components=3), court_spec(5, past))
+    [*_, phase] = model.phases()
+    matrices = phase.players[0].optimiser(phase.players[0].parameters, 1e-3, 0.0).param_groups[0]["params"]
+    shapes = {(3 * width, width), (width, width), (2 * width, width), (width, 2 * width), (width, 3 * pairs),
+              (2 * width, 2 * width)}
+    assert {tuple(weight.shape) for weight in matrices} <= shapes and len(set(map(id, matrices))) == len(matrices)
+    left = [weight.shape for weight in model.parameters() if all(weight is not matrix for matrix in matrices)]
+    assert sum(map(math.prod, left)) < 0.2 * sum(weight.numel() for weight in matrices)
 
 
 def test_a_past_is_asked_for():

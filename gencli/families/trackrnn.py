@@ -15,7 +15,9 @@ Noise codes: Phi(z) = F(x) of each coordinate, that of y given x. A code is as l
 Shapes: B examples, A agents, T steps, K components; P steps of a past, F of an example.
 """
 
-from typing import ClassVar
+from collections.abc import Iterable
+from functools import partial
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from gencli.layers.distributions import GaussianMixture, precise
 from gencli.layers.tracks import Agents, Interaction, Pairs, TrackModel
 from gencli.model import Batch, FamilyConfig, Given, Graph, Loss, NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.muon import Muon
 from gencli.rng import Rng
 
 _NARROWEST = -4.0  # log-deviation, in units: what stands still must not have an infinite density
@@ -49,7 +52,7 @@ class TrackRNN(TrackModel):
     """
 
     Config = TrackRNNConfig
-    defaults = {"lr": 2e-3, "batch_size": 32, "warmup": 100, "schedule": "cosine", "ema": 0.999, "grad_clip": 1.0}
+    defaults = {"lr": 5e-3, "batch_size": 32, "warmup": 100, "schedule": "cosine", "ema": 0.999, "grad_clip": 1.0}
     likelihood = "exact"
     density = True
     config: TrackRNNConfig
@@ -62,8 +65,10 @@ class TrackRNN(TrackModel):
     # --- train and score
 
     def phases(self) -> list[Phase]:
-        """The way of a step; then one player."""
-        return [*super().phases(), Phase("train", [Player("model", list(self.parameters()), self.loss)])]
+        """The way of a step; then one player: Muon for the matrices between hidden units, AdamW for the others."""
+        matrices = [*self.steps.matrices, *(self.start.matrices if self.start else [])]
+        player = Player("model", list(self.parameters()), self.loss, optimiser=partial(Muon, matrices=matrices))
+        return [*super().phases(), Phase("train", [player])]
 
     def loss(self, batch: Batch, rng: Rng) -> Loss:
         return Loss(-self._log_prob(*self.varied(batch, rng)).mean())
@@ -221,6 +226,10 @@ class _Head(nn.Sequential):
         nn.init.normal_(last.weight, std=0.1 * width**-0.5)
         nn.init.normal_(last.bias, std=0.5)
 
+    @property
+    def matrices(self) -> list[Tensor]:
+        return [cast(nn.Linear, self[1]).weight]
+
 
 class _Start(nn.Module):
     """Places and ways (B, A, 2) -> the parameters of both, (B, A, 5 C), each agent's given those of agents before it,
@@ -242,6 +251,11 @@ class _Start(nn.Module):
         self.layers = nn.ModuleList(Interaction(teams, width, config.heads, pairs) for _ in range(config.layers))
         self.placed = nn.Linear(2, width)
         self.place, self.way = _Around(width, config.components), _Around(width, config.components, Pairs.numbers)
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        layers = cast(Iterable[Interaction], self.layers)
+        return [*(matrix for layer in layers for matrix in layer.matrices), *self.place.matrices, *self.way.matrices]
 
     def forward(self, places: Tensor, ways: Tensor, agents: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """
@@ -290,6 +304,10 @@ class _Around(nn.Module):
         with torch.no_grad():  # at the start few come around others, and those near them
             nn.init.normal_(last.bias, std=0.1).unflatten(0, (5, -1)).sub_(torch.tensor([[2.0], [0], [2], [0], [2]]))
 
+    @property
+    def matrices(self) -> list[Tensor]:
+        return [*self.own.matrices, self.agent.weight, self.other.weight]
+
     def forward(self, agents: Tensor, others: Tensor, values: Tensor, before: Tensor,
                 seen: Tensor | None = None) -> Tensor:
         """
@@ -320,6 +338,12 @@ class _Steps(nn.Module):
                                     for _ in range(config.layers))
         self.memory = nn.GRU(config.width, config.width, batch_first=True)
         self.head = _Head(2 * config.width, config.components)
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        layers = cast(Iterable[Interaction], self.layers)
+        memory = cast(list[Tensor], [self.memory.weight_ih_l0, self.memory.weight_hh_l0])
+        return [*(matrix for layer in layers for matrix in layer.matrices), *memory, *self.head.matrices]
 
     def forward(self, seen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         x, pairs = self.agents(seen), self.pairs(seen[..., :2], seen[..., 2:4])

@@ -39,7 +39,7 @@ class CausalNet(nn.Module):
     def muon(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
         """The optimiser: Muon for filters and matrices of the layers after the first, AdamW for what else is trained.
         """
-        matrices = [cast(nn.Parameter, layer.weight) for name, layer in self.named_modules()
+        matrices = [layer.weight for name, layer in self.named_modules()
                     if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
         return Muon(parameters, lr, weight_decay, matrices)
 

@@ -53,6 +53,11 @@ class Interaction(nn.Module):
         for layer in filter(None, (self.output, self.down, self.told)):
             nn.init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
 
+    @property
+    def matrices(self) -> list[Tensor]:
+        layers = [self.query_key_value, self.output, self.up, self.down, self.told]
+        return [layer.weight for layer in layers if layer is not None]
+
     def forward(self, x: Tensor, pairs: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """Of agents x (..., A, D), and of how each sees each, (..., A, A, P); whom each does not attend to, (..., A, A)
         bool, is hidden from it."""
