@@ -1,8 +1,7 @@
 """Tracks: their symmetries, the exact density of trackrnn, and what is measured of predictions and plays."""
 
-from itertools import pairwise
-
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
