@@ -33,7 +33,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from gencli.errors import DataError, UsageError
 from gencli.kinds.image import ImageSpec
@@ -446,9 +445,20 @@ def _summed(x: Tensor) -> Tensor:
     return x
 
 
+class _Averaged(torch.autograd.Function):
+    """The mean over processes. The loss is the sum of theirs, so that of its gradients, too, each gets the mean."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _summed(x.clone()) / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _summed(gradient.clone()) / dist.get_world_size()
+
+
 def _averaged(x: Tensor) -> Tensor:
-    """The mean over processes, with its gradient."""
-    return all_reduce(x) / dist.get_world_size() if _together() else x
+    return _Averaged.apply(x) if _together() else x
 
 
 def _of_first(x: Tensor) -> Tensor:
