@@ -117,6 +117,7 @@ class VQVAE(ObservedModel):
         self.quantiser: FSQ | VQ = (FSQ([int(part) for part in config.grades.split(",")]) if config.quantiser == "fsq"
                                     else VQ(config.codes, config.dimensions, config.decay))
         self.splits = config.quantiser == "fsq"
+        self.smallest_batch = 2 if config.quantiser == "fsq" else 1
         latent = self.quantiser.dimensions
         if net == "conv":
             if not isinstance(spec, ImageSpec):
