@@ -45,6 +45,6 @@ def test_what_cannot_be_divided(small_data, gencli, torchrun):
     words = ["train", "vae", str(small_data["vector"]), "-o", "run", "--fsdp", *SMALL["vae", "vector"], "--steps", "2"]
     assert "--fsdp divides a model among processes, and there is one" in gencli(*words, code=2).stderr
     words = ["train", "gan", str(small_data["vector"]), "-o", "run", "--fsdp", *SMALL["gan", "vector"], "--steps", "2"]
-    assert "--fsdp: gan is trained by several players" in torchrun(2, *words).stderr
+    assert "--fsdp: family gan is trained by several players" in torchrun(2, *words).stderr
     words = ["train", "pca", str(small_data["vector"]), "-o", "run", "--fsdp"]
     assert "--fsdp: family pca is computed from its data in passes" in torchrun(2, *words).stderr
