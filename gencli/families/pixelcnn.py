@@ -19,6 +19,7 @@ through the network.
 Shapes: B batch, C channels, H x W pixels, L levels, P numbers that describe the distribution of a pixel, K components.
 """
 
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +27,7 @@ from pydantic import Field, field_validator, model_validator
 from gencli.layers.masked_convolutions import GatedStacks, PlainStack
 from gencli.layers.pixels import AutoregressivePixels, PixelsConfig
 from gencli.model import NetSize, Phase, Player, Sizes, Spec, net_size
+from gencli.muon import Muon
 
 
 class PixelCNNConfig(PixelsConfig):
@@ -76,4 +78,5 @@ class PixelCNN(AutoregressivePixels):
         self.output = self._head(config.width)
 
     def phases(self) -> list[Phase]:
-        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=self.net.muon)])]
+        muon = partial(Muon, matrices=self.net.matrices)
+        return [Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon)])]

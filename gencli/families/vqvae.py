@@ -26,6 +26,7 @@ Shapes: B batch, K codes, Z numbers of a vector, h x w places, P parameters of e
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,7 @@ from gencli.model import (
     Spec,
     net_size,
 )
+from gencli.muon import Muon
 from gencli.rng import ExampleStreams, Rng
 
 _PRIOR: dict[str, tuple[Any, Any, Any]] = {"prior_width": (32, 64, 96), "prior_layers": (5, 8, 12)}
@@ -150,7 +152,7 @@ class VQVAE(ObservedModel):
         """The autoencoder, then the prior of its codes."""
         coders = [p for part in (self.encoder, self.decoder, self.observation) for p in part.parameters()]
         prior = Player("prior", [*self.prior_net.parameters()], self._prior_loss, lr_scale=_PRIOR_LR,
-                       optimiser=self.prior_net.stacks.muon)
+                       optimiser=partial(Muon, matrices=self.prior_net.stacks.matrices))
         return [Phase("codes", [Player("model", coders, self.loss)]),
                 Phase("prior", [prior], share=self.config.prior_share)]
 
@@ -317,7 +319,7 @@ class FSQ(nn.Module):
     """
 
     _MARGIN = 1e-3  # by which the interval is narrower than its levels, so that tanh need not reach its end
-    _MOMENTUM, _LEAST = 0.1, 1e-5  # of the moving averages; what is added to a variance
+    _MOMENTUM, _LEAST = 0.1, 1e-8  # of the moving averages; the least variance, of a deviation of 1e-4
 
     mean: Tensor
     variance: Tensor
@@ -357,7 +359,7 @@ class FSQ(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _normalised(self, z: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return (z - mean) * (variance + self._LEAST).rsqrt()
+        return (z - mean) * variance.clamp(min=self._LEAST).rsqrt()
 
     def index(self, z: Tensor) -> Tensor:
         return self._number(self.squash(self._normalised(z, self.mean, self.variance)).round())

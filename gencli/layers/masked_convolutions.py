@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from gencli.layers.attention import attend, norm
 from gencli.layers.gate import gate
-from gencli.muon import Muon
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Over whole pictures
@@ -36,12 +35,11 @@ class CausalNet(nn.Module):
         """The same, pixel by pixel, of len(like) pictures of so many columns, in the precision of `like`."""
         raise NotImplementedError
 
-    def muon(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> Muon:
-        """The optimiser: Muon for filters and matrices of the layers after the first, AdamW for what else is trained.
-        """
-        matrices = [layer.weight for name, layer in self.named_modules()
-                    if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
-        return Muon(parameters, lr, weight_decay, matrices)
+    @property
+    def matrices(self) -> list[Tensor]:
+        """Filters and matrices of the layers after the first, for Muon."""
+        return [layer.weight for name, layer in self.named_modules()
+                if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("first.")]
 
 
 class CausalConv(nn.Module):

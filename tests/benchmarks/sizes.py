@@ -21,7 +21,7 @@ CASES: dict[str, tuple[str, str, list[str]]] = {
     "autoencoder": ("mnist", "reconstruction", []),
     "flow": ("tabular/phoneme.csv", "nll", []),
     "ardm": ("tabular/phoneme.csv", "nll", []),
-    "pixelcnn": ("mnist", "nll", ["--binarize", "dynamic"]),  # the first of the sorted binarized-mnist are zeros
+    "pixelcnn": ("mnist", "nll", ["--binarize", "dynamic"]),  # the sorted binarized-mnist begins with zeros
     "diffusion": ("mnist", "nll", ["--objective", "vdm", "--batch-size", "32"]),
     "rnn": ("shakespeare", "nll", []),
     "transformer": ("shakespeare", "nll", []),
