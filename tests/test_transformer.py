@@ -11,6 +11,7 @@ from scipy.stats import kstest
 from gencli.errors import DataError, UsageError
 from gencli.families.transformer import Transformer, TransformerConfig, _Cache
 from gencli.kinds.text import TextSpec
+from gencli.layers.attention import bias, dot_product_attention
 from gencli.model import Batch, Given
 from gencli.rng import ExampleStreams, StepStream, generator
 from gencli.trainer import Trainer
@@ -53,6 +54,20 @@ def noise() -> StepStream:
 def after(x: torch.Tensor) -> torch.Tensor:
     """What is read to predict the tokens (B, T)."""
     return torch.cat([torch.ones(len(x), 1, dtype=torch.int64), x[:, :-1]], dim=1)
+
+
+# --- layers
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_short_attention_on_a_processor_is_computed_in_float32(mask):
+    """Of numbers that are bf16 it is as near to that of float64 as float32 can be, with autocast too."""
+    q, k, v = torch.randn(3, 2, 3, 7, 8, generator=generator("attention")).bfloat16().double()
+    seen = torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = ((q @ k.mT / 8**0.5).masked_fill(~seen, -math.inf).softmax(-1) @ v).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dot_product_attention(*(x.bfloat16() for x in (q, k, v)), bias(seen, torch.bfloat16) if mask else None,
+                                      causal=not mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- likelihood

@@ -590,6 +590,7 @@ class _Patch(_Network):
         self.place = nn.Parameter(torch.randn(count + bool(told), width) * 0.02)
         layer = nn.TransformerEncoderLayer(width, _HEADS, 2 * width, model.config.dropout, "gelu", batch_first=True,
                                            norm_first=True)
+        layer.self_attn.dropout = 0.0  # as in PatchTST
         self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.dropout = nn.Dropout(model.config.dropout)
         self.head = nn.Linear((count + bool(told)) * width, 4 * self.horizon)
@@ -605,7 +606,8 @@ class _Patch(_Network):
         if self.told is not None:
             told = self.told(torch.cat([window.calendar[:, self.steps - 1], window.others[:, -1]], 1))
             x = torch.cat([x, told.repeat_interleave(columns, 0)[:, None]], 1)
-        x = self.body(self.dropout(x + self.place))
+        with torch.autocast("cpu", enabled=False):  # see dot_product_attention
+            x = self.body(self.dropout(x.to(self.place.dtype) + self.place))
         return self.head(self.dropout(x.flatten(1))).unflatten(1, (self.horizon, 4)).unflatten(0, (-1, columns))
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from gencli.errors import UsageError
 from gencli.kinds.image import ImageSpec
 from gencli.kinds.text import TextSpec
+from gencli.layers.attention import dot_product_attention
 from gencli.layers.autoregressive import (
     Advance,
     AutoregressiveText,
@@ -305,7 +306,7 @@ class Attention(nn.Module):
         """(B, T, W); `mask`, which broadcasts to (B, H, T, S), says where each may attend to."""
         query = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = keys.unbind(1)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = dot_product_attention(query, key, value, mask)
         return self.output(attended.transpose(1, 2).flatten(2))
 
 
@@ -428,7 +429,7 @@ class _RecurrentDecoder(nn.Module):
         for i, (layer, before) in enumerate(zip(self.layers, state.unbind(1), strict=True)):
             x, now = layer(drop(x) if i else x, before[None].contiguous())
             after.append(now[0])
-        attended = F.scaled_dot_product_attention(x, key, memory, attn_mask=keys.there[:, None])
+        attended = dot_product_attention(x, key, memory, keys.there[:, None])
         return drop(torch.tanh(self.combine(torch.cat([attended, x], dim=-1)))), torch.stack(after, dim=1)
 
 

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gencli.kinds.text import TextSpec
-from gencli.layers.attention import AttentionConfig, Block, attend, bias, muon, norm, rotation
+from gencli.layers.attention import AttentionConfig, Block, attend, bias, dot_product_attention, muon, norm, rotation
 from gencli.layers.autoregressive import Advance, Read, TrainedByWindows, after_end, inside, variational_dropout
 from gencli.model import Batch, Graph, Loss, Phase, Player
 from gencli.rng import Rng
@@ -250,7 +250,7 @@ class _Cache:
             q, *k_and_v = block.project(x, rotation)
             memory[..., self.end, :] = torch.cat(k_and_v, dim=1).transpose(0, 1)
             keys, values = memory[..., seen, :]
-            attention = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values)
+            attention = dot_product_attention(q.transpose(1, 2), keys, values)
             x = x + F.linear(attention.transpose(1, 2).flatten(2), block.output)
             x = x + block.feed(x)
         self.end, self.place = self.end + 1, self.place + 1

@@ -21,6 +21,7 @@ from gencli.model import FamilyConfig, NetSize, Sizes, net_size
 from gencli.muon import Muon
 
 _BASE = 10_000  # of the wavelengths of rotary positions
+_SHORT = 256  # tokens; see dot_product_attention
 
 
 class AttentionConfig(FamilyConfig):
@@ -98,14 +99,25 @@ def bias(attended: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(attended.shape, dtype=dtype, device=attended.device).masked_fill(~attended, -math.inf)
 
 
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *,
+                          causal: bool = False) -> Tensor:
+    """torch's `scaled_dot_product_attention`, with (..., T, D) and (..., S, D), and among few tokens on a processor
+    never in bf16: its gradient is computed there matrix by matrix, each of which takes long to begin."""
+    if q.device.type == "cpu" and k.shape[-2] <= _SHORT and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return dot_product_attention(q.float(), k.float(), v.float(), mask, causal=causal)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.to(q.dtype)  # as torch asks for
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Queries (B, T, heads, D), keys and values (B, S, heads, D) -> the mean of the values (B, T, heads * D).
 
     `mask` is added to the logits; without one a position attends to itself and all before it.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    mask = mask if mask is None else mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None).transpose(1, 2).flatten(2)
+    return dot_product_attention(q, k, v, mask, causal=mask is None).transpose(1, 2).flatten(2)
 
 
 def attend_around(q: Tensor, k: Tensor, v: Tensor, reach: int, there: Tensor | None = None) -> Tensor:

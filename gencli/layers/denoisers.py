@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gencli.layers.attention import dot_product_attention
 from gencli.layers.initialise import zeroed
 
 
@@ -203,7 +204,7 @@ class _Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=2))
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class PatchTransformer(nn.Module):

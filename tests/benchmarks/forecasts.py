@@ -49,9 +49,9 @@ NETS = {
         "linear": ["--past", "365", "--calendar", "year", "--penalty", "0.1"]}),
     "ett1/H/short": Series("ett/ETTh1.csv", 48, "16460,16460,17420", 48, {
         "linear": [*ETT, "--individual", "--penalty", "0.1"],
-        "patch": [*ETT, "--net", "patch", "--dropout", "0.3", "--steps", "2500"]}),
+        "patch": [*ETT, "--net", "patch", "--width", "16", "--dropout", "0.3", "--steps", "2500"]}),
     "etth1": Series("ett/ETTh1.csv", 96, "8640,11520,14400", 1, {
-        "linear": ETT, "patch": [*ETT, "--net", "patch", "--dropout", "0.3", "--steps", "2500"]},
+        "linear": ETT, "patch": [*ETT, "--net", "patch", "--width", "16", "--dropout", "0.3", "--steps", "2500"]},
         "MSE/MAE: NLinear 0.374/0.394, ridge 0.371/0.393"),
 }
 
