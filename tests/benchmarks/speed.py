@@ -509,7 +509,7 @@ def transformer(steps: int = 10, rounds: int = 5) -> None:
 
     data = load("shakespeare", dict())
     config = TransformerConfig(window=128, dropout=0.0)
-    width, layers, heads = config.dimensions
+    width, layers, heads = config.width, config.layers, config.heads
     vocabulary, window, batch_size = len(data.spec.vocabulary), config.window, 32
 
     class Layer(nn.Module):
