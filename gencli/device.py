@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import os
 import re
 from collections import deque
@@ -102,6 +103,8 @@ def channels_last(model: M) -> M:
 
 def compiled(function: Function, attempt: Callable[[Function], object], warn: Callable[[str], None]) -> Function:
     """`function` by torch.compile if `attempt` succeeds with it (only a call shows that), else unchanged."""
+    if "TORCH_LOGS" not in os.environ:  # what the compiler notes is for those who write models
+        torch._logging.set_logs(all=logging.ERROR)
     try:
         fast: Any = torch.compile(function)
         attempt(fast)

@@ -69,3 +69,16 @@ def test_what_comes_back_to_the_processor_is_waited_for(monkeypatch):
     assert copies == [False] * 6
     batch.to("cuda")
     assert copies[6:] == [True] * 3
+
+
+def test_what_is_compiled_says_nothing_of_the_compiler(python, monkeypatch):
+    """torch notes every number that the graph has to wait for."""
+    monkeypatch.delenv("TORCH_LOGS", raising=False)
+    code = """if True:
+        import torch
+        from gencli.device import compiled
+        fast = compiled(lambda x: x * int(x.max()), lambda fast: fast(torch.ones(2)), print)
+        print(fast(torch.arange(4)).tolist())
+    """
+    done = subprocess.run([*python, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.splitlines()[-1:], done.stderr) == (["[0, 3, 6, 9]"], "")
