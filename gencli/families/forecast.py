@@ -606,7 +606,7 @@ class _Patch(_Network):
         if self.told is not None:
             told = self.told(torch.cat([window.calendar[:, self.steps - 1], window.others[:, -1]], 1))
             x = torch.cat([x, told.repeat_interleave(columns, 0)[:, None]], 1)
-        with torch.autocast("cpu", enabled=False):  # see dot_product_attention
+        with torch.autocast("cpu", enabled=False):  # see layers.attention.dot_product_attention
             x = self.body(self.dropout(x.to(self.place.dtype) + self.place))
         return self.head(self.dropout(x.flatten(1))).unflatten(1, (self.horizon, 4)).unflatten(0, (-1, columns))
 

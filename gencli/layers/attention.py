@@ -1,4 +1,5 @@
-"""Layers of attention as the transformers of texts share them, of tokens in order or from both sides.
+"""Layers of attention as the transformers of texts share them, of tokens in order or from both sides, and the attention
+itself (`dot_product_attention`), which those of sentences and pictures share too.
 
 The form is that which is usual now: norms before the layers, without a mean (RMSNorm: Zhang & Sennrich 2019,
 arXiv:1910.07467), rotary positions (Su et al. 2021, arXiv:2104.09864), normed queries and keys (Henry et al. 2020,
