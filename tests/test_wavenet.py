@@ -46,6 +46,7 @@ def drawn(model: WaveNet, count: int = 3, length: int = 90) -> Batch:
     return Batch(x.where(torch.arange(length) < lengths[:, None], 0.0), labels, lengths)
 
 
+BUDGET = ("lengths", "loudness", "budget")
 BOTH = pytest.mark.parametrize("levels", [256, 65536])
 
 
@@ -67,21 +68,26 @@ def test_each_place_sees_its_receptive_field_and_nothing_else(levels):
 
 @BOTH
 @pytest.mark.parametrize("context", [0, 5])
-def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels, context):
-    model = network(levels, classes=2, layers=4, context=context, hop=16).double()
+@pytest.mark.parametrize("budget", [False, True])
+def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels, context, budget):
+    told = dict.fromkeys(BUDGET, budget)
+    model = network(levels, classes=2, layers=4, context=context, hop=16, **told).double()
     batch = drawn(model)
     condition = model._told(batch)
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
     engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
     step, state = _Step(model), [torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)]
-    if context:
-        state += [torch.zeros(3, 5).double(), torch.zeros(3, 64).double(), torch.zeros(3, 1, dtype=torch.int64)]
+    names = ["memory", "past"] * bool(context) + ["energy"] * budget + ["position"] * bool(context or budget)
+    first = {"memory": torch.zeros(3, 5).double(), "past": torch.zeros(3, 64).double(),
+             "energy": torch.zeros(3, 2).double(), "position": torch.zeros(3, 1, dtype=torch.int64)}
+    state += [first[name] for name in names]
     level = torch.full((3, 1), -1)
     for t in range(k.shape[1]):
         x = model._embed(k[:, t - 1]) if t else torch.zeros(3, 6, dtype=torch.float64)
         assert torch.allclose(model._out(engine._advance(x, t)), whole[:, t], atol=1e-9)
-        parameters, *state = step(level, state[0], condition[:, 0], *state[1:])
+        frame = condition[:, min(t // 16, condition.shape[1] - 1)]
+        parameters, *state = step(level, state[0], frame, **dict(zip(names, state[1:], strict=True)))
         assert torch.allclose(parameters, whole[:, t], atol=1e-9), "the exported step"
         level = k[:, t : t + 1]
 
@@ -121,11 +127,11 @@ def undecided(model: WaveNet, k: torch.Tensor, u: torch.Tensor, condition: torch
 @BOTH
 @pytest.mark.parametrize("engine", ["torch", "compiled"])
 @pytest.mark.parametrize("kind", ["plain", "classes", "spectrogram", "plain context", "classes context lengths",
-                                  "classes loudness"])
+                                  "classes loudness", "classes lengths loudness budget"])
 def test_engines_give_the_samples_of_the_whole_pass(levels, engine, kind):
     kind, *more = kind.split()
     model = network(levels, classes=3 if kind == "classes" else 0, mels=4 if kind == "spectrogram" else 0, hop=16,
-                    context=5 if "context" in more else 0, lengths="lengths" in more, loudness="loudness" in more)
+                    context=5 if "context" in more else 0, **{name: name in more for name in BUDGET})
     if levels == 65536:  # intervals so small that float32 would decide most levels
         model = model.double()
     prompt = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5])
@@ -222,8 +228,8 @@ def test_codes_of_drawn_recordings_are_standard_normal(levels, more):
     assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03 and abs((z.abs() > 1.96).double().mean() - 0.05) < 0.01
 
 
-def test_codes_with_places_and_a_context_give_the_recording_back():
-    model = network(classes=3, context=5, lengths=True, hop=16)
+def test_codes_with_all_that_is_told_give_the_recording_back():
+    model = network(classes=3, context=5, hop=16, **dict.fromkeys(BUDGET, True))
     batch = drawn(model)
     again = model.decode(model.encode(batch, rng()))
     assert torch.equal(again.x, batch.x) and torch.equal(again.lengths, batch.lengths)
@@ -348,8 +354,30 @@ def test_loudness_comes_first(levels):
         network(loudness=True, mels=4)
 
 
-def test_the_bound_of_all_recordings_sums_to_less_than_one():
-    model = network(loudness=True)
+def test_the_network_is_told_how_loud_the_rest_is():
+    """As one-hot, between the middles of steps a mixture: the loudest and the quietest that the step of loudness
+    leaves, between which the rest of each recording is."""
+    model = network(classes=2, hop=16, **dict.fromkeys(BUDGET, True)).double()
+    batch = loud(model)
+    condition = model._told(batch)
+    squares = model._sound(model.spec.to_levels(batch.x)).square()
+    spent = F.pad(squares.cumsum(1), (1, 0))[:, :90:16]
+    told = model._afford(condition, spent)[..., model.told - 2 :].unflatten(-1, (2, 20))
+    assert torch.allclose(told.sum(-1), torch.ones(6, 6, 2).double()) and ((told > 0).sum(-1) <= 2).all()
+    most, least = (3 * (told @ (torch.arange(20).double() - 19.5))).unbind(-1)  # dB
+    left = batch.lengths[:, None] - torch.arange(0, 90, 16)
+    rest = 10 * torch.log10((squares.sum(1, keepdim=True) - spent) / left)
+    assert torch.equal(most[:, 0].round(decimals=6), 3.0 * (torch.arange(10, 16) + 1 - 20))
+    checked = (left > 0) & (rest < -1.5)  # of which the steps can tell
+    assert checked.sum() > 20 and (least <= rest + 1e-6)[checked].all() and (rest <= most + 1e-6)[checked].all()
+    for missing in ("lengths", "loudness"):
+        with pytest.raises(UsageError, match="add --lengths --loudness"):
+            network(**{name: name != missing for name in BUDGET})
+
+
+@pytest.mark.parametrize("more", [{"loudness": True}, dict.fromkeys(BUDGET, True) | {"hop": 1}])
+def test_the_bound_of_all_recordings_sums_to_less_than_one(more):
+    model = network(**more)
     k = torch.cartesian_prod(torch.arange(256), torch.arange(256))
     loud(model)
     total = model.log_prob(Batch(model.spec.from_levels(k)), rng(len(k))).exp().sum()

@@ -21,6 +21,10 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
   begin as loud as recordings, and then do not rise as these do. So how loud the whole recording is, in steps of 3 dB,
   comes first, before the samples: p(l | class) p(x | l, class). Since a recording has one loudness l(x) this is a lower
   bound of the likelihood of x, of which l costs a few bits.
+- A budget: samples that are told a loudness fall behind it, by 5 dB on spoken digits: a voice that did not rise in time
+  leaves a past of which the network has seen no example, and it never rises. So in each frame the network is told how
+  loud the rest has to be for the whole to be as loud as was said, which follows from the length, the loudness and the
+  samples before, and is no choice of its own.
 
 Departures: without lengths, a recording is followed by `tail` samples of silence in training, so that the samples of a
 model trained on whole recordings end as they do. The first layer reads one sample, not two. Frames are
@@ -97,6 +101,9 @@ class WaveNetConfig(FamilyConfig):
     loudness: bool | None = Field(None, description="Draw how loud a recording is before its samples, by what those of "
                                                     "training are, and tell the network. Default yes; a vocoder has "
                                                     "that of its source.")
+    budget: bool | None = Field(None, description="Tell the network how loud the rest of a recording has to be for the "
+                                                  "whole to be as loud as was drawn. Default yes, with lengths and "
+                                                  "loudness, which it needs.")
     tail: int = Field(400, ge=0, description="Without lengths: samples of silence that end a recording in training; "
                                              "sampling stops after as many.")
 
@@ -138,24 +145,30 @@ class WaveNet(Model):
             raise UsageError("a vocoder speaks as long as its source does; leave --lengths out")
         if config.loudness and self.mels:
             raise UsageError("a vocoder speaks as loud as its source does; leave --loudness out")
+        if config.budget and not (config.lengths and config.loudness):
+            raise UsageError("a budget is what is left of a loudness in a length; add --lengths --loudness, or leave "
+                             "--budget out")
         units = config.context
         self.loudnesses = _STEPS if config.loudness else 0
         self.whole = self.classes + self.loudnesses  # numbers of a frame that are the same in all
         self.ahead = self.classes + bool(self.loudnesses)  # those of a code that come before what changes with time
         self.places = 2 * len(_NEAR) if config.lengths else 0  # None in files of models from before there were any
-        self.told = self.whole + self.mels + self.places  # numbers in a frame of the condition
+        self.budget = bool(config.budget)
+        self.told = self.whole + self.mels + self.places + 2 * self.budget  # numbers in a frame of the condition
         self.framed = self.told + units > self.whole  # whether it changes from frame to frame
+        self.watches = bool(self.budget or units)  # whether a frame depends on the samples before it
         if self.places:
             bins = -(-spec.length // config.hop)
             self.register_buffer("lengths", torch.zeros(max(1, self.classes), bins, dtype=torch.float64))
         if self.loudnesses:
             self.likelihood = "bound"
             self.register_buffer("loudness_counts", torch.zeros(max(1, self.classes), _STEPS, dtype=torch.float64))
+        heard = self.told + self.budget * 2 * (_STEPS - 1)  # of the condition, once a budget is a loudness
         if units:
-            self.context = _Context(spec.rate, config.hop, self.told, units)
-        if self.told + units:
-            self.condition = nn.Linear(self.told + units, depth * 2 * width, bias=False)
-            # The convolutions learn without places and a context first.
+            self.context = _Context(spec.rate, config.hop, heard, units)
+        if heard + units:
+            self.condition = nn.Linear(heard + units, depth * 2 * width, bias=False)
+            # The convolutions learn without places, a budget and a context first.
             self.condition.weight.data[:, self.whole + self.mels :] = 0
         if self.mels:
             self.spectrogram = LogMel(spec.rate, config.hop, self.mels)
@@ -165,7 +178,10 @@ class WaveNet(Model):
         assert isinstance(config, WaveNetConfig)
         usual = not config.mels and spec.condition is None
         missing = {name: usual for name in ("lengths", "loudness") if getattr(config, name) is None}
-        return config.model_copy(update=missing)
+        config = config.model_copy(update=missing)
+        if config.budget is None:
+            config = config.model_copy(update={"budget": bool(config.lengths and config.loudness)})
+        return config
 
     @classmethod
     def complete_spec(cls, config: FamilyConfig, spec: Spec) -> Spec:
@@ -185,6 +201,9 @@ class WaveNet(Model):
 
         Position t depends on the levels before t: the input is shifted by one, and zero before the beginning.
         """
+        if self.budget and condition is not None:
+            spent = F.pad(self._energy(levels).cumsum(1)[:, :-1], (1, 0))
+            condition = self._afford(condition[:, : spent.shape[1]], spent)
         if self.config.context:
             condition = self.context(self._sound(levels), condition)
         x = F.pad(self._embed(levels[:, :-1]), (0, 0, 1, 0))  # (B, T, residual)
@@ -237,11 +256,12 @@ class WaveNet(Model):
     def _condition(self, whole: Tensor | None, spectrogram: Tensor | None, lengths: Tensor, total: int,
                    ) -> Tensor | None:
         """One-hot class and loudness (B, W), spectrogram (B, frames, mels), lengths (B,) of recordings (B, total) ->
-        (B, frames, D), D = W + mels + places.
+        (B, frames, D), D = W + mels + places, and 2 of a budget.
         """
         parts = [] if whole is None else [whole[:, None]]
         parts += [] if spectrogram is None else [spectrogram]
         parts += [self._places(lengths, total)] if self.places else []
+        parts += [self._budget(whole, lengths, total)] if self.budget and whole is not None else []
         frames = max((part.shape[1] for part in parts), default=0)
         return torch.cat([part.expand(-1, frames, -1) for part in parts], dim=-1) if parts else None
 
@@ -251,6 +271,35 @@ class WaveNet(Model):
         seconds = torch.stack(torch.broadcast_tensors(start, lengths[:, None] - start), dim=-1) / self.spec.rate
         near = torch.exp(-seconds.clamp(min=0)[..., None] / seconds.new_tensor(_NEAR))  # (B, frames, 2, times)
         return near.flatten(2).to(self.output.weight.dtype) / self.places**0.5  # small, as all may learn alike
+
+    def _budget(self, whole: Tensor, lengths: Tensor, total: int) -> Tensor:
+        """The energy that recordings have at most, by their loudness, and how many samples are left, (B, frames, 2).
+
+        Energy is the sum of the squares of samples.
+        """
+        loudest = _STEP * (whole[:, self.classes :].argmax(1) + 1 - _STEPS).double()  # dB
+        left = lengths[:, None] - torch.arange(0, total, self.config.hop, device=lengths.device)
+        energy = (10 ** (loudest / 10) * lengths)[:, None].expand_as(left)
+        return torch.stack([energy, left.double()], dim=-1).to(self.output.weight.dtype)
+
+    def _energy(self, levels: Tensor) -> Tensor:
+        """Levels (B, T) -> the energy of each frame, (B, frames)."""
+        squares = self._sound(levels).square()
+        return F.pad(squares, (0, -squares.shape[1] % self.config.hop)).unflatten(1, (-1, self.config.hop)).sum(2)
+
+    def _afford(self, condition: Tensor, spent: Tensor) -> Tensor:
+        """The condition (..., D) of frames and the energy before them (...,) -> how loud the rest has to be, at most
+        and at least, in place of the budget: (..., D + 2 steps - 2).
+
+        A loudness is one-hot, and between the middles of two steps a mixture of these.
+        """
+        told, budget = condition.split([self.told - 2, 2], dim=-1)
+        energy, left = budget[..., :1], budget[..., 1:].clamp(min=1)
+        ends = energy * energy.new_tensor([1, 10 ** (-_STEP / 10)])  # of the step of loudness
+        decibels = 10 * torch.log10(((ends - spent[..., None]) / left).clamp(min=1e-9))
+        step = (decibels / _STEP + _STEPS).clamp(0.5, _STEPS - 0.5)[..., None]
+        middles = torch.arange(_STEPS, device=step.device) + 0.5
+        return torch.cat([told, (1 - (step - middles).abs()).clamp(min=0).flatten(-2)], dim=-1)
 
     def _whole_and_spectrogram(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """One-hot class and loudness, and the spectrogram of the conditions; of the recordings themselves if they have
@@ -616,17 +665,21 @@ class WaveNet(Model):
         """One sample: level (B, 1), state (B, slots, residual) and, if there is one, condition (B, D) -> parameters
         (B, P), next state.
 
-        A context adds to the state its `memory` (B, units), the `past` that it hears (B, size), in [-1, 1], and the
-        `position` of the sample (B, 1). A recording starts with a state of zeros and the level -1, which stands for the
-        time before the beginning.
+        A context adds to the state its `memory` (B, units) and the `past` that it hears (B, size), in [-1, 1]; a budget
+        the energy (B, 2) of all samples before this one and of those before its frame; both the `position` of the
+        sample (B, 1). A recording starts with a state of zeros and the level -1, which stands for the time before the
+        beginning.
         """
         zeros = partial(torch.zeros, 2, device=self.device)
         inputs = {"level": torch.full((2, 1), -1, device=self.device),
                   "state": zeros(sum(self.dilations), self.config.residual)}
-        state = {}
+        state: dict[str, Tensor] = {}
         if self.config.context:
-            state = {"memory": zeros(self.config.context), "past": zeros(self.context.size),
-                     "position": zeros(1, dtype=torch.int64)}
+            state |= {"memory": zeros(self.config.context), "past": zeros(self.context.size)}
+        if self.budget:
+            state["energy"] = zeros(2)
+        if self.watches:
+            state["position"] = zeros(1, dtype=torch.int64)
         if self.told:
             inputs["condition"] = zeros(self.told)
         outputs = ["parameters", "next_state", *(f"next_{name}" for name in state)]
@@ -703,14 +756,19 @@ class _Frames:
     def __init__(self, model: WaveNet, levels: Tensor, condition: Tensor | None):
         self.model, self.levels, self.condition = model, levels, condition
         self.memory = model.output.weight.new_zeros(len(levels), model.config.context)
+        self.spent = model.output.weight.new_zeros(len(levels))
 
     def __call__(self, frame: int) -> Tensor | None:
         """Those of the next frame, (B, depth, 2 residual); None if there is no condition."""
         model, condition = self.model, self.condition
         if condition is not None:
             condition = condition[:, min(frame, condition.shape[1] - 1)]  # (B, D)
+        end = frame * model.config.hop
+        if model.budget and condition is not None:
+            if frame:
+                self.spent += model._energy(self.levels[:, end - model.config.hop : end])[:, 0]
+            condition = model._afford(condition, self.spent)
         if model.config.context:
-            end = frame * model.config.hop
             x = model._sound(self.levels[:, max(0, end - model.context.size) : end])
             self.memory = model.context.next(F.pad(x, (model.context.size - x.shape[1], 0)), condition, self.memory)
             condition = model.context.told(condition, self.memory)
@@ -762,7 +820,7 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
     width = model.config.residual
     depth = len(model.dilations)
     own = torch.stack([gates.bias for gates in model.gates])  # (depth, 2 residual)
-    moving = _Frames(model, levels, condition) if model.config.context else None  # frames that depend on the levels
+    moving = _Frames(model, levels, condition) if model.watches else None
     if moving:
         frames = own.repeat(len(levels), 1, 1, 1)  # of the present frame
     elif condition is None:
@@ -808,16 +866,23 @@ class _Step(nn.Module):
         self.train(model.training)
 
     def forward(self, level: Tensor, state: Tensor, condition: Tensor | None = None, memory: Tensor | None = None,
-                past: Tensor | None = None, position: Tensor | None = None) -> tuple[Tensor, ...]:
+                past: Tensor | None = None, energy: Tensor | None = None, position: Tensor | None = None,
+                ) -> tuple[Tensor, ...]:
         model = self.model
         width, kept = model.config.residual, []
-        if memory is not None and past is not None and position is not None:
-            sound = model._sound(level.clamp(min=0)).where(level >= 0, 0.0)
+        sound = model._sound(level.clamp(min=0)).where(level >= 0, 0.0)
+        starts = None if position is None else position % model.config.hop == 0
+        if energy is not None and starts is not None and condition is not None:
+            spent = energy[:, :1] + sound.square()
+            energy = torch.cat([spent, spent.where(starts, energy[:, 1:])], dim=1)
+            condition = model._afford(condition, energy[:, 1])
+        if memory is not None and past is not None and starts is not None:
             past = torch.cat([past[:, 1:], sound], dim=1)
-            heard = model.context.next(past, condition, memory)
-            memory = heard.where(position % model.config.hop == 0, memory)
+            memory = model.context.next(past, condition, memory).where(starts, memory)
             condition = model.context.told(condition, memory)
-            kept = [memory, past, position + 1]
+            kept += [memory, past]
+        kept += [] if energy is None else [energy]
+        kept += [] if position is None else [position + 1]
         x = model._embed(level[:, 0].clamp(min=0)) * (level >= 0).to(state.dtype)
         bias = None if condition is None else model.condition(condition)
         outputs, after = [], []
