@@ -24,7 +24,8 @@ layer, gated units tanh * sigmoid, residual and skip connections; p(x) = prod p(
 - A budget: samples that are told a loudness fall behind it, by 5 dB on spoken digits: a voice that did not rise in time
   leaves a past of which the network has seen no example, and it never rises. So in each frame the network is told how
   loud the rest has to be for the whole to be as loud as was said, which follows from the length, the loudness and the
-  samples before, and is no choice of its own.
+  samples before, and is no choice of its own. Samples that still are not as loud are made again, as p(x | l) is of
+  recordings with l(x) = l.
 
 Departures: without lengths, a recording is followed by `tail` samples of silence in training, so that the samples of a
 model trained on whole recordings end as they do. The first layer reads one sample, not two. Frames are
@@ -34,7 +35,7 @@ repeated, not interpolated.
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -79,6 +80,8 @@ _STEP, _STEPS = 3.0, 20  # dB, and how many there are: the quietest is anything 
 _LOUDNESS = Categorical(_STEPS)
 _PIECES = 10  # a second: pieces in which a recording is generated
 
+Engine = Literal["auto", "torch", "compiled"]
+
 
 class WaveNetConfig(FamilyConfig):
     layers: int = Field(10, ge=1, description="Layers of a stack; their dilations are 1, 2, 4, ...")
@@ -106,6 +109,24 @@ class WaveNetConfig(FamilyConfig):
                                                   "loudness, which it needs.")
     tail: int = Field(400, ge=0, description="Without lengths: samples of silence that end a recording in training; "
                                              "sampling stops after as many.")
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How recordings are made: the options of `WaveNet.decode`.
+
+    Raises:
+        UsageError: one is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    engine: Engine = "auto"
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and 0 < self.top_p <= 1):
+            raise UsageError(f"temperature={self.temperature}, top_p={self.top_p}; expected a temperature above 0, and "
+                             "top_p above 0 and at most 1")
 
 
 class WaveNet(Model):
@@ -528,36 +549,46 @@ class WaveNet(Model):
             raise ModelError(f"engine=compiled needs the package numba: {install('fast')}")
         return engine == "compiled" or (engine == "auto" and installed and self.device.type == "cpu")
 
-    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0,
-               engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
+    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_p: float = 1.0,
+               engine: Engine = "auto") -> Batch:
         """Codes -> recordings, computed in float64: a code that `encode` gave becomes the same recording.
 
         Args:
             temperature: below 1 prefers likelier levels.
+            top_p: draw from the likeliest levels that together have this probability (Holtzman et al. 2019,
+                arXiv:1904.09751), of 256 levels; 1: from all. 0.99 leaves out noise, and now and then a word that would
+                have begun by chance.
             engine: torch computes all recordings together, compiled (numba) one on each core in native code; auto is
                 compiled on a CPU if numba is installed.
         """
         precise = self.clone().double()
         noise, whole, spectrogram = precise._decoded(code.to(self.device).double())
         condition = precise._condition(whole, spectrogram, (~noise.isnan()).sum(1), noise.shape[1])
-        pieces = list(precise._write(noise, condition, None, temperature, engine, ends=False))
+        pieces = list(precise._write(noise, condition, None, _Way(temperature, top_p, engine), ends=False))
         labels = whole[:, : self.classes].argmax(1) if self.classes and whole is not None else None
         return replace(join(pieces), labels=labels)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               engine: Literal["auto", "torch", "compiled"] = "auto") -> Batch:
+               top_p: float = 1.0, tries: int = 4, engine: Engine = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
         Where the model knows lengths, that is drawn before; so is the loudness, which goes on as the prompt has it.
 
+        Args:
+            tries: a recording whose length and loudness were drawn is made again if it is not as loud as that, until so
+                many are made, of which the nearest is taken.
+
         The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
         """
-        return join(list(self._stream(rng, given or Given(), length, temperature, engine)))
+        return join(list(self._stream(rng, given or Given(), length, tries, _Way(temperature, top_p, engine))))
 
-    def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
-        return self._stream(rng, given or Given(), **{"length": None, "temperature": 1.0, "engine": "auto", **options})
+    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = 4,
+               **options: Any) -> Iterator[Batch]:
+        return self._stream(rng, given or Given(), length, tries, _Way(**options))
 
-    def _stream(self, rng: Rng, given: Given, length: int | None, temperature: float, engine: str) -> Iterator[Batch]:
+    def _stream(self, rng: Rng, given: Given, length: int | None, tries: int, way: _Way) -> Iterator[Batch]:
+        if tries < 1:
+            raise UsageError(f"tries={tries}; expected 1 or more")
         spectrogram = None
         if self.mels:
             if given.condition is None:
@@ -581,9 +612,33 @@ class WaveNet(Model):
             loudness = None if heard is None else heard.expand(len(loudness))
         condition = self._condition(self._one_hot(labels, loudness), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
+        if self.places and length is None and loudness is not None and condition is not None and not known:
+            yield replace(self._as_loud(rng, noise, condition, loudness, tries, way), labels=labels)
+            return
         ends = not self.mels and not self.places
-        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends):
+        for piece in self._write(noise, condition, given.prompt, way, ends):
             yield replace(piece, labels=labels)
+
+    def _as_loud(self, rng: Rng, noise: Tensor, condition: Tensor, loudness: Tensor, tries: int, way: _Way) -> Batch:
+        """Recordings of the noise (B, T), or of other noise, at most `tries` in all, until they have their loudness
+        (B,). Those of the loudness l that are not so loud have no part in p(x | l)."""
+        there = ~noise.isnan()
+        x = torch.zeros_like(noise, dtype=self.output.weight.dtype)
+        off = torch.full_like(loudness, _STEPS)  # how far the nearest so far is from it
+        for _ in range(tries):
+            rows = off.nonzero()[:, 0]
+            if not len(rows):
+                break
+            made = join(list(self._write(noise[rows], condition[rows], None, way, ends=False)))
+            heard = self._loudness(made)
+            assert heard is not None
+            now = (heard - loudness[rows]).abs()
+            nearer = now < off[rows]
+            x[rows[nearer], : made.x.shape[1]] = made.x[nearer].to(x.dtype)
+            off[rows] = off[rows].minimum(now)
+            noise = rng.normal(noise.shape[1], dtype=torch.float64).where(there, math.nan)
+        lengths = there.sum(1)
+        return Batch(x[:, : int(lengths.max())], lengths=lengths)
 
     # --- compress
 
@@ -624,22 +679,22 @@ class WaveNet(Model):
         return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)
 
     @torch.no_grad()
-    def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, temperature: float, engine: str,
+    def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, way: _Way,
                ends: bool) -> Iterator[Batch]:
         """The prompt (P,), then the recordings of the noise (B, T), piece by piece.
 
         A recording is over where its noise is NaN and, with `ends`, after `tail` samples of silence.
         """
-        if not temperature > 0:
-            raise UsageError(f"temperature={temperature}; expected a number above 0")
+        if way.top_p < 1 and not isinstance(self.distribution, Categorical):
+            raise UsageError(f"top_p={way.top_p} is for models of 256 levels, and this one has {self.spec.levels}")
         start = 0 if prompt is None else len(prompt)
         u = F.pad(torch.special.ndtr(noise).clamp(max=1 - 1e-15), (start, 0), value=0.5)  # (B, P + T)
         over = u.isnan()
         levels = torch.zeros_like(u, dtype=torch.int64)
         if prompt is not None:
             levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
-        make_engine = _compiled_engine if self._compiled(engine) else _torch_engine
-        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, temperature)
+        make_engine = _compiled_engine if self._compiled(way.engine) else _torch_engine
+        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, way)
         piece = max(1, self.spec.rate // _PIECES)
         for begin in range(0, u.shape[1], piece):
             end = min(begin + piece, u.shape[1])
@@ -738,16 +793,20 @@ class _Linears(nn.ModuleList):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Engines: engine(model, levels (B, T), u (B, T), condition, known, temperature) gives run(begin, end), which fills in
-# the levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
+# Engines: engine(model, levels (B, T), u (B, T), condition, known, way) gives run(begin, end), which fills in the
+# levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
 
 
 def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                  temperature: float) -> "_TorchEngine":
+                  way: _Way) -> "_TorchEngine":
     """All recordings together."""
-    return _TorchEngine(model, levels, lambda t, parameters: model.distribution.from_uniform(parameters, u[:, t],
-                                                                                             temperature),
-                        condition, known)
+
+    def choose(t: int, parameters: Tensor) -> Tensor:
+        if isinstance(model.distribution, Categorical):
+            return model.distribution.from_uniform(parameters, u[:, t], way.temperature, top_p=way.top_p)
+        return model.distribution.from_uniform(parameters, u[:, t], way.temperature)
+
+    return _TorchEngine(model, levels, choose, condition, known)
 
 
 class _Frames:
@@ -813,7 +872,7 @@ class _TorchEngine:
 
 
 def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                     temperature: float) -> Callable[[int, int], None]:
+                     way: _Way) -> Callable[[int, int], None]:
     """One recording after the other, in native code."""
     from gencli.layers.causal_kernel import Kernel  # numba takes a second to import
 
@@ -838,7 +897,7 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
         residual_biases=torch.cat([*(layer.bias[None] for layer in model.residuals), last[:, 0]]),
         head=model.head.weight.T, head_bias=model.head.bias,
         output=model.output.weight.T, output_bias=model.output.bias)
-    runs = [kernel.recording(levels[b], u[b], frames[min(b, len(frames) - 1)], known, temperature)
+    runs = [kernel.recording(levels[b], u[b], frames[min(b, len(frames) - 1)], known, way.temperature, way.top_p)
             for b in range(len(u))]
 
     def run(begin: int, end: int) -> None:
