@@ -545,7 +545,7 @@ def test_it_learns(tmp_path, gencli):
         x = random.choice([0.1, 0.6]) * np.cumprod(random.choice([-1, 1], 150))
         soundfile.write(tmp_path / f"sounds/{i}.wav", x, 8000)
     gencli("train", "wavenet", "sounds", "-o", "run", "--layers", "3", "--stacks", "1", "--residual", "12", "--skip",
-           "24", "--steps", "200", "--lr", "1e-2", "--ema", "0", "--batch-size", "8", "--preview-every", "0", "--tail",
+           "24", "--steps", "200", "--lr", "3e-2", "--ema", "0", "--batch-size", "8", "--preview-every", "0", "--tail",
            "0", "-q")
     metrics = gencli("evaluate", "run", "sounds", "--draw", "0", "--reconstruct", "0", "--json").json()["metrics"]
     assert 1 <= next(m["value"] for m in metrics if m["name"] == "bpd") < 1.1

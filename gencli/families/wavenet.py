@@ -60,6 +60,7 @@ from gencli.model import (
     Model,
     NetSize,
     Phase,
+    Player,
     Score,
     Sizes,
     Spec,
@@ -68,6 +69,7 @@ from gencli.model import (
     join,
     net_size,
 )
+from gencli.muon import Muon
 from gencli.rng import Rng
 from gencli.spectrogram import LogMel
 
@@ -143,7 +145,7 @@ class WaveNet(Model):
     likelihood: Literal["exact", "bound", "estimate"] | None = "exact"
     lossless = True
     block = 4  # recordings are long; torch generates `_TORCH_BLOCK` of them
-    defaults = {"lr": 2e-3, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
+    defaults = {"lr": 1e-2, "batch_size": 8, "grad_clip": 1.0, "schedule": "cosine", "warmup": 200, "ema": 0.999}
 
     config: WaveNetConfig
     spec: AudioSpec
@@ -364,9 +366,13 @@ class WaveNet(Model):
     # --- train, score
 
     def phases(self) -> list[Phase]:
+        """Lengths and loudness, where they count; then one player: Muon for the layers, AdamW for the ends."""
+        layers = [*self.gates, *self.residuals, self.skip, self.head]
+        muon = partial(Muon, matrices=[layer.weight for layer in layers])
+        train = Phase("train", [Player("model", list(self.parameters()), self.loss, optimiser=muon)])
         if not self.places and not self.loudnesses:
-            return super().phases()
-        return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), *super().phases()]
+            return [train]
+        return [Phase("lengths", share=0, accumulate=self._count, finish=lambda: True), train]
 
     def _count(self, batch: Batch) -> None:
         """The lengths of B recordings, in frames, and how loud they are."""
