@@ -575,7 +575,7 @@ class WaveNet(Model):
         return replace(join(pieces), labels=labels)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               top_p: float = 1.0, tries: int = 4, engine: Engine = "auto") -> Batch:
+               top_p: float = 1.0, tries: int = 8, engine: Engine = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
         Where the model knows lengths, that is drawn before; so is the loudness, which goes on as the prompt has it.
@@ -588,7 +588,7 @@ class WaveNet(Model):
         """
         return join(list(self._stream(rng, given or Given(), length, tries, _Way(temperature, top_p, engine))))
 
-    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = 4,
+    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = 8,
                **options: Any) -> Iterator[Batch]:
         return self._stream(rng, given or Given(), length, tries, _Way(**options))
 
