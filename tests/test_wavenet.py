@@ -437,6 +437,9 @@ def test_a_recording_is_made_again_until_it_is_as_loud_as_was_drawn(engine):
     row = int((off(again) < off(once)).nonzero()[0, 0])
     alone = model.sample(ExampleStreams(0, torch.tensor([row]), "sample"), tries=8, engine=engine)
     assert torch.equal(alone.x[0, : again.lengths[row]], again.x[row, : again.lengths[row]])
+    made = model.decode(model.prior(rng(60)), engine=engine)
+    differs = (made.x != again.x).any(1)  # by rounding: codes are made in float64
+    assert torch.equal(made.lengths, again.lengths) and differs.sum() < 6, "a code of the prior is that of the sample"
     with pytest.raises(UsageError, match="tries"):
         model.sample(rng(), tries=0)
 

@@ -81,6 +81,7 @@ _NEAR = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # seconds over which what the net
 _STEP, _STEPS = 3.0, 20  # dB, and how many there are: the quietest is anything below -57 dB, the loudest ends at 0
 _LOUDNESS = Categorical(_STEPS)
 _PIECES = 10  # a second: pieces in which a recording is generated
+_TRIES = 8  # for a recording that is as loud as was drawn
 
 Engine = Literal["auto", "torch", "compiled"]
 
@@ -437,7 +438,7 @@ class WaveNet(Model):
 
     def prior(self, rng: Rng, *, length: int | None = None) -> Tensor:
         """Codes (B, K + length), float64: a class, drawn uniformly, as one-hot, if conditional; the noise of the
-        loudness, if there is one; then that of the samples.
+        loudness, if there is one; then that of the samples, of which `sample` makes recordings.
         """
         if self.mels:
             raise UsageError("this model is a vocoder and needs a spectrogram; give it recordings with --given")
@@ -446,6 +447,11 @@ class WaveNet(Model):
         labels = rng.integers(self.classes) if self.classes else None
         if self.places and length is None:
             noise = self._ending(noise, labels, rng)
+            if first:
+                loudness = self._drawn(labels, *first)
+                condition = self._condition(self._one_hot(labels, loudness), None, (~noise.isnan()).sum(1),
+                                            noise.shape[1])
+                noise, _ = self._as_loud(rng, noise, condition, loudness, _TRIES, _Way())
         classes = [] if labels is None else [F.one_hot(labels, self.classes).double()]
         return torch.cat([*classes, *first, noise], dim=1)
 
@@ -562,8 +568,7 @@ class WaveNet(Model):
         Args:
             temperature: below 1 prefers likelier levels.
             top_p: draw from the likeliest levels that together have this probability (Holtzman et al. 2019,
-                arXiv:1904.09751), of 256 levels; 1: from all. 0.99 leaves out noise, and now and then a word that would
-                have begun by chance.
+                arXiv:1904.09751), of 256 levels; 1: from all.
             engine: torch computes all recordings together, compiled (numba) one on each core in native code; auto is
                 compiled on a CPU if numba is installed.
         """
@@ -575,20 +580,19 @@ class WaveNet(Model):
         return replace(join(pieces), labels=labels)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               top_p: float = 1.0, tries: int = 8, engine: Engine = "auto") -> Batch:
+               top_p: float = 1.0, tries: int = _TRIES, engine: Engine = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
         Where the model knows lengths, that is drawn before; so is the loudness, which goes on as the prompt has it.
+        The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
 
         Args:
             tries: a recording whose length and loudness were drawn is made again if it is not as loud as that, until so
                 many are made, of which the nearest is taken.
-
-        The class is given or drawn, the spectrogram that of the condition. The other options are those of `decode`.
         """
         return join(list(self._stream(rng, given or Given(), length, tries, _Way(temperature, top_p, engine))))
 
-    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = 8,
+    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = _TRIES,
                **options: Any) -> Iterator[Batch]:
         return self._stream(rng, given or Given(), length, tries, _Way(**options))
 
@@ -618,33 +622,39 @@ class WaveNet(Model):
             loudness = None if heard is None else heard.expand(len(loudness))
         condition = self._condition(self._one_hot(labels, loudness), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
-        if self.places and length is None and loudness is not None and condition is not None and not known:
-            yield replace(self._as_loud(rng, noise, condition, loudness, tries, way), labels=labels)
+        if self.places and length is None and loudness is not None and not known:
+            yield replace(self._as_loud(rng, noise, condition, loudness, tries, way)[1], labels=labels)
             return
         ends = not self.mels and not self.places
         for piece in self._write(noise, condition, given.prompt, way, ends):
             yield replace(piece, labels=labels)
 
-    def _as_loud(self, rng: Rng, noise: Tensor, condition: Tensor, loudness: Tensor, tries: int, way: _Way) -> Batch:
-        """Recordings of the noise (B, T), or of other noise, at most `tries` in all, until they have their loudness
-        (B,). Those of the loudness l that are not so loud have no part in p(x | l)."""
-        there = ~noise.isnan()
+    def _as_loud(self, rng: Rng, noise: Tensor, condition: Tensor | None, loudness: Tensor | None, tries: int,
+                 way: _Way) -> tuple[Tensor, Batch]:
+        """Recordings of the noise (B, T), or of other noise, at most `tries` each, until they have their loudness (B,);
+        with the noise that made them.
+
+        Without an end to that they would be those of p(x | l): of other recordings this is 0.
+        """
+        assert condition is not None and loudness is not None
+        there, new = ~noise.isnan(), noise
         x = torch.zeros_like(noise, dtype=self.output.weight.dtype)
         off = torch.full_like(loudness, _STEPS)  # how far the nearest so far is from it
         for _ in range(tries):
             rows = off.nonzero()[:, 0]
             if not len(rows):
                 break
-            made = join(list(self._write(noise[rows], condition[rows], None, way, ends=False)))
+            made = join(list(self._write(new[rows], condition[rows], None, way, ends=False)))
             heard = self._loudness(made)
             assert heard is not None
             now = (heard - loudness[rows]).abs()
-            nearer = now < off[rows]
-            x[rows[nearer], : made.x.shape[1]] = made.x[nearer].to(x.dtype)
+            nearer, better = now < off[rows], rows[now < off[rows]]
+            x[better, : made.x.shape[1]] = made.x[nearer].to(x.dtype)
+            noise = noise.index_copy(0, better, new[better])
             off[rows] = off[rows].minimum(now)
-            noise = rng.normal(noise.shape[1], dtype=torch.float64).where(there, math.nan)
+            new = rng.normal(noise.shape[1], dtype=torch.float64).where(there, math.nan)
         lengths = there.sum(1)
-        return Batch(x[:, : int(lengths.max())], lengths=lengths)
+        return noise, Batch(x[:, : int(lengths.max())], lengths=lengths)
 
     # --- compress
 
