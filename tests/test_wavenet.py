@@ -14,7 +14,7 @@ from torch import nn
 
 from gencli import inference
 from gencli.errors import DataError, UsageError
-from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _torch_engine, _Way
+from gencli.families.wavenet import WaveNet, WaveNetConfig, _Step, _torch_engine
 from gencli.kinds.audio import AudioSpec
 from gencli.model import Batch, Given, join
 from gencli.rng import ExampleStreams, StepStream, generator
@@ -76,7 +76,7 @@ def test_ring_buffers_give_the_parameters_of_the_whole_pass(levels, context, bud
     condition = model._told(batch)
     k = model.spec.to_levels(batch.x)
     whole = model(k, condition)
-    engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], _Way())
+    engine = _torch_engine(model, k, torch.full(k.shape, 0.5), condition, k.shape[1], 1.0)
     step, state = _Step(model), [torch.zeros(3, sum(model.dilations), 6, dtype=torch.float64)]
     names = ["memory", "past"] * bool(context) + ["energy"] * budget + ["position"] * bool(context or budget)
     first = {"memory": torch.zeros(3, 5).double(), "past": torch.zeros(3, 64).double(),
@@ -185,7 +185,7 @@ def test_an_engine_that_forgets_is_noticed():
     model = network()
     u = torch.special.ndtr(rng().normal(59, dtype=torch.float64))
     k = torch.zeros(3, 59, dtype=torch.int64)
-    engine = _torch_engine(model, k, u, None, 0, _Way())
+    engine = _torch_engine(model, k, u, None, 0, 1.0)
     engine(0, 20)
     engine.rings[-1].copy_(engine.rings[-1].roll(1, dims=1))
     engine(20, 59)
@@ -205,24 +205,6 @@ def test_a_low_temperature_takes_the_likeliest():
 
 
 # --- likelihood and codes
-
-
-def test_top_p_leaves_out_the_unlikeliest():
-    model = network(classes=2).double()
-    made = [model.sample(rng(8), Given(torch.arange(8) % 2), length=60, top_p=0.6, engine=engine)
-            for engine in ("torch", "compiled")]
-    assert torch.equal(made[0].x, made[1].x)
-    k = model.spec.to_levels(made[0].x)
-    p = model(k, model._told(made[0])).softmax(-1)
-    likelier = (p * (p > p.gather(-1, k[..., None]))).sum(-1)
-    assert 0.5 < likelier.max() < 0.6
-    likeliest = model.sample(rng(), length=40, top_p=1e-9)
-    k = model.spec.to_levels(likeliest.x)
-    assert torch.equal(model(k, model._told(likeliest)).argmax(-1), k)
-    with pytest.raises(UsageError, match="top_p"):
-        model.sample(rng(), top_p=0.0)
-    with pytest.raises(UsageError, match="256 levels"):
-        network(65536).sample(rng(), length=5, top_p=0.9)
 
 
 @BOTH

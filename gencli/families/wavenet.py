@@ -35,7 +35,7 @@ repeated, not interpolated.
 import importlib.util
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -112,24 +112,6 @@ class WaveNetConfig(FamilyConfig):
                                                   "loudness, which it needs.")
     tail: int = Field(400, ge=0, description="Without lengths: samples of silence that end a recording in training; "
                                              "sampling stops after as many.")
-
-
-@dataclass(frozen=True)
-class _Way:
-    """How recordings are made: the options of `WaveNet.decode`.
-
-    Raises:
-        UsageError: one is out of its range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    engine: Engine = "auto"
-
-    def __post_init__(self) -> None:
-        if not (self.temperature > 0 and 0 < self.top_p <= 1):
-            raise UsageError(f"temperature={self.temperature}, top_p={self.top_p}; expected a temperature above 0, and "
-                             "top_p above 0 and at most 1")
 
 
 class WaveNet(Model):
@@ -448,10 +430,7 @@ class WaveNet(Model):
         if self.places and length is None:
             noise = self._ending(noise, labels, rng)
             if first:
-                loudness = self._drawn(labels, *first)
-                condition = self._condition(self._one_hot(labels, loudness), None, (~noise.isnan()).sum(1),
-                                            noise.shape[1])
-                noise, _ = self._as_loud(rng, noise, condition, loudness, _TRIES, _Way())
+                noise, _ = self._as_loud(rng, noise, labels, self._drawn(labels, *first))
         classes = [] if labels is None else [F.one_hot(labels, self.classes).double()]
         return torch.cat([*classes, *first, noise], dim=1)
 
@@ -561,26 +540,24 @@ class WaveNet(Model):
             raise ModelError(f"engine=compiled needs the package numba: {install('fast')}")
         return engine == "compiled" or (engine == "auto" and installed and self.device.type == "cpu")
 
-    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0, top_p: float = 1.0,
+    def decode(self, code: Tensor, rng: Rng | None = None, *, temperature: float = 1.0,
                engine: Engine = "auto") -> Batch:
         """Codes -> recordings, computed in float64: a code that `encode` gave becomes the same recording.
 
         Args:
             temperature: below 1 prefers likelier levels.
-            top_p: draw from the likeliest levels that together have this probability (Holtzman et al. 2019,
-                arXiv:1904.09751), of 256 levels; 1: from all.
             engine: torch computes all recordings together, compiled (numba) one on each core in native code; auto is
                 compiled on a CPU if numba is installed.
         """
         precise = self.clone().double()
         noise, whole, spectrogram = precise._decoded(code.to(self.device).double())
         condition = precise._condition(whole, spectrogram, (~noise.isnan()).sum(1), noise.shape[1])
-        pieces = list(precise._write(noise, condition, None, _Way(temperature, top_p, engine), ends=False))
+        pieces = list(precise._write(noise, condition, None, temperature, engine, ends=False))
         labels = whole[:, : self.classes].argmax(1) if self.classes and whole is not None else None
         return replace(join(pieces), labels=labels)
 
     def sample(self, rng: Rng, given: Given | None = None, *, length: int | None = None, temperature: float = 1.0,
-               top_p: float = 1.0, tries: int = _TRIES, engine: Engine = "auto") -> Batch:
+               tries: int = _TRIES, engine: Engine = "auto") -> Batch:
         """Recordings that begin with the prompt, if one is given, and go on for `length` samples or until their end.
 
         Where the model knows lengths, that is drawn before; so is the loudness, which goes on as the prompt has it.
@@ -590,13 +567,13 @@ class WaveNet(Model):
             tries: a recording whose length and loudness were drawn is made again if it is not as loud as that, until so
                 many are made, of which the nearest is taken.
         """
-        return join(list(self._stream(rng, given or Given(), length, tries, _Way(temperature, top_p, engine))))
+        return join(list(self._stream(rng, given or Given(), length, temperature, tries, engine)))
 
-    def stream(self, rng: Rng, given: Given | None = None, *, length: int | None = None, tries: int = _TRIES,
-               **options: Any) -> Iterator[Batch]:
-        return self._stream(rng, given or Given(), length, tries, _Way(**options))
+    def stream(self, rng: Rng, given: Given | None = None, **options: Any) -> Iterator[Batch]:
+        return self._stream(rng, given or Given(), **options)
 
-    def _stream(self, rng: Rng, given: Given, length: int | None, tries: int, way: _Way) -> Iterator[Batch]:
+    def _stream(self, rng: Rng, given: Given, length: int | None = None, temperature: float = 1.0, tries: int = _TRIES,
+                engine: Engine = "auto") -> Iterator[Batch]:
         if tries < 1:
             raise UsageError(f"tries={tries}; expected 1 or more")
         spectrogram = None
@@ -620,31 +597,33 @@ class WaveNet(Model):
         if loudness is not None and given.prompt is not None:
             heard = self._loudness(Batch(given.prompt[None].to(self.device)))
             loudness = None if heard is None else heard.expand(len(loudness))
+        elif self.places and loudness is not None and length is None:
+            yield self._as_loud(rng, noise, labels, loudness, tries, temperature, engine)[1]
+            return
         condition = self._condition(self._one_hot(labels, loudness), spectrogram, known + (~noise.isnan()).sum(1),
                                     known + noise.shape[1])
-        if self.places and length is None and loudness is not None and not known:
-            yield replace(self._as_loud(rng, noise, condition, loudness, tries, way)[1], labels=labels)
-            return
         ends = not self.mels and not self.places
-        for piece in self._write(noise, condition, given.prompt, way, ends):
+        for piece in self._write(noise, condition, given.prompt, temperature, engine, ends):
             yield replace(piece, labels=labels)
 
-    def _as_loud(self, rng: Rng, noise: Tensor, condition: Tensor | None, loudness: Tensor | None, tries: int,
-                 way: _Way) -> tuple[Tensor, Batch]:
+    def _as_loud(self, rng: Rng, noise: Tensor, labels: Tensor | None, loudness: Tensor | None, tries: int = _TRIES,
+                 temperature: float = 1.0, engine: Engine = "auto") -> tuple[Tensor, Batch]:
         """Recordings of the noise (B, T), or of other noise, at most `tries` each, until they have their loudness (B,);
         with the noise that made them.
 
         Without an end to that they would be those of p(x | l): of other recordings this is 0.
         """
-        assert condition is not None and loudness is not None
         there, new = ~noise.isnan(), noise
+        lengths = there.sum(1)
+        condition = self._condition(self._one_hot(labels, loudness), None, lengths, noise.shape[1])
+        assert condition is not None and loudness is not None
         x = torch.zeros_like(noise, dtype=self.output.weight.dtype)
         off = torch.full_like(loudness, _STEPS)  # how far the nearest so far is from it
         for _ in range(tries):
             rows = off.nonzero()[:, 0]
             if not len(rows):
                 break
-            made = join(list(self._write(new[rows], condition[rows], None, way, ends=False)))
+            made = join(list(self._write(new[rows], condition[rows], None, temperature, engine, ends=False)))
             heard = self._loudness(made)
             assert heard is not None
             now = (heard - loudness[rows]).abs()
@@ -653,8 +632,7 @@ class WaveNet(Model):
             noise = noise.index_copy(0, better, new[better])
             off[rows] = off[rows].minimum(now)
             new = rng.normal(noise.shape[1], dtype=torch.float64).where(there, math.nan)
-        lengths = there.sum(1)
-        return noise, Batch(x[:, : int(lengths.max())], lengths=lengths)
+        return noise, Batch(x[:, : int(lengths.max())], labels, lengths)
 
     # --- compress
 
@@ -695,22 +673,22 @@ class WaveNet(Model):
         return Batch(self.spec.from_levels(levels).where(there, 0.0), outline.labels, outline.lengths)
 
     @torch.no_grad()
-    def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, way: _Way,
+    def _write(self, noise: Tensor, condition: Tensor | None, prompt: Tensor | None, temperature: float, engine: Engine,
                ends: bool) -> Iterator[Batch]:
         """The prompt (P,), then the recordings of the noise (B, T), piece by piece.
 
         A recording is over where its noise is NaN and, with `ends`, after `tail` samples of silence.
         """
-        if way.top_p < 1 and not isinstance(self.distribution, Categorical):
-            raise UsageError(f"top_p={way.top_p} is for models of 256 levels, and this one has {self.spec.levels}")
+        if not temperature > 0:
+            raise UsageError(f"temperature={temperature}; expected a number above 0")
         start = 0 if prompt is None else len(prompt)
         u = F.pad(torch.special.ndtr(noise).clamp(max=1 - 1e-15), (start, 0), value=0.5)  # (B, P + T)
         over = u.isnan()
         levels = torch.zeros_like(u, dtype=torch.int64)
         if prompt is not None:
             levels[:, :start] = self.spec.to_levels(prompt.to(self.device))
-        make_engine = _compiled_engine if self._compiled(way.engine) else _torch_engine
-        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, way)
+        make_engine = _compiled_engine if self._compiled(engine) else _torch_engine
+        run = make_engine(self, levels, u.nan_to_num(0.5), condition, start, temperature)
         piece = max(1, self.spec.rate // _PIECES)
         for begin in range(0, u.shape[1], piece):
             end = min(begin + piece, u.shape[1])
@@ -809,20 +787,16 @@ class _Linears(nn.ModuleList):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Engines: engine(model, levels (B, T), u (B, T), condition, known, way) gives run(begin, end), which fills in the
-# levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
+# Engines: engine(model, levels (B, T), u (B, T), condition, known, temperature) gives run(begin, end), which fills in
+# the levels of these positions, in order, except the first `known`, which are given. u in (0, 1) is the noise.
 
 
 def _torch_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                  way: _Way) -> "_TorchEngine":
+                  temperature: float) -> "_TorchEngine":
     """All recordings together."""
-
-    def choose(t: int, parameters: Tensor) -> Tensor:
-        if isinstance(model.distribution, Categorical):
-            return model.distribution.from_uniform(parameters, u[:, t], way.temperature, top_p=way.top_p)
-        return model.distribution.from_uniform(parameters, u[:, t], way.temperature)
-
-    return _TorchEngine(model, levels, choose, condition, known)
+    return _TorchEngine(model, levels, lambda t, parameters: model.distribution.from_uniform(parameters, u[:, t],
+                                                                                             temperature),
+                        condition, known)
 
 
 class _Frames:
@@ -888,14 +862,14 @@ class _TorchEngine:
 
 
 def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tensor | None, known: int,
-                     way: _Way) -> Callable[[int, int], None]:
+                     temperature: float) -> Callable[[int, int], None]:
     """One recording after the other, in native code."""
     from gencli.layers.causal_kernel import Kernel  # numba takes a second to import
 
     width = model.config.residual
     depth = len(model.dilations)
     own = torch.stack([gates.bias for gates in model.gates])  # (depth, 2 residual)
-    moving = _Frames(model, levels, condition) if model.watches else None
+    moving = _Frames(model, levels, condition) if model.watches else None  # frames that depend on the levels
     if moving:
         frames = own.repeat(len(levels), 1, 1, 1)  # of the present frame
     elif condition is None:
@@ -913,7 +887,7 @@ def _compiled_engine(model: WaveNet, levels: Tensor, u: Tensor, condition: Tenso
         residual_biases=torch.cat([*(layer.bias[None] for layer in model.residuals), last[:, 0]]),
         head=model.head.weight.T, head_bias=model.head.bias,
         output=model.output.weight.T, output_bias=model.output.bias)
-    runs = [kernel.recording(levels[b], u[b], frames[min(b, len(frames) - 1)], known, way.temperature, way.top_p)
+    runs = [kernel.recording(levels[b], u[b], frames[min(b, len(frames) - 1)], known, temperature)
             for b in range(len(u))]
 
     def run(begin: int, end: int) -> None:

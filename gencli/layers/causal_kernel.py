@@ -45,8 +45,8 @@ class Kernel:
         self._dilations = np.array(dilations)
         self._offsets = np.concatenate([[0], np.cumsum(dilations)])
 
-    def recording(self, levels: Tensor, u: Tensor, biases: Tensor, known: int, temperature: float,
-                  top_p: float) -> Callable[[int, int], None]:
+    def recording(self, levels: Tensor, u: Tensor, biases: Tensor, known: int,
+                  temperature: float) -> Callable[[int, int], None]:
         """Generate a recording: the function takes the positions (begin, end) to fill in, which follow each other.
 
         Args:
@@ -60,7 +60,7 @@ class Kernel:
         own = levels.numpy(), u.double().numpy(), _packed(biases)
 
         def run(begin: int, end: int) -> None:
-            _generate(begin, end, known, temperature, top_p, self._levels, self._hop, rings, ahead, self._dilations,
+            _generate(begin, end, known, temperature, self._levels, self._hop, rings, ahead, self._dilations,
                       self._offsets, self._table, *own, *self._weights)
 
         return run
@@ -71,8 +71,8 @@ def _packed(tensor: Tensor) -> np.ndarray:
 
 
 @_compile
-def _generate(begin, end, known, temperature, top_p, count, hop, rings, ahead, dilations, offsets, table, levels, u,
-              biases, gates, mixed, skip_bias, residual_biases, head, head_bias, output, output_bias):
+def _generate(begin, end, known, temperature, count, hop, rings, ahead, dilations, offsets, table, levels, u, biases,
+              gates, mixed, skip_bias, residual_biases, head, head_bias, output, output_bias):
     width, sums = table.shape[1], len(skip_bias)
     h, z = np.empty(2 * width, table.dtype), np.empty(width, table.dtype)
     carried = np.empty(sums + width, table.dtype)  # the sum of the skip connections, then what the next layer reads
@@ -112,7 +112,7 @@ def _generate(begin, end, known, temperature, top_p, count, hop, rings, ahead, d
             parameters[:] = output_bias
             _add_product(np.maximum(hidden, 0), output, parameters)
             if count == len(parameters):
-                levels[t] = _categorical(parameters, u[t], temperature, top_p, chance)
+                levels[t] = _categorical(parameters, u[t], temperature, chance)
             else:
                 levels[t] = _mixture(parameters, u[t], temperature, count, chance)
 
@@ -179,7 +179,7 @@ def _tanh(x):
 
 
 @_compile
-def _categorical(logits, u, temperature, top_p, chance):
+def _categorical(logits, u, temperature, chance):
     """As `gencli.layers.distributions.Categorical.from_uniform`."""
     count = len(logits)
     largest = logits.max()
@@ -187,20 +187,10 @@ def _categorical(logits, u, temperature, top_p, chance):
     for i in range(count):
         chance[i] = math.exp((logits[i] - largest) / temperature)
         total += chance[i]
-    scale, kept = (1 - count * FLOOR) / total, 1.0
+    scale, cumulative = (1 - count * FLOOR) / total, 0.0
     for i in range(count):
-        chance[i] = chance[i] * scale + FLOOR
-    if top_p < 1:
-        kept = 0.0
-        for i in np.argsort(-chance, kind="mergesort"):
-            if kept < top_p:
-                kept += chance[i]
-            else:
-                chance[i] = 0
-    cumulative = 0.0
-    for i in range(count):
-        cumulative += chance[i]
-        if cumulative > u * kept:
+        cumulative += chance[i] * scale + FLOOR
+        if cumulative > u:
             return i
     return count - 1
 
